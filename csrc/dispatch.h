@@ -1,0 +1,52 @@
+// Run-time values to template arguments: element type and booleans.
+#pragma once
+
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <type_traits>
+
+namespace mixsyn_fast {
+
+// Type of statistics, sums and arithmetic for elements of type T: float64 for float64, else float32.
+template <typename T>
+using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <typename T>
+struct TypeTag {
+  using type = T;
+};
+
+// Calls body(TypeTag<scalar_t>{}) for float64, float32, float16, bfloat16; anything else is an error naming `op`.
+template <typename Body>
+auto dispatch_floating(torch::headeronly::ScalarType dtype, const char* op, const char* argument, Body&& body) {
+  using torch::headeronly::ScalarType;
+  switch (dtype) {
+    case ScalarType::Double:
+      return body(TypeTag<double>{});
+    case ScalarType::Float:
+      return body(TypeTag<float>{});
+    case ScalarType::Half:
+      return body(TypeTag<c10::Half>{});
+    case ScalarType::BFloat16:
+      return body(TypeTag<c10::BFloat16>{});
+    default:
+      STD_TORCH_CHECK(false, "mixsyn_fast::", op, ": ", argument,
+                      ": expected float64, float32, float16 or bfloat16, got ", torch::headeronly::toString(dtype));
+  }
+}
+
+}  // namespace mixsyn_fast
+
+// Runs the body with `NAME` as a constexpr bool.
+#define BOOL_SWITCH(condition, NAME, ...) \
+  [&] {                                   \
+    if (condition) {                      \
+      constexpr bool NAME = true;         \
+      return __VA_ARGS__();               \
+    }                                     \
+    constexpr bool NAME = false;          \
+    return __VA_ARGS__();                 \
+  }()
