@@ -1,0 +1,266 @@
+"""Small numpy rasteriser behind the procedural pictures: splines, polygons, noise, image + label canvas.
+
+Everything is resolution independent: shapes live in a frame whose height is 1 and whose width is W/H, and
+noise is a function of that frame, so one seed gives the same scene at any size. Needs nothing but numpy.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Array = np.ndarray
+Colour = Sequence[float] | Array
+_OVERSAMPLE = 2  # the image is painted at twice the size and averaged: anti-aliased edges; labels stay crisp
+
+
+def spline(points: Sequence[tuple[float, float]], *, closed: bool = True, steps: int = 10) -> Array:
+    """Catmull-Rom curve through `points`.
+
+    Args:
+        points: at least three (x, y) pairs.
+        closed: join the last point to the first.
+        steps: samples per span.
+
+    Returns:
+        (N, 2) float64 polygon vertices.
+    """
+    p = np.asarray(points, dtype=np.float64)
+    if closed:
+        p = np.concatenate([p[-1:], p, p[:2]])
+    else:
+        p = np.concatenate([p[:1], p, p[-1:]])
+    a, b, c, d = p[:-3, None], p[1:-2, None], p[2:-1, None], p[3:, None]
+    t = np.linspace(0.0, 1.0, steps, endpoint=False)[None, :, None]
+    curve = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+    curve = curve.reshape(-1, 2)
+    return curve if closed else np.concatenate([curve, p[-2:-1]])
+
+
+def ellipse(cx: float, cy: float, rx: float, ry: float, *, tilt: float = 0.0, steps: int = 48) -> Array:
+    """Polygon of an ellipse with radii `rx`, `ry`, turned by `tilt` radians; (steps, 2)."""
+    t = np.linspace(0.0, 2 * np.pi, steps, endpoint=False)
+    x, y = rx * np.cos(t), ry * np.sin(t)
+    return np.stack(
+        [cx + x * np.cos(tilt) - y * np.sin(tilt), cy + x * np.sin(tilt) + y * np.cos(tilt)], axis=1
+    )
+
+
+def rectangle(x0: float, y0: float, x1: float, y1: float) -> Array:
+    """The four corners of an upright rectangle; (4, 2)."""
+    return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], dtype=np.float64)
+
+
+def wobble(polygon: Array, rng: np.random.Generator, amplitude: float, waves: int) -> Array:
+    """Push the vertices of a closed polygon along their normals by a smooth periodic random function."""
+    ahead, behind = np.roll(polygon, -1, axis=0), np.roll(polygon, 1, axis=0)
+    tangent = ahead - behind
+    normal = np.stack([tangent[:, 1], -tangent[:, 0]], axis=1)
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-12
+    arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(polygon, axis=0), axis=1))])
+    turn = arc / (arc[-1] + np.linalg.norm(polygon[0] - polygon[-1])) * 2 * np.pi
+    push = np.zeros(len(polygon))
+    for k in range(1, waves + 1):
+        push += np.sin(k * turn + rng.uniform(0, 2 * np.pi)) * rng.normal() / np.sqrt(k)
+    return polygon + normal * (amplitude * push / np.sqrt(np.log(waves) + 1))[:, None]
+
+
+def inside(polygon: Array, height: int, width: int, scale: float) -> Array:
+    """Even-odd fill sampled at pixel centres.
+
+    Args:
+        polygon: (N, 2) vertices in frame units; one pixel is `scale` frame units.
+        height: rows of the mask.
+        width: columns of the mask.
+        scale: size of a pixel.
+
+    Returns:
+        (height, width) bool.
+    """
+    x0, y0 = polygon[:, 0] / scale - 0.5, polygon[:, 1] / scale - 0.5
+    x1, y1 = np.roll(x0, -1), np.roll(y0, -1)
+    low, high = np.minimum(y0, y1), np.maximum(y0, y1)
+    first = np.clip(np.ceil(low), 0, height).astype(np.int64)
+    last = np.clip(np.ceil(high), 0, height).astype(np.int64)  # rows first <= y < last cross the edge
+    count = last - first
+    edge = np.repeat(np.arange(len(x0)), count)
+    row = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count) + first[edge]
+    x = x0[edge] + (row - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
+    column = np.clip(np.ceil(x), 0, width).astype(np.int64)
+    flips = np.bincount(row * (width + 1) + column, minlength=height * (width + 1))
+    return (np.cumsum(flips.reshape(height, width + 1), axis=1)[:, :width] & 1).astype(bool)
+
+
+class Noise:
+    """Value noise: a random lattice, smoothly interpolated and periodic, with values in [-1, 1]."""
+
+    def __init__(self, rng: np.random.Generator, cells: int = 64) -> None:
+        self.lattice = rng.uniform(-1.0, 1.0, (cells, cells)).astype(np.float32)
+
+    def __call__(self, x: Array, y: Array) -> Array:
+        """Sample at lattice coordinates `x`, `y` (any equal shapes); returns float32 of that shape."""
+        n = self.lattice.shape[0]
+        ix, iy = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+        fx, fy = (x - ix).astype(np.float32), (y - iy).astype(np.float32)
+        fx, fy = fx * fx * (3 - 2 * fx), fy * fy * (3 - 2 * fy)
+        ix, iy = ix % n, iy % n
+        jx, jy = (ix + 1) % n, (iy + 1) % n
+        top = self.lattice[iy, ix] * (1 - fx) + self.lattice[iy, jx] * fx
+        bottom = self.lattice[jy, ix] * (1 - fx) + self.lattice[jy, jx] * fx
+        return top * (1 - fy) + bottom * fy
+
+    def octaves(self, x: Array, y: Array, count: int = 4) -> Array:
+        """Sum of `count` octaves, each twice as fine and half as strong; roughly [-1, 1]."""
+        total = np.zeros(np.broadcast(x, y).shape, np.float32)
+        for k in range(count):
+            total += self(x * 2**k + 17.3 * k, y * 2**k + 5.9 * k) / 2**k
+        return total / 1.5
+
+
+class Canvas:
+    """An image and its label map, painted together from back to front.
+
+    Args:
+        height: rows of the result.
+        width: columns of the result.
+        background: label of untouched pixels.
+    """
+
+    def __init__(self, height: int, width: int, background: int) -> None:
+        self.height, self.width = height, width
+        self.aspect = width / height
+        self.labels = np.full((height, width), background, np.uint8)
+        fine_h, fine_w = height * _OVERSAMPLE, width * _OVERSAMPLE
+        self.y, self.x = np.meshgrid(
+            (np.arange(fine_h, dtype=np.float32) + 0.5) / fine_h,
+            (np.arange(fine_w, dtype=np.float32) + 0.5) / fine_h,
+            indexing="ij",
+        )
+        self.pixels = np.zeros((fine_h, fine_w, 3), np.float32)
+
+    def mask(self, polygon: Array) -> Array:
+        """The polygon on the fine image grid; bool."""
+        return inside(
+            polygon, self.height * _OVERSAMPLE, self.width * _OVERSAMPLE, 1 / (self.height * _OVERSAMPLE)
+        )
+
+    def fill(
+        self,
+        polygon: Array,
+        colour: Colour | Callable[[Array, Array], Array],
+        label: int | None = None,
+        *,
+        within: Array | None = None,
+        only: Sequence[int] | None = None,
+    ) -> Array:
+        """Paint a polygon.
+
+        Args:
+            polygon: (N, 2) vertices in frame units.
+            colour: RGB in [0, 1], or a function of the (x, y) of the painted samples that returns (N, 3).
+            label: class id written into the label map; None paints the image alone.
+            within: (N, 2) second polygon; only the intersection is painted.
+            only: class ids; only pixels (and samples) whose label is one of these are painted.
+
+        Returns:
+            The painted mask on the fine grid (bool).
+        """
+        fine = self.mask(polygon)
+        coarse = inside(polygon, self.height, self.width, 1 / self.height) if label is not None else None
+        if within is not None:
+            fine &= self.mask(within)
+            if coarse is not None:
+                coarse &= inside(within, self.height, self.width, 1 / self.height)
+        if only is not None:
+            allowed = np.isin(self.labels, only)
+            fine &= allowed.repeat(_OVERSAMPLE, 0).repeat(_OVERSAMPLE, 1)
+            if coarse is not None:
+                coarse &= allowed
+        if callable(colour):
+            if fine.any():
+                self.pixels[fine] = colour(self.x[fine], self.y[fine])
+        else:
+            self.pixels[fine] = np.asarray(colour, np.float32)
+        if coarse is not None:
+            self.labels[coarse] = label
+        return fine
+
+    def shade(
+        self, cx: float, cy: float, rx: float, ry: float, amount: float, mask: Array | None = None
+    ) -> None:
+        """Multiply a soft elliptical spot by 1 + amount, optionally inside `mask` only."""
+        spot = 1 + amount * np.exp(-(((self.x - cx) / rx) ** 2) - ((self.y - cy) / ry) ** 2)
+        if mask is None:
+            self.pixels *= spot[..., None]
+        else:
+            self.pixels[mask] *= spot[mask][:, None]
+
+    def tint(
+        self, cx: float, cy: float, rx: float, ry: float, colour: Colour, amount: float, mask: Array
+    ) -> None:
+        """Blend a soft elliptical spot of `colour` into the samples of `mask`."""
+        spot = amount * np.exp(-(((self.x - cx) / rx) ** 2) - ((self.y - cy) / ry) ** 2)
+        w = spot[mask][:, None]
+        self.pixels[mask] = self.pixels[mask] * (1 - w) + np.asarray(colour, np.float32) * w
+
+    def finish(self, rng: np.random.Generator, grain: float = 0.012) -> tuple[Array, Array]:
+        """Average the fine samples, add film grain; returns (image (H,W,3) uint8, labels (H,W) uint8)."""
+        fine = np.clip(self.pixels, 0, 1).reshape(self.height, _OVERSAMPLE, self.width, _OVERSAMPLE, 3)
+        image = fine.mean(axis=(1, 3)) + rng.normal(0, grain, (self.height, self.width, 1)).astype(np.float32)
+        return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), self.labels
+
+
+def rgb(hue: float, saturation: float, value: float) -> Array:
+    return np.array(
+        colorsys.hsv_to_rgb(hue % 1.0, min(max(saturation, 0), 1), min(max(value, 0), 1)), np.float32
+    )
+
+
+def painted(canvas: Canvas, x: Array, y: Array) -> Array:
+    """The colours already painted at sample positions (x, y) in frame units; (N, 3)."""
+    rows = canvas.pixels.shape[0]
+    return canvas.pixels[(y * rows).astype(np.int64), (x * rows).astype(np.int64)]
+
+
+def frame_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 8 or width < 8:
+        raise ValueError(f"size: expected at least 8 x 8 pixels, got {height} x {width}")
+    return int(height), int(width)
+
+
+def sky(canvas: Canvas, rng: np.random.Generator, noise: Noise) -> None:
+    zenith, horizon = rgb(0.58, rng.uniform(0.1, 0.55), rng.uniform(0.6, 0.9)), np.array([0.88, 0.91, 0.94])
+    t = np.clip(canvas.y * 1.4, 0, 1)[..., None]
+    canvas.pixels[:] = zenith * (1 - t) + horizon * t
+    cloud = np.clip(noise.octaves(canvas.x * 2.2, canvas.y * 5, 5) * 1.2 - rng.uniform(-0.2, 0.5), 0, 0.85)[
+        ..., None
+    ]
+    canvas.pixels += cloud * (0.97 - canvas.pixels)
+
+
+def wall_shader(rng: np.random.Generator, noise: Noise, base: Array, bricks: bool) -> Callable[..., Array]:
+    course = rng.uniform(55, 85)
+
+    def shader(x: Array, y: Array) -> Array:
+        light = 0.97 + 0.08 * noise.octaves(x * 5, y * 5, 4) - 0.06 * noise(x * 22, y * 1.5 + 7)
+        if bricks:
+            row = np.floor(y * course)
+            u = x * course * 0.42 + 0.5 * (row % 2)
+            joint = ((y * course) % 1 < 0.16) | (u % 1 < 0.07)
+            light = light * (0.93 + 0.14 * noise(np.floor(u) * 3.7, row * 5.3)) * np.where(joint, 1.16, 1.0)
+        return np.clip(base * light[:, None], 0, 1)
+
+    return shader
+
+
+def glass_shader(rng: np.random.Generator, noise: Noise) -> Callable[..., Array]:
+    dark, shift = rng.uniform(0.10, 0.3), rng.uniform(0, 40)
+
+    def shader(x: Array, y: Array) -> Array:
+        sheen = np.clip(noise(x * 5 + shift, y * 7 + x * 4), 0, 1) * 0.45
+        return np.stack([dark + 0.8 * sheen, dark * 1.1 + 0.9 * sheen, dark * 1.25 + sheen], 1)
+
+    return shader
