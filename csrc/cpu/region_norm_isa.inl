@@ -1,0 +1,535 @@
+// CPU kernels of region_norm, included once per instruction set inside its namespace and target pragma
+// (region_norm_cpu.cpp). No lambda and no call of a non-inlined helper: both would lose the target.
+//
+// Layouts: channels_last ("tiles", "pixels", "chunks": channels are the vector) and contiguous ("planes": pixels are the
+// vector, a block of pixels that all lie in one row of the table broadcasts it, others gather).
+
+// The value that enters the modulation: (x + noise * noise_scale - mean) * rstd.
+template <typename V>
+MIXSYN_INLINE V normalised(V x, V noise, V noise_scale, V mean, V rstd) {
+  return (x + noise * noise_scale - mean) * rstd;
+}
+
+template <typename V>
+MIXSYN_INLINE V activated(V value, V slope) {
+  return value > 0 ? value : value * slope;
+}
+
+// ---------------------------------------------------------------------------------------------- channels_last
+
+// Mean and M2 of one pixel chunk for one tile of channels. Two passes over blocks that stay in the first-level cache,
+// merged block after block (Chan, Golub, LeVeque): never E[x^2] - m^2.
+template <typename T, typename A, bool FULL>
+MIXSYN_INLINE void stats_tile(const RegionNorm<T, A>& a, A* mean_out, A* m2_out, int64_t p0, int64_t p1, int64_t c0,
+                              int64_t nc) {
+  constexpr int L = kLanes<A>, NV = kTileVectors;
+  constexpr int64_t kBlock = 32;
+  const Vec<A> zero = {};
+  Vec<A> mean[NV], m2[NV], ns[NV];
+  for (int v = 0; v < NV; ++v) {
+    mean[v] = zero, m2[v] = zero;
+    ns[v] = a.noise_scale ? load_part<FULL>(a.noise_scale + c0 + v * L, nc - v * L) : zero;
+  }
+  int64_t done = 0;
+  for (int64_t q0 = p0; q0 < p1; q0 += kBlock) {
+    const int64_t q1 = q0 + kBlock < p1 ? q0 + kBlock : p1;
+    Vec<A> sum[NV];
+    for (int v = 0; v < NV; ++v) sum[v] = zero;
+    for (int64_t p = q0; p < q1; ++p) {
+      const T* x = a.x + p * a.channels + c0;
+      const Vec<A> n = a.noise ? splat<A>(static_cast<A>(a.noise[p])) : zero;
+      for (int v = 0; v < NV; ++v) sum[v] += load_part<FULL>(x + v * L, nc - v * L) + n * ns[v];
+    }
+    const A inverse = A(1) / static_cast<A>(q1 - q0);
+    Vec<A> block_mean[NV], block_m2[NV];
+    for (int v = 0; v < NV; ++v) block_mean[v] = sum[v] * inverse, block_m2[v] = zero;
+    for (int64_t p = q0; p < q1; ++p) {
+      const T* x = a.x + p * a.channels + c0;
+      const Vec<A> n = a.noise ? splat<A>(static_cast<A>(a.noise[p])) : zero;
+      for (int v = 0; v < NV; ++v) {
+        const Vec<A> d = load_part<FULL>(x + v * L, nc - v * L) + n * ns[v] - block_mean[v];
+        block_m2[v] += d * d;
+      }
+    }
+    const int64_t count = q1 - q0, total = done + count;
+    const A weight = static_cast<A>(count) / static_cast<A>(total);
+    const A cross = static_cast<A>(done) * weight;
+    for (int v = 0; v < NV; ++v) {
+      const Vec<A> delta = block_mean[v] - mean[v];
+      mean[v] += delta * weight;
+      m2[v] += block_m2[v] + delta * delta * cross;
+    }
+    done = total;
+  }
+  for (int v = 0; v < NV; ++v) {
+    if (v * L >= nc) break;
+    store_part<FULL>(mean_out + c0 + v * L, mean[v], nc - v * L);
+    store_part<FULL>(m2_out + c0 + v * L, m2[v], nc - v * L);
+  }
+}
+
+// Items: image-aligned pixel chunks x channel tiles. partial_* are (B * chunks per image, C).
+template <typename T, typename A>
+void stats_tiles(const RegionNorm<T, A>& a, A* partial_mean, A* partial_m2, int64_t begin, int64_t end) {
+  constexpr int64_t kTile = kTileVectors * kLanes<A>;
+  const int64_t tiles = (a.channels + kTile - 1) / kTile;
+  const int64_t chunks = (a.pixels + kPixelChunk - 1) / kPixelChunk;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t chunk = item / tiles, c0 = (item % tiles) * kTile;
+    const int64_t image = chunk / chunks, in_image = (chunk % chunks) * kPixelChunk;
+    const int64_t p0 = image * a.pixels + in_image;
+    const int64_t left = a.pixels - in_image;
+    const int64_t p1 = p0 + (left < kPixelChunk ? left : kPixelChunk);
+    const int64_t nc = a.channels - c0;
+    A* mean = partial_mean + chunk * a.channels;
+    A* m2 = partial_m2 + chunk * a.channels;
+    if (nc >= kTile)
+      stats_tile<T, A, true>(a, mean, m2, p0, p1, c0, nc);
+    else
+      stats_tile<T, A, false>(a, mean, m2, p0, p1, c0, nc);
+  }
+}
+
+// MAPS: dense scale and shift instead of rows of the table. One pixel after another, all its channels.
+template <typename T, typename A, bool MAPS, bool NOISE>
+MIXSYN_INLINE void apply_range(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  constexpr int L = kLanes<A>;
+  const int64_t C = a.channels, full = C / L * L;
+  const Vec<A> slope = splat<A>(a.slope), zero = {};
+  int64_t image = begin / a.pixels, left = (image + 1) * a.pixels - begin;
+  for (int64_t p = begin; p < end; ++p, --left) {
+    if (left == 0) ++image, left = a.pixels;
+    const int64_t group = a.groups == 1 ? 0 : image;
+    const A* mean = a.mean + group * C;
+    const A* rstd = a.rstd + group * C;
+    const T* x = a.x + p * C;
+    T* y = a.y + p * C;
+    const A* row = MAPS ? nullptr : a.table + static_cast<int64_t>(a.index ? a.index[p] : 0) * 2 * C;
+    const T* scale = MAPS ? a.scale + p * C : nullptr;
+    const T* shift = MAPS ? a.shift + p * C : nullptr;
+    const Vec<A> n = NOISE ? splat<A>(static_cast<A>(a.noise[p])) : zero;
+    for (int64_t c = 0; c < full; c += L) {
+      const Vec<A> xhat = normalised(load(x + c), n, NOISE ? load(a.noise_scale + c) : zero, load(mean + c), load(rstd + c));
+      Vec<A> gamma, beta;
+      if constexpr (MAPS) {
+        gamma = load(scale + c), beta = load(shift + c);
+      } else {
+        gamma = load(row + c), beta = load(row + C + c);
+      }
+      store(y + c, activated<Vec<A>>(xhat * gamma + beta, slope));
+    }
+    for (int64_t c = full; c < C; ++c) {
+      const A noise = NOISE ? static_cast<A>(a.noise[p]) * a.noise_scale[c] : A(0);
+      const A xhat = (static_cast<A>(x[c]) + noise - mean[c]) * rstd[c];
+      const A value = MAPS ? xhat * static_cast<A>(scale[c]) + static_cast<A>(shift[c]) : xhat * row[c] + row[C + c];
+      y[c] = static_cast<T>(value > 0 ? value : value * a.slope);
+    }
+  }
+}
+
+template <typename T, typename A>
+void apply_pixels(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  if (a.scale) {
+    a.noise ? apply_range<T, A, true, true>(a, begin, end) : apply_range<T, A, true, false>(a, begin, end);
+  } else {
+    a.noise ? apply_range<T, A, false, true>(a, begin, end) : apply_range<T, A, false, false>(a, begin, end);
+  }
+}
+
+// One tile of channels over the pixels [p0, p1): sums of a run of pixels with the same row stay in registers and are
+// added to the row when the run ends (or after kRun pixels: two-level summation keeps float32 sums exact enough).
+// Since gamma is constant in a run, sum ghat = gamma * sum g' and sum ghat * xhat = gamma * sum g' * xhat come free.
+template <typename T, typename A, bool FULL, bool MAPS>
+MIXSYN_INLINE void reduce_tile(const RegionNorm<T, A>& a, int64_t split, int64_t p0, int64_t p1, int64_t c0, int64_t nc) {
+  constexpr int L = kLanes<A>, NV = FULL ? 2 : 1;
+  constexpr int64_t kRun = 64;
+  const int64_t C = a.channels;
+  const Vec<A> zero = {}, slope = splat<A>(a.slope), one = splat<A>(A(1));
+  for (int64_t cv = 0; cv < nc; cv += NV * L) {
+    const int64_t c = c0 + cv, n = nc - cv;
+    Vec<A> ns[NV];
+    for (int v = 0; v < NV; ++v) ns[v] = a.noise_scale ? load_part<FULL>(a.noise_scale + c + v * L, n - v * L) : zero;
+    int64_t p = p0;
+    while (p < p1) {
+      const int64_t image = p / a.pixels;
+      const int64_t image_end = (image + 1) * a.pixels < p1 ? (image + 1) * a.pixels : p1;
+      const int64_t group = a.groups == 1 ? 0 : image;
+      Vec<A> mean[NV], rstd[NV], total_g[NV], total_gx[NV];
+      for (int v = 0; v < NV; ++v) {
+        mean[v] = load_part<FULL>(a.mean + group * C + c + v * L, n - v * L);
+        rstd[v] = load_part<FULL>(a.rstd + group * C + c + v * L, n - v * L);
+        total_g[v] = zero, total_gx[v] = zero;
+      }
+      while (p < image_end) {
+        const int64_t row = MAPS || !a.index ? 0 : a.index[p];
+        const int64_t limit = p + kRun < image_end ? p + kRun : image_end;
+        Vec<A> gamma[NV], beta[NV], run_g[NV], run_gx[NV];
+        for (int v = 0; v < NV; ++v) {
+          run_g[v] = zero, run_gx[v] = zero;
+          gamma[v] = one, beta[v] = zero;
+          if (!MAPS) {
+            gamma[v] = load_part<FULL>(a.table + row * 2 * C + c + v * L, n - v * L);
+            beta[v] = load_part<FULL>(a.table + row * 2 * C + C + c + v * L, n - v * L);
+          }
+        }
+        int64_t q = p;
+        do {
+          const Vec<A> noise = a.noise ? splat<A>(static_cast<A>(a.noise[q])) : zero;
+          for (int v = 0; v < NV; ++v) {
+            const int64_t at = q * C + c + v * L, m = n - v * L;
+            const Vec<A> xhat = normalised(load_part<FULL>(a.x + at, m), noise, ns[v], mean[v], rstd[v]);
+            if constexpr (MAPS) {
+              gamma[v] = load_part<FULL>(a.scale + at, m);
+              beta[v] = load_part<FULL>(a.shift + at, m);
+            }
+            Vec<A> g = load_part<FULL>(a.grad + at, m);
+            g = xhat * gamma[v] + beta[v] > 0 ? g : g * slope;
+            if constexpr (MAPS) g = g * gamma[v];
+            run_g[v] += g;
+            run_gx[v] += g * xhat;
+          }
+          ++q;
+        } while (q < limit && (MAPS || !a.index || a.index[q] == row));
+        for (int v = 0; v < NV; ++v) {
+          const int64_t m = n - v * L;
+          if (m <= 0) break;
+          if (!MAPS && a.grad_table) {
+            A* out = a.grad_table + (split * a.rows + row) * 2 * C + c + v * L;
+            store_part<FULL>(out, load_part<FULL>(out, m) + run_gx[v], m);
+            store_part<FULL>(out + C, load_part<FULL>(out + C, m) + run_g[v], m);
+          }
+          total_g[v] += MAPS ? run_g[v] : gamma[v] * run_g[v];
+          total_gx[v] += MAPS ? run_gx[v] : gamma[v] * run_gx[v];
+        }
+        p = q;
+      }
+      if (a.sums) {
+        A* out = a.sums + (split * a.groups + group) * 2 * C + c;
+        for (int v = 0; v < NV; ++v) {
+          const int64_t m = n - v * L;
+          if (m <= 0) break;
+          store_part<FULL>(out + v * L, load_part<FULL>(out + v * L, m) + total_g[v], m);
+          store_part<FULL>(out + C + v * L, load_part<FULL>(out + C + v * L, m) + total_gx[v], m);
+        }
+      }
+    }
+  }
+}
+
+// Items: (split, channel tile): a split is a fixed share of all pixels with partial sums of its own.
+template <typename T, typename A>
+void reduce_tiles(const RegionNorm<T, A>& a, int64_t tile_channels, int64_t begin, int64_t end) {
+  const int64_t tiles = (a.channels + tile_channels - 1) / tile_channels;
+  const int64_t all = a.batch * a.pixels;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t split = item / tiles, c0 = (item % tiles) * tile_channels;
+    const int64_t p0 = all * split / a.splits, p1 = all * (split + 1) / a.splits;
+    const int64_t rest = a.channels - c0;
+    const int64_t nc = rest < tile_channels ? rest : tile_channels;
+    const bool full = nc % (2 * kLanes<A>) == 0;
+    for (int64_t q0 = p0; q0 < p1; q0 += kPixelChunk) {  // a block of pixels stays near while its channels pass
+      const int64_t q1 = q0 + kPixelChunk < p1 ? q0 + kPixelChunk : p1;
+      if (a.scale) {
+        full ? reduce_tile<T, A, true, true>(a, split, q0, q1, c0, nc)
+             : reduce_tile<T, A, false, true>(a, split, q0, q1, c0, nc);
+      } else {
+        full ? reduce_tile<T, A, true, false>(a, split, q0, q1, c0, nc)
+             : reduce_tile<T, A, false, false>(a, split, q0, q1, c0, nc);
+      }
+    }
+  }
+}
+
+// Gradient of x (and of the maps) for whole pixel chunks; partial sums of grad_x * noise per chunk.
+template <typename T, typename A, bool MAPS, bool NOISE>
+MIXSYN_INLINE void input_chunk(const RegionNorm<T, A>& a, int64_t chunk) {
+  constexpr int L = kLanes<A>;
+  const int64_t C = a.channels, all = a.batch * a.pixels;
+  const int64_t p0 = chunk * a.chunk, p1 = p0 + a.chunk < all ? p0 + a.chunk : all;
+  const Vec<A> zero = {}, slope = splat<A>(a.slope);
+  A* noise_sums = NOISE && a.noise_sums ? a.noise_sums + chunk * C : nullptr;
+  for (int64_t p = p0; p < p1; ++p) {
+    const int64_t group = a.groups == 1 ? 0 : p / a.pixels;
+    const int64_t row = MAPS || !a.index ? 0 : a.index[p];
+    const Vec<A> n = NOISE ? splat<A>(static_cast<A>(a.noise[p])) : zero;
+    for (int64_t c = 0; c < C; c += L) {
+      const int64_t m = C - c, at = p * C + c;
+      const A* stats = a.mean + group * C + c;
+      const Vec<A> rstd = load_part<false>(a.rstd + group * C + c, m);
+      const Vec<A> ns = NOISE ? load_part<false>(a.noise_scale + c, m) : zero;
+      const Vec<A> xhat = normalised(load_part<false>(a.x + at, m), n, ns, load_part<false>(stats, m), rstd);
+      Vec<A> gamma, beta;
+      if constexpr (MAPS) {
+        gamma = load_part<false>(a.scale + at, m), beta = load_part<false>(a.shift + at, m);
+      } else {
+        gamma = load_part<false>(a.table + row * 2 * C + c, m);
+        beta = load_part<false>(a.table + row * 2 * C + C + c, m);
+      }
+      Vec<A> g = load_part<false>(a.grad + at, m);
+      g = xhat * gamma + beta > 0 ? g : g * slope;
+      if constexpr (MAPS) {
+        if (a.grad_scale) store_part<false>(a.grad_scale + at, g * xhat, m), store_part<false>(a.grad_shift + at, g, m);
+      }
+      Vec<A> dx = g * gamma;
+      if (a.mean_g) {
+        dx = dx - load_part<false>(a.mean_g + group * C + c, m) - xhat * load_part<false>(a.mean_gx + group * C + c, m);
+      }
+      dx = dx * rstd;
+      store_part<false>(a.grad_x + at, dx, m);
+      if (NOISE && noise_sums) store_part<false>(noise_sums + c, load_part<false>(noise_sums + c, m) + dx * n, m);
+    }
+  }
+}
+
+template <typename T, typename A>
+void input_chunks(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    if (a.scale) {
+      a.noise ? input_chunk<T, A, true, true>(a, chunk) : input_chunk<T, A, true, false>(a, chunk);
+    } else {
+      a.noise ? input_chunk<T, A, false, true>(a, chunk) : input_chunk<T, A, false, false>(a, chunk);
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ contiguous
+
+// Everything a block of kLanes pixels of one plane needs. `gamma` and `beta` are columns of the transposed table.
+template <typename A>
+struct PlaneTable {
+  const A* gamma;  // (R)
+  const A* beta;   // (R)
+};
+
+template <typename A>
+MIXSYN_INLINE Vec<A> gathered(const A* column, const int32_t* index, int64_t n) {
+  Vec<A> v = {};
+  for (int i = 0; i < kLanes<A>; ++i)
+    if (i < n) v[i] = column[index[i]];
+  return v;
+}
+
+template <typename A>
+MIXSYN_INLINE bool is_uniform(const int32_t* index, int64_t n) {
+  bool same = n >= kLanes<A>;
+  if (!same) return false;
+  int32_t differs = 0;
+  for (int i = 1; i < kLanes<A>; ++i) differs |= index[i] ^ index[0];
+  return differs == 0;
+}
+
+template <typename A>
+MIXSYN_INLINE void modulation(const PlaneTable<A>& t, const int32_t* index, int64_t n, Vec<A>& gamma, Vec<A>& beta) {
+  if (is_uniform<A>(index, n)) {
+    gamma = splat<A>(t.gamma[index[0]]), beta = splat<A>(t.beta[index[0]]);
+  } else if (n >= kLanes<A>) {
+    gamma = gathered<A>(t.gamma, index, kLanes<A>), beta = gathered<A>(t.beta, index, kLanes<A>);
+  } else {
+    gamma = gathered<A>(t.gamma, index, n), beta = gathered<A>(t.beta, index, n);
+  }
+}
+
+template <typename T, typename A>
+MIXSYN_INLINE void plane_stats(const T* x, const T* noise, A noise_scale, int64_t n, A& mean_out, A& m2_out) {
+  constexpr int L = kLanes<A>;
+  const Vec<A> zero = {};
+  // first pass: mean by four independent sums per block of 4096, blocks merged as plain sums of block means
+  A sum = 0;
+  const Vec<A> ns = splat<A>(noise_scale);
+  for (int64_t q0 = 0; q0 < n; q0 += 4096) {
+    const int64_t q1 = q0 + 4096 < n ? q0 + 4096 : n;
+    Vec<A> s[4] = {zero, zero, zero, zero};
+    for (int64_t p = q0, i = 0; p < q1; p += L, ++i) {
+      Vec<A> v = load_part<false>(x + p, q1 - p);
+      if (noise) v += load_part<false>(noise + p, q1 - p) * ns;
+      s[i & 3] += v;
+    }
+    sum += lane_sum<A>((s[0] + s[1]) + (s[2] + s[3]));
+  }
+  const A mean = n ? sum / static_cast<A>(n) : A(0);
+  const Vec<A> m = splat<A>(mean);
+  A m2 = 0;
+  for (int64_t q0 = 0; q0 < n; q0 += 4096) {
+    const int64_t q1 = q0 + 4096 < n ? q0 + 4096 : n;
+    Vec<A> s[4] = {zero, zero, zero, zero};
+    int64_t p = q0;
+    for (int64_t i = 0; p + L <= q1; p += L, ++i) {
+      Vec<A> v = load(x + p);
+      if (noise) v += load(noise + p) * ns;
+      v -= m;
+      s[i & 3] += v * v;
+    }
+    A tail = 0;
+    for (; p < q1; ++p) {
+      const A v = static_cast<A>(x[p]) + (noise ? static_cast<A>(noise[p]) * noise_scale : A(0)) - mean;
+      tail += v * v;
+    }
+    m2 += lane_sum<A>((s[0] + s[1]) + (s[2] + s[3])) + tail;
+  }
+  mean_out = mean, m2_out = m2;
+}
+
+// Items: planes (image, channel); mean and m2 are (B, C).
+template <typename T, typename A>
+void stats_planes(const RegionNorm<T, A>& a, A* mean, A* m2, int64_t begin, int64_t end) {
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const int64_t image = plane / a.channels, c = plane % a.channels;
+    plane_stats<T, A>(a.x + plane * a.pixels, a.noise ? a.noise + image * a.pixels : nullptr,
+                      a.noise ? a.noise_scale[c] : A(0), a.pixels, mean[plane], m2[plane]);
+  }
+}
+
+template <typename T, typename A>
+void apply_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  constexpr int L = kLanes<A>;
+  const Vec<A> slope = splat<A>(a.slope), zero = {};
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const int64_t image = plane / a.channels, c = plane % a.channels;
+    const int64_t group = a.groups == 1 ? 0 : image, base = plane * a.pixels;
+    const Vec<A> mean = splat<A>(a.mean[group * a.channels + c]), rstd = splat<A>(a.rstd[group * a.channels + c]);
+    const Vec<A> ns = a.noise ? splat<A>(a.noise_scale[c]) : zero;
+    const T* noise = a.noise ? a.noise + image * a.pixels : nullptr;
+    const int32_t* index = a.index ? a.index + image * a.pixels : nullptr;
+    const PlaneTable<A> t = {a.table ? a.table + c * a.rows : nullptr,
+                             a.table ? a.table + (a.channels + c) * a.rows : nullptr};
+    for (int64_t p = 0; p < a.pixels; p += L) {
+      const int64_t n = a.pixels - p;
+      const Vec<A> nv = noise ? load_part<false>(noise + p, n) : zero;
+      const Vec<A> xhat = normalised(load_part<false>(a.x + base + p, n), nv, ns, mean, rstd);
+      Vec<A> gamma, beta;
+      if (a.scale) {
+        gamma = load_part<false>(a.scale + base + p, n), beta = load_part<false>(a.shift + base + p, n);
+      } else if (index) {
+        modulation<A>(t, index + p, n, gamma, beta);
+      } else {
+        gamma = splat<A>(t.gamma[0]), beta = splat<A>(t.beta[0]);
+      }
+      store_part<false>(a.y + base + p, activated<Vec<A>>(xhat * gamma + beta, slope), n);
+    }
+  }
+}
+
+// Items: channels; all images of a channel one after another, so the sums need no second stage.
+template <typename T, typename A>
+void reduce_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  constexpr int L = kLanes<A>;
+  constexpr int64_t kBlock = 4096;
+  const Vec<A> slope = splat<A>(a.slope), zero = {};
+  for (int64_t c = begin; c < end; ++c) {
+    A* grad_gamma = a.grad_table ? a.grad_table + c * a.rows : nullptr;
+    A* grad_beta = a.grad_table ? a.grad_table + (a.channels + c) * a.rows : nullptr;
+    const PlaneTable<A> t = {a.table ? a.table + c * a.rows : nullptr,
+                             a.table ? a.table + (a.channels + c) * a.rows : nullptr};
+    for (int64_t image = 0; image < a.batch; ++image) {
+      const int64_t group = a.groups == 1 ? 0 : image, base = (image * a.channels + c) * a.pixels;
+      const Vec<A> mean = splat<A>(a.mean[group * a.channels + c]), rstd = splat<A>(a.rstd[group * a.channels + c]);
+      const Vec<A> ns = a.noise ? splat<A>(a.noise_scale[c]) : zero;
+      const T* noise = a.noise ? a.noise + image * a.pixels : nullptr;
+      const int32_t* index = a.index ? a.index + image * a.pixels : nullptr;
+      A total_g = 0, total_gx = 0;
+      for (int64_t q0 = 0; q0 < a.pixels; q0 += kBlock) {
+        const int64_t q1 = q0 + kBlock < a.pixels ? q0 + kBlock : a.pixels;
+        Vec<A> sum_g = zero, sum_gx = zero;  // of ghat
+        // a run of blocks in one row keeps its sums of g' in registers
+        int64_t run_row = -1;
+        Vec<A> run_g = zero, run_gx = zero;
+        for (int64_t p = q0; p < q1; p += L) {
+          const int64_t n = q1 - p;
+          const Vec<A> nv = noise ? load_part<false>(noise + p, n) : zero;
+          const Vec<A> xhat = normalised(load_part<false>(a.x + base + p, n), nv, ns, mean, rstd);
+          Vec<A> gamma, beta;
+          bool uniform = true;
+          int64_t row = 0;
+          if (a.scale) {
+            gamma = load_part<false>(a.scale + base + p, n), beta = load_part<false>(a.shift + base + p, n);
+          } else if (index) {
+            uniform = is_uniform<A>(index + p, n);
+            row = index[p];
+            modulation<A>(t, index + p, n, gamma, beta);
+          } else {
+            gamma = splat<A>(t.gamma[0]), beta = splat<A>(t.beta[0]);
+          }
+          Vec<A> g = load_part<false>(a.grad + base + p, n);  // lanes past the end are zero
+          g = xhat * gamma + beta > 0 ? g : g * slope;
+          const Vec<A> gx = g * xhat;
+          sum_g += g * gamma;
+          sum_gx += gx * gamma;
+          if (!grad_gamma) continue;
+          if (uniform) {
+            if (row != run_row) {
+              if (run_row >= 0) grad_gamma[run_row] += lane_sum<A>(run_gx), grad_beta[run_row] += lane_sum<A>(run_g);
+              run_row = row, run_g = zero, run_gx = zero;
+            }
+            run_g += g, run_gx += gx;
+          } else {
+            for (int i = 0; i < L && i < n; ++i) {
+              grad_gamma[index[p + i]] += gx[i];
+              grad_beta[index[p + i]] += g[i];
+            }
+          }
+        }
+        if (grad_gamma && run_row >= 0) {
+          grad_gamma[run_row] += lane_sum<A>(run_gx), grad_beta[run_row] += lane_sum<A>(run_g);
+        }
+        total_g += lane_sum<A>(sum_g), total_gx += lane_sum<A>(sum_gx);
+      }
+      if (a.sums) {
+        a.sums[group * 2 * a.channels + c] += total_g;
+        a.sums[group * 2 * a.channels + a.channels + c] += total_gx;
+      }
+    }
+  }
+}
+
+// Items: planes (image, channel); noise_sums is (B, C).
+template <typename T, typename A>
+void input_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  constexpr int L = kLanes<A>;
+  const Vec<A> slope = splat<A>(a.slope), zero = {};
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const int64_t image = plane / a.channels, c = plane % a.channels;
+    const int64_t group = a.groups == 1 ? 0 : image, base = plane * a.pixels, at = group * a.channels + c;
+    const Vec<A> mean = splat<A>(a.mean[at]), rstd = splat<A>(a.rstd[at]);
+    const Vec<A> mean_g = a.mean_g ? splat<A>(a.mean_g[at]) : zero;
+    const Vec<A> mean_gx = a.mean_g ? splat<A>(a.mean_gx[at]) : zero;
+    const Vec<A> ns = a.noise ? splat<A>(a.noise_scale[c]) : zero;
+    const T* noise = a.noise ? a.noise + image * a.pixels : nullptr;
+    const int32_t* index = a.index ? a.index + image * a.pixels : nullptr;
+    const PlaneTable<A> t = {a.table ? a.table + c * a.rows : nullptr,
+                             a.table ? a.table + (a.channels + c) * a.rows : nullptr};
+    A noise_total = 0;
+    Vec<A> noise_sum = zero;
+    for (int64_t p = 0, i = 0; p < a.pixels; p += L, ++i) {
+      const int64_t n = a.pixels - p;
+      const Vec<A> nv = noise ? load_part<false>(noise + p, n) : zero;
+      const Vec<A> xhat = normalised(load_part<false>(a.x + base + p, n), nv, ns, mean, rstd);
+      Vec<A> gamma, beta;
+      if (a.scale) {
+        gamma = load_part<false>(a.scale + base + p, n), beta = load_part<false>(a.shift + base + p, n);
+      } else if (index) {
+        modulation<A>(t, index + p, n, gamma, beta);
+      } else {
+        gamma = splat<A>(t.gamma[0]), beta = splat<A>(t.beta[0]);
+      }
+      Vec<A> g = load_part<false>(a.grad + base + p, n);
+      g = xhat * gamma + beta > 0 ? g : g * slope;
+      if (a.grad_scale) {
+        store_part<false>(a.grad_scale + base + p, g * xhat, n);
+        store_part<false>(a.grad_shift + base + p, g, n);
+      }
+      const Vec<A> dx = (g * gamma - mean_g - xhat * mean_gx) * rstd;
+      store_part<false>(a.grad_x + base + p, dx, n);
+      noise_sum += dx * nv;  // nv is zero past the end
+      if ((i & 255) == 255) noise_total += lane_sum<A>(noise_sum), noise_sum = zero;
+    }
+    if (a.noise_sums) a.noise_sums[plane] = noise_total + lane_sum<A>(noise_sum);
+  }
+}
+
+template <typename T, typename A>
+const RegionNormKernels<T, A>& kernels() {
+  static const RegionNormKernels<T, A> table = {stats_tiles<T, A>,  apply_pixels<T, A>, reduce_tiles<T, A>,
+                                                input_chunks<T, A>, stats_planes<T, A>, apply_planes<T, A>,
+                                                reduce_planes<T, A>, input_planes<T, A>};
+  return table;
+}

@@ -1,0 +1,534 @@
+// region_norm on the CPU: checks, allocation, threads. The arithmetic is in cpu/region_norm_isa.inl.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include "check.h"
+#include "cpu/isa.h"
+#include "cpu/region_norm.h"
+#include "dispatch.h"
+
+// The same kernels for every instruction set worth having; the best one of the machine is taken at run time.
+#if defined(MIXSYN_X86_MULTIVERSION)
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+#define MIXSYN_F16C
+namespace mixsyn_fast::cpu::avx512 {
+#include "cpu/vec.inl"
+#include "cpu/region_norm_isa.inl"
+}  // namespace mixsyn_fast::cpu::avx512
+#undef MIXSYN_INLINE
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+namespace mixsyn_fast::cpu::avx2 {
+#include "cpu/vec.inl"
+#include "cpu/region_norm_isa.inl"
+}  // namespace mixsyn_fast::cpu::avx2
+#undef MIXSYN_INLINE
+#undef MIXSYN_F16C
+#pragma GCC pop_options
+#endif
+namespace mixsyn_fast::cpu::baseline {
+#include "cpu/vec.inl"
+#include "cpu/region_norm_isa.inl"
+}  // namespace mixsyn_fast::cpu::baseline
+
+namespace mixsyn_fast {
+namespace cpu {
+
+template <typename T, typename A>
+const RegionNormKernels<T, A>& region_norm_kernels() {
+#if defined(MIXSYN_X86_MULTIVERSION)
+  switch (instruction_set()) {
+    case InstructionSet::kAvx512:
+      return avx512::kernels<T, A>();
+    case InstructionSet::kAvx2:
+      return avx2::kernels<T, A>();
+    default:
+      break;
+  }
+#endif
+  return baseline::kernels<T, A>();
+}
+
+}  // namespace cpu
+
+namespace {
+
+using torch::stable::empty_like;
+using torch::stable::new_empty;
+using torch::stable::new_zeros;
+using torch::stable::parallel_for;
+
+enum Norm : int64_t { kNone = 0, kGiven = 1, kInstance = 2, kBatch = 3 };
+
+template <typename A>
+constexpr ScalarType acc_scalar_type() {
+  return std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
+}
+
+template <typename T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+template <typename T>
+const T* data(const std::optional<Tensor>& t) {
+  return t ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
+}
+template <typename T>
+T* mutable_data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+// Everything that has no element type: shapes checked once, in the order of the arguments.
+struct Inputs {
+  const char* op;
+  const Tensor& x;
+  const std::optional<Tensor>&mean, &variance, &index, &table, &scale, &shift, &noise, &noise_scale;
+  int64_t norm;
+  double eps;
+  std::optional<double> negative_slope;
+  Layout4d layout = Layout4d::kOther;
+
+  void check() {
+    MIXSYN_CHECK(x.dim() == 4, op, "x", "shape (B, C, H, W)", "shape " + shape_string(x));
+    const int64_t b = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
+    layout = layout_of(x);
+    MIXSYN_CHECK(layout != Layout4d::kOther, op, "x", "contiguous or channels_last memory", "other strides");
+    MIXSYN_CHECK(norm >= kNone && norm <= kBatch, op, "norm", "0, 1, 2 or 3", norm);
+    const ScalarType acc = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    auto statistic = [&](const char* name, const std::optional<Tensor>& t) {
+      if (!t) return;
+      check_shape(op, name, *t, {-1, c});
+      MIXSYN_CHECK(t->size(0) == 1 || t->size(0) == b, op, name, "1 or B rows", t->size(0));
+      check_dtype(op, name, *t, acc);
+      MIXSYN_CHECK(t->is_contiguous(), op, name, "contiguous memory", "other strides");
+    };
+    statistic("mean", mean);
+    statistic("variance", variance);
+    MIXSYN_CHECK(norm != kGiven || (mean && variance), op, "mean and variance", "tensors with norm 1", "none");
+    MIXSYN_CHECK(index.has_value() == table.has_value(), op, "index and table", "both or neither", "one");
+    MIXSYN_CHECK(scale.has_value() == shift.has_value(), op, "scale and shift", "both or neither", "one");
+    MIXSYN_CHECK(!(index && scale), op, "index and scale", "a table or dense maps", "both");
+    MIXSYN_CHECK(noise.has_value() == noise_scale.has_value(), op, "noise and noise_scale", "both or neither", "one");
+    if (index) {
+      check_shape(op, "index", *index, {b, h, w});
+      check_dtype(op, "index", *index, ScalarType::Int);
+      MIXSYN_CHECK(index->is_contiguous(), op, "index", "contiguous memory", "other strides");
+      check_shape(op, "table", *table, {-1, 2 * c});
+      check_dtype(op, "table", *table, acc);
+      MIXSYN_CHECK(table->is_contiguous(), op, "table", "contiguous memory", "other strides");
+    }
+    like_x("scale", scale);
+    like_x("shift", shift);
+    if (noise) {
+      check_shape(op, "noise", *noise, {b, 1, h, w});
+      check_dtype(op, "noise", *noise, x.scalar_type());
+      MIXSYN_CHECK(noise->is_contiguous() || b * h * w == noise->numel(), op, "noise", "dense memory", "other strides");
+      check_shape(op, "noise_scale", *noise_scale, {c});
+      check_dtype(op, "noise_scale", *noise_scale, x.scalar_type());
+      MIXSYN_CHECK(noise_scale->is_contiguous(), op, "noise_scale", "contiguous memory", "other strides");
+    }
+  }
+
+  void like_x(const char* name, const std::optional<Tensor>& t) const {
+    if (!t) return;
+    check_shape(op, name, *t, {x.size(0), x.size(1), x.size(2), x.size(3)});
+    check_dtype(op, name, *t, x.scalar_type());
+    const Layout4d other = layout_of(*t);
+    MIXSYN_CHECK(other == layout || x.numel() == 0, op, name, "the memory layout of x", "another layout");
+  }
+};
+
+template <typename A>
+using Buffer = std::unique_ptr<A[]>;
+
+template <typename A>
+Buffer<A> buffer(int64_t n) {
+  return Buffer<A>(new A[static_cast<size_t>(std::max<int64_t>(n, 1))]);
+}
+
+// (rows, columns) -> (columns, rows), in tiles that stay in the first-level cache.
+template <typename A>
+void transpose(const A* from, A* to, int64_t rows, int64_t columns) {
+  constexpr int64_t kTile = 32;
+  parallel_for(0, (columns + kTile - 1) / kTile, std::max<int64_t>(1, 32768 / (rows * kTile + 1)),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t c0 = begin * kTile; c0 < std::min(end * kTile, columns); c0 += kTile)
+                   for (int64_t r0 = 0; r0 < rows; r0 += kTile)
+                     for (int64_t c = c0; c < std::min(c0 + kTile, columns); ++c)
+                       for (int64_t r = r0; r < std::min(r0 + kTile, rows); ++r)
+                         to[c * rows + r] = from[r * columns + c];
+               });
+}
+
+// Grain of a loop whose items touch `elements` values each: about 16 Ki values per thread at least.
+int64_t grain(int64_t elements) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(elements, 1)); }
+
+// A typed problem and the buffers that live as long as it.
+template <typename T>
+struct Typed {
+  using A = acc_t<T>;
+  cpu::RegionNorm<T, A> problem;
+  const cpu::RegionNormKernels<T, A>& kernels = cpu::region_norm_kernels<T, A>();
+  bool channels_last;
+  Buffer<A> mean, rstd, table, noise_scale;
+
+  explicit Typed(const Inputs& in) : channels_last(in.layout == Layout4d::kChannelsLast) {
+    auto& p = problem;
+    p.batch = in.x.size(0), p.channels = in.x.size(1), p.pixels = in.x.size(2) * in.x.size(3);
+    p.x = data<T>(in.x);
+    p.index = data<int32_t>(in.index);
+    p.scale = data<T>(in.scale), p.shift = data<T>(in.shift);
+    p.noise = data<T>(in.noise);
+    p.slope = static_cast<A>(in.negative_slope.value_or(1.0));
+    if (in.noise) {
+      noise_scale = buffer<A>(p.channels);
+      const T* from = data<T>(in.noise_scale);
+      for (int64_t c = 0; c < p.channels; ++c) noise_scale[c] = static_cast<A>(from[c]);
+      p.noise_scale = noise_scale.get();
+    }
+    if (in.index) {
+      p.rows = in.table->size(0);
+      check_index(in);
+    }
+    if (in.index && channels_last) {
+      p.table = data<A>(in.table);
+    } else if (in.index) {
+      table = buffer<A>(p.rows * 2 * p.channels);
+      transpose(data<A>(in.table), table.get(), p.rows, 2 * p.channels);
+      p.table = table.get();
+    } else if (!in.scale) {
+      p.rows = 1;  // the identity: one row of ones and zeros, the same in both layouts
+      table = buffer<A>(2 * p.channels);
+      std::fill_n(table.get(), p.channels, A(1));
+      std::fill_n(table.get() + p.channels, p.channels, A(0));
+      p.table = table.get();
+    }
+  }
+
+  void check_index(const Inputs& in) const {
+    const int64_t n = in.index->numel();
+    int32_t low = 0, high = -1;
+    for (int64_t i = 0; i < n; ++i) {
+      low = std::min(low, problem.index[i]);
+      high = std::max(high, problem.index[i]);
+    }
+    MIXSYN_CHECK(low >= 0 && high < problem.rows, in.op, "index", "values in [0, " + std::to_string(problem.rows) + ")",
+                 low < 0 ? low : high);
+  }
+
+  // Statistics given as (mean, variance) or none at all: zeros and ones.
+  void set_statistics(const Inputs& in) {
+    auto& p = problem;
+    p.groups = in.norm == kNone ? 1 : in.mean->size(0);
+    const int64_t n = p.groups * p.channels;
+    rstd = buffer<A>(n);
+    if (in.norm == kNone) {
+      mean = buffer<A>(n);
+      std::fill_n(mean.get(), n, A(0));
+      std::fill_n(rstd.get(), n, A(1));
+      p.mean = mean.get();
+    } else {
+      p.mean = data<A>(in.mean);
+      set_rstd(data<A>(in.variance), n, in.eps);
+    }
+    p.rstd = rstd.get();
+  }
+
+  void set_rstd(const A* variance, int64_t n, double eps) {
+    for (int64_t i = 0; i < n; ++i) rstd[i] = A(1) / std::sqrt(variance[i] + static_cast<A>(eps));
+  }
+
+  // mean and m2 (G, C) of x' over images (instance) or the batch; partial results merged in a fixed order.
+  void statistics(bool per_instance, A* mean_out, A* m2_out) const {
+    const auto& p = problem;
+    const int64_t chunks = channels_last ? (p.pixels + cpu::kPixelChunk - 1) / cpu::kPixelChunk : 1;
+    const int64_t parts = p.batch * chunks, C = p.channels;
+    if (parts == 0 || C == 0) {
+      std::fill_n(mean_out, (per_instance ? p.batch : 1) * C, A(0));
+      std::fill_n(m2_out, (per_instance ? p.batch : 1) * C, A(0));
+      return;
+    }
+    Buffer<A> part_mean = buffer<A>(parts * C), part_m2 = buffer<A>(parts * C);
+    if (channels_last) {
+      const int64_t tile = cpu::kTileVectors * static_cast<int64_t>(64 / sizeof(A));
+      const int64_t items = parts * ((C + tile - 1) / tile);
+      parallel_for(0, items, grain(std::min(p.pixels, cpu::kPixelChunk) * tile), [&](int64_t begin, int64_t end) {
+        kernels.stats_tiles(p, part_mean.get(), part_m2.get(), begin, end);
+      });
+    } else {
+      parallel_for(0, parts * C, grain(p.pixels), [&](int64_t begin, int64_t end) {
+        kernels.stats_planes(p, part_mean.get(), part_m2.get(), begin, end);
+      });
+    }
+    const int64_t groups = per_instance ? p.batch : 1, parts_per_group = parts / groups;
+    for (int64_t g = 0; g < groups; ++g) {
+      A* mean = mean_out + g * C;
+      A* m2 = m2_out + g * C;
+      int64_t done = 0;
+      for (int64_t k = g * parts_per_group; k < (g + 1) * parts_per_group; ++k) {
+        const int64_t first = (k % chunks) * cpu::kPixelChunk;
+        const int64_t count = channels_last ? std::min(cpu::kPixelChunk, p.pixels - first) : p.pixels;
+        const A* pm = part_mean.get() + k * C;
+        const A* p2 = part_m2.get() + k * C;
+        if (done == 0) {
+          std::copy_n(pm, C, mean), std::copy_n(p2, C, m2);
+        } else {
+          const A weight = static_cast<A>(count) / static_cast<A>(done + count);
+          const A cross = static_cast<A>(done) * weight;
+          for (int64_t c = 0; c < C; ++c) {
+            const A delta = pm[c] - mean[c];
+            mean[c] += delta * weight;
+            m2[c] += p2[c] + delta * delta * cross;
+          }
+        }
+        done += count;
+      }
+    }
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> region_norm_cpu(
+    const Tensor& x, const std::optional<Tensor>& mean, const std::optional<Tensor>& variance,
+    const std::optional<Tensor>& index, const std::optional<Tensor>& table, const std::optional<Tensor>& scale,
+    const std::optional<Tensor>& shift, const std::optional<Tensor>& noise, const std::optional<Tensor>& noise_scale,
+    int64_t norm, double eps, std::optional<double> negative_slope) {
+  Inputs in{"region_norm", x, mean, variance, index, table, scale, shift, noise, noise_scale, norm, eps, negative_slope};
+  in.check();
+  return dispatch_floating(x.scalar_type(), in.op, "x", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = acc_t<T>;
+    const ScalarType acc = acc_scalar_type<A>();
+    Typed<T> typed(in);
+    auto& p = typed.problem;
+    Tensor y = empty_like(x);
+    p.y = mutable_data<T>(y);
+    const int64_t C = p.channels, planes = p.batch * C;
+    const bool computes = norm == kInstance || norm == kBatch;
+    const int64_t groups = norm == kInstance ? p.batch : 1;
+    std::vector<int64_t> shape = computes ? std::vector<int64_t>{groups, C} : std::vector<int64_t>{0};
+    Tensor new_mean = new_empty(x, shape, acc), new_variance = new_empty(x, shape, acc);
+    auto apply = [&] {
+      if (typed.channels_last) {
+        parallel_for(0, p.batch * p.pixels, grain(C), [&](int64_t begin, int64_t end) {
+          if (begin < end) typed.kernels.apply_pixels(p, begin, end);
+        });
+      } else {
+        parallel_for(0, planes, grain(p.pixels),
+                     [&](int64_t begin, int64_t end) { typed.kernels.apply_planes(p, begin, end); });
+      }
+    };
+    if (!computes) {
+      typed.set_statistics(in);
+      if (x.numel() > 0) apply();
+      return std::make_tuple(y, new_mean, new_variance);
+    }
+    A* mean_out = mutable_data<A>(new_mean);
+    A* variance_out = mutable_data<A>(new_variance);
+    p.groups = groups, p.mean = mean_out;
+    typed.rstd = buffer<A>(groups * C);
+    p.rstd = typed.rstd.get();
+    const A count = static_cast<A>(p.pixels * (norm == kInstance ? 1 : p.batch));
+    if (norm == kInstance && !typed.channels_last) {
+      // one plane after another, statistics and result, while the plane is in the cache
+      parallel_for(0, planes, grain(p.pixels), [&](int64_t begin, int64_t end) {
+        for (int64_t plane = begin; plane < end; ++plane) {
+          typed.kernels.stats_planes(p, mean_out, variance_out, plane, plane + 1);
+          variance_out[plane] /= count;
+          typed.rstd[plane] = A(1) / std::sqrt(variance_out[plane] + static_cast<A>(eps));
+          typed.kernels.apply_planes(p, plane, plane + 1);
+        }
+      });
+      return std::make_tuple(y, new_mean, new_variance);
+    }
+    typed.statistics(norm == kInstance, mean_out, variance_out);
+    for (int64_t i = 0; i < groups * C; ++i) variance_out[i] /= count;
+    typed.set_rstd(variance_out, groups * C, eps);
+    if (x.numel() > 0) apply();
+    return std::make_tuple(y, new_mean, new_variance);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> region_norm_stats_cpu(const Tensor& x, const std::optional<Tensor>& noise,
+                                                         const std::optional<Tensor>& noise_scale, bool per_instance) {
+  const std::optional<Tensor> none;
+  Inputs in{"region_norm_stats", x, none, none, none, none, none, none, noise, noise_scale, kNone, 0.0, std::nullopt};
+  in.check();
+  return dispatch_floating(x.scalar_type(), in.op, "x", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = acc_t<T>;
+    Typed<T> typed(in);
+    const auto& p = typed.problem;
+    const std::vector<int64_t> shape = {per_instance ? p.batch : 1, p.channels};
+    const std::vector<int64_t> one = {1};
+    Tensor count = new_empty(x, one, acc_scalar_type<A>());
+    Tensor mean = new_empty(x, shape, acc_scalar_type<A>()), m2 = new_empty(x, shape, acc_scalar_type<A>());
+    *mutable_data<A>(count) = static_cast<A>(p.pixels * (per_instance ? 1 : p.batch));
+    typed.statistics(per_instance, mutable_data<A>(mean), mutable_data<A>(m2));
+    return std::make_tuple(count, mean, m2);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> region_norm_backward_reduce_cpu(
+    const Tensor& grad, const Tensor& x, const std::optional<Tensor>& mean, const std::optional<Tensor>& variance,
+    const std::optional<Tensor>& index, const std::optional<Tensor>& table, const std::optional<Tensor>& scale,
+    const std::optional<Tensor>& shift, const std::optional<Tensor>& noise, const std::optional<Tensor>& noise_scale,
+    int64_t norm, double eps, std::optional<double> negative_slope) {
+  Inputs in{"region_norm_backward_reduce", x, mean, variance, index, table, scale, shift, noise, noise_scale, norm, eps,
+            negative_slope};
+  in.check();
+  in.like_x("grad", grad);
+  MIXSYN_CHECK(norm == kNone || (mean && variance), in.op, "mean and variance", "tensors", "none");
+  return dispatch_floating(x.scalar_type(), in.op, "x", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = acc_t<T>;
+    const ScalarType acc = acc_scalar_type<A>();
+    Typed<T> typed(in);
+    typed.set_statistics(in);
+    auto& p = typed.problem;
+    p.grad = data<T>(grad);
+    const int64_t C = p.channels, L = 64 / static_cast<int64_t>(sizeof(A));
+    const bool sums = norm == kInstance || norm == kBatch;
+    const std::vector<int64_t> sum_shape = sums ? std::vector<int64_t>{p.groups, C} : std::vector<int64_t>{0};
+    const std::vector<int64_t> table_shape = index ? std::vector<int64_t>{p.rows, 2 * C} : std::vector<int64_t>{0};
+    Tensor sum_g = new_zeros(x, sum_shape, acc), sum_gx = new_zeros(x, sum_shape, acc);
+    Tensor grad_table = new_zeros(x, table_shape, acc);
+    if (x.numel() == 0) return std::make_tuple(sum_g, sum_gx, grad_table);
+    // Channels are shared out among threads; where there are too few of them, pixels are too, with partial results.
+    const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+    int64_t tile = C, tiles = C;
+    if (typed.channels_last) {
+      tile = ((C + threads - 1) / threads + 2 * L - 1) / (2 * L) * (2 * L);
+      tiles = (C + tile - 1) / tile;
+      p.splits = std::min((threads + tiles - 1) / tiles, std::max<int64_t>(p.batch * p.pixels / 4096, 1));
+    }
+    const int64_t table_size = index ? p.rows * 2 * C : 0, sums_size = p.groups * 2 * C;
+    const bool in_place = p.splits == 1 && typed.channels_last;  // else partial or transposed
+    Buffer<A> partial_sums = buffer<A>(p.splits * sums_size), partial_table;
+    std::fill_n(partial_sums.get(), p.splits * sums_size, A(0));
+    p.sums = sums ? partial_sums.get() : nullptr;
+    if (index) {
+      if (!in_place) {
+        partial_table = buffer<A>(p.splits * table_size);
+        std::fill_n(partial_table.get(), p.splits * table_size, A(0));
+      }
+      p.grad_table = in_place ? mutable_data<A>(grad_table) : partial_table.get();
+    }
+    if (typed.channels_last) {
+      parallel_for(0, p.splits * tiles, 1,
+                   [&](int64_t begin, int64_t end) { typed.kernels.reduce_tiles(p, tile, begin, end); });
+    } else {
+      parallel_for(0, C, 1, [&](int64_t begin, int64_t end) { typed.kernels.reduce_planes(p, begin, end); });
+    }
+    if (index && !in_place) {
+      A* out = mutable_data<A>(grad_table);
+      if (!typed.channels_last) {
+        transpose(partial_table.get(), out, 2 * C, p.rows);
+      } else {
+        parallel_for(0, table_size, 16384, [&](int64_t begin, int64_t end) {
+          for (int64_t s = 0; s < p.splits; ++s)
+            for (int64_t i = begin; i < end; ++i) out[i] += partial_table[s * table_size + i];
+        });
+      }
+    }
+    if (sums) {
+      A* g = mutable_data<A>(sum_g);
+      A* gx = mutable_data<A>(sum_gx);
+      for (int64_t s = 0; s < p.splits; ++s)
+        for (int64_t group = 0; group < p.groups; ++group)
+          for (int64_t c = 0; c < C; ++c) {
+            const A* from = partial_sums.get() + s * sums_size + group * 2 * C;
+            g[group * C + c] += from[c];
+            gx[group * C + c] += from[C + c];
+          }
+    }
+    return std::make_tuple(sum_g, sum_gx, grad_table);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_backward_input_cpu(
+    const Tensor& grad, const Tensor& x, const std::optional<Tensor>& mean, const std::optional<Tensor>& variance,
+    const std::optional<Tensor>& index, const std::optional<Tensor>& table, const std::optional<Tensor>& scale,
+    const std::optional<Tensor>& shift, const std::optional<Tensor>& noise, const std::optional<Tensor>& noise_scale,
+    const std::optional<Tensor>& sum_g, const std::optional<Tensor>& sum_gx, double count, int64_t norm, double eps,
+    std::optional<double> negative_slope, bool need_maps) {
+  Inputs in{"region_norm_backward_input", x, mean, variance, index, table, scale, shift, noise, noise_scale, norm, eps,
+            negative_slope};
+  in.check();
+  in.like_x("grad", grad);
+  MIXSYN_CHECK(norm == kNone || (mean && variance), in.op, "mean and variance", "tensors", "none");
+  const bool sums = norm == kInstance || norm == kBatch;
+  MIXSYN_CHECK(!sums || (sum_g && sum_gx), in.op, "sum_g and sum_gx", "tensors", "none");
+  return dispatch_floating(x.scalar_type(), in.op, "x", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = acc_t<T>;
+    const ScalarType acc = acc_scalar_type<A>();
+    Typed<T> typed(in);
+    typed.set_statistics(in);
+    auto& p = typed.problem;
+    p.grad = data<T>(grad);
+    const int64_t C = p.channels, all = p.batch * p.pixels;
+    Buffer<A> mean_g, mean_gx;
+    if (sums) {
+      check_shape(in.op, "sum_g", *sum_g, {p.groups, C});
+      check_shape(in.op, "sum_gx", *sum_gx, {p.groups, C});
+      check_dtype(in.op, "sum_g", *sum_g, acc);
+      check_dtype(in.op, "sum_gx", *sum_gx, acc);
+      MIXSYN_CHECK(sum_g->is_contiguous() && sum_gx->is_contiguous(), in.op, "sum_g and sum_gx", "contiguous memory",
+                   "other strides");
+      mean_g = buffer<A>(p.groups * C), mean_gx = buffer<A>(p.groups * C);
+      for (int64_t i = 0; i < p.groups * C; ++i) {
+        mean_g[i] = data<A>(*sum_g)[i] / static_cast<A>(count);
+        mean_gx[i] = data<A>(*sum_gx)[i] / static_cast<A>(count);
+      }
+      p.mean_g = mean_g.get(), p.mean_gx = mean_gx.get();
+    }
+    const std::vector<int64_t> none = {0}, per_channel = {noise ? C : 0};
+    const bool maps = need_maps && scale;
+    Tensor grad_x = empty_like(x);
+    Tensor grad_scale = maps ? empty_like(x) : new_empty(x, none), grad_shift = maps ? empty_like(x) : new_empty(x, none);
+    Tensor grad_noise_scale = new_zeros(x, per_channel, acc);
+    if (x.numel() == 0) return std::make_tuple(grad_x, grad_scale, grad_shift, grad_noise_scale);
+    p.grad_x = mutable_data<T>(grad_x);
+    if (maps) p.grad_scale = mutable_data<T>(grad_scale), p.grad_shift = mutable_data<T>(grad_shift);
+    p.chunk = std::min<int64_t>(1024, std::max<int64_t>(16, (all + 63) / 64));
+    const int64_t parts = typed.channels_last ? (all + p.chunk - 1) / p.chunk : p.batch;
+    Buffer<A> noise_sums;
+    if (noise) {
+      noise_sums = buffer<A>(parts * C);
+      std::fill_n(noise_sums.get(), parts * C, A(0));
+      p.noise_sums = noise_sums.get();
+    }
+    if (typed.channels_last) {
+      parallel_for(0, parts, grain(p.chunk * C),
+                   [&](int64_t begin, int64_t end) { typed.kernels.input_chunks(p, begin, end); });
+    } else {
+      parallel_for(0, p.batch * C, grain(p.pixels),
+                   [&](int64_t begin, int64_t end) { typed.kernels.input_planes(p, begin, end); });
+    }
+    if (noise) {
+      A* out = mutable_data<A>(grad_noise_scale);
+      for (int64_t k = 0; k < parts; ++k)
+        for (int64_t c = 0; c < C; ++c) out[c] += noise_sums[k * C + c];
+    }
+    return std::make_tuple(grad_x, grad_scale, grad_shift, grad_noise_scale);
+  });
+}
+
+}  // namespace
+}  // namespace mixsyn_fast
+
+STABLE_TORCH_LIBRARY_IMPL(mixsyn_fast, CPU, m) {
+  m.impl("region_norm", TORCH_BOX(&mixsyn_fast::region_norm_cpu));
+  m.impl("region_norm_stats", TORCH_BOX(&mixsyn_fast::region_norm_stats_cpu));
+  m.impl("region_norm_backward_reduce", TORCH_BOX(&mixsyn_fast::region_norm_backward_reduce_cpu));
+  m.impl("region_norm_backward_input", TORCH_BOX(&mixsyn_fast::region_norm_backward_input_cpu));
+}

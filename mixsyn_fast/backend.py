@@ -1,0 +1,212 @@
+"""Which kernel runs an op, which algebra a layer uses, and what is said when a fast path is not available.
+
+Two independent choices:
+
+* the *backend* of the ops: ``auto`` (native kernel if the extension has one for the device, else Triton on CUDA, else
+  the plain PyTorch reference), ``native``, ``triton`` or ``reference``; set by :func:`use_backend` or the environment
+  variable ``MIXSYN_FAST_BACKEND``;
+* the *plan* of the layers: ``auto`` (cheapest by a cost estimate), ``table`` (exact label-pattern tables) or ``dense``
+  (convolutions of the one-hot or style maps); set by :func:`use_plan` or ``MIXSYN_FAST_PLAN``.
+
+``dense`` + ``reference`` is the plain PyTorch form that every comparison of a whole model is made against.
+
+No fallback is silent: :func:`announce_fallback` warns once per reason and raises under ``MIXSYN_FAST_STRICT=1``.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from . import extension
+
+BACKENDS = ("auto", "native", "triton", "reference")
+PLANS = ("auto", "table", "dense")
+
+# op -> device types with a native (C++ or CUDA C++) kernel, device types with a Triton kernel
+_KERNELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "region_norm": (("cpu", "cuda"), ("cuda",)),
+    "label_patterns": (("cpu", "cuda"), ()),
+}
+OPS: tuple[str, ...] = tuple(_KERNELS)
+
+
+class FallbackWarning(UserWarning):
+    """A fast path was asked for and is not available; the message says why and what mends it."""
+
+
+def _from_environment(name: str, allowed: tuple[str, ...]) -> str:
+    value = os.environ.get(name, "auto")
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+_backend: str = _from_environment("MIXSYN_FAST_BACKEND", BACKENDS)
+_plan: str = _from_environment("MIXSYN_FAST_PLAN", PLANS)
+_announced: set[tuple[str, str]] = set()
+
+
+def current_backend() -> str:
+    """Return the backend in force: ``auto``, ``native``, ``triton`` or ``reference``."""
+    return _backend
+
+
+def current_plan() -> str:
+    """Return the plan in force: ``auto``, ``table`` or ``dense``."""
+    return _plan
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Choose the kernels of all ops inside a ``with`` block (process-wide, so that worker threads see it too).
+
+    Args:
+        name: ``auto``, ``native``, ``triton`` or ``reference``.
+
+    Raises:
+        ValueError: for any other name.
+    """
+    global _backend
+    if name not in BACKENDS:
+        raise ValueError(f"use_backend: name: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    previous, _backend = _backend, name
+    try:
+        yield
+    finally:
+        _backend = previous
+
+
+@contextmanager
+def use_plan(name: str) -> Iterator[None]:
+    """Choose the algebra of all layers inside a ``with`` block (process-wide).
+
+    Args:
+        name: ``auto``, ``table`` or ``dense``.
+
+    Raises:
+        ValueError: for any other name.
+    """
+    global _plan
+    if name not in PLANS:
+        raise ValueError(f"use_plan: name: expected one of {', '.join(PLANS)}, got {name!r}")
+    previous, _plan = _plan, name
+    try:
+        yield
+    finally:
+        _plan = previous
+
+
+def is_strict() -> bool:
+    """Return True when ``MIXSYN_FAST_STRICT=1``: falling back from a fast path is then an error."""
+    return os.environ.get("MIXSYN_FAST_STRICT", "0") == "1"
+
+
+def announce_fallback(what: str, reason: str, mend: str) -> None:
+    """Say once that a fast path is not taken; raise instead under ``MIXSYN_FAST_STRICT=1``.
+
+    Args:
+        what: the op or layer concerned.
+        reason: why the fast path is not taken.
+        mend: the command or change that mends it.
+
+    Raises:
+        RuntimeError: under ``MIXSYN_FAST_STRICT=1``.
+    """
+    message = f"mixsyn_fast: {what}: {reason}. To mend it: {mend}"
+    if is_strict():
+        raise RuntimeError(message + " (MIXSYN_FAST_STRICT=1 makes this an error)")
+    if (what, reason) not in _announced:
+        _announced.add((what, reason))
+        warnings.warn(message, FallbackWarning, stacklevel=3)
+
+
+@torch.compiler.assume_constant_result
+def _native_available(device_type: str) -> bool:
+    if device_type == "cuda":
+        return extension.ensure_loaded() and extension.has_cuda()
+    return extension.ensure_loaded()
+
+
+def _native_failure(device_type: str) -> tuple[str, str]:
+    reason = extension.failure()
+    if reason is None and device_type == "cuda":
+        return (
+            "the extension was built without CUDA kernels",
+            "install a CUDA build of torch and nvcc, then reinstall mixsyn_fast with FORCE_CUDA=1",
+        )
+    return f"the native extension is not available: {reason}", "see `mixsyn-fast doctor`"
+
+
+@torch.compiler.assume_constant_result
+def _triton_available() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("triton") is not None
+
+
+def explain(op: str, device: torch.device | str) -> tuple[str, str]:
+    """Return (backend, reason): what ``op`` would run on ``device`` now, and why.
+
+    Args:
+        op: a name of :data:`OPS`.
+        device: the device of the input.
+
+    Raises:
+        ValueError: for an unknown op.
+    """
+    if op not in _KERNELS:
+        raise ValueError(f"explain: op: expected one of {', '.join(OPS)}, got {op!r}")
+    device_type = torch.device(device).type
+    native, triton = _KERNELS[op]
+    wanted = _backend
+    if wanted == "reference":
+        return "reference", "chosen by use_backend or MIXSYN_FAST_BACKEND"
+    if wanted == "triton":
+        interpreted = device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+        if device_type not in triton and not (interpreted and triton):
+            return "reference", f"there is no Triton kernel of {op} for {device_type}"
+        if not _triton_available():
+            return "reference", "triton is not installed"
+        return "triton", "chosen by use_backend or MIXSYN_FAST_BACKEND"
+    if device_type in native and _native_available(device_type):
+        return "native", "C++ kernel" if device_type == "cpu" else "CUDA C++ kernel"
+    why = _native_failure(device_type)[0] if device_type in native else f"no native kernel for {device_type}"
+    if wanted == "auto" and device_type in triton and _triton_available():
+        return "triton", why
+    return "reference", why
+
+
+def select_backend(op: str, device: torch.device) -> str:
+    """Return ``native``, ``triton`` or ``reference`` for an op on a device; a fallback is announced.
+
+    Args:
+        op: a name of :data:`OPS`.
+        device: the device of the input.
+
+    Raises:
+        RuntimeError: when the chosen backend is not available under ``MIXSYN_FAST_STRICT=1``.
+    """
+    device_type = device.type
+    native, _ = _KERNELS[op]
+    if _backend in ("auto", "native") and device_type in native and _native_available(device_type):
+        return "native"
+    if _backend == "reference":
+        return "reference"
+    return _announced_choice(op, device_type)
+
+
+@torch.compiler.assume_constant_result
+def _announced_choice(op: str, device_type: str) -> str:
+    backend, reason = explain(op, device_type)
+    if device_type not in ("cpu", "cuda"):
+        return backend  # meta and fake tensors: only shapes are computed, nothing is slow
+    if _backend != "triton":
+        announce_fallback(op, reason, _native_failure(device_type)[1])
+    elif backend != "triton":
+        announce_fallback(op, reason, "choose another backend or install triton")
+    return backend

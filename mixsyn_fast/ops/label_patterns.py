@@ -1,0 +1,166 @@
+"""Distinct label neighbourhoods of a label map: the plan behind the exact tables of SPADE, SEAN and CLADE layers.
+
+Two pixels with equal (2r+1) x (2r+1) label neighbourhoods get equal modulation from any stack of convolutions with that
+receptive field, so one table row serves both. This op numbers the distinct neighbourhoods of a batch. It is exact: hashes
+may propose, labels decide; rows are in order of first appearance (image, y, x), whatever the backend or thread count.
+
+Codes in ``patterns``, with K = num_regions: region k is k; a pixel outside the image is K; a pixel of no region is K + 1
+(another case than outside: a convolution's hidden value is relu(bias + ...) there and zero outside); a set edge bit adds
+K + 2.
+
+Where two stacked 3x3 convolutions see a 5x5 neighbourhood: SPADE's Sec. 3.1; the identity is derived in
+docs/ops/label_patterns.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..backend import select_backend
+
+MAX_REGIONS = 512
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def label_codes(labels: Tensor, edges: Tensor | None, num_regions: int) -> Tensor:
+    """Codes of the pixels, int64 (B, H, W): see the module's text."""
+    codes = torch.where(labels < 0, num_regions + 1, labels.to(torch.int64))
+    return codes if edges is None else codes + (num_regions + 2) * (edges != 0)
+
+
+def label_patterns_reference(
+    labels: Tensor, edges: Tensor | None, num_regions: int, radius: int, per_image: bool, max_rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Plain PyTorch: the specification of the op ``mixsyn_fast::label_patterns``.
+
+    Args:
+        labels: (B, H, W) int32, region or -1.
+        edges: (B, H, W) bool or uint8, or None.
+        num_regions: K.
+        radius: 0, 1 or 2.
+        per_image: rows are not shared between images.
+        max_rows: fixed number of rows, or negative for as many as there are.
+
+    Returns:
+        index, patterns, row_image as :func:`label_patterns`.
+
+    Raises:
+        ValueError: a label is out of range, or there are more patterns than ``max_rows``.
+    """
+    wrong = (labels < -1) | (labels >= num_regions)
+    if bool(wrong.any()):
+        b, y, x = (int(v) for v in wrong.nonzero()[0])
+        raise ValueError(
+            f"mixsyn_fast::label_patterns: labels: expected values in [0, {num_regions}) or -1 for no region, "
+            f"got {int(labels[b, y, x])} at ({b}, {y}, {x})"
+        )
+    batch, height, width = labels.shape
+    side = 2 * radius + 1
+    codes = label_codes(labels, edges, num_regions)
+    padded = torch.nn.functional.pad(codes, (radius,) * 4, value=num_regions)
+    windows = padded.unfold(1, side, 1).unfold(2, side, 1).reshape(batch * height * width, side * side)
+    if batch * height * width == 0:
+        windows = windows.reshape(0, side * side)
+    image = torch.arange(batch, device=labels.device).repeat_interleave(height * width)
+    key = torch.cat((image[:, None], windows), 1) if per_image else windows
+    unique, inverse = torch.unique(key, dim=0, return_inverse=True)
+    pixel = torch.arange(len(key), device=labels.device)
+    first = torch.full((len(unique),), len(key), device=labels.device).scatter_reduce(0, inverse, pixel, "amin")
+    order = torch.argsort(first)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=labels.device)
+    patterns = unique[order][:, 1:] if per_image else unique[order]
+    row_image = image[first[order]]
+    if max_rows >= 0:
+        if len(patterns) > max_rows:
+            raise ValueError(
+                "mixsyn_fast::label_patterns: max_rows: expected at least the number of distinct patterns, "
+                f"{len(patterns)}, got {max_rows}"
+            )
+        spare = max_rows - len(patterns)
+        patterns = torch.cat((patterns, patterns.new_full((spare, side * side), num_regions)))
+        row_image = torch.cat((row_image, row_image.new_full((spare,), -1)))
+    index = rank[inverse].reshape(batch, height, width)
+    return index.to(torch.int32), patterns.to(torch.int32), row_image.to(torch.int32)
+
+
+@torch.library.custom_op("mixsyn_fast::label_patterns", mutates_args=())
+def _label_patterns_op(
+    labels: Tensor, edges: Tensor | None, num_regions: int, radius: int, per_image: bool, max_rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return label_patterns_reference(labels, edges, num_regions, radius, per_image, max_rows)
+
+
+@_label_patterns_op.register_fake
+def _label_patterns_fake(labels, edges, num_regions, radius, per_image, max_rows):  # type: ignore[no-untyped-def]
+    rows = max_rows if max_rows >= 0 else torch.library.get_ctx().new_dynamic_size()
+    return (
+        labels.new_empty(labels.shape, dtype=torch.int32),
+        labels.new_empty((rows, (2 * radius + 1) ** 2), dtype=torch.int32),
+        labels.new_empty((rows,), dtype=torch.int32),
+    )
+
+
+def _fail(argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
+    raise error(f"label_patterns: {argument}: expected {expected}, got {got}")
+
+
+def label_patterns(
+    labels: Tensor,
+    num_regions: int,
+    radius: int,
+    *,
+    edges: Tensor | None = None,
+    per_image: bool = False,
+    max_rows: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Number the distinct (2r+1) x (2r+1) label neighbourhoods of a batch of label maps.
+
+    Args:
+        labels: (B, H, W) integer, values in [0, num_regions), or -1 for a pixel of no region. B, H or W may be 0.
+        num_regions: K, 1 to 512.
+        radius: r, 0, 1 or 2.
+        edges: (B, H, W) bool or uint8: instance edges, part of the label; None for none.
+        per_image: give every image rows of its own, even where two images share a neighbourhood.
+        max_rows: None for exactly as many rows as there are patterns (on CUDA one host synchronisation, for that
+            number); or a fixed number of rows, with no synchronisation, for CUDA graphs.
+
+    Returns:
+        index (B, H, W) int32: the row of every pixel;
+        patterns (P, (2r+1)^2) int32: the codes of every row, window in row-major order;
+        row_image (P,) int32: the image in which the row first appears. With ``max_rows``, unused rows hold K and -1.
+
+    Raises:
+        ValueError: wrong shape, ``num_regions`` or ``radius``; a device that differs.
+        TypeError: labels not integer, edges neither bool nor uint8.
+        RuntimeError: a label out of range, or more patterns than ``max_rows`` (on CUDA a device-side assertion).
+
+    Deterministic: rows are in order of first appearance in raster order (image, y, x).
+    """
+    if labels.dim() != 3:
+        _fail("labels", "shape (B, H, W)", f"shape {tuple(labels.shape)}")
+    if labels.dtype not in _INTEGERS:
+        _fail("labels", "an integer dtype", labels.dtype, TypeError)
+    if not 1 <= num_regions <= MAX_REGIONS:
+        _fail("num_regions", f"1 to {MAX_REGIONS}", num_regions)
+    if radius not in (0, 1, 2):
+        _fail("radius", "0, 1 or 2", radius)
+    if edges is not None:
+        if edges.shape != labels.shape:
+            _fail("edges", f"shape {tuple(labels.shape)}", f"shape {tuple(edges.shape)}")
+        if edges.dtype not in (torch.bool, torch.uint8):
+            _fail("edges", "bool or uint8", edges.dtype, TypeError)
+        if edges.device != labels.device:
+            _fail("edges", f"device {labels.device}", f"device {edges.device}")
+        edges = edges.contiguous()
+    if max_rows is not None and max_rows < 0:
+        _fail("max_rows", "None or a number of rows", max_rows)
+    if labels.dtype == torch.int64 and labels.device.type == "cpu":
+        # a value beyond int32 must not wrap into the range
+        labels = labels.clamp(-2, num_regions)
+    labels = labels.to(torch.int32).contiguous()
+    cap = -1 if max_rows is None else max_rows
+    if select_backend("label_patterns", labels.device) == "reference":
+        return label_patterns_reference(labels, edges, num_regions, radius, per_image, cap)
+    return _label_patterns_op(labels, edges, num_regions, radius, per_image, cap)
