@@ -1,0 +1,260 @@
+"""Parts that the SPADE, CLADE and SEAN generators share.
+
+The three generators have one skeleton: a first layer at 1/32 (1/64, 1/128) of the image size, seven or eight
+residual blocks whose normalisations read the region map, nearest upsampling between them, a last convolution
+and tanh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixsyn_fast.layers import FastConv2d
+from mixsyn_fast.region_map import RegionMap, as_region_map
+
+SLOPE = 0.2  # of every leaky ReLU of the family
+HALVINGS = {
+    "normal": 5,
+    "more": 6,
+    "most": 7,
+}  # num_upsampling_layers -> log2(image size / size of the first layer)
+
+MakeNorm = Callable[[int, str], nn.Module]  # (channels, name of the block) -> normalisation layer
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """What the three generators have in common; each generator adds its own fields."""
+
+    label_nc: int = 19  # number of regions K; a "don't care" class of the dataset counts as one of them
+    ngf: int = 64  # width of the network: the blocks have 16, 16, 16, 8, 4, 2, 1 times as many channels
+    image_size: int = 256  # width of the image in pixels
+    aspect_ratio: float = 1.0  # width / height: 1 for square images, 2 for Cityscapes
+    num_upsampling_layers: str = (
+        "normal"  # "normal", "more", "most": the first layer works at 1/32, 1/64, 1/128
+    )
+    norm: str = "batch"  # parameter-free normalisation inside the region-adaptive one: "batch" or "instance"
+    spectral_norm: bool = (
+        False  # True for training: the convolutions of the blocks hold weight_orig, weight_u, weight_v
+    )
+
+    def __post_init__(self) -> None:
+        """Check every field once."""
+        layers = self.num_upsampling_layers
+        if layers not in HALVINGS:
+            raise ValueError(f"num_upsampling_layers: expected one of {sorted(HALVINGS)}, got {layers!r}")
+        if self.norm not in ("batch", "instance"):
+            raise ValueError(f"norm: expected 'batch' or 'instance', got {self.norm!r}")
+        for name in ("label_nc", "ngf", "image_size", "aspect_ratio"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)!r}")
+        height, width = self.start_size
+        if min(height, width) < 1:
+            raise ValueError(
+                f"image_size: expected at least {2 ** HALVINGS[layers]} pixels a side for "
+                f"num_upsampling_layers={layers!r}, got width {self.image_size}, aspect ratio {self.aspect_ratio}"
+            )
+
+    @property
+    def semantic_nc(self) -> int:
+        """Channels of the one-hot map that the first layer reads."""
+        return self.label_nc
+
+    @property
+    def start_size(self) -> tuple[int, int]:
+        """Height and width at which the first layer works."""
+        width = self.image_size // 2 ** HALVINGS[self.num_upsampling_layers]
+        return round(width / self.aspect_ratio), width
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        factor = 2 ** HALVINGS[self.num_upsampling_layers]
+        height, width = self.start_size
+        return height * factor, width * factor
+
+
+class SpectralConv2d(nn.Conv2d):
+    """Conv2d whose weight is weight_orig / sigma, with sigma the largest singular value of weight_orig as a
+    matrix.
+
+    Names and numbers are those of torch.nn.utils.spectral_norm: one power iteration for each forward in
+    training, none in eval. Unlike the hook, it leaves no graph on the module, so a model can be deep-copied
+    after a forward (EMA copies).
+    """
+
+    def __init__(self, *args, eps: float = 1e-12, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        weight = self._parameters.pop("weight")
+        matrix = weight.detach().flatten(1)
+        self.eps = eps
+        self.weight_orig = nn.Parameter(weight.detach())
+        self.register_buffer(
+            "weight_u", F.normalize(matrix.new_empty(matrix.shape[0]).normal_(), dim=0, eps=eps)
+        )
+        self.register_buffer(
+            "weight_v", F.normalize(matrix.new_empty(matrix.shape[1]).normal_(), dim=0, eps=eps)
+        )
+
+    def normalised_weight(self) -> Tensor:
+        """Return weight_orig / sigma, after one power iteration when training."""
+        matrix = self.weight_orig.flatten(1)
+        if self.training:
+            with torch.no_grad():
+                v = F.normalize(matrix.t() @ self.weight_u, dim=0, eps=self.eps)
+                u = F.normalize(matrix @ v, dim=0, eps=self.eps)
+                self.weight_v.copy_(v)
+                self.weight_u.copy_(u)
+        # copies: a second forward before the backward updates the buffers in place
+        u, v = self.weight_u.clone(), self.weight_v.clone()
+        return self.weight_orig / torch.dot(u, matrix @ v)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of x (B, C, H, W) with the normalised weight."""
+        return self._conv_forward(x, self.normalised_weight(), self.bias)
+
+
+def make_conv(
+    fin: int, fout: int, kernel_size: int, *, bias: bool = True, spectral: bool = False
+) -> nn.Conv2d:
+    """Return a same-size convolution, with spectral norm for training when asked."""
+    kind = SpectralConv2d if spectral else FastConv2d
+    return kind(fin, fout, kernel_size, padding=kernel_size // 2, bias=bias)
+
+
+class ResidualBlock(nn.Module):
+    """y = shortcut(x) + conv_1(act(norm_1(conv_0(act(norm_0(x)))))), act the leaky ReLU, fused into the
+    normalisation.
+
+    Shortcut: conv_s(norm_s(x)) without activation where the widths differ, else x. The normalisations are
+    called in the order s, 0, 1 (it fixes the order of SEAN's noise draws). `stem` is "norm" (SPADE, CLADE) or
+    "ace" (SEAN); `extra` is the number of channels that a normalisation appends to its input (CLADE with
+    instance maps: 1).
+    """
+
+    def __init__(
+        self,
+        fin: int,
+        fout: int,
+        make_norm: Callable[[int], nn.Module],
+        *,
+        stem: str = "norm",
+        spectral: bool = False,
+        extra: int = 0,
+    ) -> None:
+        super().__init__()
+        middle = min(fin, fout)
+        self.learned_shortcut = fin != fout
+        self.norm_names = tuple(f"{stem}_{i}" for i in "s01")
+        self.conv_0 = make_conv(fin + extra, middle, 3, spectral=spectral)
+        self.conv_1 = make_conv(middle + extra, fout, 3, spectral=spectral)
+        if self.learned_shortcut:
+            self.conv_s = make_conv(fin + extra, fout, 1, bias=False, spectral=spectral)
+        self.add_module(f"{stem}_0", make_norm(fin))
+        self.add_module(f"{stem}_1", make_norm(middle))
+        if self.learned_shortcut:
+            self.add_module(f"{stem}_s", make_norm(fin))
+
+    def forward(self, x: Tensor, regions: RegionMap, *args, **kwargs) -> Tensor:
+        """Return the block's output (B, fout, H, W); further arguments go to every normalisation."""
+        name_s, name_0, name_1 = self.norm_names
+        shortcut = x
+        if self.learned_shortcut:
+            shortcut = self.conv_s(getattr(self, name_s)(x, regions, *args, **kwargs))
+        hidden = self.conv_0(getattr(self, name_0)(x, regions, *args, negative_slope=SLOPE, **kwargs))
+        hidden = self.conv_1(getattr(self, name_1)(hidden, regions, *args, negative_slope=SLOPE, **kwargs))
+        return hidden.add_(shortcut)  # in place: no gradient needs the value of conv_1's output
+
+
+class RegionGenerator(nn.Module):
+    """The skeleton: fc, head_0, G_middle_0, G_middle_1, up_0 .. up_3 (up_4), conv_img, tanh."""
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        make_norm: MakeNorm,
+        *,
+        stem: str = "norm",
+        z_dim: int = 0,
+        extra: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.z_dim = z_dim
+        ngf = config.ngf
+        height, width = config.start_size
+        if z_dim:
+            self.fc: nn.Module = nn.Linear(z_dim, 16 * ngf * height * width)
+        else:
+            self.fc = make_conv(config.semantic_nc, 16 * ngf, 3)
+        widths = [("head_0", 16, 16), ("G_middle_0", 16, 16), ("G_middle_1", 16, 16)]
+        widths += [("up_0", 16, 8), ("up_1", 8, 4), ("up_2", 4, 2), ("up_3", 2, 1)]
+        blocks = [(name, fin * ngf, fout * ngf) for name, fin, fout in widths]
+        if config.num_upsampling_layers == "most":
+            blocks.append(("up_4", ngf, ngf // 2))
+        for name, fin, fout in blocks:
+
+            def make(channels: int, block: str = name) -> nn.Module:
+                return make_norm(channels, block)
+
+            block = ResidualBlock(fin, fout, make, stem=stem, spectral=config.spectral_norm, extra=extra)
+            self.add_module(name, block)
+        self.conv_img = make_conv(blocks[-1][2], 3, 3)
+        self.block_names = tuple(name for name, _, _ in blocks)
+        # the last block's output is never doubled, nor G_middle_0's with the fewest doublings
+        skipped = {self.block_names[-1]} | (
+            {"G_middle_0"} if config.num_upsampling_layers == "normal" else set()
+        )
+        self.doubled_after = frozenset(self.block_names) - skipped
+
+    def region_map(self, regions: RegionMap | Tensor) -> RegionMap:
+        """Return `regions` as a RegionMap of the K regions of this generator, or raise ValueError."""
+        config = self.config
+        edges = config.semantic_nc > config.label_nc
+        result = as_region_map(regions, num_regions=config.label_nc)
+        expected = config.semantic_nc if result.is_soft else config.label_nc
+        if result.num_regions != expected:
+            raise ValueError(
+                f"regions: expected {expected} regions (Config.label_nc), got {result.num_regions}"
+            )
+        if not result.is_soft and edges != (result.edges is not None):
+            raise ValueError(
+                f"regions: expected a map {'with' if edges else 'without'} instance edges (Config.edges), "
+                f"got one {'without' if edges else 'with'}"
+            )
+        return result
+
+    def first_layer(self, regions: RegionMap, z: Tensor | None = None) -> Tensor:
+        """Return the input of the first block (B, 16 ngf, h, w): fc of the map at the start size, or of the
+        code z.
+
+        z (B, z_dim) only where the generator has a latent code; left out, it is drawn from N(0, 1).
+        """
+        weight, size = self.fc.weight, self.config.start_size
+        if not self.z_dim:
+            if z is not None:
+                raise ValueError("z: expected None, for Config.use_vae is False")
+            x = self.fc(
+                regions.onehot(size, dtype=weight.dtype).contiguous(memory_format=torch.channels_last)
+            )
+        else:
+            shape = (regions.batch_size, self.z_dim)
+            if z is None:
+                z = torch.randn(shape, device=weight.device, dtype=weight.dtype)
+            if z.shape != shape:
+                raise ValueError(f"z: expected shape {shape}, got {tuple(z.shape)}")
+            x = self.fc(z).view(shape[0], -1, *size)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def blocks_and_image(self, x: Tensor, regions: RegionMap, *args, **kwargs) -> Tensor:
+        """Return the output before tanh (B, 3, H, W) from the first layer's output x (B, 16 ngf, h, w)."""
+        for name in self.block_names:
+            x = getattr(self, name)(x, regions, *args, **kwargs)
+            if name in self.doubled_after:
+                x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return self.conv_img(F.leaky_relu_(x, SLOPE))

@@ -1,0 +1,662 @@
+"""accelerate() on foreign models: the plain PyTorch published forms stand for somebody else's code."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import io
+import pickle
+import threading
+import warnings
+
+import published as pub
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixsyn_fast.accelerate import AccelerationReport, accelerate, restore
+from mixsyn_fast.backend import FallbackWarning
+
+# the module: the package's attribute of this name is the function
+implementation = importlib.import_module("mixsyn_fast.accelerate")
+
+K, NGF, STYLE = 6, 4, 24
+SIZE = (64, 64)
+LAYERS = {"sean": 18, "spade": 18, "clade": 18}
+
+
+def build(family: str, dtype: torch.dtype = torch.float64, regions: int = K, **kw) -> nn.Module:
+    """Return a published generator with random parameters, in eval mode."""
+    torch.manual_seed(7)
+    kw.setdefault("spectral", False)
+    size = kw.pop("size", SIZE)
+    if family == "sean":
+        model = pub.SEANGenerator(NGF, regions, size, style=STYLE, hidden=16, width=4, **kw)
+    elif family == "clade":
+        model = pub.CLADEGenerator(NGF, regions, size, **kw)
+    else:
+        model = pub.SPADEGenerator(NGF, regions, size, hidden=16, **kw)
+    return pub.randomise(model).to(dtype).eval()
+
+
+def make_inputs(
+    family: str,
+    batch: int = 2,
+    regions: int = K,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    size=SIZE,
+):
+    """Return the arguments of a published generator's forward."""
+    onehot = pub.onehot(pub.blobs(batch, regions, *size, seed=seed, ignored=True), regions, dtype)
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(batch, 3, *size, generator=generator).to(dtype)
+    return (onehot, image) if family == "sean" else (onehot,)
+
+
+def run(model: nn.Module, *args, seed: int = 3) -> Tensor:
+    torch.manual_seed(seed)
+    return model(*args)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-11) -> bool:
+    return bool((a - b).abs().max() <= tolerance * b.abs().max())
+
+
+@pytest.fixture(autouse=True)
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fallback is an error unless a test says otherwise."""
+    monkeypatch.setenv("MIXSYN_FAST_STRICT", "1")
+
+
+@pytest.fixture
+def analyses(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Return a list that grows with every full-size map that is analysed."""
+    seen: list[tuple[int, ...]] = []
+    plain = implementation._analyse
+
+    def counted(segmap: Tensor, num_regions: int | None):
+        if segmap.shape[2:] == SIZE:  # not the small maps of the check inside accelerate()
+            seen.append(tuple(segmap.shape))
+        return plain(segmap, num_regions)
+
+    monkeypatch.setattr(implementation, "_analyse", counted)
+    return seen
+
+
+@pytest.mark.parametrize("family", ["sean", "spade", "clade"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_same_output_seed_for_seed(family: str, dtype: torch.dtype, analyses: list) -> None:
+    model = build(family, dtype)
+    report = accelerate(model)
+    fast = model
+    model = build(family, dtype)
+    assert isinstance(report, AccelerationReport)
+    assert report.count(family) == LAYERS[family] and not report.left, str(report)
+    assert report.count("style_encoder") == (family == "sean")
+    with torch.no_grad():
+        for batch, regions_seed in ((1, 0), (3, 1)):
+            inputs = make_inputs(family, batch, dtype=dtype, seed=regions_seed)
+            analyses.clear()
+            result = run(fast, *inputs)
+            assert len(analyses) == 1
+            assert close(result, run(model, *inputs), 1e-11 if dtype == torch.float64 else 1e-4)
+
+
+@pytest.mark.parametrize("size", [(64, 128), (96, 64)])
+def test_other_sizes_and_regions(size: tuple[int, int]) -> None:
+    for family, regions in (("sean", 3), ("spade", 40)):
+        plain, fast = build(family, size=size, regions=regions), build(family, size=size, regions=regions)
+        accelerate(fast)
+        inputs = make_inputs(family, 1, regions, size=size)
+        with torch.no_grad():
+            assert close(run(fast, *inputs), run(plain, *inputs))
+
+
+@pytest.mark.parametrize("family", ["sean", "spade", "clade"])
+def test_same_training_steps(family: str) -> None:
+    """Two optimiser steps with batch norm in training: outputs, gradients, running statistics, parameters."""
+    plain, fast = build(family, spectral=True).train(), build(family, spectral=True).train()
+    report = accelerate(fast)
+    assert report.count(family) == LAYERS[family]
+    inputs = make_inputs(family)
+    optimisers = [torch.optim.SGD(m.parameters(), lr=1e-3) for m in (plain, fast)]
+    for step in range(2):
+        outputs = []
+        for model, optimiser in zip((plain, fast), optimisers, strict=True):
+            optimiser.zero_grad()
+            outputs.append(run(model, *inputs, seed=step))
+            (outputs[-1] * torch.linspace(-1, 1, SIZE[1], dtype=torch.float64)).mean().backward()
+        assert close(outputs[1], outputs[0], 1e-9)
+        grads = dict(plain.named_parameters())
+        for name, parameter in fast.named_parameters():
+            a, b = parameter.grad, grads[name].grad
+            if a is None or b is None:
+                assert all(g is None or g.abs().max() == 0 for g in (a, b)), name
+            else:
+                assert (a - b).abs().max() <= 1e-7 * max(b.abs().max().item(), 1e-7), name
+        for optimiser in optimisers:
+            optimiser.step()
+    for (name, a), b in zip(fast.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert torch.allclose(a.double(), b.double(), rtol=1e-7, atol=1e-10), name
+
+
+def test_state_dict_attributes_and_restore() -> None:
+    model = build("sean")
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    classes = [type(m) for m in model.modules()]
+    attributes = [set(vars(m)) for m in model.modules()]
+    inputs = make_inputs("sean")
+    with torch.no_grad():
+        expected = run(model, *inputs)
+        accelerate(model)
+        assert isinstance(model.up_0.ace_s, pub.ACE) and type(model.up_0.ace_s).__name__ == "ACE"
+        accelerated = run(model, *inputs)
+        assert list(model.state_dict()) == list(before)
+        assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+        assert restore(model) > 18
+        assert [type(m) for m in model.modules()] == classes
+        assert [set(vars(m)) for m in model.modules()] == attributes
+        assert torch.equal(run(model, *inputs), expected)
+        assert close(accelerated, expected)
+        assert restore(model) == 0
+
+
+def test_idempotent_and_new_options() -> None:
+    model = build("sean")
+    first = accelerate(model)
+    classes = [type(m) for m in model.modules()]
+    second = accelerate(model)
+    assert [type(m) for m in model.modules()] == classes
+    assert first == second
+    accelerate(model, noise="device")
+    assert model.up_0.ace_0._mixsyn_options.noise == "device"
+    without = accelerate(model, prepack=False)
+    assert without.count("conv2d") == 0 and type(model.conv_img) is nn.Conv2d
+    restore(model)
+    assert type(model) is pub.SEANGenerator
+
+
+def test_report_text() -> None:
+    model = build("spade")
+    model.up_2 = pub.ResBlock(
+        2 * NGF * 2, 2 * NGF, "norm", lambda c: pub.SPADE(c, K, "batch", 16, 5), False
+    ).double()
+    model.up_3.norm_0.param_free_norm = nn.BatchNorm2d(2 * NGF).double()
+    model.up_1.norm_0.mlp_gamma.register_forward_hook(lambda *a: None)
+    model.up_1.norm_1 = (
+        nn.utils.parametrizations.weight_norm(model.up_1.norm_1.mlp_beta) and model.up_1.norm_1
+    )
+    report = accelerate(model)
+    text = str(report)
+    reasons = {entry.name: entry.note for entry in report.left}
+    assert {n for n in reasons} == {
+        "up_2.norm_0",
+        "up_2.norm_1",
+        "up_2.norm_s",
+        "up_3.norm_0",
+        "up_1.norm_0",
+        "up_1.norm_1",
+    }
+    assert (
+        "5x5" in reasons["up_2.norm_0"]
+        and "affine" in reasons["up_3.norm_0"]
+        and "hook" in reasons["up_1.norm_0"]
+    )
+    assert "12 x SPADE normalisation" in text and "5x5" in text and "left as it was: 6" in text, text
+
+
+def test_left_layers_still_compute_the_same() -> None:
+    plain, fast = build("spade", ks=5), build("spade", ks=5)
+    report = accelerate(fast)
+    assert report.count("spade") == 0 and len(report.left) == 18
+    inputs = make_inputs("spade")
+    with torch.no_grad():
+        assert close(run(fast, *inputs), run(plain, *inputs))
+
+
+class Scaled(pub.SPADE):
+    """Has the attributes of SPADE but another formula."""
+
+    def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
+        return 2 * super().forward(x, segmap)
+
+
+class OtherSignature(pub.SPADE):
+    """Needs one more argument."""
+
+    def forward(self, x: Tensor, segmap: Tensor, edge: Tensor) -> Tensor:
+        return super().forward(x, segmap) + edge
+
+
+class PreResized(pub.SPADE):
+    """Adds an optional argument."""
+
+    def forward(self, x: Tensor, segmap: Tensor, bonus: float | None = None) -> Tensor:
+        return super().forward(x, segmap) + (bonus or 0)
+
+
+class MatrixAffine(pub.ClassAffine):
+    """CLADE by a matrix product: pixels of no region give zero."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        scale = torch.einsum("bkhw,kc->bchw", mask, self.weight)
+        return x * scale + torch.einsum("bkhw,kc->bchw", mask, self.bias)
+
+
+def test_the_formula_is_checked() -> None:
+    holder = nn.ModuleDict(
+        {"a": Scaled(4, 3), "b": OtherSignature(4, 3), "c": PreResized(4, 3), "d": pub.SPADE(4, 3)}
+    )
+    holder["e"] = pub.CLADE(4, 3)
+    holder["e"].class_specified_affine = MatrixAffine(3, 4)
+    state = {n: v.clone() for n, v in holder.state_dict().items()}
+    rng = torch.get_rng_state()
+    report = accelerate(holder)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(torch.equal(v, state[n]) for n, v in holder.state_dict().items())
+    reasons = {entry.name: entry.note for entry in report.left}
+    assert set(reasons) == {"a", "b"}
+    assert "formula" in reasons["a"] and "edge" in reasons["b"]
+    x, segmap = torch.randn(2, 4, 8, 8), pub.onehot(pub.blobs(2, 3, 16, 16, ignored=True), 3)
+    with torch.no_grad():
+        for name in "acde":
+            plain = copy.deepcopy(holder[name])
+            restore(plain)
+            assert close(holder[name](x, segmap), plain(x, segmap), 1e-5)
+    assert holder["e"]._mixsyn_options.unlabelled == "zero"
+
+
+def test_further_arguments_run_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = PreResized(4, 3).eval()
+    accelerate(layer)
+    x, segmap = torch.randn(1, 4, 8, 8), pub.onehot(pub.blobs(1, 3, 8, 8), 3)
+    with torch.no_grad():
+        expected = pub.SPADE.forward(layer, x, segmap)
+        assert torch.allclose(layer(x, segmap=segmap), expected, atol=1e-5)
+        assert torch.allclose(layer(segmap=segmap, x=x), expected, atol=1e-5)
+        with pytest.raises(RuntimeError, match="further arguments"):
+            layer(x, segmap, 1.0)
+        monkeypatch.setenv("MIXSYN_FAST_STRICT", "0")
+        monkeypatch.setattr("mixsyn_fast.backend._announced", set())
+        with pytest.warns(FallbackWarning, match="further arguments"):
+            assert torch.allclose(layer(x, segmap, 1.0), expected + 1, atol=1e-5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            layer(x, segmap, 1.0)
+
+
+@pytest.mark.parametrize("family", ["sean", "spade", "clade"])
+def test_soft_maps(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXSYN_FAST_STRICT", "0")
+    plain, fast = build(family), build(family)
+    accelerate(fast)
+    onehot, *rest = make_inputs(family)
+    soft = torch.softmax(torch.randn(onehot.shape, dtype=torch.float64) * 2, 1)
+    negative = soft - 0.2
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error" if family == "spade" else "ignore")
+        assert close(run(fast, soft, *rest), run(plain, soft, *rest))
+        warnings.simplefilter("ignore")
+        assert close(run(fast, negative, *rest), run(plain, negative, *rest))
+
+
+def test_soft_map_blend_is_the_hard_form_at_the_corners() -> None:
+    fast = build("sean")
+    accelerate(fast, soft_masks="blend")
+    onehot, image = make_inputs("sean")
+    nearly = onehot.clone()
+    nearly[:, 0] += 1e-13 * (onehot.sum(1) > 0) * (1 - onehot[:, 0])
+    with torch.no_grad():
+        assert close(run(fast, nearly, image), run(fast, onehot, image), 1e-9)
+
+
+def test_map_that_requires_grad() -> None:
+    plain, fast = build("spade"), build("spade")
+    accelerate(fast)
+    (onehot,) = make_inputs("spade")
+    a, b = onehot.clone().requires_grad_(), onehot.clone().requires_grad_()
+    expected, result = run(plain, a), run(fast, b)
+    assert close(result, expected)
+    expected.square().mean().backward()
+    result.square().mean().backward()
+    assert close(b.grad, a.grad, 1e-8)
+
+
+def test_edges_are_found() -> None:
+    plain, fast = build("spade", regions=K + 1), build("spade", regions=K + 1)
+    other = build("spade", regions=K + 1)
+    accelerate(fast)
+    accelerate(other, num_regions=K)
+    (onehot,) = make_inputs("spade")
+    edges = (torch.rand(2, 1, *SIZE, generator=torch.Generator().manual_seed(3)) < 0.2).double()
+    segmap = torch.cat([onehot, edges], 1)
+    assert implementation._analyse(segmap, None).edges is not None
+    assert implementation._analyse(segmap, K).edges is not None
+    with torch.no_grad():
+        expected = run(plain, segmap)
+        assert close(run(fast, segmap), expected)
+        assert close(run(other, segmap), expected)
+
+
+def test_map_changed_between_and_within_calls(analyses: list) -> None:
+    plain, fast = build("spade"), build("spade")
+    accelerate(fast)
+    (first,), (second,) = make_inputs("spade", seed=1), make_inputs("spade", seed=2)
+    with torch.no_grad():
+        for segmap in (first, second, first):
+            assert close(run(fast, segmap), run(plain, segmap))
+        first.copy_(second)  # the same tensor, other values
+        assert close(run(fast, first), run(plain, second))
+        first.numpy()[:] = first.flip(3).numpy()  # no version counter sees this
+        assert close(run(fast, first), run(plain, second.flip(3)))
+    assert len(analyses) == 5
+
+    class Editing(nn.Module):
+        """Edits the map in place between two layers."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = pub.SPADE(4, K).double(), pub.SPADE(4, K).double()
+
+        def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
+            x = self.a(x, segmap)
+            segmap.copy_(segmap.flip(2))
+            return self.b(x, segmap)
+
+    model = Editing().eval()
+    x = torch.randn(2, 4, *SIZE, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(x, second.clone())
+        accelerate(model)
+        assert close(model(x, second.clone()), expected)
+
+
+def test_exception_leaves_nothing_behind(analyses: list) -> None:
+    plain, fast = build("spade"), build("spade")
+    accelerate(fast)
+    (segmap,) = make_inputs("spade")
+    for error in (RuntimeError, KeyboardInterrupt):
+
+        def fail(*args, error=error):
+            raise error("now")
+
+        handle = fast.up_1.register_forward_hook(fail)
+        with torch.no_grad(), pytest.raises(error):
+            fast(segmap)
+        handle.remove()
+        assert implementation._thread.maps is None
+    segmap.numpy()[:] = segmap.flip(3).numpy()
+    with torch.no_grad():
+        assert close(run(fast, segmap), run(plain, segmap))
+    assert len(analyses) == 3
+
+
+def test_parameters_changed_between_calls() -> None:
+    """In-place edit, load_state_dict, EMA copy, optimiser, .to(), under no_grad and inference_mode."""
+    for family in ("sean", "spade", "clade"):
+        plain, fast = build(family, torch.float32), build(family, torch.float32)
+        accelerate(fast)
+        inputs = make_inputs(family, 1, dtype=torch.float32)
+
+        def edit(model: nn.Module) -> None:
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.mul_(0.9)
+
+        def load(model: nn.Module) -> None:
+            model.load_state_dict(
+                {n: v * 1.05 if v.is_floating_point() else v for n, v in model.state_dict().items()}
+            )
+
+        def ema(model: nn.Module) -> None:
+            for p in model.parameters():
+                p.data.lerp_(torch.full_like(p, 0.01), 0.1)
+
+        def replace(model: nn.Module) -> None:
+            for module in model.modules():
+                for name, p in list(module.named_parameters(recurse=False)):
+                    setattr(module, name, nn.Parameter(p.detach() * 1.1))
+
+        def convert(model: nn.Module) -> None:
+            model.to(torch.float64).to(torch.float32).to(memory_format=torch.channels_last)
+
+        for mode in (torch.no_grad, torch.inference_mode):
+            for change in (edit, load, ema, replace, convert):
+                change(plain), change(fast)
+                with mode():
+                    assert close(run(fast, *inputs), run(plain, *inputs), 1e-4), (family, mode, change)
+
+
+def test_copies_pickles_and_threads() -> None:
+    model = build("sean")
+    inputs = make_inputs("sean")
+    with torch.no_grad():
+        expected = run(model, *inputs)
+        accelerate(model)
+        run(model, *inputs)
+        twin = copy.deepcopy(model)
+        for p in twin.parameters():
+            p.mul_(0.5)
+        changed = run(twin, *inputs)
+        assert not close(changed, expected, 1e-3)
+        assert close(run(model, *inputs), expected)  # the copy's parameters are its own
+        restore(twin)
+        assert type(twin.up_0.ace_s) is pub.ACE
+        assert close(run(twin, *inputs), changed)
+        assert type(model.up_0.ace_s) is not pub.ACE
+
+        loaded = pickle.loads(pickle.dumps(model))
+        assert type(loaded.up_0.ace_s) is type(model.up_0.ace_s)
+        assert close(run(loaded, *inputs), expected)
+        buffer = io.BytesIO()
+        torch.save(model.state_dict(), buffer)
+        buffer.seek(0)
+        fresh = build("sean")
+        fresh.load_state_dict(torch.load(buffer, weights_only=True))
+        assert close(run(fresh, *inputs), expected)
+
+    spade = build("spade")
+    accelerate(spade)
+    maps = [make_inputs("spade", 1, seed=s)[0] for s in range(4)]
+    results: dict[int, Tensor] = {}
+
+    def work(i: int) -> None:
+        with torch.no_grad():
+            for _ in range(2):
+                results[i] = spade(maps[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    restore(spade)
+    with torch.no_grad():
+        assert all(close(results[i], spade(maps[i])) for i in range(4))
+
+
+def test_replicas_use_their_own_parameters() -> None:
+    """What DataParallel does to a module: a shallow copy of the object whose parameters are replaced."""
+    layer = pub.SPADE(4, K).double().eval()
+    accelerate(layer)
+    replica = layer._replicate_for_data_parallel()
+    gamma = layer.mlp_gamma._replicate_for_data_parallel()
+    gamma.weight, gamma.bias = layer.mlp_gamma.weight * 3, layer.mlp_gamma.bias * 3
+    for name, child in layer._modules.items():
+        setattr(replica, name, gamma if name == "mlp_gamma" else child)
+    x, segmap = (
+        torch.randn(1, 4, 9, 9, dtype=torch.float64),
+        pub.onehot(pub.blobs(1, K, 9, 9), K, torch.float64),
+    )
+    plain = pub.SPADE(4, K).double().eval()
+    plain.load_state_dict(layer.state_dict())
+    with torch.no_grad():
+        assert close(layer(x, segmap), plain(x, segmap))
+        plain.mlp_gamma.weight *= 3
+        plain.mlp_gamma.bias *= 3
+        assert close(replica(x, segmap), plain(x, segmap))
+
+
+def test_inside_data_parallel_and_as_a_part(analyses: list) -> None:
+    plain, fast = build("spade"), build("spade")
+    wrapped = nn.DataParallel(fast)
+    report = accelerate(wrapped)
+    assert report.count("root") == 1
+    (segmap,) = make_inputs("spade")
+    with torch.no_grad():
+        assert close(wrapped(segmap), run(plain, segmap))
+        assert len(analyses) == 1
+
+        class Owner(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.netG = build("spade")
+
+            def forward(self, segmap: Tensor) -> Tensor:
+                return self.netG(segmap)
+
+        owner = Owner()
+        accelerate(owner)
+        analyses.clear()
+        assert close(owner(segmap), run(plain, segmap))
+        assert len(analyses) == 1
+        assert close(
+            owner.netG(segmap), run(plain, segmap)
+        )  # called alone: right, though each layer looks for itself
+
+
+def test_obj_dic(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, fast = build("sean"), build("sean")
+    accelerate(fast)
+    inputs = make_inputs("sean")
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match="obj_dic"):
+            fast(*inputs, {})
+        accelerate(fast, ignore_obj_dic=True)
+        assert close(run(fast, *inputs, {}), run(plain, *inputs))
+        monkeypatch.setenv("MIXSYN_FAST_STRICT", "0")
+        accelerate(fast)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert close(run(fast, *inputs, {}), run(plain, *inputs))
+
+
+def test_device_noise_has_the_same_distribution() -> None:
+    layer = pub.ACE(8, K, STYLE).eval()
+    nn.init.constant_(layer.noise_var, 1.0)
+    for p in (*layer.Spade.parameters(), *layer.conv_gamma.parameters(), *layer.conv_beta.parameters()):
+        nn.init.zeros_(p)
+    accelerate(layer, noise="device")
+    segmap = pub.onehot(pub.blobs(1, K, 64, 64), K)
+    with torch.no_grad():
+        y = layer(torch.zeros(1, 8, 64, 64), segmap, torch.zeros(1, K, STYLE))
+    assert torch.allclose(
+        y, y[:, :1].expand_as(y), atol=1e-6
+    )  # one value for a pixel, shared by the channels
+    assert abs(y[:, 0].mean()) < 0.1 and abs(y[:, 0].std() - 1) < 0.1
+
+
+def test_hook_added_later_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXSYN_FAST_STRICT", "0")
+    layer = pub.SPADE(4, K).eval()
+    accelerate(layer)
+    seen = []
+    layer.mlp_gamma.register_forward_hook(lambda m, a, y: seen.append(y.shape))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer(torch.randn(1, 4, 8, 8), pub.onehot(pub.blobs(1, K, 8, 8), K))
+    assert len(seen) == 1
+
+
+def test_hooks_on_a_swapped_layer_still_run() -> None:
+    layer = pub.SPADE(4, K).eval()
+    layer.register_forward_hook(lambda m, a, y: y * 2)
+    plain = copy.deepcopy(layer)
+    accelerate(layer)
+    x, segmap = torch.randn(1, 4, 8, 8), pub.onehot(pub.blobs(1, K, 8, 8), K)
+    with torch.no_grad():
+        assert close(layer(x, segmap), plain(x, segmap), 1e-5)
+
+
+def test_forward_that_needs_cuda() -> None:
+    """The published layers call .cuda(): our form runs where theirs cannot, and the report says it is
+    unchecked.
+    """
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is there")
+
+    class Hard(pub.SPADE):
+        def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
+            return super().forward(x, segmap.cuda())
+
+    layer = Hard(4, K).eval()
+    report = accelerate(layer)
+    assert "unchecked" in report.changed[0].note
+    x, segmap = torch.randn(1, 4, 8, 8), pub.onehot(pub.blobs(1, K, 8, 8), K)
+    with torch.no_grad():
+        assert close(layer(x, segmap), pub.SPADE.forward(layer, x, segmap), 1e-5)
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(TypeError, match=r"nn\.Module"):
+        accelerate(3)
+    with pytest.raises(ValueError, match="noise"):
+        accelerate(nn.Identity(), noise="none")
+    with pytest.raises(ValueError, match="soft_masks"):
+        accelerate(nn.Identity(), soft_masks="hard")
+    report = accelerate(nn.Sequential(nn.Linear(2, 2), nn.Tanh()))
+    assert not report.changed and not report.left and "changed: 0" in str(report)
+
+
+def test_someone_else_subclasses_afterwards() -> None:
+    model = build("clade")
+    accelerate(model)
+    layer = model.up_0.norm_0
+    layer.__class__ = type("Sharded", (type(layer),), {})
+    with pytest.raises(RuntimeError, match="Sharded"):
+        restore(model)
+
+
+def test_autocast_like_the_original() -> None:
+    plain, fast = build("spade", torch.float32), build("spade", torch.float32)
+    accelerate(fast)
+    (segmap,) = make_inputs("spade", dtype=torch.float32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        a, b = run(plain, segmap), run(fast, segmap)
+    with torch.no_grad():
+        exact = run(plain, segmap)
+    assert (b.float() - exact).abs().mean() <= 2 * (a.float() - exact).abs().mean() + 1e-6
+
+
+def test_torch_compile_runs() -> None:
+    plain, fast = build("spade"), build("spade")
+    accelerate(fast)
+    compiled = torch.compile(fast, backend="eager")
+    (segmap,) = make_inputs("spade")
+    with torch.no_grad():
+        assert close(compiled(segmap), run(plain, segmap))
+        other = segmap.flip(3).contiguous()
+        assert close(compiled(other), run(plain, other))
+
+
+def test_interpolated_map_of_the_model() -> None:
+    """A generator that resizes the map itself, once for each level."""
+
+    class Levels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (pub.SPADE(4, K).double() for _ in range(3))
+
+        def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
+            small = F.interpolate(segmap, size=x.shape[2:], mode="nearest")
+            return self.c(self.b(self.a(x, small), small), segmap)
+
+    model = Levels().eval()
+    x = torch.randn(2, 4, 20, 20, dtype=torch.float64)
+    (segmap,) = make_inputs("spade")
+    with torch.no_grad():
+        expected = model(x, segmap)
+        accelerate(model)
+        assert close(model(x, segmap), expected)
