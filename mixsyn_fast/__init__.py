@@ -1,5 +1,33 @@
-"""mixsyn_fast: fast, exact building blocks for region-controlled image synthesis."""
+"""mixsyn_fast: fast, exact building blocks for region-controlled image synthesis.
+
+Ops (:mod:`mixsyn_fast.ops`), drop-in layers (:mod:`mixsyn_fast.layers`), :func:`accelerate` for somebody else's model, and
+the generators (:mod:`mixsyn_fast.models`). Nothing is compiled at import.
+"""
 
 from __future__ import annotations
 
+from .accelerate import AccelerationReport, accelerate, restore
+from .backend import FallbackWarning, use_backend, use_plan
+from .ops.label_patterns import label_patterns
+from .ops.region_norm import region_norm
+from .region_map import PatternPlan, Patterns, RegionMap, as_region_map
+from .runtime import keep_memory, warmup
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "AccelerationReport",
+    "FallbackWarning",
+    "PatternPlan",
+    "Patterns",
+    "RegionMap",
+    "accelerate",
+    "as_region_map",
+    "keep_memory",
+    "label_patterns",
+    "region_norm",
+    "restore",
+    "use_backend",
+    "use_plan",
+    "warmup",
+]

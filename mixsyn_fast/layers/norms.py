@@ -1,0 +1,603 @@
+"""SPADE, SEAN and CLADE normalisation with exact label-pattern tables.
+
+The three functions :func:`spade_norm`, :func:`sean_norm` and :func:`clade_norm` work on any module that has the attributes
+of the published layers, so :func:`mixsyn_fast.accelerate` can bind them to somebody else's; the classes are layers with
+exactly those attributes and state_dict names.
+
+Three plans, all with the same result up to rounding (docs/exact_algebra.md):
+
+* ``table``: for a hard map, gamma and beta take one row per distinct 5x5 label pattern. SPADE's hidden activation has one
+  row per distinct 3x3 pattern (Q of them); its second convolution becomes one product of those Q rows with all nine taps
+  (Q * 9 * F * 2C operations, Q being a third to a fifth of the 5x5 patterns) and a gather-sum of nine rows per pattern.
+* ``soft``: for weights, SEAN's style convolution runs on the K weights with per-image effective kernels.
+* ``dense``: convolutions of the one-hot map and the style map, as published.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backend import current_backend, current_plan
+from ..ops.region_norm import region_norm
+from ..region_map import PatternPlan, RegionMap, as_region_map
+from .algebra import gather_sum, linear, taps_of
+
+Regions = RegionMap | Tensor
+
+# Cost of one gathered element of the table plan in multiply-accumulates of a matrix product: a gathered element moves four
+# bytes through the cache, a product runs dozens of operations per byte. Measured 6 to 10 on AVX-512 machines.
+_GATHER_COST = 8.0
+
+
+def norm_arguments(norm: nn.Module, x: Tensor) -> dict[str, Any]:
+    """Arguments of :func:`region_norm` that do what a parameter-free norm layer does to ``x``, step count included.
+
+    Args:
+        norm: ``nn.BatchNorm2d``, ``nn.SyncBatchNorm`` or another batch norm, ``nn.InstanceNorm2d``, all without affine
+            parameters, or ``nn.Identity``.
+        x: (B, C, H, W).
+
+    Returns:
+        norm, running statistics, training, momentum, eps, process_group.
+
+    Raises:
+        TypeError: an affine or unknown layer.
+    """
+    reason = unsupported_norm(norm)
+    if reason is not None:
+        raise TypeError(f"param_free_norm: expected an affine-free batch or instance norm, got {reason}")
+    if isinstance(norm, nn.Identity):
+        return {"norm": "none"}
+    if isinstance(norm, nn.InstanceNorm2d):
+        return {"norm": "instance", "eps": norm.eps}
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    tracks = norm.running_mean is not None
+    training = norm.training or not tracks
+    momentum = 0.0 if norm.momentum is None else norm.momentum
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    group = None
+    if isinstance(norm, nn.SyncBatchNorm) and training and dist.is_available() and dist.is_initialized():
+        group = norm.process_group if norm.process_group is not None else dist.group.WORLD
+        group = group if dist.get_world_size(group) > 1 else None
+    return {
+        "norm": "batch",
+        "running_mean": norm.running_mean,
+        "running_var": norm.running_var,
+        "training": training,
+        "momentum": momentum,
+        "eps": norm.eps,
+        "process_group": group,
+    }
+
+
+def unsupported_norm(norm: nn.Module) -> str | None:
+    """Say why :func:`norm_arguments` cannot stand for a layer, or None."""
+    if isinstance(norm, nn.Identity):
+        return None
+    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        return "an affine batch norm" if norm.affine else None
+    if isinstance(norm, nn.InstanceNorm2d):
+        if norm.affine:
+            return "an affine instance norm"
+        return "an instance norm with running statistics" if norm.track_running_stats else None
+    return type(norm).__name__
+
+
+def _check_input(x: Tensor, regions: RegionMap, where: str) -> tuple[int, int]:
+    if x.dim() != 4:
+        raise ValueError(f"{where}: x: expected shape (B, C, H, W), got {tuple(x.shape)}")
+    if regions.batch_size != x.shape[0]:
+        raise ValueError(f"{where}: regions: expected batch {x.shape[0]} as x, got {regions.batch_size}")
+    if regions.device != x.device:
+        raise ValueError(f"{where}: regions: expected device {x.device} as x, got {regions.device}")
+    return int(x.shape[2]), int(x.shape[3])
+
+
+def _plain(norm: nn.Module, x: Tensor, gamma: Tensor, beta: Tensor, negative_slope: float | None) -> Tensor:
+    """What the published layers compute, in plain PyTorch; gamma is the finished factor."""
+    y = norm(x) * gamma + beta
+    return y if negative_slope is None else F.leaky_relu(y, negative_slope)
+
+
+def _is_plain() -> bool:
+    return current_plan() == "dense" and current_backend() == "reference"
+
+
+# --- SPADE -----------------------------------------------------------------------------------------------------------
+
+
+def _shared_conv(spade: nn.Module) -> nn.Conv2d:
+    return spade.mlp_shared[0]  # type: ignore[index, return-value]
+
+
+def table_fits(spade: nn.Module) -> bool:
+    """True where the table plan is exact for a SPADE: three 3x3 convolutions with zero padding 1, stride and dilation 1."""
+
+    def fits(conv: Any) -> bool:
+        return (
+            isinstance(conv, nn.Conv2d)
+            and conv.kernel_size == (3, 3)
+            and conv.padding in ((1, 1), "same")
+            and conv.stride == (1, 1)
+            and conv.dilation == (1, 1)
+            and conv.groups == 1
+            and conv.padding_mode == "zeros"
+        )
+
+    return all(fits(conv) for conv in (_shared_conv(spade), spade.mlp_gamma, spade.mlp_beta))
+
+
+def _prefers_table(spade: nn.Module, regions: RegionMap, size: tuple[int, int], plan_name: str, per_image: bool) -> bool:
+    if regions.is_soft or plan_name == "dense" or not table_fits(spade):
+        return False
+    if plan_name == "table":
+        return True
+    hidden, channels = spade.mlp_gamma.in_channels, spade.mlp_gamma.out_channels  # type: ignore[union-attr]
+    plan = regions.plan(size, per_image)
+    pixels = plan.index.numel()
+    patterns, rows = plan.hidden.shape[0] + 1, plan.rows.shape[0]
+    table = patterns * 9 * hidden * 2 * channels + _GATHER_COST * rows * 9 * 2 * channels
+    dense = pixels * 9 * hidden * (2 * channels + _shared_conv(spade).in_channels)  # type: ignore[operator]
+    return table <= dense
+
+
+def _check_channels(spade: nn.Module, regions: RegionMap, where: str) -> None:
+    expected = _shared_conv(spade).in_channels
+    got = regions.weights.shape[1] if regions.weights is not None else regions.num_channels
+    if got != expected:
+        raise ValueError(f"{where}: regions: expected {expected} channels (regions and edges), got {got}")
+
+
+def _hidden_rows(spade: nn.Module, regions: RegionMap, plan: PatternPlan, dtype: torch.dtype) -> Tensor:
+    """SPADE's hidden activation per distinct 3x3 pattern, and a zero row for positions outside the image: (Q + 1, F)."""
+    conv = _shared_conv(spade)
+    weight = conv.weight.to(dtype).permute(2, 3, 1, 0)  # (3, 3, C_in, F)
+    columns = weight.reshape(9, conv.in_channels, conv.out_channels)
+    nothing = columns.new_zeros((9, 2, conv.out_channels))  # outside the image, and no region
+    table = torch.cat((columns[:, : regions.num_regions], nothing), 1)
+    if regions.edges is not None:
+        table = torch.cat((table, table + columns[:, regions.num_regions :]), 1)
+    hidden = gather_sum(table.reshape(-1, conv.out_channels), plan.hidden)
+    if conv.bias is not None:
+        hidden = hidden + conv.bias.to(dtype)
+    return F.pad(F.relu(hidden), (0, 0, 0, 1))
+
+
+def _bias(conv: nn.Conv2d, like: Tensor) -> Tensor | float:
+    return 0.0 if conv.bias is None else conv.bias.to(like.dtype)
+
+
+def _dense_hidden(spade: nn.Module, regions: RegionMap, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    return spade.mlp_shared(regions.onehot(size, dtype))  # type: ignore[operator]
+
+
+def spade_norm(module: nn.Module, x: Tensor, regions: Regions, *, negative_slope: float | None = None) -> Tensor:
+    """SPADE (Eq. 1 and Fig. 2 of the SPADE paper): ``act(norm(x) * (1 + gamma(m)) + beta(m))``.
+
+    Args:
+        module: has ``param_free_norm``, ``mlp_shared``, ``mlp_gamma``, ``mlp_beta``.
+        x: (B, C, H, W).
+        regions: a region map, or a one-hot or soft mask (B, K, h, w), nearest-resized to x.
+        negative_slope: LeakyReLU that follows, fused; None for none.
+
+    Returns:
+        (B, C, H, W).
+
+    Raises:
+        ValueError: batch, device or number of channels differ.
+    """
+    regions = as_region_map(regions)
+    size = _check_input(x, regions, "SPADENorm")
+    _check_channels(module, regions, "SPADENorm")
+    gamma_conv, beta_conv = module.mlp_gamma, module.mlp_beta
+    dtype = gamma_conv.weight.dtype  # type: ignore[union-attr]
+    if _prefers_table(module, regions, size, current_plan(), False):
+        plan = regions.plan(size)
+        hidden = _hidden_rows(module, regions, plan, dtype)
+        gamma = gather_sum(taps_of(hidden, gamma_conv.weight), plan.rows) + (_bias(gamma_conv, hidden) + 1.0)
+        beta = gather_sum(taps_of(hidden, beta_conv.weight), plan.rows) + _bias(beta_conv, hidden)
+        modulation: dict[str, Any] = {"index": plan.index, "table": torch.cat((gamma, beta), 1)}
+    else:
+        hidden = _dense_hidden(module, regions, size, dtype)
+        scale, shift = 1 + gamma_conv(hidden), beta_conv(hidden)  # type: ignore[operator]
+        if _is_plain():
+            return _plain(module.param_free_norm, x, scale, shift, negative_slope)  # type: ignore[arg-type]
+        modulation = {"scale": scale, "shift": shift}
+    return region_norm(x, **modulation, **norm_arguments(module.param_free_norm, x), negative_slope=negative_slope)  # type: ignore[arg-type]
+
+
+# --- SEAN ------------------------------------------------------------------------------------------------------------
+
+
+def sean_noise(x: Tensor, noise: str | Tensor | None) -> Tensor | None:
+    """Per-pixel noise of a SEAN layer, (B, 1, H, W), or None.
+
+    Args:
+        x: (B, C, H, W).
+        noise: ``"published"`` draws as the published code does (``torch.randn(B, W, H, 1)`` on the default CPU generator,
+            moved, transposed), so that outputs can be compared seed for seed; ``"device"`` draws on the device of x (can be
+            captured in a CUDA graph); a tensor (B, 1, H, W) is used as it is; None for no noise.
+
+    Raises:
+        ValueError: any other value.
+    """
+    if noise is None:
+        return None
+    batch, _, height, width = x.shape
+    if isinstance(noise, Tensor):
+        if tuple(noise.shape) != (batch, 1, height, width):
+            raise ValueError(f"noise: expected shape {(batch, 1, height, width)}, got {tuple(noise.shape)}")
+        return noise
+    if noise == "published":
+        return torch.randn(batch, width, height, 1).to(x.device).transpose(1, 3)
+    if noise == "device":
+        return torch.randn(batch, 1, height, width, device=x.device, dtype=x.dtype)
+    raise ValueError(f"noise: expected 'published', 'device', a tensor or None, got {noise!r}")
+
+
+def _style_vectors(module: nn.Module, style_codes: Tensor, regions: int) -> Tensor:
+    """relu(fc_mu_k(s_k)) of every region: (B, K, S)."""
+    vectors = []
+    for k in range(regions):
+        layer = getattr(module, f"fc_mu{k}")
+        value = linear(style_codes[:, k], layer.weight)
+        vectors.append(value if layer.bias is None else value + layer.bias)
+    return F.relu(torch.stack(vectors, 1))
+
+
+def _dense_style_map(vectors: Tensor, regions: RegionMap, size: tuple[int, int]) -> Tensor:
+    """Style map (B, S, h, w) of a hard map (gathered) or soft one (mixed); pixels of no region are zero."""
+    if regions.is_soft:
+        return torch.einsum("bkhw,bks->bshw", regions.weights_at(size).to(vectors.dtype), vectors)
+    labels = regions.labels_at(size).to(torch.int64)
+    batch, count, length = vectors.shape
+    padded = F.pad(vectors, (0, 0, 1, 0))  # row 0: no region
+    image = torch.arange(batch, device=labels.device)[:, None, None] * (count + 1)
+    rows = F.embedding(labels + 1 + image, padded.reshape(-1, length))
+    return rows.permute(0, 3, 1, 2)
+
+
+def _effective_style_conv(vectors: Tensor, conv: nn.Conv2d, weights: Tensor) -> Tensor:
+    """conv(style map) with the map's rank K used: per-image kernels (B, O, K, 3, 3) on the K weights (docs: 4)."""
+    batch, count, _ = vectors.shape
+    out = conv.out_channels
+    kernels = linear(vectors.reshape(batch * count, -1), conv.weight.permute(2, 3, 0, 1).reshape(9 * out, -1))
+    kernels = kernels.reshape(batch, count, 3, 3, out).permute(0, 4, 1, 2, 3).reshape(batch * out, count, 3, 3)
+    height, width = weights.shape[2:]
+    flat = weights.to(vectors.dtype).reshape(1, batch * count, height, width)
+    y = F.conv2d(flat, kernels, padding=1, groups=batch).reshape(batch, out, height, width)
+    return y if conv.bias is None else y + conv.bias[:, None, None]
+
+
+def sean_norm(
+    module: nn.Module,
+    x: Tensor,
+    regions: Regions,
+    style_codes: Tensor | None = None,
+    *,
+    noise: str | Tensor | None = "device",
+    negative_slope: float | None = None,
+) -> Tensor:
+    """SEAN (Eq. 2 to 4 of the SEAN paper): modulation blended from per-region styles and from SPADE, noise before the norm.
+
+    ``gamma = a * conv_gamma(style map) + (1 - a) * gamma_spade`` with ``a = sigmoid(blending_gamma)``, beta likewise;
+    ``y = act(norm(x + noise * noise_var) * (1 + gamma) + beta)``.
+
+    Args:
+        module: has ``Spade``, ``blending_gamma``, ``blending_beta``, ``noise_var``, ``param_free_norm`` and, unless its
+            ``use_rgb`` is False, ``fc_mu0 ..``, ``conv_gamma``, ``conv_beta``.
+        x: (B, C, H, W).
+        regions: a region map, or a one-hot or soft mask (B, K, h, w), nearest-resized to x.
+        style_codes: (B, K, S); an absent region has a zero code. Not read where ``use_rgb`` is False.
+        noise: see :func:`sean_noise`.
+        negative_slope: LeakyReLU that follows, fused; None for none.
+
+    Returns:
+        (B, C, H, W).
+
+    Raises:
+        ValueError: batch, device, number of channels or the shape of the codes differ.
+    """
+    regions = as_region_map(regions)
+    size = _check_input(x, regions, "SEANNorm")
+    spade: Any = module.Spade
+    _check_channels(spade, regions, "SEANNorm")
+    use_style = bool(getattr(module, "use_rgb", True))
+    count = regions.num_regions
+    if use_style:
+        if style_codes is None or style_codes.dim() != 3 or tuple(style_codes.shape[:2]) != (x.shape[0], count):
+            got = None if style_codes is None else tuple(style_codes.shape)
+            raise ValueError(f"SEANNorm: style_codes: expected shape ({x.shape[0]}, {count}, S), got {got}")
+    drawn = sean_noise(x, noise)
+    gamma_conv, beta_conv = spade.mlp_gamma, spade.mlp_beta
+    dtype = gamma_conv.weight.dtype
+    plan_name = current_plan()
+    if use_style:
+        assert style_codes is not None
+        vectors = _style_vectors(module, style_codes.to(dtype), count)
+        blend_gamma, blend_beta = torch.sigmoid(module.blending_gamma), torch.sigmoid(module.blending_beta)  # type: ignore[arg-type]
+        style_gamma: Any = module.conv_gamma
+        style_beta: Any = module.conv_beta
+    if _prefers_table(spade, regions, size, plan_name, use_style):
+        plan = regions.plan(size, per_image=use_style)
+        hidden = _hidden_rows(spade, regions, plan, dtype)
+        if use_style:
+            rows = F.pad(vectors.reshape(-1, vectors.shape[2]), (0, 0, 0, 1))  # and the zero code
+
+            def blended(style: nn.Conv2d, own: nn.Conv2d, blend: Tensor) -> Tensor:
+                value = gather_sum(taps_of(hidden * (1 - blend), own.weight), plan.rows)
+                styled = gather_sum(taps_of(rows * blend, style.weight), plan.style)
+                bias = blend * _bias(style, value) + (1 - blend) * _bias(own, value)
+                return value + (styled + bias).index_select(0, plan.centre)
+
+            gamma = blended(style_gamma, gamma_conv, blend_gamma) + 1
+            beta = blended(style_beta, beta_conv, blend_beta)
+        else:
+            gamma = gather_sum(taps_of(hidden, gamma_conv.weight), plan.rows) + (_bias(gamma_conv, hidden) + 1.0)
+            beta = gather_sum(taps_of(hidden, beta_conv.weight), plan.rows) + _bias(beta_conv, hidden)
+        modulation: dict[str, Any] = {"index": plan.index, "table": torch.cat((gamma, beta), 1)}
+    else:
+        dense_hidden = _dense_hidden(spade, regions, size, dtype)
+        gamma, beta = gamma_conv(dense_hidden), beta_conv(dense_hidden)
+        if use_style:
+            if plan_name == "dense":
+                style_map = _dense_style_map(vectors, regions, size)
+                own_gamma, own_beta = style_gamma(style_map), style_beta(style_map)
+            else:
+                weights = regions.onehot(size, dtype)[:, :count]
+                own_gamma = _effective_style_conv(vectors, style_gamma, weights)
+                own_beta = _effective_style_conv(vectors, style_beta, weights)
+            gamma = blend_gamma * own_gamma + (1 - blend_gamma) * gamma
+            beta = blend_beta * own_beta + (1 - blend_beta) * beta
+        if _is_plain():
+            noisy = x if drawn is None else x + drawn * module.noise_var[:, None, None]  # type: ignore[index]
+            return _plain(module.param_free_norm, noisy, 1 + gamma, beta, negative_slope)  # type: ignore[arg-type]
+        modulation = {"scale": 1 + gamma, "shift": beta}
+    return region_norm(
+        x,
+        **modulation,
+        **norm_arguments(module.param_free_norm, x),  # type: ignore[arg-type]
+        noise=drawn,
+        noise_scale=None if drawn is None else module.noise_var,  # type: ignore[arg-type]
+        negative_slope=negative_slope,
+    )
+
+
+# --- CLADE -----------------------------------------------------------------------------------------------------------
+
+
+def clade_norm(
+    module: nn.Module,
+    x: Tensor,
+    regions: Regions,
+    *,
+    distance: Tensor | None = None,
+    negative_slope: float | None = None,
+) -> Tensor:
+    """CLADE: ``act(norm(x) * weight[label] + bias[label])`` (no ``1 +``); positional: both scaled per pixel.
+
+    A pixel of no region takes class 0, as the published layer's argmax of an all-zero one-hot does.
+
+    Args:
+        module: has ``param_free_norm`` and ``class_specified_affine.weight`` and ``.bias`` (K, C); positional variants
+            also ``conv_w`` and ``conv_b`` (1x1, 2 -> 1).
+        x: (B, C, H, W).
+        regions: a region map, or a one-hot or soft mask.
+        distance: (B, 2, h, w), positional variant: offset of a pixel from the centroid of its connected component, scaled by
+            its maximum; nearest-resized to x.
+        negative_slope: LeakyReLU that follows, fused; None for none.
+
+    Returns:
+        (B, C, H, W).
+
+    Raises:
+        ValueError: batch, device, number of regions differ, or ``distance`` is missing or not wanted.
+    """
+    regions = as_region_map(regions)
+    size = _check_input(x, regions, "CLADENorm")
+    affine: Any = module.class_specified_affine
+    weight, bias = affine.weight, affine.bias
+    if regions.num_regions != weight.shape[0]:
+        raise ValueError(f"CLADENorm: regions: expected {weight.shape[0]} regions, got {regions.num_regions}")
+    positional = hasattr(module, "conv_w") and hasattr(module, "conv_b")
+    if positional != (distance is not None):
+        raise ValueError(
+            f"CLADENorm: distance: expected {'a tensor (B, 2, h, w)' if positional else 'None'}, "
+            f"got {'None' if distance is None else 'a tensor'}"
+        )
+    if regions.is_soft:
+        weights = regions.weights_at(size).to(weight.dtype)
+        scale = torch.einsum("bkhw,kc->bchw", weights, weight)
+        shift = torch.einsum("bkhw,kc->bchw", weights, bias)
+    elif positional or _is_plain() or current_plan() == "dense":
+        labels = regions.labels_at(size).clamp(min=0)
+        scale = F.embedding(labels, weight).permute(0, 3, 1, 2)
+        shift = F.embedding(labels, bias).permute(0, 3, 1, 2)
+    else:
+        return region_norm(
+            x,
+            regions.labels_at(size).clamp(min=0),
+            torch.cat((weight, bias), 1),
+            **norm_arguments(module.param_free_norm, x),  # type: ignore[arg-type]
+            negative_slope=negative_slope,
+        )
+    if positional:
+        assert distance is not None
+        near = F.interpolate(distance.to(weight.dtype), size=size, mode="nearest")
+        scale = scale * (1 + module.conv_w(near))  # type: ignore[operator]
+        shift = shift * (1 + module.conv_b(near))  # type: ignore[operator]
+    if _is_plain():
+        return _plain(module.param_free_norm, x, scale, shift, negative_slope)  # type: ignore[arg-type]
+    return region_norm(
+        x,
+        scale=scale,
+        shift=shift,
+        **norm_arguments(module.param_free_norm, x),  # type: ignore[arg-type]
+        negative_slope=negative_slope,
+    )
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def _param_free_norm(kind: str, channels: int) -> nn.Module:
+    kinds: dict[str, Any] = {
+        "batch": lambda: nn.BatchNorm2d(channels, affine=False),
+        "syncbatch": lambda: nn.SyncBatchNorm(channels, affine=False),
+        "instance": lambda: nn.InstanceNorm2d(channels, affine=False),
+        "none": nn.Identity,
+    }
+    if kind not in kinds:
+        raise ValueError(f"norm: expected one of {', '.join(kinds)}, got {kind!r}")
+    return kinds[kind]()
+
+
+class SPADENorm(nn.Module):
+    """SPADE normalisation layer with the attributes and state_dict names of the published one.
+
+    Args:
+        channels: C of the input.
+        label_channels: channels of the map: K, and one more with edges.
+        norm: ``"batch"``, ``"syncbatch"``, ``"instance"`` or ``"none"``.
+        hidden: width of the hidden layer.
+        kernel_size: 3 in all published models; other odd sizes run the dense plan.
+    """
+
+    def __init__(
+        self, channels: int, label_channels: int, *, norm: str = "batch", hidden: int = 128, kernel_size: int = 3
+    ) -> None:
+        super().__init__()
+        pad = kernel_size // 2
+        self.param_free_norm = _param_free_norm(norm, channels)
+        self.mlp_shared = nn.Sequential(nn.Conv2d(label_channels, hidden, kernel_size, padding=pad), nn.ReLU())
+        self.mlp_gamma = nn.Conv2d(hidden, channels, kernel_size, padding=pad)
+        self.mlp_beta = nn.Conv2d(hidden, channels, kernel_size, padding=pad)
+
+    def forward(self, x: Tensor, regions: Regions, *, negative_slope: float | None = None) -> Tensor:
+        """See :func:`spade_norm`."""
+        return spade_norm(self, x, regions, negative_slope=negative_slope)
+
+
+class SEANNorm(nn.Module):
+    """SEAN normalisation layer with the attributes and state_dict names of the published one, for any K and style length.
+
+    Args:
+        channels: C of the input.
+        label_channels: K (SEAN knows no edge channel; one more is accepted for SPADE's part).
+        num_regions: K where it differs from ``label_channels``.
+        style_length: S.
+        use_style: False for the layers of the last block: SPADE's branch only, noise still added.
+        norm: as :class:`SPADENorm`.
+        hidden: width of SPADE's hidden layer.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        label_channels: int,
+        *,
+        num_regions: int | None = None,
+        style_length: int = 512,
+        use_style: bool = True,
+        norm: str = "batch",
+        hidden: int = 128,
+    ) -> None:
+        super().__init__()
+        self.use_rgb = use_style
+        self.Spade = SPADENorm(channels, label_channels, norm="none", hidden=hidden)
+        self.param_free_norm = _param_free_norm(norm, channels)
+        self.blending_gamma = nn.Parameter(torch.zeros(1))
+        self.blending_beta = nn.Parameter(torch.zeros(1))
+        self.noise_var = nn.Parameter(torch.zeros(channels))
+        if use_style:
+            for k in range(label_channels if num_regions is None else num_regions):
+                setattr(self, f"fc_mu{k}", nn.Linear(style_length, style_length))
+            self.conv_gamma = nn.Conv2d(style_length, channels, 3, padding=1)
+            self.conv_beta = nn.Conv2d(style_length, channels, 3, padding=1)
+
+    def forward(
+        self,
+        x: Tensor,
+        regions: Regions,
+        style_codes: Tensor | None = None,
+        *,
+        noise: str | Tensor | None = "device",
+        negative_slope: float | None = None,
+    ) -> Tensor:
+        """See :func:`sean_norm`."""
+        return sean_norm(self, x, regions, style_codes, noise=noise, negative_slope=negative_slope)
+
+
+class ClassAffine(nn.Module):
+    """CLADE's per-class scale and shift: ``weight`` (K, C) drawn from U(0, 1), ``bias`` (K, C) zero."""
+
+    def __init__(self, num_regions: int, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_regions, channels))
+        self.bias = nn.Parameter(torch.empty(num_regions, channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight from U(0, 1), zero the bias."""
+        nn.init.uniform_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class CLADENorm(nn.Module):
+    """CLADE normalisation layer with the attributes and state_dict names of the published one.
+
+    Args:
+        channels: C of the input.
+        num_regions: K.
+        norm: as :class:`SPADENorm`.
+        positional: scale both tables per pixel by 1x1 convolutions (zero at first) of the position in the region.
+        instance: append one channel, a 1x1 convolution of the edge map, to the output (C + 1 channels).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_regions: int,
+        *,
+        norm: str = "batch",
+        positional: bool = False,
+        instance: bool = False,
+    ) -> None:
+        super().__init__()
+        self.param_free_norm = _param_free_norm(norm, channels)
+        self.class_specified_affine = ClassAffine(num_regions, channels)
+        if positional:
+            self.conv_w, self.conv_b = nn.Conv2d(2, 1, 1), nn.Conv2d(2, 1, 1)
+            for conv in (self.conv_w, self.conv_b):
+                nn.init.zeros_(conv.weight)
+                nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        if instance:
+            self.inst_conv = nn.Conv2d(1, 1, 1)
+
+    def forward(
+        self,
+        x: Tensor,
+        regions: Regions,
+        *,
+        distance: Tensor | None = None,
+        negative_slope: float | None = None,
+    ) -> Tensor:
+        """See :func:`clade_norm`; with ``instance`` one channel more comes out."""
+        regions = as_region_map(regions)
+        if not hasattr(self, "inst_conv"):
+            return clade_norm(self, x, regions, distance=distance, negative_slope=negative_slope)
+        if regions.edges is None:
+            raise ValueError("CLADENorm: regions: expected a map with edges (instance=True), got one without")
+        y = clade_norm(self, x, regions, distance=distance)
+        edges = regions.edges_at((int(x.shape[2]), int(x.shape[3])))
+        assert edges is not None
+        y = torch.cat((y, self.inst_conv(edges[:, None].to(x.dtype))), 1)
+        return y if negative_slope is None else F.leaky_relu(y, negative_slope)

@@ -1,0 +1,443 @@
+"""RegionMap: the label map of a batch, with everything that depends on labels alone, made once and used by every layer.
+
+A region map is *hard* (every pixel in one region, or in none) or *soft* (weights per region). From a hard map come, for
+every size asked: nearest-resized labels, areas, distinct label patterns, and the :class:`PatternPlan` that turns SPADE's
+and SEAN's convolutions into small tables (docs/exact_algebra.md). Sizes are always taken from the full resolution with the
+pixel rule of ``F.interpolate(mode="nearest")``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .ops.label_patterns import MAX_REGIONS, label_patterns
+
+Size = tuple[int, int]
+_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+class Patterns(NamedTuple):
+    """Distinct (2r+1) x (2r+1) label neighbourhoods; see :func:`mixsyn_fast.ops.label_patterns`."""
+
+    index: Tensor
+    """(B, h, w) int32: row of every pixel."""
+    patterns: Tensor
+    """(P, (2r+1)^2) int32 codes."""
+    row_image: Tensor
+    """(P,) int32: image of the row's first appearance."""
+
+
+class PatternPlan(NamedTuple):
+    """What SPADE's and SEAN's tables need from the labels at one size; index tensors of gather-sums, int32.
+
+    With Q distinct 3x3 patterns of the batch, Z distinct 3x3 patterns per image, P rows (distinct 5x5 patterns):
+    """
+
+    index: Tensor
+    """(B, h, w): row of every pixel, in [0, P)."""
+    hidden: Tensor
+    """(Q, 9): SPADE's first convolution, indices into its table of (9 taps x codes) rows."""
+    rows: Tensor
+    """(P, 9): SPADE's second convolution, indices into its table of ((Q + 1) patterns x 9 taps) rows; pattern Q is the
+    zero hidden value outside the image."""
+    style: Tensor
+    """(Z, 9): SEAN's style convolution, indices into its table of ((B * K + 1) codes x 9 taps) rows; code B * K is zero."""
+    centre: Tensor
+    """(P,): the 3x3 pattern, in [0, Z), at the centre of every row."""
+
+
+def nearest_source(size: int, full: int, device: torch.device | str | None = None) -> Tensor:
+    """Source positions of ``F.interpolate(mode="nearest")`` from ``full`` to ``size`` pixels.
+
+    Args:
+        size: pixels of the result.
+        full: pixels of the source.
+        device: where the result lives.
+
+    Returns:
+        (size,) int64: ``min(floor(i * float32(full / size)), full - 1)``. Integer division differs, e.g. at 133 -> 49.
+    """
+    scale = torch.tensor(full, dtype=torch.float32) / torch.tensor(max(size, 1), dtype=torch.float32)
+    source = torch.floor(torch.arange(size, dtype=torch.float32) * scale).to(torch.int64)
+    return source.clamp_(max=max(full - 1, 0)).to(device)
+
+
+def _resized(t: Tensor, size: Size) -> Tensor:
+    """Nearest-resize the last two dimensions."""
+    height, width = t.shape[-2:]
+    if (height, width) == size:
+        return t
+    rows, columns = nearest_source(size[0], height, t.device), nearest_source(size[1], width, t.device)
+    return t.index_select(-2, rows).index_select(-1, columns)
+
+
+def _fail(argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
+    raise error(f"RegionMap: {argument}: expected {expected}, got {got}")
+
+
+class RegionMap:
+    """Labels or soft weights of a batch of images, with a cache of what layers derive from them.
+
+    Args:
+        labels: (B, H, W) integer, values in [0, num_regions), or ``ignore_index``.
+        num_regions: K, 1 to 512.
+        ignore_index: label of pixels that belong to no region (an all-zero one-hot). They add nothing to a neighbour but
+            have a hidden value of their own, relu(bias + ...): another case than outside the image.
+        edges: (B, H, W) bool, integer or floating with values 0 and 1: one binary channel behind the one-hot map.
+
+    Raises:
+        ValueError: wrong rank or shape, labels out of range, edges not binary.
+        TypeError: labels not integer.
+
+    Everything is checked once, here. Instances pickle (data-loader workers), move with :meth:`to` and pin with
+    :meth:`pin_memory`; the cache travels too. Do not modify the tensors of a map: make a new map.
+    """
+
+    def __init__(
+        self,
+        labels: Tensor,
+        num_regions: int,
+        *,
+        ignore_index: int | None = None,
+        edges: Tensor | None = None,
+    ) -> None:
+        if not isinstance(labels, Tensor):
+            _fail("labels", "a tensor", type(labels).__name__, TypeError)
+        if labels.dim() != 3:
+            _fail("labels", "shape (B, H, W)", f"shape {tuple(labels.shape)}")
+        if labels.dtype not in _INTEGERS:
+            _fail("labels", "an integer dtype", labels.dtype, TypeError)
+        if not isinstance(num_regions, int) or not 1 <= num_regions <= MAX_REGIONS:
+            _fail("num_regions", f"1 to {MAX_REGIONS}", num_regions)
+        wide = labels.to(torch.int64)
+        ignored = wide == ignore_index if ignore_index is not None else None
+        wrong = (wide < 0) | (wide >= num_regions)
+        if ignored is not None:
+            wrong &= ~ignored
+        if bool(wrong.any()):
+            b, y, x = (int(v) for v in wrong.nonzero()[0])
+            also = f" or ignore_index {ignore_index}" if ignore_index is not None else ""
+            _fail("labels", f"values in [0, {num_regions}){also}", f"{int(wide[b, y, x])} at ({b}, {y}, {x})")
+        if ignored is not None:
+            wide = torch.where(ignored, -1, wide)
+        self._setup(num_regions, labels=wide.to(torch.int32).contiguous(), edges=self._binary(edges, labels))
+
+    @staticmethod
+    def _binary(edges: Tensor | None, labels: Tensor) -> Tensor | None:
+        if edges is None:
+            return None
+        if edges.shape != labels.shape:
+            _fail("edges", f"shape {tuple(labels.shape)}", f"shape {tuple(edges.shape)}")
+        if edges.device != labels.device:
+            _fail("edges", f"device {labels.device}", f"device {edges.device}")
+        if edges.dtype != torch.bool and not bool(((edges == 0) | (edges == 1)).all()):
+            _fail("edges", "values 0 and 1", "other values")
+        return (edges != 0).contiguous()
+
+    def _setup(
+        self,
+        num_regions: int,
+        labels: Tensor | None = None,
+        edges: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
+        self.num_regions = num_regions
+        self.labels = labels
+        self.edges = edges
+        self.weights = weights
+        self._cache: dict[Any, Any] = {}
+
+    @classmethod
+    def from_onehot(cls, mask: Tensor, *, num_regions: int | None = None) -> RegionMap:
+        """Read a one-hot mask; an all-zero pixel belongs to no region.
+
+        Args:
+            mask: (B, K, H, W), values 0 and 1, at most one 1 per pixel. With one channel more than ``num_regions`` the last
+                one is the edge channel.
+            num_regions: K; None for all channels.
+
+        Returns:
+            A hard map.
+
+        Raises:
+            ValueError: wrong rank, or a pixel that is not one-hot.
+        """
+        if mask.dim() != 4:
+            _fail("mask", "shape (B, K, H, W)", f"shape {tuple(mask.shape)}")
+        regions = mask.shape[1] if num_regions is None else num_regions
+        if mask.shape[1] - regions not in (0, 1):
+            _fail("mask", f"{regions} channels, or one more for edges", mask.shape[1])
+        onehot = mask[:, :regions]
+        found = labels_of_onehot(onehot)
+        if found is None:
+            _fail("mask", "values 0 and 1, at most one 1 per pixel", "a soft or overlapping mask (see RegionMap.soft)")
+        assert found is not None
+        made = cls.__new__(cls)
+        if not 1 <= regions <= MAX_REGIONS:
+            _fail("num_regions", f"1 to {MAX_REGIONS}", regions)
+        made._setup(regions, labels=found, edges=cls._binary(mask[:, regions] if mask.shape[1] > regions else None, found))
+        return made
+
+    @classmethod
+    def soft(cls, weights: Tensor) -> RegionMap:
+        """Make a soft map: every pixel is a weighted mixture of regions. Gradients reach the weights.
+
+        Args:
+            weights: (B, K, H, W) floating, finite and not negative; they need not sum to one.
+
+        Returns:
+            A soft map.
+
+        Raises:
+            ValueError: wrong rank, a negative weight or one that is not finite.
+            TypeError: weights not floating.
+        """
+        if weights.dim() != 4:
+            _fail("weights", "shape (B, K, H, W)", f"shape {tuple(weights.shape)}")
+        if weights.dtype not in _FLOATING:
+            _fail("weights", "a floating dtype", weights.dtype, TypeError)
+        if not 1 <= weights.shape[1] <= MAX_REGIONS:
+            _fail("weights", f"1 to {MAX_REGIONS} channels", weights.shape[1])
+        if weights.numel() and not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+            _fail("weights", "finite values, not negative", "other values")
+        made = cls.__new__(cls)
+        made._setup(weights.shape[1], weights=weights)
+        return made
+
+    # --- properties ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _base(self) -> Tensor:
+        base = self.labels if self.labels is not None else self.weights
+        assert base is not None
+        return base
+
+    @property
+    def is_soft(self) -> bool:
+        """True for a map of weights."""
+        return self.weights is not None
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return self._base.shape[0]
+
+    @property
+    def size(self) -> Size:
+        """(H, W) of the full resolution."""
+        return int(self._base.shape[-2]), int(self._base.shape[-1])
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the map."""
+        return self._base.device
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of :meth:`onehot`: K, and one more with edges."""
+        return self.num_regions + (self.edges is not None)
+
+    def __repr__(self) -> str:
+        kind = "soft" if self.is_soft else "hard"
+        edges = ", edges" if self.edges is not None else ""
+        return (
+            f"RegionMap({kind}, batch={self.batch_size}, size={self.size[0]}x{self.size[1]}, "
+            f"num_regions={self.num_regions}{edges}, device={self.device}, cached={len(self._cache)})"
+        )
+
+    # --- movement -----------------------------------------------------------------------------------------------------
+
+    def _mapped(self, function: Any) -> RegionMap:
+        def apply(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return function(value)
+            if isinstance(value, tuple) and hasattr(value, "_fields"):
+                return type(value)(*(apply(v) for v in value))
+            return value
+
+        made = RegionMap.__new__(RegionMap)
+        made._setup(self.num_regions, apply(self.labels), apply(self.edges), apply(self.weights))
+        made._cache = {key: apply(value) for key, value in self._cache.items()}
+        return made
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> RegionMap:
+        """Return the map, with all that is cached, on another device (itself when it is there already)."""
+        if torch.device(device) == self.device:
+            return self
+        return self._mapped(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> RegionMap:
+        """Return the map in page-locked memory; data loaders with ``pin_memory=True`` call this."""
+        return self._mapped(lambda t: t.pin_memory())
+
+    # --- levels -------------------------------------------------------------------------------------------------------
+
+    def _hard(self, what: str) -> Tensor:
+        if self.labels is None:
+            raise TypeError(f"RegionMap.{what}: expected a hard map (labels), got a soft one (weights)")
+        return self.labels
+
+    def _cached(self, key: Any, make: Any) -> Any:
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
+
+    def _checked(self, size: Size | None) -> Size:
+        if size is None:
+            return self.size
+        if len(size) != 2 or min(size) < 1:
+            _fail("size", "two positive numbers (h, w)", tuple(size))
+        return int(size[0]), int(size[1])
+
+    def labels_at(self, size: Size | None = None) -> Tensor:
+        """Return (B, h, w) int32 labels at a size, -1 where a pixel belongs to no region."""
+        labels, size = self._hard("labels_at"), self._checked(size)
+        return self._cached(("labels", size), lambda: _resized(labels, size))
+
+    def edges_at(self, size: Size | None = None) -> Tensor | None:
+        """Return (B, h, w) bool edges at a size, or None."""
+        edges, size = self.edges, self._checked(size)
+        return None if edges is None else self._cached(("edges", size), lambda: _resized(edges, size))
+
+    def weights_at(self, size: Size | None = None) -> Tensor:
+        """Return (B, K, h, w) weights of a soft map at a size (nearest-resized, differentiable)."""
+        if self.weights is None:
+            raise TypeError("RegionMap.weights_at: expected a soft map, got a hard one")
+        weights, size = self.weights, self._checked(size)
+        # not cached: the graph of the weights belongs to one forward pass
+        return _resized(weights, size)
+
+    def onehot(self, size: Size | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return (B, K, h, w), one more channel with edges: one-hot labels, or the weights of a soft map."""
+        size = self._checked(size)
+        if self.is_soft:
+            return self.weights_at(size).to(dtype)
+
+        def make() -> Tensor:
+            labels = self.labels_at(size)
+            regions = torch.arange(self.num_regions, device=labels.device, dtype=torch.int32)
+            planes = labels[:, None] == regions[None, :, None, None]
+            edges = self.edges_at(size)
+            return (planes if edges is None else torch.cat((planes, edges[:, None]), 1)).to(dtype)
+
+        return self._cached(("onehot", size, dtype), make)
+
+    def areas(self, size: Size | None = None) -> Tensor:
+        """Return (B, K) float32 pixels (or sum of weights) per region at a size."""
+        size = self._checked(size)
+        if self.is_soft:
+            return self.weights_at(size).sum((2, 3), dtype=torch.float32)
+
+        def make() -> Tensor:
+            labels = self.labels_at(size).to(torch.int64).flatten(1)
+            counts = torch.zeros(self.batch_size, self.num_regions + 1, dtype=torch.float32, device=labels.device)
+            counts.scatter_add_(1, labels + 1, torch.ones_like(labels, dtype=torch.float32))
+            return counts[:, 1:].contiguous()
+
+        return self._cached(("areas", size), make)
+
+    def patterns(self, size: Size | None = None, radius: int = 2, per_image: bool = False) -> Patterns:
+        """Return the distinct label neighbourhoods at a size.
+
+        Args:
+            size: (h, w), None for full resolution.
+            radius: 0, 1 or 2.
+            per_image: rows are not shared between images.
+
+        Raises:
+            TypeError: on a soft map.
+        """
+        size = self._checked(size)
+        labels = self.labels_at(size)
+        # one image: both kinds are the same
+        key = ("patterns", size, radius, per_image and self.batch_size > 1)
+        return self._cached(
+            key,
+            lambda: Patterns(
+                *label_patterns(labels, self.num_regions, radius, edges=self.edges_at(size), per_image=key[3])
+            ),
+        )
+
+    def plan(self, size: Size | None = None, per_image: bool = False) -> PatternPlan:
+        """Return the index tensors of SPADE's (and, ``per_image``, SEAN's) tables at a size; see :class:`PatternPlan`."""
+        size = self._checked(size)
+        key = ("plan", size, per_image and self.batch_size > 1)
+        return self._cached(key, lambda: self._make_plan(size, key[2]))
+
+    def _make_plan(self, size: Size, per_image: bool) -> PatternPlan:
+        wide = self.patterns(size, 2, per_image)
+        shared = self.patterns(size, 1, False)
+        own = self.patterns(size, 1, per_image)
+        device, regions = self.device, self.num_regions
+        height, width = size
+        # Any pixel of a row stands for it: all have the same 5x5 labels.
+        pixels = wide.index.numel()
+        pixel_of_row = torch.empty(len(wide.patterns), dtype=torch.int64, device=device)
+        flat = wide.index.reshape(-1).to(torch.int64)
+        pixel_of_row[flat] = torch.arange(pixels, device=device)
+        image, within = pixel_of_row // (height * width), pixel_of_row % (height * width)
+        y, x = within // width, within % width
+        offset = torch.arange(-1, 2, device=device)
+        ys, xs = (y[:, None] + offset)[:, :, None], (x[:, None] + offset)[:, None, :]  # (P, 3, 1), (P, 1, 3)
+        inside = ((ys >= 0) & (ys < height) & (xs >= 0) & (xs < width)).reshape(-1, 9)
+        at = (image[:, None, None] * height + ys.clamp(0, max(height - 1, 0))) * width + xs.clamp(0, max(width - 1, 0))
+        neighbour = shared.index.reshape(-1)[at.reshape(-1, 9)]
+        tap = torch.arange(9, device=device, dtype=torch.int32)
+        rows = torch.where(inside, neighbour, len(shared.patterns)) * 9 + tap
+        codes = (regions + 2) * (2 if self.edges is not None else 1)
+        hidden = shared.patterns + tap * codes
+        label = own.patterns % (regions + 2)  # the style map does not see edges
+        owner = own.row_image[:, None] * regions + label
+        style = torch.where(label < regions, owner, self.batch_size * regions) * 9 + tap
+        centre = own.index.reshape(-1)[pixel_of_row]
+        return PatternPlan(wide.index, hidden, rows.to(torch.int32), style.to(torch.int32), centre)
+
+
+def labels_of_onehot(onehot: Tensor) -> Tensor | None:
+    """Return (B, H, W) int32 labels (-1: all zero) of a one-hot mask, or None when it is not one.
+
+    Args:
+        onehot: (B, K, H, W) of any dtype.
+    """
+    batch, regions, height, width = onehot.shape
+    if onehot.numel() == 0:
+        return torch.full((batch, height, width), -1, dtype=torch.int32, device=onehot.device)
+    set_ = onehot != 0
+    count = set_.sum(1, dtype=torch.int32)
+    if not bool((count <= 1).all()) or not bool((onehot.sum(1) == count).all()):
+        return None
+    labels = torch.where(count == 0, -1, set_.to(torch.uint8).argmax(1).to(torch.int32))
+    return labels.to(torch.int32).contiguous()
+
+
+def as_region_map(regions: RegionMap | Tensor, num_regions: int | None = None) -> RegionMap:
+    """Return a RegionMap as it is, or make one from a one-hot or soft mask (B, K, H, W).
+
+    Args:
+        regions: a map, or a floating mask. A mask that needs a gradient, or is not one-hot, becomes a soft map. Where all
+            channels are not one-hot but all except the last are, and the last is binary, that one is the edge channel.
+        num_regions: K, where it is known.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if isinstance(regions, RegionMap):
+        return regions
+    if not isinstance(regions, Tensor):
+        raise TypeError(f"regions: expected a RegionMap or a tensor (B, K, H, W), got {type(regions).__name__}")
+    if regions.dim() == 4 and not regions.requires_grad:
+        channels = regions.shape[1]
+        for count in (channels, channels - 1) if num_regions is None else (num_regions,):
+            if count < 1 or channels - count not in (0, 1):
+                continue
+            labels = labels_of_onehot(regions[:, :count])
+            edges = regions[:, count] if channels > count else None
+            if labels is not None and (edges is None or bool(((edges == 0) | (edges == 1)).all())):
+                made = RegionMap.__new__(RegionMap)
+                made._setup(count, labels=labels, edges=None if edges is None else (edges != 0).contiguous())
+                return made
+    return RegionMap.soft(regions)
