@@ -1,0 +1,79 @@
+# Everything a fresh machine needs is set up by the first target that needs it, in .venv of this folder.
+#   make demo [DATA=folder of label maps]   see it work; writes outputs/demo.png
+#   make test [ARGS='-k name']              the tests
+#   make bench                              the benchmarks (JSON and tables below benchmarks/results)
+#   make gpu-check                          what needs a GPU: uses python3 itself when it has a CUDA torch
+#   make sanitize                           the CPU kernels under AddressSanitizer and UBSan
+#   make lint | format | kernels | doctor | clean
+
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+RUN := $(VENV)/bin/python
+CSRC := $(wildcard csrc/*.* csrc/*/*.*)
+CXX_USED := $(or $(shell command -v $(firstword $(CXX))),g++)
+
+.PHONY: demo test bench gpu-check sanitize lint format kernels doctor setup clean
+
+setup: $(VENV)/.installed
+
+# The stamp is written last: an interrupted installation starts again from an empty folder.
+$(VENV)/.ready: requirements.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found: install one or set PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -e $@ || rm -rf $(VENV)
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "no venv: try apt install python3-venv" >&2; exit 1; }
+	@echo "installing the pinned requirements into $(VENV) (once, some minutes)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.ready setup.py pyproject.toml mixsyn_fast/_build.py $(CSRC)
+	@echo "compiling the extension and installing mixsyn_fast (editable) into $(VENV)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+demo: setup
+	@mkdir -p outputs
+	$(VENV)/bin/mixsyn-fast demo $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+test: setup
+	MIXSYN_FAST_STRICT=1 $(RUN) -m pytest $(ARGS)
+
+bench: setup
+	$(RUN) -m benchmarks.run_ops $(ARGS)
+	$(RUN) -m benchmarks.run_models $(ARGS)
+
+gpu-check:
+	@if python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
+	  python3 -m benchmarks.gpu_check $(ARGS); \
+	else $(MAKE) --no-print-directory setup && $(RUN) -m benchmarks.gpu_check $(ARGS); fi
+
+kernels: setup
+	$(RUN) -m pytest -v -rs tests/build/test_nvcc.py
+
+# The interpreter is no sanitized program, so the run-time libraries come first in every process; its own leaks are not
+# our business. Exceptions cross the sanitizer, hence libstdc++ as well.
+sanitize: setup
+	LD_PRELOAD="$$($(CXX_USED) -print-file-name=libasan.so) $$($(CXX_USED) -print-file-name=libubsan.so) \
+	$$($(CXX_USED) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	MIXSYN_FAST_SANITIZE=1 MIXSYN_FAST_STRICT=1 PYTHONMALLOC=malloc \
+	$(RUN) -m pytest -q -m "not gpu and not slow" -k "not triton and not compile" tests/ops $(ARGS)
+
+lint: $(VENV)/.ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(CSRC)
+
+format: $(VENV)/.ready
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CSRC)
+
+doctor: setup
+	$(VENV)/bin/mixsyn-fast doctor
+
+clean:
+	rm -rf build dist *.egg-info mixsyn_fast/_C*.so mixsyn_fast/_C.json .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) outputs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
