@@ -30,6 +30,7 @@ TORCH_TARGET_VERSION = "0x020b000000000000"  # torch 2.11: the oldest release wh
 OLDEST_TORCH = (2, 11)
 DEFAULT_ARCHS = ("8.0", "9.0+PTX")
 SOURCE_SUFFIXES = (".cpp", ".h", ".inl", ".cu", ".cuh")
+USUAL_NVCC = Path("/usr/local/cuda/bin/nvcc")
 MANIFEST = "_C.json"  # lies beside the shared object and says what it was made from
 _MEMORY_PER_JOB = {".cpp": 1.0, ".cu": 2.0}  # GiB a compiler may need at its peak
 
@@ -177,7 +178,7 @@ def find_nvcc(environ: Mapping[str, str] = os.environ) -> tuple[Path, str] | Non
     places = [Path(home) / "bin" / "nvcc" for home in homes if home]
     if on_path := shutil.which("nvcc", path=environ.get("PATH")):
         places.append(Path(on_path))
-    places.append(Path("/usr/local/cuda/bin/nvcc"))
+    places.append(USUAL_NVCC)
     for nvcc in places:
         if not nvcc.is_file():
             continue

@@ -54,7 +54,7 @@ class _State:
         self.seconds = 0.0
 
 
-_state = _State()
+_state: _State = globals().get("_state") or _State()  # a reloaded module keeps what its former life loaded
 
 
 def _after_fork() -> None:
@@ -154,10 +154,6 @@ def _load() -> None:
 
     from . import _build
 
-    if _MODULE in sys.modules:  # this file was reloaded: the object of its former life is still there
-        module = sys.modules[_MODULE]
-        _adopt("prebuilt", Path(module.__file__ or ""), dict(getattr(module, "_manifest", {})))
-        return
     if _load_prebuilt():
         return
     if _build.flag(os.environ, "MIXSYN_FAST_DISABLE_JIT"):
@@ -252,7 +248,6 @@ def _adopt(origin: str, path: Path, manifest: dict[str, Any]) -> None:
     except ImportError as error:
         _state.notes.append(f"the kernels are loaded, the build information is not: {error}")
         return
-    module.__dict__["_manifest"] = manifest
     sys.modules[_MODULE] = module
     _state.info = module.build_info()
 

@@ -1,0 +1,74 @@
+"""The command mixsyn-fast, and what `import mixsyn_fast` costs."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from mixsyn_fast import __version__, backend, cli, doctor
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0 and capsys.readouterr().out.strip() == f"mixsyn_fast {__version__}"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--nonsense"], ["nonsense"], ["doctor", "--nonsense"], ["doctor", "--js"]])
+def test_unknown_options_are_errors(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2 and "usage: mixsyn-fast" in capsys.readouterr().err
+
+
+def test_doctor_names_every_op_on_every_device(capsys):
+    assert cli.main(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert set(facts["ops"]) == set(backend.OPS)
+    for devices in facts["ops"].values():
+        assert set(devices) == {"cpu", "cuda"}
+        for choice in devices.values():
+            assert choice["backend"] in ("native", "triton", "reference", "none") and choice["reason"]
+        assert devices["cpu"]["backend"] == "native"
+    assert facts["versions"]["mixsyn_fast"] == __version__ and facts["versions"]["torch"]
+    assert facts["build"]["loaded"] and facts["build"]["cache"] and facts["build"]["manifest"]["compiler"]
+    assert facts["healthy"] is True
+
+
+def test_doctor_speaks_to_people(capsys):
+    assert cli.main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    for words in ("versions", "extension", "cache:", *backend.OPS, "native", "torch"):
+        assert words in said
+
+
+def test_doctor_without_an_extension(monkeypatch, capsys):
+    sick = {
+        "loaded": False, "origin": None, "path": None, "failure": "no C++ compiler found\nTo mend it: install g++",
+        "cause": "compiler", "notes": [], "seconds": 0.0, "cache": "/cache", "manifest": {}, "build_info": {},
+    }  # fmt: skip
+    monkeypatch.setattr("mixsyn_fast.extension.build_report", lambda: sick)
+    assert doctor.main() == 1
+    said = capsys.readouterr().out
+    assert "not available: no C++ compiler found" in said and "To mend it: install g++" in said
+
+
+def test_import_adds_little_to_importing_torch():
+    """At most 0.3 s beyond `import torch`, in the middle of three tries."""
+    seconds = []
+    for _ in range(3):
+        said = subprocess.run(
+            [sys.executable, "-X", "importtime", "-c", "import torch\nimport mixsyn_fast"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+        found = re.search(r"^import time:\s+\d+ \|\s+(\d+) \| mixsyn_fast$", said, re.MULTILINE)
+        assert found is not None
+        seconds.append(int(found[1]) / 1e6)
+    assert statistics.median(seconds) <= 0.3, seconds
