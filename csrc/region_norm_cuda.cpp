@@ -34,6 +34,7 @@ struct Problem {
   Layout4d layout;
   kernels::RegionNorm op;
   MaybeTensor scale, shift;  // in x's layout
+  bool has_statistics = false;
 
   Problem(const char* name, const Tensor& x, const MaybeTensor& mean, const MaybeTensor& variance,
           const MaybeTensor& index, const MaybeTensor& table, const MaybeTensor& scale_in, const MaybeTensor& shift_in,
@@ -67,6 +68,7 @@ struct Problem {
                    norm == kInstance ? "B rows" : "1 row", mean->size(0));
       if (norm == kGiven) op.per_instance = mean->size(0) == b && b > 1;
       op.mean = mean->const_data_ptr(), op.variance = variance->const_data_ptr();
+      has_statistics = true;
     }
     if (index) {
       check_shape(name, "index", *index, {b, h, w});
@@ -74,6 +76,7 @@ struct Problem {
       check_shape(name, "table", *table, {-1, 2 * c});
       MIXSYN_CHECK(table->size(0) <= std::numeric_limits<int32_t>::max(), name, "table", "fewer than 2^31 rows",
                    table->size(0));
+      MIXSYN_CHECK(table->size(0) > 0 || index->numel() == 0, name, "table", "a row at least", "none");
       for (const auto& [what, t] : {std::pair<const char*, const Tensor*>{"index", &*index}, {"table", &*table}}) {
         check_same_device(name, what, *t, x);
         MIXSYN_CHECK(t->is_contiguous(), name, what, "contiguous memory", "other strides");
@@ -122,7 +125,7 @@ struct Problem {
   }
 
   void require_statistics() const {
-    MIXSYN_CHECK(norm == kNone || op.mean, name, "mean and variance", "tensors", "none");
+    MIXSYN_CHECK(norm == kNone || has_statistics, name, "mean and variance", "tensors", "none");
   }
 
  private:
@@ -171,7 +174,7 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_cuda(const Tensor& x, const Maybe
   const bool given = norm == kGiven;
   Problem problem("region_norm", x, given ? mean : none, given ? variance : none, index, table, scale, shift, noise,
                   noise_scale, norm, eps, negative_slope);
-  MIXSYN_CHECK(!given || problem.op.mean, problem.name, "mean and variance", "tensors with norm 1", "none");
+  MIXSYN_CHECK(!given || problem.has_statistics, problem.name, "mean and variance", "tensors with norm 1", "none");
   const CudaScope scope(x);
   const cudaStream_t stream = scope.stream();
   const Tensor y = empty_like(x);

@@ -2,8 +2,8 @@
 //
 // A block's threads are fibers (ucontext) that run until the next __syncthreads, one after another, in an order chosen
 // by CUDA_EMULATION_ORDER: forward (default), reverse, or shuffle. Blocks run one after another in the same order, so a
-// result that depends on the order is a race. Checked on the way: alignment of vector accesses, threads that leave a
-// kernel while others wait at a barrier, launch limits, and that shared memory starts with garbage.
+// result that depends on the order is a race. Checked on the way: alignment of accesses, threads that leave a kernel
+// while others wait at a barrier, launch limits. Shared memory is static: it starts with what the last block left.
 #pragma once
 
 #include <assert.h>

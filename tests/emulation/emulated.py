@@ -1,0 +1,106 @@
+"""Build the CUDA sources for the CPU (tests/emulation/cuda_runtime.h); ops in torch.ops.mixsyn_fast_emulated.
+
+The wrappers and kernels are the real ones; only the launch and the intrinsics are replaced. Slow: small shapes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
+OPS = (
+    "region_norm",
+    "region_norm_stats",
+    "region_norm_backward_reduce",
+    "region_norm_backward_input",
+    "label_patterns",
+)
+
+
+def missing() -> str | None:
+    """Say what the emulation lacks on this machine, or return None."""
+    if compiler() is None:
+        return "no C++ compiler for the CUDA emulation"
+    if not (torch_root() / "include" / "torch" / "csrc" / "stable" / "library.h").is_file():
+        return "torch's headers are not installed"
+    return None
+
+
+def compiler() -> str | None:
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+
+
+def torch_root() -> Path:
+    return Path(torch.__file__).resolve().parent
+
+
+def build() -> Path:
+    """Compile into a folder keyed by the sources and flags; return the shared object.
+
+    CUDA_EMULATION_FLAGS adds flags, such as ``-fsanitize=address,undefined`` (which catches accesses beyond shared
+    memory as well; preload libasan, and set ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0).
+
+    Raises:
+        RuntimeError: the compiler's message.
+    """
+    extra = os.environ.get("CUDA_EMULATION_FLAGS", "").split()
+    sources = sorted(CSRC.glob("kernels/*.cu")) + sorted(CSRC.glob("*_cuda.cpp"))
+    headers = [*CSRC.glob("*.h"), *CSRC.glob("kernels/*.h"), *CSRC.glob("kernels/*.cuh")]
+    headers += [*(ROOT / "tests" / "emulation").glob("*.h")]
+    flags = ["-std=c++17", "-O1", "-g1", "-fPIC", "-w", "-DMIXSYN_EMULATE_CUDA", *extra]
+    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{ROOT / 'tests' / 'emulation'}", f"-I{CSRC}"]
+    flags += ["-isystem", str(torch_root() / "include")]
+    key = hashlib.sha256(repr((compiler(), flags, torch.__version__)).encode())
+    for path in sorted(sources + headers):
+        key.update(path.read_bytes())
+    folder = Path(tempfile.gettempdir()) / f"mixsyn_fast-emulation-{os.getuid()}-{key.hexdigest()[:16]}"
+    target = folder / "emulated.so"
+    if target.is_file():
+        return target
+    folder.mkdir(mode=0o700, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder))
+
+    def run(command: list[str]) -> None:
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+
+    def compile_one(source: Path) -> Path:
+        out = work / f"{source.name}.o"
+        run([str(compiler()), "-x", "c++", *flags, "-c", str(source), "-o", str(out)])
+        return out
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources))
+    lib = torch_root() / "lib"
+    link = [str(compiler()), "-shared", *extra, *map(str, objects), "-o", str(work / "emulated.so")]
+    run([*link, f"-L{lib}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{lib}"])
+    os.replace(work / "emulated.so", target)
+    shutil.rmtree(work)
+    return target
+
+
+@functools.cache
+def ops() -> Any:
+    """Return torch.ops.mixsyn_fast_emulated, with the schemas of the package's own ops."""
+    import mixsyn_fast.ops.label_patterns
+    import mixsyn_fast.ops.region_norm  # noqa: F401  (registers the schemas)
+
+    global _library
+    _library = torch.library.Library("mixsyn_fast_emulated", "DEF")
+    for name in OPS:
+        schema = str(getattr(torch.ops.mixsyn_fast, name).default._schema)
+        _library.define(schema.split("::", 1)[1])
+    torch.ops.load_library(str(build()))
+    return torch.ops.mixsyn_fast_emulated
