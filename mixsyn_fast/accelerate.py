@@ -23,14 +23,15 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from . import layers
 from .backend import announce_fallback
+from .layers.conv import Fingerprint
 from .region_map import RegionMap
 
 KINDS = {
@@ -39,6 +40,7 @@ KINDS = {
     "clade": "CLADE normalisation",
     "style_encoder": "region-mean style encoder",
     "conv2d": "convolution with prepacked weight",
+    "spectral_conv2d": "convolution with spectral norm, folded once in eval",
     "root": "one label-map analysis per forward",
 }
 
@@ -51,7 +53,6 @@ class _Options:
     noise: str = "published"  # SEAN
     soft_masks: str = "published"  # SEAN and style encoder
     num_regions: int | None = None  # a map with one more channel than this carries edges
-    unlabelled: str = "first"  # CLADE: a pixel of no region belongs to the "first" region, or gets "zero"
     ignore_obj_dic: bool = False  # SEAN
 
 
@@ -136,40 +137,18 @@ def _analyse(segmap: Tensor, num_regions: int | None) -> RegionMap | None:
     return None
 
 
-def _cached(key: tuple, keep: Tensor, make: Callable[[], RegionMap | None]) -> RegionMap | None:
-    """Return make(), remembered under `key` until the outermost forward ends; `keep` must live as long as the
-    entry.
-    """
-    maps = _thread.maps
-    if maps is None:
-        return make()
-    if key not in maps:
-        maps[key] = (keep, make())
-    return maps[key][1]
-
-
 def _regions(segmap: Tensor, options: _Options) -> RegionMap:
     """Return the RegionMap of a float map (B, K, h, w), analysed once per forward, or raise _NotExact."""
-    key = (*_identity(segmap), options.num_regions)
-    result = _cached(key, segmap, lambda: _analyse(segmap, options.num_regions))
+    maps, key = _thread.maps, (*_identity(segmap), options.num_regions)
+    if maps is None:
+        result = _analyse(segmap, options.num_regions)
+    else:
+        if key not in maps:  # the entry keeps the tensor alive: its address cannot come to mean another one
+            maps[key] = (segmap, _analyse(segmap, options.num_regions))
+        result = maps[key][1]
     if result is None:
         raise _NotExact("the map has negative or non-finite weights")
     return result
-
-
-def _labels_of_all_pixels(segmap: Tensor, options: _Options) -> RegionMap:
-    """Return the hard map in which a pixel of no region belongs to region 0, as an argmax over channels has
-    it.
-    """
-    regions = _regions(segmap, options)
-    if regions.is_soft or regions.edges is not None:
-        raise _NotExact("the map is not one-hot")
-    if options.unlabelled == "zero":
-        return regions
-    key = (*_identity(segmap), "first")
-    whole = _cached(key, segmap, lambda: RegionMap(regions.labels.clamp_min(0), regions.num_regions))
-    assert whole is not None
-    return whole
 
 
 # ------------------------------------------------------------------------------------------- swapped forwards
@@ -212,29 +191,24 @@ def _sean(
     _check_map(x, segmap, regions_of_layer)
     _check_norm(module.param_free_norm)
     if obj_dic is not None and not options.ignore_obj_dic:
-        raise _NotExact(
-            "obj_dic is given (accelerate(..., ignore_obj_dic=True) if it does not change the output)"
-        )
+        raise _NotExact("obj_dic is given (accelerate(..., ignore_obj_dic=True) if it does not change the output)")
     if module.use_rgb:
         shape = (x.shape[0], regions_of_layer, module.conv_gamma.in_channels)
         if not isinstance(codes, Tensor) or codes.shape != shape:
             raise _NotExact(f"the style codes are not of shape {shape}")
     regions = _regions(segmap, options)
-    if (
-        (regions.is_soft or regions.edges is not None)
-        and module.use_rgb
-        and options.soft_masks == "published"
-    ):
-        raise _NotExact(
-            "the map is soft (accelerate(..., soft_masks='blend') mixes the styles by weight instead)"
-        )
+    if (regions.is_soft or regions.edges is not None) and module.use_rgb and options.soft_masks == "published":
+        raise _NotExact("the map is soft (accelerate(..., soft_masks='blend') mixes the styles by weight instead)")
     return layers.sean_norm(module, x, regions, codes, noise=options.noise)
 
 
 def _clade(module: nn.Module, options: _Options, x: Tensor, segmap: Tensor) -> Tensor:
     _check_map(x, segmap, module.class_specified_affine.weight.shape[0])
     _check_norm(module.param_free_norm)
-    return layers.clade_norm(module, x, _labels_of_all_pixels(segmap, options))
+    regions = _regions(segmap, options)
+    if regions.is_soft or regions.edges is not None:
+        raise _NotExact("the map is not one-hot")
+    return layers.clade_norm(module, x, regions)
 
 
 def _style_encoder(module: nn.Module, options: _Options, image: Tensor, segmap: Tensor) -> Tensor:
@@ -257,10 +231,7 @@ def _bypassed(module: nn.Module, kind: str) -> Iterator[nn.Module]:
 
 def _hooked(module: nn.Module) -> bool:
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
@@ -279,9 +250,7 @@ def _run(
         function = _FORWARDS[options.kind]
         given = dict(zip(names, args, strict=False)) | kwargs
         ours = names[: 4 if options.kind == "sean" else 2]
-        if len(args) > len(names) or any(
-            name not in ours and value is not None for name, value in given.items()
-        ):
+        if len(args) > len(names) or any(name not in ours and value is not None for name, value in given.items()):
             raise _NotExact("it is called with further arguments")
         if ours[0] not in given or ours[1] not in given:
             raise _NotExact("it is called without its map")
@@ -294,6 +263,49 @@ def _run(
             "give it a one-hot float map (B, K, H, W) and only the published arguments, or restore(model)",
         )  # fmt: skip
         return original(module, *args, **kwargs)
+
+
+def _spectral_hook(conv: nn.Module) -> bool:
+    """Say whether torch's spectral norm, on dimension 0 of the weight, is the only hook of a convolution."""
+    hooks = list(conv._forward_pre_hooks.values())
+    others = conv._forward_hooks or conv._backward_hooks or conv._backward_pre_hooks
+    return (
+        len(hooks) == 1
+        and isinstance(hooks[0], SpectralNorm)
+        and (hooks[0].name, hooks[0].dim) == ("weight", 0)
+        and not others
+        and isinstance(getattr(conv, "weight_v", None), Tensor)
+    )
+
+
+_folded: WeakKeyDictionary[nn.Module, tuple[list[Fingerprint], nn.Conv2d]] = WeakKeyDictionary()
+
+
+def _fold(conv: nn.Module) -> nn.Conv2d | None:
+    """Return a plain convolution with the weight that the spectral norm hook would set now; None: let the hook.
+
+    Kept while weight_orig, weight_u and weight_v stay as they are. Only on the CPU, in eval and without gradient.
+    """
+    if conv.training or torch.compiler.is_compiling() or torch.is_grad_enabled() or not _spectral_hook(conv):
+        return None
+    sources = [conv.weight_orig, conv.weight_u, conv.weight_v]
+    if any(t.is_inference() or t.device.type != "cpu" for t in sources):
+        return None
+    kept = _folded.get(conv)
+    if kept is not None and kept[1].bias is conv.bias:
+        if all(print_.matches(t) for print_, t in zip(kept[0], sources, strict=True)):
+            return kept[1]
+    weight, u, v = (t.detach() for t in sources)
+    with torch.inference_mode(False), torch.no_grad():
+        folded = weight / torch.dot(u, torch.mv(weight.flatten(1), v))
+    plain = nn.Conv2d(1, 1, 1, bias=False, device="meta")
+    plain.__dict__.update({name: value for name, value in vars(conv).items() if not name.startswith("_")})
+    plain.__dict__.pop("weight", None)
+    plain._parameters = {"weight": nn.Parameter(folded, requires_grad=False), "bias": conv.bias}
+    plain.padding, plain._reversed_padding_repeated_twice = conv.padding, conv._reversed_padding_repeated_twice
+    conv.weight = folded  # as the hook leaves it
+    _folded[conv] = ([Fingerprint(t) for t in sources], plain)
+    return plain
 
 
 _classes: dict[tuple[type, _Options], type] = {}
@@ -330,6 +342,14 @@ def _make_class(original: type, options: _Options) -> type:
                 return call(self, *args, **kwargs)
             finally:
                 _thread.maps = None
+
+        space["__call__"] = __call__
+    elif options.kind == "spectral_conv2d":
+        hooked_call = original.__call__
+
+        def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            plain = _fold(self) if len(args) == 1 and not kwargs else None
+            return hooked_call(self, *args, **kwargs) if plain is None else layers.conv2d(plain, args[0])
 
         space["__call__"] = __call__
     else:
@@ -406,22 +426,17 @@ def _conv_problem(conv: Any, name: str, kernel: int = 3) -> str | None:
     if _original(conv) is not nn.Conv2d and not isinstance(conv, layers.FastConv2d):
         return f"{name} is {type(conv).__name__}, not a plain Conv2d"
     if conv.kernel_size != (kernel, kernel):
-        return (
-            f"{name} has a {conv.kernel_size[0]}x{conv.kernel_size[1]} kernel, ours is for {kernel}x{kernel}"
-        )
+        return f"{name} has a {conv.kernel_size[0]}x{conv.kernel_size[1]} kernel, ours is for {kernel}x{kernel}"
     usual = (conv.stride, conv.dilation, conv.groups) == ((1, 1), (1, 1), 1)
     if not usual or conv.padding not in ((kernel // 2, kernel // 2), "same") or conv.padding_mode != "zeros":
         return f"{name} has an unusual stride, padding, dilation or groups"
     return None
 
 
-def _norm_problem(norm: Any) -> str | None:
+def _norm_problem(norm: nn.Module) -> str | None:
     """Return why a normalisation is not a parameter-free batch or instance norm, or None."""
-    if not isinstance(norm, _BatchNorm | _InstanceNorm):
-        return f"param_free_norm is {type(norm).__name__}, neither batch nor instance norm"
-    if norm.weight is not None or norm.bias is not None:
-        return "param_free_norm is affine"
-    return None
+    reason = layers.unsupported_norm(norm)
+    return None if reason is None else f"param_free_norm is {reason}"
 
 
 def _spade_problem(module: nn.Module, prefix: str = "") -> str | None:
@@ -448,11 +463,7 @@ def _structure_problem(module: nn.Module, kind: str) -> str | None:
     parameters = _positional(_original(module).forward)
     required = sum(p.default is inspect.Parameter.empty for p in parameters)
     signature = f"its forward takes ({', '.join(p.name for p in parameters)})"
-    if (
-        required != 2
-        and not (kind == "sean" and required in (3, 4))
-        or (kind == "sean" and len(parameters) < 3)
-    ):
+    if required != 2 and not (kind == "sean" and required in (3, 4)) or (kind == "sean" and len(parameters) < 3):
         return f"{signature}, not the published arguments"
     problem = None
     if kind == "spade":
@@ -473,9 +484,7 @@ def _structure_problem(module: nn.Module, kind: str) -> str | None:
             "conv_",
         )
         if problem is None and module.use_rgb:
-            problem = _conv_problem(module.conv_gamma, "conv_gamma") or _conv_problem(
-                module.conv_beta, "conv_beta"
-            )
+            problem = _conv_problem(module.conv_gamma, "conv_gamma") or _conv_problem(module.conv_beta, "conv_beta")
             for k in range(module.Spade.mlp_shared[0].in_channels):
                 if type(getattr(module, f"fc_mu{k}", None)) is not nn.Linear:
                     problem = problem or f"fc_mu{k} is not a Linear"
@@ -483,12 +492,7 @@ def _structure_problem(module: nn.Module, kind: str) -> str | None:
         problem = _norm_problem(module.param_free_norm)
         affine = module.class_specified_affine
         weight, bias = getattr(affine, "weight", None), getattr(affine, "bias", None)
-        if (
-            not isinstance(weight, Tensor)
-            or not isinstance(bias, Tensor)
-            or weight.dim() != 2
-            or bias.dim() != 2
-        ):
+        if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or weight.dim() != 2 or bias.dim() != 2:
             problem = problem or "class_specified_affine does not hold weight and bias (K, C)"
         known = ("class_specified_affine.weight", "class_specified_affine.bias")
     else:
@@ -496,12 +500,8 @@ def _structure_problem(module: nn.Module, kind: str) -> str | None:
     if problem is not None:
         return problem
     extra = [name for name, _ in module.named_parameters() if not name.startswith(known)]
-    extra += [
-        name for name, _ in module.named_parameters() if name.endswith(("_orig", "_g", "_v", "original"))
-    ]
-    extra += [
-        f"{name}.{p}" for name, m in module.named_modules() for p in vars(m).get("parametrizations", ())
-    ]
+    extra += [name for name, _ in module.named_parameters() if name.endswith(("_orig", "_g", "_v", "original"))]
+    extra += [f"{name}.{p}" for name, m in module.named_modules() for p in vars(m).get("parametrizations", ())]
     if extra:
         return f"it holds parameters outside of the contract: {', '.join(extra[:4])}"
     if any(_hooked(child) for child in _bypassed(module, kind)):
@@ -527,9 +527,7 @@ def _scrambled_copy(module: nn.Module) -> nn.Module:
             if name.endswith("running_var"):
                 value.copy_(torch.rand(value.shape) + 0.5)
             else:
-                value.copy_(
-                    torch.randn(value.shape) / max(value[0].numel() if value.dim() > 1 else 4, 1) ** 0.5
-                )
+                value.copy_(torch.randn(value.shape) / max(value[0].numel() if value.dim() > 1 else 4, 1) ** 0.5)
     return twin
 
 
@@ -581,11 +579,7 @@ def _probe(module: nn.Module, options: _Options) -> tuple[bool, str]:
                 return False, f"it could not be copied for the check ({type(error).__name__}: {error})"
             inputs = _probe_inputs(module, kind, device, dtype)
             for training in (False, True):
-                if (
-                    training
-                    and any(isinstance(m, nn.SyncBatchNorm) for m in theirs.modules())
-                    and device.type == "cpu"
-                ):
+                if training and any(isinstance(m, nn.SyncBatchNorm) for m in theirs.modules()) and device.type == "cpu":
                     continue  # torch's own does not run there
                 theirs.train(training)
                 ours.train(training)
@@ -594,9 +588,7 @@ def _probe(module: nn.Module, options: _Options) -> tuple[bool, str]:
                     expected = type(theirs).forward(theirs, *inputs)
                 except Exception as error:
                     first = (str(error).splitlines() or [""])[0]
-                    if device.type == "cpu" and any(
-                        word in str(error) for word in ("CUDA", "NVIDIA", "cuda")
-                    ):
+                    if device.type == "cpu" and any(word in str(error) for word in ("CUDA", "NVIDIA", "cuda")):
                         return True, f"unchecked: its own forward needs CUDA ({first})"
                     return False, f"its own forward failed in the check ({type(error).__name__}: {first})"
                 torch.manual_seed(21)
@@ -606,9 +598,7 @@ def _probe(module: nn.Module, options: _Options) -> tuple[bool, str]:
                     return False, "its forward returns something else than the published layer"
                 pairs = [(expected, result)]
                 pairs += [
-                    (a, b)
-                    for a, b in zip(theirs.buffers(), ours.buffers(), strict=True)
-                    if a.is_floating_point()
+                    (a, b) for a, b in zip(theirs.buffers(), ours.buffers(), strict=True) if a.is_floating_point()
                 ]
                 for a, b in pairs:
                     if not (a - b).abs().max() <= tolerance * max(a.abs().max().item(), 1e-30):
@@ -647,8 +637,8 @@ def accelerate(
             itself.
         noise: of SEAN layers. "published" draws as the published code does, seed for seed; "device" draws on
             the device of x (same distribution, faster on a GPU).
-        prepack: also let plain nn.Conv2d keep a prepacked weight on the CPU in eval (refreshed when it
-            changes).
+        prepack: also let plain nn.Conv2d keep a prepacked weight on the CPU in eval, with spectral norm folded
+            (both refreshed when a parameter changes).
         num_regions: K, when the one-hot map has K + 1 channels and the last holds binary edges; found out
             when left out.
         soft_masks: for SEAN layers and style encoders given a map that is not one-hot. "published" runs their
@@ -686,11 +676,8 @@ def accelerate(
         problem = _structure_problem(module, kind)
         note = ""
         if problem is None:
-            options = _Options(kind, noise, soft_masks, num_regions, ignore_obj_dic=ignore_obj_dic)
+            options = _Options(kind, noise, soft_masks, num_regions, ignore_obj_dic)
             same, note = _probe(module, options)
-            if not same and kind == "clade":
-                options = _Options(kind, noise, soft_masks, num_regions, "zero", ignore_obj_dic)
-                same, note = _probe(module, options)
             problem = None if same else note
         if problem is not None:
             _unswap(module)
@@ -708,8 +695,9 @@ def accelerate(
         elif problem := _prepack_problem(module):
             report.left.append(Entry(name, "conv2d", problem))
         else:
-            _swap(module, _Options("conv2d"))
-            report.changed.append(Entry(name, "conv2d"))
+            kind = "spectral_conv2d" if "weight_orig" in module._parameters else "conv2d"
+            _swap(module, _Options(kind))
+            report.changed.append(Entry(name, kind))
     root = model.module if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) else model
     if plans and _kind(root) not in ("spade", "sean", "clade", "style_encoder"):
         if isinstance(root, torch.jit.ScriptModule):
@@ -724,14 +712,32 @@ def _prepack_problem(conv: nn.Module) -> str | None:
     """Return why a plain Conv2d should keep its own forward, or None."""
     if "forward" in vars(conv):
         return "its forward is an attribute of the object (patched by somebody else)"
-    if "weight" not in conv._parameters:
-        return "its weight is recomputed at every call (spectral norm by hook?); fold it for inference"
+    if "weight" not in conv._parameters and not _spectral_hook(conv):
+        return "its weight is recomputed at every call by something other than torch's spectral norm"
     return None
 
 
 def _unswap(module: nn.Module) -> None:
-    if "_mixsyn_original" in type(module).__dict__:
-        module.__class__ = type(module)._mixsyn_original
+    if "_mixsyn_original" not in type(module).__dict__:
+        return
+    kind = type(module)._mixsyn_options.kind
+    module.__class__ = type(module)._mixsyn_original
+    _folded.pop(module, None)
+    if kind in ("spade", "sean"):
+        layers.forget(module)
+        for conv in module.modules():
+            # our form may have laid weights out tap by tap
+            if isinstance(conv, nn.Conv2d) and _is_tap_major(conv.weight):
+                with torch.inference_mode(False), torch.no_grad():
+                    conv.weight.data = conv.weight.detach().contiguous()
+
+
+def _is_tap_major(weight: Tensor) -> bool:
+    """Say whether a weight (O, I, kh, kw) lies in memory as (kh, kw, O, I) and in no usual format."""
+    formats = (torch.contiguous_format, torch.channels_last)
+    if any(weight.is_contiguous(memory_format=f) for f in formats):
+        return False
+    return weight.permute(2, 3, 0, 1).is_contiguous()
 
 
 def restore(model: nn.Module) -> int:

@@ -35,13 +35,9 @@ class GeneratorConfig:
     ngf: int = 64  # width of the network: the blocks have 16, 16, 16, 8, 4, 2, 1 times as many channels
     image_size: int = 256  # width of the image in pixels
     aspect_ratio: float = 1.0  # width / height: 1 for square images, 2 for Cityscapes
-    num_upsampling_layers: str = (
-        "normal"  # "normal", "more", "most": the first layer works at 1/32, 1/64, 1/128
-    )
+    num_upsampling_layers: str = "normal"  # "normal", "more", "most": first layer at 1/32, 1/64, 1/128
     norm: str = "batch"  # parameter-free normalisation inside the region-adaptive one: "batch" or "instance"
-    spectral_norm: bool = (
-        False  # True for training: the convolutions of the blocks hold weight_orig, weight_u, weight_v
-    )
+    spectral_norm: bool = False  # True for training: the blocks' convolutions hold weight_orig, _u and _v
 
     def __post_init__(self) -> None:
         """Check every field once."""
@@ -57,7 +53,7 @@ class GeneratorConfig:
         if min(height, width) < 1:
             raise ValueError(
                 f"image_size: expected at least {2 ** HALVINGS[layers]} pixels a side for "
-                f"num_upsampling_layers={layers!r}, got width {self.image_size}, aspect ratio {self.aspect_ratio}"
+                f"num_upsampling_layers={layers!r}, got width {self.image_size}, aspect {self.aspect_ratio}"
             )
 
     @property
@@ -94,12 +90,8 @@ class SpectralConv2d(nn.Conv2d):
         matrix = weight.detach().flatten(1)
         self.eps = eps
         self.weight_orig = nn.Parameter(weight.detach())
-        self.register_buffer(
-            "weight_u", F.normalize(matrix.new_empty(matrix.shape[0]).normal_(), dim=0, eps=eps)
-        )
-        self.register_buffer(
-            "weight_v", F.normalize(matrix.new_empty(matrix.shape[1]).normal_(), dim=0, eps=eps)
-        )
+        self.register_buffer("weight_u", F.normalize(matrix.new_empty(matrix.shape[0]).normal_(), dim=0, eps=eps))
+        self.register_buffer("weight_v", F.normalize(matrix.new_empty(matrix.shape[1]).normal_(), dim=0, eps=eps))
 
     def normalised_weight(self) -> Tensor:
         """Return weight_orig / sigma, after one power iteration when training."""
@@ -119,9 +111,7 @@ class SpectralConv2d(nn.Conv2d):
         return self._conv_forward(x, self.normalised_weight(), self.bias)
 
 
-def make_conv(
-    fin: int, fout: int, kernel_size: int, *, bias: bool = True, spectral: bool = False
-) -> nn.Conv2d:
+def make_conv(fin: int, fout: int, kernel_size: int, *, bias: bool = True, spectral: bool = False) -> nn.Conv2d:
     """Return a same-size convolution, with spectral norm for training when asked."""
     kind = SpectralConv2d if spectral else FastConv2d
     return kind(fin, fout, kernel_size, padding=kernel_size // 2, bias=bias)
@@ -207,9 +197,7 @@ class RegionGenerator(nn.Module):
         self.conv_img = make_conv(blocks[-1][2], 3, 3)
         self.block_names = tuple(name for name, _, _ in blocks)
         # the last block's output is never doubled, nor G_middle_0's with the fewest doublings
-        skipped = {self.block_names[-1]} | (
-            {"G_middle_0"} if config.num_upsampling_layers == "normal" else set()
-        )
+        skipped = {self.block_names[-1]} | ({"G_middle_0"} if config.num_upsampling_layers == "normal" else set())
         self.doubled_after = frozenset(self.block_names) - skipped
 
     def region_map(self, regions: RegionMap | Tensor) -> RegionMap:
@@ -219,9 +207,7 @@ class RegionGenerator(nn.Module):
         result = as_region_map(regions, num_regions=config.label_nc)
         expected = config.semantic_nc if result.is_soft else config.label_nc
         if result.num_regions != expected:
-            raise ValueError(
-                f"regions: expected {expected} regions (Config.label_nc), got {result.num_regions}"
-            )
+            raise ValueError(f"regions: expected {expected} regions (Config.label_nc), got {result.num_regions}")
         if not result.is_soft and edges != (result.edges is not None):
             raise ValueError(
                 f"regions: expected a map {'with' if edges else 'without'} instance edges (Config.edges), "
@@ -239,9 +225,7 @@ class RegionGenerator(nn.Module):
         if not self.z_dim:
             if z is not None:
                 raise ValueError("z: expected None, for Config.use_vae is False")
-            x = self.fc(
-                regions.onehot(size, dtype=weight.dtype).contiguous(memory_format=torch.channels_last)
-            )
+            x = self.fc(regions.onehot(size, dtype=weight.dtype).contiguous(memory_format=torch.channels_last))
         else:
             shape = (regions.batch_size, self.z_dim)
             if z is None:

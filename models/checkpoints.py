@@ -85,9 +85,7 @@ def load_checked(
     """
     target = model.state_dict()  # shares memory with the model
     if any(value.is_meta for value in target.values()):
-        raise ValueError(
-            f"{type(model).__name__} is on the meta device; give it memory first (model.to_empty)"
-        )
+        raise ValueError(f"{type(model).__name__} is on the meta device; give it memory first (model.to_empty)")
     if fold:
         state = fold_spectral_norm(state, only=target)
     unused = [*tolerated, *OPTIONAL]
@@ -104,8 +102,7 @@ def load_checked(
             problems.append(f"{len(names)} {title}:\n  " + "\n  ".join(names))
     if problems:
         raise ValueError(
-            f"{source} does not fit {type(model).__name__}; nothing was loaded. Entries "
-            + "\n".join(problems)
+            f"{source} does not fit {type(model).__name__}; nothing was loaded. Entries " + "\n".join(problems)
         )
     with torch.no_grad():
         for name, value in target.items():

@@ -25,9 +25,7 @@ class Config(GeneratorConfig):
     """Settings of the CLADE generator (defaults: ADE20K without VAE)."""
 
     label_nc: int = 151  # number of regions K; a "don't care" class of the dataset counts as one of them
-    edges: bool = (
-        False  # instance edges: one more map channel in the first layer, one more channel after each norm
-    )
+    edges: bool = False  # instance edges: one more channel in the map of the first layer and after each norm
     use_vae: bool = False  # the first layer is a Linear of a latent code instead of a convolution of the map
     z_dim: int = 256  # length of the latent code (only with use_vae)
 
@@ -40,9 +38,8 @@ class Config(GeneratorConfig):
 class CLADEGenerator(RegionGenerator):
     """CLADE generator.
 
-    forward(regions, z=None): as SPADEGenerator. A pixel of no region is normalised, scaled by 0 and shifted
-    by 0 (the published argmax of an all-zero one-hot takes region 0 there: give such pixels label 0 to
-    reproduce it).
+    forward(regions, z=None): as SPADEGenerator. A pixel of no region takes the scale and shift of region 0, as
+    the published argmax of an all-zero one-hot does.
     """
 
     def __init__(self, config: Config | None = None) -> None:
@@ -51,9 +48,7 @@ class CLADEGenerator(RegionGenerator):
         def make_norm(channels: int, block: str) -> nn.Module:
             return CLADENorm(channels, config.label_nc, norm=config.norm, instance=config.edges)
 
-        super().__init__(
-            config, make_norm, z_dim=config.z_dim if config.use_vae else 0, extra=int(config.edges)
-        )
+        super().__init__(config, make_norm, z_dim=config.z_dim if config.use_vae else 0, extra=int(config.edges))
 
     def forward_features(self, regions: RegionMap | Tensor, z: Tensor | None = None) -> Tensor:
         """Return the output before tanh, (B, 3, H, W)."""

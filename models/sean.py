@@ -101,9 +101,7 @@ class SEANGenerator(RegionGenerator):
         """Return the style codes (B, K, style_length) of the regions of `image` (B, 3, H, W)."""
         regions = self.region_map(regions)
         if image.dim() != 4 or image.shape[0] != regions.batch_size or image.shape[1] != 3:
-            raise ValueError(
-                f"image: expected shape ({regions.batch_size}, 3, H, W), got {tuple(image.shape)}"
-            )
+            raise ValueError(f"image: expected shape ({regions.batch_size}, 3, H, W), got {tuple(image.shape)}")
         return self.Zencoder(image, regions)
 
     def forward_features(

@@ -101,9 +101,7 @@ class Encoder(nn.Module):
         kind = SpectralConv2d if config.spectral_norm else nn.Conv2d
         for i in range(self.depth):
             conv = kind(widths[i], widths[i + 1], 3, stride=2, padding=1, bias=False)
-            self.add_module(
-                f"layer{i + 1}", nn.Sequential(conv, nn.InstanceNorm2d(widths[i + 1], affine=False))
-            )
+            self.add_module(f"layer{i + 1}", nn.Sequential(conv, nn.InstanceNorm2d(widths[i + 1], affine=False)))
         self.fc_mu = nn.Linear(widths[-1] * 4 * 4, config.z_dim)
         self.fc_var = nn.Linear(widths[-1] * 4 * 4, config.z_dim)
 
@@ -155,18 +153,12 @@ def config_from_state(state: Mapping[str, Tensor], **given: Any) -> Config:
 
 def encoder_recognises(state: Mapping[str, Tensor]) -> bool:
     """Say whether a state_dict is one of the image encoder."""
-    return (
-        "fc_mu.weight" in state
-        and "fc_var.weight" in state
-        and any(n.startswith("layer1.0.weight") for n in state)
-    )
+    return "fc_mu.weight" in state and "fc_var.weight" in state and any(n.startswith("layer1.0.weight") for n in state)
 
 
 def encoder_config_from_state(state: Mapping[str, Tensor], **given: Any) -> EncoderConfig:
     """Return the EncoderConfig that the shapes of an encoder's state_dict imply; `given` fields win."""
-    first = next(
-        value for name, value in state.items() if name in ("layer1.0.weight", "layer1.0.weight_orig")
-    )
+    first = next(value for name, value in state.items() if name in ("layer1.0.weight", "layer1.0.weight_orig"))
     fields: dict[str, Any] = {
         "ndf": first.shape[0],
         "z_dim": state["fc_mu.weight"].shape[0],

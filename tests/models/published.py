@@ -29,9 +29,7 @@ def maybe_spectral(conv: nn.Module, spectral: bool) -> nn.Module:
 class SPADE(nn.Module):
     """SPADE normalisation: norm(x) * (1 + gamma) + beta with gamma, beta from two stacked convolutions."""
 
-    def __init__(
-        self, channels: int, label_nc: int, norm: str = "batch", hidden: int = 128, ks: int = 3
-    ) -> None:
+    def __init__(self, channels: int, label_nc: int, norm: str = "batch", hidden: int = 128, ks: int = 3) -> None:
         super().__init__()
         self.param_free_norm = free_norm(norm, channels)
         self.mlp_shared = nn.Sequential(nn.Conv2d(label_nc, hidden, ks, padding=ks // 2), nn.ReLU())
@@ -57,9 +55,7 @@ class SpadeMaps(SPADE):
 class ACE(nn.Module):
     """SEAN's normalisation, one region of one image after the other."""
 
-    def __init__(
-        self, channels: int, label_nc: int, style: int = 512, use_rgb: bool = True, hidden: int = 128
-    ) -> None:
+    def __init__(self, channels: int, label_nc: int, style: int = 512, use_rgb: bool = True, hidden: int = 128) -> None:
         super().__init__()
         self.use_rgb = use_rgb
         self.Spade = SpadeMaps(channels, label_nc, "batch", hidden)

@@ -10,7 +10,8 @@ import torch
 from mixsyn_fast.models import clade, sean, spade
 from torch import Tensor, nn
 
-from mixsyn_fast import RegionMap, models
+from mixsyn_fast import models
+from mixsyn_fast.region_map import RegionMap
 
 K = 5
 
@@ -50,9 +51,7 @@ def test_sean_file_folded(tmp_path: Path) -> None:
     assert not ours.training
     assert not any("_orig" in name for name in ours.state_dict())
     # the file is float64; the model that load_published builds is float32
-    exact = models.load_published(
-        tmp_path / "latest_net_G.pth", models.SEANGenerator(ours.config).double().eval()
-    )
+    exact = models.load_published(tmp_path / "latest_net_G.pth", models.SEANGenerator(ours.config).double().eval())
     same(exact, theirs)
 
 
@@ -84,9 +83,7 @@ def test_plain_weights_round_trip(tmp_path: Path) -> None:
 def test_safetensors(tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     theirs = published_sean()
-    safetensors.save_file(
-        {n: v.contiguous() for n, v in theirs.state_dict().items()}, tmp_path / "g.safetensors"
-    )
+    safetensors.save_file({n: v.contiguous() for n, v in theirs.state_dict().items()}, tmp_path / "g.safetensors")
     a = models.load_published(tmp_path / "g.safetensors", image_size=64)
     b = models.load_published(save(theirs, tmp_path / "g.pth"), image_size=64)
     assert all(torch.equal(v, b.state_dict()[n]) for n, v in a.state_dict().items())
@@ -96,14 +93,10 @@ def test_safetensors(tmp_path: Path) -> None:
 def test_spade_and_clade_configs_from_shapes(tmp_path: Path, vae: bool) -> None:
     z_dim = 8 if vae else 0
     theirs = pub.SPADEGenerator(4, K + 1, (64, 128), hidden=8, z_dim=z_dim)
-    ours = models.load_published(
-        save(theirs, tmp_path / "s.pth"), image_size=128, aspect_ratio=2.0, edges=True
-    )
+    ours = models.load_published(save(theirs, tmp_path / "s.pth"), image_size=128, aspect_ratio=2.0, edges=True)
     expected = spade.Config(K, 4, 128, 2.0, edges=True, hidden=8, use_vae=vae, z_dim=z_dim or 256)
     assert ours.config == expected
-    theirs = pub.SPADEGenerator(
-        4, K, (128, 128), hidden=8, norm="instance", upsampling="most", ks=5, z_dim=z_dim
-    )
+    theirs = pub.SPADEGenerator(4, K, (128, 128), hidden=8, norm="instance", upsampling="most", ks=5, z_dim=z_dim)
     ours = models.load_published(save(theirs, tmp_path / "s.pth"), image_size=128)
     assert (ours.config.norm, ours.config.num_upsampling_layers, ours.config.kernel_size) == (
         "instance",

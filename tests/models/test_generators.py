@@ -12,7 +12,8 @@ import torch
 from mixsyn_fast.models import clade, sean, spade
 from torch import Tensor
 
-from mixsyn_fast import RegionMap, models
+from mixsyn_fast import models
+from mixsyn_fast.region_map import RegionMap
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 K, NGF, HIDDEN, STYLE = 6, 4, 16, 24
@@ -135,9 +136,7 @@ def test_training_step_is_the_same(family: str) -> None:
     reference = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
         expected_grad = reference[name].grad
-        if (
-            expected_grad is None or parameter.grad is None
-        ):  # a region of no pixel may have no gradient at all
+        if expected_grad is None or parameter.grad is None:  # a region of no pixel may have no gradient at all
             assert all(g is None or g.abs().max() == 0 for g in (expected_grad, parameter.grad)), name
             continue
         scale = max(expected_grad.abs().max().item(), 1e-6)
@@ -184,9 +183,7 @@ def test_state_dict_names_and_shapes(family: str) -> None:
             theirs = pub.CLADEGenerator(64, regions, (256, 256))
             ours = models.CLADEGenerator(clade.Config(spectral_norm=True))
     expected = {n: v.shape for n, v in theirs.state_dict().items() if ".Spade.param_free_norm." not in n}
-    assert {
-        n: v.shape for n, v in ours.state_dict().items() if ".Spade.param_free_norm." not in n
-    } == expected
+    assert {n: v.shape for n, v in ours.state_dict().items() if ".Spade.param_free_norm." not in n} == expected
 
 
 def test_style_codes_and_noise() -> None:
@@ -235,9 +232,7 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="image: expected shape"):
         ours(regions, torch.zeros(2, 3, 64, 64))
     with pytest.raises(ValueError, match="regions"):
-        ours(
-            RegionMap(torch.zeros(1, 64, 64, dtype=torch.int64), K + 1), style_codes=torch.zeros(1, K, STYLE)
-        )
+        ours(RegionMap(torch.zeros(1, 64, 64, dtype=torch.int64), K + 1), style_codes=torch.zeros(1, K, STYLE))
     _, ours = pair("spade", (64, 64), torch.float32)
     with pytest.raises(ValueError, match="use_vae"):
         ours(regions, torch.zeros(1, 8))
