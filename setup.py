@@ -88,22 +88,21 @@ jit = reason_for_jit()
 if jit is not None:
     print(f"mixsyn_fast: the C++ extension is left to the just-in-time build: {jit}", file=sys.stderr)
 
+CSRC = ["mixsyn_fast._csrc", *(f"mixsyn_fast._csrc.{place.name}" for place in ROOT.glob("csrc/*") if place.is_dir())]
+
 setup(
     packages=[
         *find_packages(include=["mixsyn_fast", "mixsyn_fast.*"]),
         "mixsyn_fast.models",
         *(f"mixsyn_fast.models.{name}" for name in find_packages("models")),
-        "mixsyn_fast._csrc",
-        "mixsyn_fast._csrc.cpu",
-        "mixsyn_fast._csrc.kernels",
+        *CSRC,  # the sources travel in the wheel, for the just-in-time build
     ],
     package_dir={"mixsyn_fast": "mixsyn_fast", "mixsyn_fast.models": "models", "mixsyn_fast._csrc": "csrc"},
     package_data={
         "": ["py.typed", "README.md", "*.json", "*.npz", "*.safetensors"],
-        "mixsyn_fast._csrc": ["*.cpp", "*.h"],
-        "mixsyn_fast._csrc.cpu": ["*.cpp", "*.h", "*.inl"],
-        "mixsyn_fast._csrc.kernels": ["*.cu", "*.cuh", "*.h"],
+        **{name: [f"*{suffix}" for suffix in _build.SOURCE_SUFFIXES] for name in CSRC},
     },
+    exclude_package_data={"mixsyn_fast": [_build.MANIFEST]},  # of an editable install; a wheel gets its own
     # _build.translation_units names the sources; setuptools only needs to know that there is an extension.
     ext_modules=[] if jit is not None else [Extension("mixsyn_fast._C", sources=["csrc/module.cpp"])],
     cmdclass={"build_ext": BuildExtension},
