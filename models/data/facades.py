@@ -70,9 +70,7 @@ def draw_facade(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Ar
 
     def band(y0: float, y1: float, label: int, gain: float, reach: float = 0.0) -> None:
         canvas.fill(rectangle(left - reach, y0, right + reach, y1), np.clip(trim * gain, 0, 1), label)
-        canvas.fill(
-            rectangle(left - reach, y1, right + reach, y1 + 0.006), lambda x, y: painted(canvas, x, y) * 0.7
-        )
+        canvas.fill(rectangle(left - reach, y1, right + reach, y1 + 0.006), lambda x, y: painted(canvas, x, y) * 0.7)
 
     def window(cx: float, y0: float, w: float, h: float) -> None:
         x0, x1, y1 = cx - w / 2 + jitter(), cx + w / 2 + jitter(), y0 + h + jitter()
@@ -91,9 +89,7 @@ def draw_facade(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Ar
             rectangle(x0, y0 + h * 0.35, x1, y0 + h * 0.35 + 0.005),
         ):
             canvas.fill(bar, trim, within=shape)
-        canvas.fill(
-            rectangle(x0, y0, x1, y0 + 0.008), lambda x, y: painted(canvas, x, y) * 0.55, within=shape
-        )
+        canvas.fill(rectangle(x0, y0, x1, y0 + 0.008), lambda x, y: painted(canvas, x, y) * 0.55, within=shape)
 
     for floor in range(floors):
         y0 = roof + storey * (floor + 0.45)
@@ -132,9 +128,7 @@ def draw_facade(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Ar
                 )
                 canvas.fill(peak, np.clip(trim * 0.9, 0, 1), 8)
             if has_balcony and floor > 0 and c % 2 == 1 and not ground_floor:
-                rail = rectangle(
-                    cx - pitch * 0.46, y0 + window_h * 0.62, cx + pitch * 0.46, y0 + window_h + 0.025
-                )
+                rail = rectangle(cx - pitch * 0.46, y0 + window_h * 0.62, cx + pitch * 0.46, y0 + window_h + 0.025)
                 behind = canvas.pixels.copy()
                 iron = canvas.fill(rail, (0.14, 0.14, 0.16), 6)
                 gaps = (
@@ -145,9 +139,7 @@ def draw_facade(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Ar
                 )
                 canvas.pixels[gaps] = behind[gaps] * 0.9
         if floor > 0:
-            band(
-                y0 - storey * 0.32, y0 - storey * 0.32 + rng.uniform(0.012, 0.02), 9 if floor % 2 else 4, 0.93
-            )
+            band(y0 - storey * 0.32, y0 - storey * 0.32 + rng.uniform(0.012, 0.02), 9 if floor % 2 else 4, 0.93)
     band(roof, roof + rng.uniform(0.03, 0.055), 4, 0.98, 0.012)
 
     y0, y1 = ground - storey * 1.02, ground

@@ -34,9 +34,7 @@ def _face_backdrop(canvas: Canvas, rng: np.random.Generator, noise: Noise) -> No
         canvas.pixels += disc[..., None] * (light - canvas.pixels)
 
 
-def _hair_shader(
-    base: Array, rng: np.random.Generator, noise: Noise, cx: float, curl: float
-) -> Callable[..., Array]:
+def _hair_shader(base: Array, rng: np.random.Generator, noise: Noise, cx: float, curl: float) -> Callable[..., Array]:
     fine, band = rng.uniform(38, 60), rng.uniform(0.16, 0.3)
 
     def shader(x: Array, y: Array) -> Array:
@@ -110,9 +108,7 @@ def draw_face(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Arra
         ]
     )[rng.choice(6, p=hair_odds / hair_odds.sum())] * rng.uniform(0.85, 1.15)
     hair = np.clip(hair, 0, 1).astype(np.float32)
-    iris = np.array([[0.25, 0.14, 0.07], [0.22, 0.40, 0.58], [0.28, 0.42, 0.26], [0.40, 0.28, 0.12]])[
-        rng.integers(4)
-    ]
+    iris = np.array([[0.25, 0.14, 0.07], [0.22, 0.40, 0.58], [0.28, 0.42, 0.26], [0.40, 0.28, 0.12]])[rng.integers(4)]
     style = rng.choice(["short", "crop", "bob", "long", "tied"], p=[0.24, 0.12, 0.18, 0.32, 0.14])
     fringe = style != "crop" and rng.uniform() < 0.3
     hat, glasses = rng.uniform() < 0.1, rng.uniform() < 0.13
@@ -162,9 +158,7 @@ def draw_face(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Arra
     crown = top - rng.uniform(0.085, 0.135)
     wide = fat * rng.uniform(0.275, 0.305)
     reach = {"short": 0.50, "crop": 0.46, "bob": rng.uniform(0.70, 0.82), "long": 1.15, "tied": 0.52}[style]
-    flare = {"short": 0.0, "crop": -0.02, "bob": 0.035, "long": rng.uniform(0.03, 0.10), "tied": -0.012}[
-        style
-    ]
+    flare = {"short": 0.0, "crop": -0.02, "bob": 0.035, "long": rng.uniform(0.03, 0.10), "tied": -0.012}[style]
     curl = max(0.0, rng.normal(0.3, 0.5)) if style in ("long", "bob") else 0.0
     sides = [(wide * 0.62, crown + 0.045), (wide * 0.95, crown + 0.15), (wide + 0.3 * flare, 0.40)]
     if reach > 0.6:
@@ -177,9 +171,7 @@ def draw_face(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Arra
     outer_left = [(-x + lopsided, y + rng.normal(0, 0.012)) for x, y in reversed(sides)]
     shader = _hair_shader(hair, rng, noise, centre, curl)
     outer = curve([(lopsided, crown), *outer_right, *outer_left])
-    roughness = {"short": 0.005, "crop": 0.002, "bob": 0.004, "long": 0.006 + 0.004 * curl, "tied": 0.002}[
-        style
-    ]
+    roughness = {"short": 0.005, "crop": 0.002, "bob": 0.004, "long": 0.006 + 0.004 * curl, "tied": 0.002}[style]
     outer = wobble(outer, rng, roughness, 24)
     if style == "tied":
         canvas.fill(put(ellipse(rng.normal(0, 0.05), crown - 0.005, 0.085, 0.07)), shader, 13)
@@ -203,9 +195,7 @@ def draw_face(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Arra
     )
 
     def flesh(x: Array, y: Array) -> Array:
-        light = (
-            1.0 + 0.10 * noise(x * 3 + 4, y * 3) + 0.025 * noise(x * 60, y * 60) - 0.14 * (x - centre) / 0.25
-        )
+        light = 1.0 + 0.10 * noise(x * 3 + 4, y * 3) + 0.025 * noise(x * 60, y * 60) - 0.14 * (x - centre) / 0.25
         return np.clip(skin * light[:, None], 0, 1)
 
     neck_mask = canvas.fill(neck, flesh, 17)
@@ -230,9 +220,7 @@ def draw_face(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Arra
     )
     canvas.fill(cloth, _cloth_shader(rng, noise), 18)
     if necklace:
-        chain = [
-            (x, 0.875 + 0.055 * (1 - (x / thick) ** 2)) for x in np.linspace(-thick * 1.05, thick * 1.05, 9)
-        ]
+        chain = [(x, 0.875 + 0.055 * (1 - (x / thick) ** 2)) for x in np.linspace(-thick * 1.05, thick * 1.05, 9)]
         band = np.concatenate([spline(chain, closed=False), spline(chain, closed=False)[::-1] + (0.0, 0.013)])
         canvas.fill(put(band), rgb(0.13, 0.45, 0.92), 16, only=[17])
 
@@ -380,9 +368,7 @@ def draw_face(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Arra
         for _, _, ex, ew, _ in eyes:
             rim = put(wobble(ellipse(ex, 0.492, ew * 1.6, 0.058), rng, 0.002, 4))
             canvas.fill(rim, lambda x, y: painted(canvas, x, y) * (1 - 0.8 * lens) * 0.97, 3)
-        bridge = np.array(
-            [(mid - 0.05, 0.470), (mid + 0.05, 0.470), (mid + 0.05, 0.481), (mid - 0.05, 0.481)]
-        )
+        bridge = np.array([(mid - 0.05, 0.470), (mid + 0.05, 0.470), (mid + 0.05, 0.481), (mid - 0.05, 0.481)])
         canvas.fill(put(bridge), (0.13, 0.11, 0.10), 3)
         for side in (1, -1):
             arm = np.array(
@@ -453,9 +439,7 @@ def draw_face(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Arra
         for _ in range(rng.integers(2, 9)):
             k = int(rng.integers(len(outer)))
             root, away = outer[k], outer[k] - np.array([centre, 0.55])
-            away = away / (np.linalg.norm(away) + 1e-9) * 0.5 + np.array(
-                [rng.normal(0, 0.5), rng.uniform(0.1, 0.9)]
-            )
+            away = away / (np.linalg.norm(away) + 1e-9) * 0.5 + np.array([rng.normal(0, 0.5), rng.uniform(0.1, 0.9)])
             tip = root + away * rng.uniform(0.01, 0.045)
             bend = (root + tip) / 2 + rng.normal(0, 0.005, 2)
             wide_root = np.array([rng.uniform(0.003, 0.011), 0.004])

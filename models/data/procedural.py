@@ -84,9 +84,7 @@ def draw(kind: str, seed: int = 0, size: int | tuple[int, int] = 256) -> tuple[A
     return _DRAW[kind](seed, size)
 
 
-def draw_batch(
-    kind: str, count: int, size: int | tuple[int, int] = 256, *, seed: int = 0
-) -> tuple[Array, Array]:
+def draw_batch(kind: str, count: int, size: int | tuple[int, int] = 256, *, seed: int = 0) -> tuple[Array, Array]:
     """Draw `count` pictures with consecutive seeds.
 
     Returns:

@@ -43,9 +43,7 @@ def ellipse(cx: float, cy: float, rx: float, ry: float, *, tilt: float = 0.0, st
     """Polygon of an ellipse with radii `rx`, `ry`, turned by `tilt` radians; (steps, 2)."""
     t = np.linspace(0.0, 2 * np.pi, steps, endpoint=False)
     x, y = rx * np.cos(t), ry * np.sin(t)
-    return np.stack(
-        [cx + x * np.cos(tilt) - y * np.sin(tilt), cy + x * np.sin(tilt) + y * np.cos(tilt)], axis=1
-    )
+    return np.stack([cx + x * np.cos(tilt) - y * np.sin(tilt), cy + x * np.sin(tilt) + y * np.cos(tilt)], axis=1)
 
 
 def rectangle(x0: float, y0: float, x1: float, y1: float) -> Array:
@@ -142,9 +140,7 @@ class Canvas:
 
     def mask(self, polygon: Array) -> Array:
         """The polygon on the fine image grid; bool."""
-        return inside(
-            polygon, self.height * _OVERSAMPLE, self.width * _OVERSAMPLE, 1 / (self.height * _OVERSAMPLE)
-        )
+        return inside(polygon, self.height * _OVERSAMPLE, self.width * _OVERSAMPLE, 1 / (self.height * _OVERSAMPLE))
 
     def fill(
         self,
@@ -187,9 +183,7 @@ class Canvas:
             self.labels[coarse] = label
         return fine
 
-    def shade(
-        self, cx: float, cy: float, rx: float, ry: float, amount: float, mask: Array | None = None
-    ) -> None:
+    def shade(self, cx: float, cy: float, rx: float, ry: float, amount: float, mask: Array | None = None) -> None:
         """Multiply a soft elliptical spot by 1 + amount, optionally inside `mask` only."""
         spot = 1 + amount * np.exp(-(((self.x - cx) / rx) ** 2) - ((self.y - cy) / ry) ** 2)
         if mask is None:
@@ -197,9 +191,7 @@ class Canvas:
         else:
             self.pixels[mask] *= spot[mask][:, None]
 
-    def tint(
-        self, cx: float, cy: float, rx: float, ry: float, colour: Colour, amount: float, mask: Array
-    ) -> None:
+    def tint(self, cx: float, cy: float, rx: float, ry: float, colour: Colour, amount: float, mask: Array) -> None:
         """Blend a soft elliptical spot of `colour` into the samples of `mask`."""
         spot = amount * np.exp(-(((self.x - cx) / rx) ** 2) - ((self.y - cy) / ry) ** 2)
         w = spot[mask][:, None]
@@ -213,9 +205,8 @@ class Canvas:
 
 
 def rgb(hue: float, saturation: float, value: float) -> Array:
-    return np.array(
-        colorsys.hsv_to_rgb(hue % 1.0, min(max(saturation, 0), 1), min(max(value, 0), 1)), np.float32
-    )
+    """Colour (3,) float32 from hue (any real, periodic), saturation and value (clamped to [0, 1])."""
+    return np.array(colorsys.hsv_to_rgb(hue % 1.0, min(max(saturation, 0), 1), min(max(value, 0), 1)), np.float32)
 
 
 def painted(canvas: Canvas, x: Array, y: Array) -> Array:
@@ -225,6 +216,7 @@ def painted(canvas: Canvas, x: Array, y: Array) -> Array:
 
 
 def frame_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a side or a pair; ValueError below 8 x 8."""
     height, width = (size, size) if isinstance(size, int) else size
     if height < 8 or width < 8:
         raise ValueError(f"size: expected at least 8 x 8 pixels, got {height} x {width}")
@@ -232,16 +224,16 @@ def frame_size(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def sky(canvas: Canvas, rng: np.random.Generator, noise: Noise) -> None:
+    """Paint the whole canvas with a sky: a gradient and clouds."""
     zenith, horizon = rgb(0.58, rng.uniform(0.1, 0.55), rng.uniform(0.6, 0.9)), np.array([0.88, 0.91, 0.94])
     t = np.clip(canvas.y * 1.4, 0, 1)[..., None]
     canvas.pixels[:] = zenith * (1 - t) + horizon * t
-    cloud = np.clip(noise.octaves(canvas.x * 2.2, canvas.y * 5, 5) * 1.2 - rng.uniform(-0.2, 0.5), 0, 0.85)[
-        ..., None
-    ]
+    cloud = np.clip(noise.octaves(canvas.x * 2.2, canvas.y * 5, 5) * 1.2 - rng.uniform(-0.2, 0.5), 0, 0.85)[..., None]
     canvas.pixels += cloud * (0.97 - canvas.pixels)
 
 
 def wall_shader(rng: np.random.Generator, noise: Noise, base: Array, bricks: bool) -> Callable[..., Array]:
+    """Colour function of a plastered wall, or of bricks."""
     course = rng.uniform(55, 85)
 
     def shader(x: Array, y: Array) -> Array:
@@ -257,6 +249,7 @@ def wall_shader(rng: np.random.Generator, noise: Noise, base: Array, bricks: boo
 
 
 def glass_shader(rng: np.random.Generator, noise: Noise) -> Callable[..., Array]:
+    """Colour function of window glass with a reflection."""
     dark, shift = rng.uniform(0.10, 0.3), rng.uniform(0, 40)
 
     def shader(x: Array, y: Array) -> Array:

@@ -178,9 +178,7 @@ def draw_street(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Ar
                 leaves,
                 lambda a, b: (
                     green
-                    * (0.85 + 0.45 * noise.octaves(a * 28 / t**0.5, b * 28 / t**0.5, 3) - 0.6 * (b - y + h))[
-                        :, None
-                    ]
+                    * (0.85 + 0.45 * noise.octaves(a * 28 / t**0.5, b * 28 / t**0.5, 3) - 0.6 * (b - y + h))[:, None]
                 ),
                 ids["tree"],
             )
@@ -219,9 +217,7 @@ def draw_street(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Ar
             )
             for s in (-1, 1):
                 canvas.fill(
-                    rectangle(
-                        x + s * w * 0.36 - w * 0.07, y - h * 0.1, x + s * w * 0.36 + w * 0.07, y + h * 0.05
-                    ),
+                    rectangle(x + s * w * 0.36 - w * 0.07, y - h * 0.1, x + s * w * 0.36 + w * 0.07, y + h * 0.05),
                     (0.07, 0.07, 0.07),
                     ids[kind],
                 )
@@ -267,9 +263,7 @@ def draw_street(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Ar
                     (0.3, 0.3, 0.3),
                     ids[kind],
                 )
-                canvas.fill(
-                    ellipse(x + toward, y - h + 0.012 * t, 0.03 * t, 0.014 * t), (0.95, 0.93, 0.8), ids[kind]
-                )
+                canvas.fill(ellipse(x + toward, y - h + 0.012 * t, 0.03 * t, 0.014 * t), (0.95, 0.93, 0.8), ids[kind])
             elif kind == "traffic light":
                 canvas.fill(
                     rectangle(x - 0.026 * t, y - h, x + 0.026 * t, y - h + 0.13 * t),
@@ -342,11 +336,7 @@ def draw_street(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Ar
         if kind in ("car", "van", "truck", "bus"):
             where = (road_l + road_r) / 2 + side * (road_r - road_l) * rng.uniform(0.16, 0.4)
         else:
-            where = (
-                (road_l - walk * rng.uniform(0.1, 0.95))
-                if side < 0
-                else (road_r + walk * rng.uniform(0.1, 0.95))
-            )
+            where = (road_l - walk * rng.uniform(0.1, 0.95)) if side < 0 else (road_r + walk * rng.uniform(0.1, 0.95))
         scene.append((str(kind), float(where), float(t)))
     for kind, where, t in scene:
         things(kind, where, t)

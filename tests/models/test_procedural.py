@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from mixsyn_fast.models.data import (
     NUM_CLASSES,
     STREET_CLASSES,
@@ -149,9 +148,7 @@ def test_folder_errors_name_the_file(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="images: no such folder"):
         list_pairs(folder / "labels")
     pair = list_pairs(folder)[0]
-    with pytest.raises(
-        ValueError, match=r"p0\.png: expected class ids in 0\.\.4, got \d+ at row \d+, column \d+"
-    ):
+    with pytest.raises(ValueError, match=r"p0\.png: expected class ids in 0\.\.4, got \d+ at row \d+, column \d+"):
         read_pair(pair, num_classes=5)
     with pytest.raises(ValueError, match=r"size: expected positive"):
         read_pair(pair, size=0)

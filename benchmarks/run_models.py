@@ -1,0 +1,403 @@
+"""Measure whole generators: published form, dense plain PyTorch, torch.compile of it, ours, and the floors.
+
+    python -m benchmarks.run_models [--quick] [--cases REGEX] [--repeat N] [--out FILE] [--markdown] [--no-compile]
+                                    [--data DIR] [--device cuda] [--seconds S] [--budget S]
+
+Contenders of a row run in one process, taking turns, with the same weights, label maps and noise:
+
+* published: the published form, with its loops over images and regions (when the test-suite's yardstick is there);
+* dense: the same generator under use_plan("dense") and use_backend("reference"), torch's own convolutions, NCHW;
+* compile: torch.compile of dense, its label map prepared outside the clock;
+* ours: raw labels to output, the analysis of the label map (a fresh RegionMap) inside the clock;
+* floor_plain: dense with the region norms removed; floor: ours with the region norms removed (channels_last,
+  prepacked weights).
+
+mode "forward" is eval without gradients, up to the output before tanh. mode "training" is forward in training mode and
+backward to every parameter, without optimiser.
+
+Gates: in float32 the relative error against dense is at most 1e-5 (and the float64 models agree within 1e-12 for
+batch 1, unless --no-float64); gradients agree with those of dense within 1e-3 in the 2-norm over all parameters
+(LeakyReLU's kink makes a larger difference in single values than rounding does).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from mixsyn_fast.models import clade, sean, spade
+from torch import Tensor, nn
+
+from mixsyn_fast.demo import calibrate, dense_reference, plain_copy, randomise, time_limit, without_norms
+from mixsyn_fast.progress import progress
+from mixsyn_fast.region_map import RegionMap
+
+from . import tables
+from .cases import DTYPES, Labels, ModelCase, label_source, model_cases, select
+from .timing import (
+    RESULTS,
+    Call,
+    Entry,
+    Gate,
+    compare,
+    machine,
+    machine_line,
+    measure_rates,
+    relative_error,
+    save,
+    to_plain,
+)
+
+FAMILIES: dict[str, tuple[Any, Any]] = {
+    "sean": (sean.Config, sean.SEANGenerator),
+    "spade": (spade.Config, spade.SPADEGenerator),
+    "clade": (clade.Config, clade.CLADEGenerator),
+}
+ALLOWED_FLOAT32, ALLOWED_FLOAT64, ALLOWED_GRADIENT = 1e-5, 1e-12, 1e-3
+_YARDSTICK = Path(__file__).resolve().parents[1] / "tests" / "models" / "published.py"
+
+
+def published_forms() -> ModuleType | None:
+    """The test-suite's generators in published form; None outside a clone."""
+    if not _YARDSTICK.is_file():
+        return None
+    spec = importlib.util.spec_from_file_location("mixsyn_fast_published_forms", _YARDSTICK)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class ModelBench:
+    """One generator on one batch of label maps: contenders and gates."""
+
+    def __init__(self, case: ModelCase, labels: Labels, device: torch.device | str = "cpu", *, seed: int = 0) -> None:
+        self.case, self.device, self.seed = case, torch.device(device), seed
+        config, build = FAMILIES[case.family]
+        torch.manual_seed(seed)
+        self.generator: Any = build(config(label_nc=case.label_nc, ngf=case.ngf, image_size=case.size))
+        randomise(self.generator, seed)
+        self.generator.to(self.device)
+        self.image, self.labels = labels.tensors(case.labels, case.batch, case.size, self.device)
+        calibrate(self.generator, self.regions(), *self._more(self.image), **self._keywords)
+        self.generator.to(DTYPES[case.dtype])
+        self.image = self.image.to(DTYPES[case.dtype])
+        self.generator.train(case.mode == "training")
+        side = self.generator.config.output_size
+        rng = torch.Generator().manual_seed(seed + 1)
+        self.grad = torch.randn(case.batch, 3, *side, generator=rng).to(self.device, DTYPES[case.dtype])
+
+    @property
+    def _keywords(self) -> dict[str, Any]:
+        return {"noise": "published"} if self.case.family == "sean" else {}
+
+    def _more(self, image: Tensor) -> tuple[Tensor, ...]:
+        return (image,) if self.case.family == "sean" else ()
+
+    def regions(self) -> RegionMap:
+        """A fresh region map: nothing about the labels is known yet."""
+        return RegionMap(self.labels, self.case.label_nc)
+
+    def features(self, model: Any, regions: Any = None, image: Tensor | None = None) -> Tensor:
+        """Raw labels (or `regions`) to the output before tanh, with the same noise every time."""
+        torch.manual_seed(self.seed)
+        image = self.image if image is None else image
+        return model.forward_features(
+            self.regions() if regions is None else regions, *self._more(image), **self._keywords
+        )
+
+    def functions(
+        self, *, compiled: bool, published: ModuleType | None
+    ) -> dict[str, tuple[nn.Module, Callable[[], Tensor]]]:
+        """Name -> (module whose parameters get gradients, forward)."""
+        plain = plain_copy(self.generator)
+        found: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {}
+        if published is not None:
+            looped = self._published(published)
+            if looped is not None:
+                found["published"] = looped
+
+        def dense() -> Tensor:
+            with dense_reference():
+                return self.features(plain)
+
+        found["dense"] = (plain, dense)
+        if compiled:
+            found["compile"] = (plain, self._compiled(plain))
+        found["ours"] = (self.generator, lambda: self.features(self.generator))
+        return found
+
+    def floors(self) -> dict[str, tuple[nn.Module, Callable[[], Tensor]]]:
+        """The network without its region norms, in plain PyTorch and with our convolutions and layout."""
+        fast = without_norms(self.generator)
+        plain = plain_copy(fast)
+
+        def plain_floor() -> Tensor:
+            with dense_reference():
+                return self.features(plain)
+
+        return {"floor_plain": (plain, plain_floor), "floor": (fast, lambda: self.features(fast))}
+
+    def _compiled(self, plain: Any) -> Callable[[], Tensor]:
+        import torch._inductor.config as inductor
+
+        torch._dynamo.reset()
+        inductor.fallback_random = True  # the same noise as eager
+        function = torch.compile(plain.forward_features, dynamic=False)
+        regions = self.regions()
+
+        def call() -> Tensor:
+            with dense_reference():
+                torch.manual_seed(self.seed)
+                return function(regions, *self._more(self.image), **self._keywords)
+
+        return call
+
+    def _published(self, forms: ModuleType) -> tuple[nn.Module, Callable[[], Tensor]] | None:
+        case = self.case
+        name = {"sean": "SEANGenerator", "spade": "SPADEGenerator", "clade": "CLADEGenerator"}[case.family]
+        try:
+            model = getattr(forms, name)(case.ngf, case.label_nc, self.generator.config.output_size, spectral=False)
+            keys = model.load_state_dict(self.generator.state_dict(), strict=False, assign=True)
+        except (AttributeError, TypeError, RuntimeError) as error:
+            print(f"  the published form cannot be built: {error}", file=sys.stderr)
+            return None
+        missing = [k for k in keys.missing_keys if ".Spade.param_free_norm." not in k and "num_batches" not in k]
+        if missing or keys.unexpected_keys:
+            print(f"  the published form has other entries: {missing[:3]} {keys.unexpected_keys[:3]}", file=sys.stderr)
+            return None
+        model.to(self.device, DTYPES[case.dtype]).train(case.mode == "training")
+        for p in model.parameters():
+            p.requires_grad_(True)
+        channels = torch.arange(case.label_nc, device=self.device).view(1, -1, 1, 1)
+
+        def call() -> Tensor:
+            segmap = (self.labels[:, None] == channels).to(self.grad.dtype)
+            torch.manual_seed(self.seed)
+            codes = (model.Zencoder(self.image, segmap), None) if case.family == "sean" else ()
+            return model.pre_tanh(segmap, *codes)
+
+        return model, call
+
+    def step(self, model: nn.Module, forward: Callable[[], Tensor]) -> Call:
+        """What is timed: the forward alone, or forward and backward."""
+        if self.case.mode == "forward":
+
+            def run() -> Any:
+                with torch.no_grad():
+                    return forward()
+
+            return run
+
+        def train() -> None:
+            forward().backward(self.grad)
+            model.zero_grad(set_to_none=True)  # after the step, so that peak memory starts from nothing
+
+        return train
+
+    def gates(
+        self,
+        functions: Mapping[str, tuple[nn.Module, Callable[[], Tensor]]],
+        *,
+        compile_seconds: float = 900.0,
+        float64: bool = True,
+    ) -> dict[str, Gate]:
+        """Everybody against dense; a contender that raises fails its gate and says why."""
+        training = self.case.mode == "training"
+        verdicts: dict[str, Gate] = {}
+        expected: tuple[Tensor, dict[str, Tensor]] | None = None
+
+        def result(model: nn.Module, forward: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            if not training:
+                with torch.no_grad():
+                    return forward(), {}
+            model.zero_grad(set_to_none=True)
+            out = forward()
+            out.backward(self.grad)
+            grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+            model.zero_grad(set_to_none=True)
+            return out.detach(), grads
+
+        for name in ("dense", *(n for n in functions if n != "dense")):
+            model, forward = functions[name]
+            try:
+                with progress(f"{name} of {self.case.name}: first call"), time_limit(compile_seconds):
+                    out, grads = result(model, forward)
+            except Exception as error:  # the row goes on without this contender
+                verdicts[name] = Gate(False, float("inf"), 0.0, f"{type(error).__name__}: {str(error)[:160]}")
+                if name == "dense":
+                    raise
+                continue
+            if expected is None:
+                expected = out, grads
+                verdicts[name] = Gate(True, 0.0, ALLOWED_FLOAT32, "the yardstick")
+                continue
+            error = relative_error(out.double(), expected[0].double())
+            allowed = ALLOWED_FLOAT32 if self.case.dtype == "float32" else 0.05
+            verdicts[name] = Gate(error <= allowed, error, allowed, "output before tanh")
+            if training and verdicts[name].passed:
+                difference = gradient_error(grads, expected[1])
+                if difference > ALLOWED_GRADIENT:
+                    verdicts[name] = Gate(False, difference, ALLOWED_GRADIENT, "gradients")
+            del out, grads
+        del expected
+        gc.collect()
+        if float64 and not training and self.case.batch == 1 and self.case.dtype == "float32":
+            with progress(f"{self.case.name} in float64"):
+                error = self._error_in_float64()
+            verdicts["ours (float64)"] = Gate(error <= ALLOWED_FLOAT64, error, ALLOWED_FLOAT64, "float64 output")
+        return verdicts
+
+    def _error_in_float64(self) -> float:
+        model = copy.deepcopy(self.generator).double()
+        image = self.image.double()
+        with torch.no_grad():
+            ours = self.features(model, image=image)
+            plain = plain_copy(model)
+            with dense_reference():
+                exact = self.features(plain, image=image)
+        return relative_error(ours, exact)
+
+
+def gradient_error(grads: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """2-norm of the difference over all parameters / 2-norm of the expected gradient; inf where one is missing."""
+    difference = total = 0.0
+    for name, value in expected.items():
+        norm = float(value.double().norm()) ** 2
+        total += norm
+        if name in grads:
+            difference += float((grads[name].double() - value.double()).norm()) ** 2
+        elif norm > 0:
+            return float("inf")
+    return (difference / total) ** 0.5 if total else 0.0
+
+
+def run_model(case: ModelCase, labels: Labels, options: argparse.Namespace) -> dict[str, Any]:
+    """One row."""
+    with progress(f"building {case.name}"):
+        bench = ModelBench(case, labels, options.device)
+    published = published_forms() if options.published else None
+    functions = bench.functions(compiled=options.compile, published=published)
+    verdicts = bench.gates(functions, compile_seconds=options.compile_seconds, float64=options.float64)
+    double = verdicts.pop("ours (float64)", None)
+    if double is not None and not double.passed:
+        verdicts["ours"] = Gate(False, double.error, double.allowed, "float64 output")
+    passing = {n: f for n, f in functions.items() if verdicts[n].passed}
+    calls = {name: bench.step(*pair) for name, pair in {**passing, **bench.floors()}.items()}
+    entries = compare(
+        calls,
+        {name: verdicts[name] for name in passing},
+        device=options.device,
+        repeat=options.repeat,
+        budget_s=options.seconds,
+        warmup=1,
+        memory=options.memory,
+        what=case.name,
+    )
+    for name, verdict in verdicts.items():
+        if name not in entries:
+            note = f"wrong result or failure: {verdict.what}, error {verdict.error:.1e}, {verdict.allowed:.1e} allowed"
+            entries[name] = Entry(gate=verdict, note=note)
+
+    def ratio(a: str, b: str) -> float | None:
+        first, second = (entries[n].timing if n in entries else None for n in (a, b))
+        return first.median / second.median if first and second else None
+
+    row: dict[str, Any] = {
+        "op": "generator",
+        "case": case.name,
+        "mode": case.mode,
+        "settings": case,
+        "images": case.batch,
+        "contenders": entries,
+        "speedup_over": {n: ratio(n, "ours") for n in ("published", "dense", "compile") if ratio(n, "ours")},
+        "ours_over_floor": ratio("ours", "floor"),
+        "ours_over_floor_plain": ratio("ours", "floor_plain"),
+    }
+    if double is not None:
+        row["float64_error"] = double.error
+    return row
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line -> options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run_models", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="SEAN at batch 1 only")
+    parser.add_argument("--cases", metavar="REGEX", help="only rows whose name matches")
+    parser.add_argument("--repeat", type=int, default=7, help="rounds per row (default 7)")
+    parser.add_argument("--seconds", type=float, default=240.0, help="soft limit for the timing of one row")
+    parser.add_argument("--budget", type=float, default=5400.0, help="soft limit for the run: later rows are left out")
+    parser.add_argument("--out", type=Path, default=None, help="JSON (default benchmarks/results/models_<device>.json)")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
+    parser.add_argument("--no-published", dest="published", action="store_false", help="leave the looped form out")
+    parser.add_argument("--no-float64", dest="float64", action="store_false", help="skip the check in float64")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="skip peak memory")
+    parser.add_argument("--compile-seconds", type=float, default=900.0, help="give torch.compile this long")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown at the end")
+    parser.add_argument("--data", metavar="DIR", help="folder with images/ and labels/ of faces")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--ngf", type=int, help="another width of all generators (for trying things out)")
+    parser.add_argument("--size", type=int, help="another image size (for trying things out)")
+    options = parser.parse_args(arguments)
+    options.device = torch.device(options.device)
+    options.out = options.out or RESULTS / f"models_{options.device.type}.json"
+    return options
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the chosen rows, printing each as it comes; returns the result that is written."""
+    labels = label_source(options.data)
+    facts = machine(options.device)
+    print(machine_line(facts))
+    rates = measure_rates(options.device)
+    print(f"{labels.text}; " + ", ".join(f"{k} {v:.1f}" for k, v in rates.items()))
+    result: dict[str, Any] = {
+        "kind": "models",
+        "machine": facts,
+        "rates": rates,
+        "labels": labels.text,
+        "repeat": options.repeat,
+        "rows": [],
+        "left_out": [],
+    }
+    changes = {k: v for k, v in (("ngf", options.ngf), ("size", options.size)) if v is not None}
+    start = time.perf_counter()
+    rows = [ModelCase(**{**vars(row), **changes}) for row in model_cases(quick=options.quick)]
+    for case in select(rows, options.cases):
+        if time.perf_counter() - start > options.budget:
+            result["left_out"].append(case.name)
+            continue
+        row = to_plain(run_model(case, labels, options))
+        result["rows"].append(row)
+        print(tables.model_line(row), flush=True)
+        save(result, options.out)
+        gc.collect()
+    if result["left_out"]:
+        print(f"left out after {options.budget:.0f} s: {', '.join(result['left_out'])}", file=sys.stderr)
+    save(result, options.out)
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point."""
+    options = parse(arguments)
+    result = run(options)
+    if not result["rows"]:
+        print(f"--cases: no row matches {options.cases!r}", file=sys.stderr)
+        return 2
+    print(tables.render(result, markdown=options.markdown))
+    print(f"written: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,443 @@
+"""The harness: correctness gate, interleaved timing, peak memory, machine description, measured physical rates.
+
+Rules: nothing is timed before its output has passed the gate; inputs are made outside the clock; contenders take
+turns (one call each per round, starting with another one every round), so that noise of the machine hits all of
+them alike; the median is reported with the 20th and 80th percentile.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixsyn_fast.progress import progress
+
+Call = Callable[[], Any]
+SHORTEST_SAMPLE_S = 5e-4  # on the CPU, faster calls are repeated inside one sample
+RESULTS = Path(__file__).parent / "results"
+
+# ----------------------------------------------------------------------------------------------- correctness gate
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Outcome of the comparison with float64: passed if error <= allowed, the worst tensor deciding."""
+
+    passed: bool
+    error: float  # relative error of the worst tensor: max |y - y64| / max |y64|
+    allowed: float
+    what: str = ""  # the tensor that decided
+
+
+def relative_error(value: Tensor, exact: Tensor) -> float:
+    """Max |value - exact| / max |exact|, in float64; inf where the value is not finite or shapes differ."""
+    if value.shape != exact.shape:
+        return float("inf")
+    if exact.numel() == 0:
+        return 0.0
+    scale = float(exact.abs().max())
+    error = float((value.to(exact.dtype) - exact).abs().max()) / (scale or 1.0)
+    return error if error == error else float("inf")
+
+
+def gate(
+    outputs: Mapping[str, Tensor], eager: Mapping[str, Tensor], exact: Mapping[str, Tensor], *, factor: float = 2.0
+) -> Gate:
+    """Apply the 2x-error rule tensor by tensor.
+
+    Args:
+        outputs: what a contender produced.
+        eager: what the reference produced in the same dtype.
+        exact: what the reference produced in float64.
+        factor: allowed multiple of the reference's own error.
+
+    Returns:
+        The verdict of the worst tensor. Allowed is factor * error(eager) + one unit of the dtype's resolution.
+    """
+    worst = Gate(True, 0.0, 0.0)
+    for name, reference in exact.items():
+        if name not in outputs:
+            return Gate(False, float("inf"), 0.0, f"{name} is missing")
+        allowed = factor * relative_error(eager[name], reference) + torch.finfo(eager[name].dtype).eps
+        error = relative_error(outputs[name], reference)
+        verdict = Gate(error <= allowed, error, allowed, name)
+        if not worst.what or error / allowed > worst.error / worst.allowed:
+            worst = verdict
+    return worst
+
+
+# -------------------------------------------------------------------------------------------------------- timing
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call."""
+
+    median: float
+    p20: float
+    p80: float
+    samples: int
+
+
+def summarise(samples: Sequence[float]) -> Timing:
+    """Median and 20th / 80th percentile of at least one sample."""
+    ordered = sorted(samples)
+
+    def quantile(q: float) -> float:
+        position = q * (len(ordered) - 1)
+        low = int(position)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+    return Timing(statistics.median(ordered), quantile(0.2), quantile(0.8), len(ordered))
+
+
+class _Clock:
+    """Times one sample of a call: wall clock on the CPU, events and a cold L2 cache on CUDA."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        if self.cuda:
+            self.device = device
+            self.flush = torch.empty(256 * 2**20, dtype=torch.int8, device=device)
+
+    def sample(self, call: Call, inner: int) -> float:
+        if not self.cuda:
+            start = time.perf_counter()
+            for _ in range(inner):
+                call()
+            return (time.perf_counter() - start) / inner
+        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        total = 0.0
+        for _ in range(inner):
+            self.flush.zero_()  # also hides the launch latency of short kernels behind it
+            first.record()
+            call()
+            last.record()
+            torch.cuda.synchronize(self.device)
+            total += first.elapsed_time(last) * 1e-3
+        return total / inner
+
+
+def interleave(
+    contenders: Mapping[str, Call],
+    *,
+    device: torch.device | str = "cpu",
+    repeat: int = 15,
+    warmup: int = 2,
+    budget_s: float | None = None,
+    least: int = 3,
+) -> dict[str, Timing]:
+    """Time several calls against each other.
+
+    Args:
+        contenders: name -> call without arguments; inputs are bound beforehand.
+        device: where they run; decides the clock.
+        repeat: rounds; each contender runs once per round.
+        warmup: untimed calls of each contender first.
+        budget_s: stop after this many seconds, but not before `least` rounds.
+        least: see `budget_s`.
+
+    Returns:
+        name -> Timing.
+    """
+    clock = _Clock(torch.device(device))
+    inner: dict[str, int] = {}
+    start = time.perf_counter()
+    for name, call in contenders.items():
+        fastest = float("inf")
+        for _ in range(max(warmup, 1)):
+            fastest = min(fastest, clock.sample(call, 1))
+        inner[name] = 1 if clock.cuda else max(1, min(200, int(SHORTEST_SAMPLE_S / max(fastest, 1e-7))))
+    names = list(contenders)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(repeat):
+            for k in range(len(names)):
+                name = names[(turn + k) % len(names)]
+                samples[name].append(clock.sample(contenders[name], inner[name]))
+            if budget_s is not None and turn + 1 >= least and time.perf_counter() - start > budget_s:
+                break
+    finally:
+        if was_enabled:
+            gc.enable()
+    return {name: summarise(values) for name, values in samples.items()}
+
+
+# -------------------------------------------------------------------------------------------------- peak memory
+
+
+def peak_memory(call: Call, device: torch.device | str = "cpu") -> int | None:
+    """Bytes that one call allocates at its peak, above what was allocated before; None where it cannot be known.
+
+    CUDA: torch.cuda.max_memory_allocated. CPU: the allocation events of torch's profiler (exact for tensors; memory
+    that a kernel takes from the C++ heap is not seen).
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            call()
+        raw = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+        events = sorted((e.start_ns(), e.nbytes()) for e in raw if e.name() == "[memory]")
+    except (AttributeError, RuntimeError):
+        return None
+    current = peak = 0
+    for _, size in events:
+        current += size
+        peak = max(peak, current)
+    return peak
+
+
+# ------------------------------------------------------------------------------------------------ machine and rates
+
+
+def _cpu_name() -> str:
+    try:
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        match = None
+    return match.group(1).strip() if match else platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str:
+    try:
+        run = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return run.stdout.strip()
+
+
+def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Machine, versions and commit of a run, as stored in the JSON."""
+    import mixsyn_fast
+
+    device = torch.device(device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    facts: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "mixsyn_fast": mixsyn_fast.__version__,
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = torch.version.cuda
+        facts["capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    return facts
+
+
+def machine_line(facts: Mapping[str, Any]) -> str:
+    """One line for people: where the numbers come from."""
+    where = facts.get("gpu") or f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads"
+    dirty = " + uncommitted changes" if facts.get("uncommitted_changes") else ""
+    return (
+        f"{where}; {facts['cpu_capability']}; torch {facts['torch']}, Python {facts['python']}, "
+        f"mixsyn_fast {facts['mixsyn_fast']}, commit {facts['commit'] or 'unknown'}{dirty}, {facts['date']}"
+    )
+
+
+def measure_rates(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, float]:
+    """What this machine can do now: copy bandwidth (bytes read + written), GEMM and 3x3 convolution rate.
+
+    Returns:
+        copy_gb_s, gemm_gflop_s, conv_gflop_s (2 operations per multiply-accumulate, channels_last convolution).
+    """
+    device = torch.device(device)
+    large = device.type == "cuda"
+    count = (2**30 if large else 2**27) // torch.finfo(dtype).bits * 8
+    source, target = torch.ones(count, dtype=dtype, device=device), torch.empty(count, dtype=dtype, device=device)
+    n = 8192 if large else 1024
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    channels, side, batch = (512, 64, 16) if large else (128, 64, 1)
+    x = torch.randn(batch, channels, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    with torch.no_grad(), progress("measuring copy bandwidth, GEMM and convolution rate"):
+        times = interleave(
+            {
+                "copy": lambda: target.copy_(source),
+                "gemm": lambda: a @ b,
+                "conv": lambda: torch.nn.functional.conv2d(x, weight, padding=1),
+            },
+            device=device,
+            repeat=9,
+        )
+    return {
+        "copy_gb_s": 2 * source.nbytes / times["copy"].median / 1e9,
+        "gemm_gflop_s": 2 * n**3 / times["gemm"].median / 1e9,
+        "conv_gflop_s": 2 * 9 * batch * (channels * side) ** 2 / times["conv"].median / 1e9,
+    }
+
+
+@contextmanager
+def power_log(device: torch.device | str) -> Iterator[dict[str, float]]:
+    """On a GPU with nvidia-ml-py installed, fill a dict with clocks (MHz), power (W) and energy (J) of the body."""
+    log: dict[str, float] = {}
+    device = torch.device(device)
+    handle = nvml = None
+    if device.type == "cuda":
+        try:
+            import pynvml as nvml
+
+            nvml.nvmlInit()
+            uuid = str(torch.cuda.get_device_properties(device).uuid)
+            handle = nvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+        except Exception as error:  # nvml raises its own classes; measuring goes on without it
+            print(f"  no clocks, power, energy: {type(error).__name__}: {error}", file=sys.stderr)
+            handle = None
+    if handle is None or nvml is None:
+        yield log
+        return
+
+    def read(getter: str, *arguments: Any) -> float | None:
+        try:
+            return float(getattr(nvml, getter)(handle, *arguments))
+        except Exception:  # not supported on this device
+            return None
+
+    start, before = time.perf_counter(), read("nvmlDeviceGetTotalEnergyConsumption")
+    yield log
+    torch.cuda.synchronize(device)
+    after, seconds = read("nvmlDeviceGetTotalEnergyConsumption"), time.perf_counter() - start
+    values = {
+        "sm_clock_mhz": read("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
+        "memory_clock_mhz": read("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
+        "power_w": (read("nvmlDeviceGetPowerUsage") or 0.0) / 1e3 or None,
+        "temperature_c": read("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+        "energy_j": None if before is None or after is None else (after - before) / 1e3,
+        "seconds": seconds,
+    }
+    log.update({name: value for name, value in values.items() if value is not None})
+
+
+def energy_per_call(call: Call, device: torch.device | str, *, seconds: float = 1.0) -> dict[str, float]:
+    """Clocks, power and joules per call over about `seconds` of calls; empty without a GPU or nvidia-ml-py."""
+    if torch.device(device).type != "cuda":
+        return {}
+    calls, start = 0, time.perf_counter()
+    with power_log(device) as log:
+        while time.perf_counter() - start < seconds:
+            for _ in range(5):
+                call()
+            calls += 5
+            torch.cuda.synchronize(device)
+    if "energy_j" in log:
+        log["joule_per_call"] = log["energy_j"] / calls
+    return log
+
+
+# --------------------------------------------------------------------------------------------------- one comparison
+
+
+@dataclass
+class Entry:
+    """One contender of one row."""
+
+    gate: Gate | None = None
+    timing: Timing | None = None
+    peak_bytes: int | None = None
+    note: str = ""  # why it was not run or not timed
+    energy: dict[str, float] = field(default_factory=dict)
+
+
+def compare(
+    contenders: Mapping[str, Call],
+    gates: Mapping[str, Gate],
+    *,
+    device: torch.device | str = "cpu",
+    repeat: int = 15,
+    budget_s: float | None = None,
+    memory: bool = True,
+    warmup: int = 2,
+    what: str = "",
+) -> dict[str, Entry]:
+    """Time the contenders that passed their gate; those without one (a copy, a floor) are always timed.
+
+    Returns:
+        name -> Entry; a contender that failed has no timing and a note.
+    """
+    entries = {name: Entry(gate=gates.get(name)) for name in contenders}
+    runnable: dict[str, Call] = {}
+    for name, call in contenders.items():
+        verdict = gates.get(name)
+        if verdict is not None and not verdict.passed:
+            entries[
+                name
+            ].note = f"wrong result: {verdict.what} off by {verdict.error:.1e} ({verdict.allowed:.1e} allowed)"
+        else:
+            runnable[name] = call
+    with progress(f"timing {what}" if what else "timing"):
+        timings = interleave(runnable, device=device, repeat=repeat, budget_s=budget_s, warmup=warmup)
+    for name, timing in timings.items():
+        entries[name].timing = timing
+    for name, call in runnable.items():
+        if memory:
+            entries[name].peak_bytes = peak_memory(call, device)
+        entries[name].energy = energy_per_call(call, device)
+    return entries
+
+
+# ----------------------------------------------------------------------------------------------------------- output
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, paths, dtypes and tuples as JSON types."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {k: to_plain(v) for k, v in asdict(value).items() if v is not None and v != {} and v != ""}
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(v) for v in value]
+    if isinstance(value, torch.dtype | torch.device | Path):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return str(value)
+    return value
+
+
+def save(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write a result as JSON, creating folders; returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(json.dumps(to_plain(result), indent=1) + "\n")
+    os.replace(partial, path)
+    return path
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Geometric mean; nan for no values."""
+    return statistics.geometric_mean(values) if values else float("nan")

@@ -1,0 +1,209 @@
+"""The measuring harness: gate, clock, memory, tables, and both runners at tiny scale."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import run_models, run_ops, tables, timing
+from benchmarks.cases import (
+    Labels,
+    ModelCase,
+    NormCase,
+    PatternCase,
+    label_source,
+    model_cases,
+    norm_cases,
+    pattern_cases,
+    select,
+)
+from mixsyn_fast.progress import progress
+
+
+def test_gate_follows_the_two_error_rule() -> None:
+    exact = {"y": torch.linspace(-1, 1, 101, dtype=torch.float64), "z": torch.zeros(0, dtype=torch.float64)}
+    eager = {"y": exact["y"].float() + 1e-5, "z": torch.zeros(0)}
+    close = {"y": exact["y"].float() + 1.9e-5, "z": torch.zeros(0)}
+    far = {"y": exact["y"].float() + 2.2e-5, "z": torch.zeros(0)}
+    assert timing.gate(close, eager, exact).passed
+    verdict = timing.gate(far, eager, exact)
+    assert not verdict.passed and verdict.what == "y" and verdict.error > verdict.allowed
+    assert not timing.gate({"y": eager["y"]}, eager, exact).passed  # an output is missing
+    assert not timing.gate({"y": eager["y"] * float("nan"), "z": eager["z"]}, eager, exact).passed
+    assert not timing.gate({"y": eager["y"][:5], "z": eager["z"]}, eager, exact).passed
+
+
+def test_interleave_takes_turns_and_summarises() -> None:
+    order: list[str] = []
+
+    def call(name: str, seconds: float):  # type: ignore[no-untyped-def]
+        def run() -> None:
+            order.append(name)
+            time.sleep(seconds)
+
+        return run
+
+    times = timing.interleave({"a": call("a", 0.002), "b": call("b", 0.004)}, repeat=4, warmup=1)
+    assert order == ["a", "b", "a", "b", "b", "a", "a", "b", "b", "a"]
+    assert times["a"].samples == 4 and times["a"].p20 <= times["a"].median <= times["a"].p80
+    assert times["a"].median < times["b"].median
+    order.clear()
+    limited = timing.interleave({"a": call("a", 0.01)}, repeat=100, warmup=1, budget_s=0.05, least=2)
+    assert 2 <= limited["a"].samples < 10
+
+
+def test_quantiles() -> None:
+    summary = timing.summarise([5.0, 1.0, 2.0, 3.0, 4.0])
+    assert (summary.median, summary.samples) == (3.0, 5)
+    assert summary.p20 == pytest.approx(1.8) and summary.p80 == pytest.approx(4.2)
+    assert timing.summarise([2.0]) == timing.Timing(2.0, 2.0, 2.0, 1)
+
+
+def test_peak_memory_counts_what_is_alive_together() -> None:
+    x = torch.ones(250_000)
+    peak = timing.peak_memory(lambda: (x + 1).mul(2).sum())
+    assert peak is not None and 2_000_000 <= peak < 2_100_000
+    assert timing.peak_memory(lambda: None) == 0
+
+
+def test_a_wrong_contender_is_not_timed() -> None:
+    bad = timing.Gate(False, 1.0, 1e-6, "y")
+    entries = timing.compare({"good": lambda: None, "bad": lambda: 1 / 0}, {"bad": bad}, repeat=1, memory=False)
+    assert entries["good"].timing is not None
+    assert entries["bad"].timing is None and "y off by 1.0e+00" in entries["bad"].note
+
+
+def test_machine_line_and_json(tmp_path: Path) -> None:
+    facts = timing.machine()
+    line = timing.machine_line(facts)
+    assert facts["torch"] in line and str(facts["cores"]) in line
+    path = timing.save(
+        {"machine": facts, "x": (torch.float32, float("inf"), Path("a")), "e": timing.Entry()},
+        tmp_path / "r" / "x.json",
+    )
+    loaded = json.loads(path.read_text())
+    assert loaded["x"] == ["float32", "inf", "a"] and loaded["e"] == {}
+    assert [p.name for p in path.parent.iterdir()] == ["x.json"]
+
+
+def test_progress_is_quiet_when_quick() -> None:
+    out = io.StringIO()
+    with progress("quick work", stream=out):
+        pass
+    assert out.getvalue() == ""
+    with progress("slow work", stream=out, patience_s=0.01):
+        time.sleep(0.08)
+    assert out.getvalue().count("slow work") == 2
+
+
+def test_cases_have_unique_names_and_the_shapes_of_the_generators() -> None:
+    for rows in (norm_cases(), pattern_cases(), model_cases(), norm_cases(quick=True), model_cases(quick=True)):
+        assert len({row.name for row in rows}) == len(rows) > 0
+    shapes = {(c.channels, c.side) for c in norm_cases()}
+    assert {(128, 256), (1024, 16)} <= shapes
+    assert {c.batch for c in norm_cases()} == {1, 4} and {c.layout for c in norm_cases()} == {
+        "channels_last",
+        "contiguous",
+    }
+    assert {c.statistics for c in norm_cases()} == {"batch", "instance", "given"}
+    assert [c.name for c in select(pattern_cases(), "street")] == ["label_patterns/street/1x256x256/r2/shared/t1"]
+
+
+def test_passes_of_the_floor() -> None:
+    computed, given = NormCase(8, 16, statistics="batch"), NormCase(8, 16, statistics="given")
+    assert [computed.passes(m) for m in ("forward", "backward", "both")] == [3, 5, 8]
+    assert [given.passes(m) for m in ("forward", "backward", "both")] == [2, 4, 6]
+
+
+def test_label_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MIXSYN_FAST_DATA", raising=False)
+    assert label_source(None).folder is None
+    monkeypatch.setenv("MIXSYN_FAST_DATA", str(tmp_path))
+    assert label_source(None).folder is None
+    (tmp_path / "celebamask_hq" / "val").mkdir(parents=True)
+    assert label_source(None).text == "real label maps (celebamask_hq/val)"
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        label_source(tmp_path / "missing")
+    images, labels = Labels(None).tensors("face", 2, 32)
+    assert images.shape == (2, 3, 32, 32) and images.abs().max() <= 1 and labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("modulation", ["table", "maps"])
+@pytest.mark.parametrize("statistics", ["batch", "instance", "given"])
+def test_norm_rows_pass_their_gates(modulation: str, statistics: str) -> None:
+    case = NormCase(6, 16, 2, statistics, "channels_last", "float32", modulation)
+    bench = run_ops.NormBench(case, Labels(None))
+    verdicts = bench.gates()
+    assert all(v.passed for v in verdicts.values()), verdicts
+    for mode in run_ops.MODES:
+        calls = bench.contenders(mode)
+        assert set(calls) == {*verdicts, "copy"}
+        for call in calls.values():
+            call()
+
+
+def test_op_runner_and_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MIXSYN_FAST_DATA", raising=False)
+    monkeypatch.setattr(run_ops, "norm_cases", lambda **_: [NormCase(4, 8), NormCase(4, 8, statistics="given")])
+    monkeypatch.setattr(run_ops, "pattern_cases", lambda **_: [PatternCase(24)])
+    monkeypatch.setattr(run_ops, "measure_rates", lambda *_: {"copy_gb_s": 10.0})
+    out = tmp_path / "ops.json"
+    assert run_ops.main(["--no-compile", "--repeat", "2", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "region_norm/table/batch/1x4x8x8" in printed and "geometric mean" in printed
+    result = json.loads(out.read_text())
+    assert len(result["rows"]) == 7 and result["left_out"] == [] and result["summary"]
+    row = result["rows"][1]
+    assert row["mode"] == "forward" and row["floor_s"] > 0 and row["contenders"]["eager"]["gate"]["passed"]
+    assert tables.main([str(out)]) == 0
+    assert capsys.readouterr().out.count("|---|") >= 3
+    assert run_ops.main(["--cases", "nothing", "--out", str(tmp_path / "x.json")]) == 2
+    with pytest.raises(SystemExit):
+        run_ops.parse(["--modes", "sideways"])
+    (tmp_path / "bad.json").write_text("[]")
+    with pytest.raises(SystemExit):
+        tables.main([str(tmp_path / "bad.json")])
+    assert "bad.json: not a result file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family, kind", [("sean", "face"), ("spade", "street"), ("clade", "street")])
+@pytest.mark.parametrize("mode", ["forward", "training"])
+def test_generator_rows(family: str, kind: str, mode: str) -> None:
+    classes = {"face": 19, "street": 151}[kind]
+    bench = run_models.ModelBench(ModelCase(family, classes, 1, mode, 64, 2, kind), Labels(None))
+    functions = bench.functions(compiled=False, published=run_models.published_forms())
+    assert list(functions) == ["published", "dense", "ours"]
+    verdicts = bench.gates(functions)
+    assert all(v.passed for v in verdicts.values()), verdicts
+    assert ("ours (float64)" in verdicts) == (mode == "forward")
+    for name, pair in bench.floors().items():
+        bench.step(*pair)()
+        assert not any("ace_" in n or "norm_" in n for n, _ in pair[0].named_parameters()), name
+
+
+def test_model_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("MIXSYN_FAST_DATA", raising=False)
+    monkeypatch.setattr(run_models, "measure_rates", lambda *_: {"copy_gb_s": 10.0})
+    out = tmp_path / "models.json"
+    arguments = ["--cases", "clade/k151/b1/forward", "--ngf", "2", "--size", "64", "--no-compile", "--repeat", "1"]
+    assert run_models.main([*arguments, "--out", str(out)]) == 0
+    row = json.loads(out.read_text())["rows"][0]
+    assert set(row["contenders"]) == {"published", "dense", "ours", "floor_plain", "floor"}
+    assert row["ours_over_floor"] > 0 and row["float64_error"] < 1e-12
+    assert tables.main([str(out)]) == 0
+    assert "ours / floor" in capsys.readouterr().out
+
+
+def test_gradient_error() -> None:
+    expected = {"a": torch.ones(4), "b": torch.zeros(2)}
+    assert run_models.gradient_error({"a": torch.ones(4)}, expected) == 0.0
+    assert run_models.gradient_error({"a": torch.ones(4) * 1.1}, expected) == pytest.approx(0.1, rel=1e-4)
+    assert run_models.gradient_error({"b": torch.zeros(2)}, expected) == float("inf")
+    assert run_models.gradient_error({}, {}) == 0.0
