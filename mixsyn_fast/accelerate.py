@@ -230,9 +230,7 @@ def _bypassed(module: nn.Module, kind: str) -> Iterator[nn.Module]:
 
 
 def _hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 def _run(
@@ -298,11 +296,9 @@ def _fold(conv: nn.Module) -> nn.Conv2d | None:
     weight, u, v = (t.detach() for t in sources)
     with torch.inference_mode(False), torch.no_grad():
         folded = weight / torch.dot(u, torch.mv(weight.flatten(1), v))
-    plain = nn.Conv2d(1, 1, 1, bias=False, device="meta")
-    plain.__dict__.update({name: value for name, value in vars(conv).items() if not name.startswith("_")})
-    plain.__dict__.pop("weight", None)
-    plain._parameters = {"weight": nn.Parameter(folded, requires_grad=False), "bias": conv.bias}
-    plain.padding, plain._reversed_padding_repeated_twice = conv.padding, conv._reversed_padding_repeated_twice
+    shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    plain = nn.Conv2d(*shape, conv.groups, False, conv.padding_mode, device="meta").eval()
+    plain.weight, plain.bias = nn.Parameter(folded, requires_grad=False), conv.bias
     conv.weight = folded  # as the hook leaves it
     _folded[conv] = ([Fingerprint(t) for t in sources], plain)
     return plain
@@ -514,9 +510,22 @@ def _structure_problem(module: nn.Module, kind: str) -> str | None:
 # ------------------------------------------------------------------------------------ the check before a swap
 
 
+def _copy(module: nn.Module) -> nn.Module:
+    """Return a deep copy; norms that cannot be copied (they hold locks, queues) are plain batch norms in it."""
+    try:
+        return copy.deepcopy(module)
+    except Exception:
+        memo: dict[int, Any] = {}
+        for norm in {getattr(m, "param_free_norm", None) for m in module.modules()}:
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                plain = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, affine=False)
+                memo[id(norm)] = plain.to(next(module.parameters()))
+        return copy.deepcopy(module, memo)
+
+
 def _scrambled_copy(module: nn.Module) -> nn.Module:
     """Return a copy whose parameters and statistics are random, so that no zero hides a difference."""
-    twin = copy.deepcopy(module).requires_grad_(False)
+    twin = _copy(module).requires_grad_(False)
     for child in twin.modules():
         if "_mixsyn_original" in type(child).__dict__:
             child.__class__ = _original(child)
@@ -597,9 +606,7 @@ def _probe(module: nn.Module, options: _Options) -> tuple[bool, str]:
                 if not isinstance(expected, Tensor) or expected.shape != result.shape:
                     return False, "its forward returns something else than the published layer"
                 pairs = [(expected, result)]
-                pairs += [
-                    (a, b) for a, b in zip(theirs.buffers(), ours.buffers(), strict=True) if a.is_floating_point()
-                ]
+                pairs += [(a, b) for a, b in zip(theirs.buffers(), ours.buffers(), strict=True) if a.is_floating_point()]
                 for a, b in pairs:
                     if not (a - b).abs().max() <= tolerance * max(a.abs().max().item(), 1e-30):
                         mode = "training" if training else "eval"

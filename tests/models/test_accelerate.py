@@ -259,6 +259,38 @@ def test_the_formula_is_checked() -> None:
             assert close(holder[name](x, segmap), plain(x, segmap), 1e-5)
 
 
+class Locked(nn.BatchNorm2d):
+    """A synchronised norm of somebody else: cannot be copied, and computes otherwise once it is parallel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=False)
+        self.lock = threading.Lock()
+        self._is_parallel = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2 if self._is_parallel else 1)
+
+
+def test_third_party_synchronised_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXSYN_FAST_STRICT", "0")
+    layer, plain = pub.ACE(4, K, STYLE), pub.ACE(4, K, STYLE)
+    plain.load_state_dict(layer.state_dict())
+    layer.param_free_norm, layer.Spade.param_free_norm = Locked(4), Locked(4)
+    report = accelerate(layer)
+    assert report.count("sean") == 1, str(report)
+    args = torch.randn(2, 4, 8, 8), pub.onehot(pub.blobs(2, K, 8, 8), K), torch.randn(2, K, STYLE)
+    for training in (True, False):
+        layer.train(training), plain.train(training)
+        assert close(run(layer, *args), run(plain, *args), 1e-5)
+    assert torch.allclose(layer.param_free_norm.running_var, plain.param_free_norm.running_var)
+    layer.train()
+    layer.param_free_norm._is_parallel = True
+    with pytest.warns(FallbackWarning, match="between replicas"):
+        parallel = run(layer, *args)
+    restore(layer)
+    assert torch.equal(parallel, run(layer, *args))
+
+
 def test_further_arguments_run_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = PreResized(4, 3).eval()
     accelerate(layer)
