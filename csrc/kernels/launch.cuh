@@ -20,8 +20,9 @@ namespace mixsyn_fast::kernels {
 // Threads of a block; every kernel of this library is bounded by it unless it says otherwise.
 constexpr int kThreads = 256;
 // Blocks aimed at. Constants, not properties of the device: sums are split the same way, hence bitwise equal, on
-// every GPU. 1024 blocks are about eight for each multiprocessor of the largest current chips.
-constexpr int64_t kReduceBlocks = 1024;
+// every GPU. 512 blocks are about four for each multiprocessor of the largest current chips; more would only give the
+// second stage of a reduction more to read.
+constexpr int64_t kReduceBlocks = 512;
 constexpr int64_t kStreamBlocks = 4096;
 
 template <typename I>

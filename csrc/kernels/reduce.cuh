@@ -48,7 +48,21 @@ __device__ __forceinline__ void merge_moments(A n, A& mean, A& m2, A m, A other_
 
 // Second stage of all sums. One block adds kSumColumns columns of one group.
 constexpr int kSumColumns = 32;
-constexpr int kSumRows = 16;
+constexpr int kSumRows = 32;
+
+// Sum of `value` over the kSumRows threads of column x, given to all of them. scratch (kSumRows, kSumColumns).
+template <typename A>
+__device__ __forceinline__ A sum_rows(A value, A* scratch, int x, int y) {
+  __syncthreads();  // scratch may still be read from an earlier call
+  scratch[y * kSumColumns + x] = value;
+#pragma unroll
+  for (int half = kSumRows / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (y < half) scratch[y * kSumColumns + x] += scratch[(y + half) * kSumColumns + x];
+  }
+  __syncthreads();
+  return scratch[x];
+}
 
 // partial (groups, count, columns); columns [0, split) of the total go to first (groups, split), the others to
 // second (groups, columns - split).
@@ -64,17 +78,11 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
   A sum = A(0);
   if (column < columns) {
     const A* p = partial + group * count * columns + column;
-#pragma unroll 4
+#pragma unroll 8
     for (int64_t k = y; k < count; k += kSumRows) sum += p[k * columns];
   }
-  scratch[threadIdx.x] = sum;
-#pragma unroll
-  for (int half = kSumRows / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (y < half) scratch[threadIdx.x] += scratch[threadIdx.x + half * kSumColumns];
-  }
+  const A total = sum_rows(sum, scratch, x, y);
   if (y == 0 && column < columns) {
-    const A total = scratch[x];
     if (column < split)
       first[group * split + column] = total;
     else

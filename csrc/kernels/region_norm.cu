@@ -100,6 +100,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 // --- statistics, second stage: the blocks of every group, in a fixed order ---
+// mean = sum n_k mean_k / n and M2 = sum (M2_k + n_k (mean_k - mean)^2): two passes, so that no read waits for another.
 // partial_mean, partial_m2 (groups, parts, C) acc, part k holding min(chunk, pixels - (k % pixel_blocks) * chunk)
 // values; mean, m2 (groups, C) acc; count (1,) acc or null.
 template <typename A>
@@ -108,40 +109,33 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
                                    A* __restrict__ mean_out, A* __restrict__ m2_out, A* __restrict__ count_out,
                                    int parts, int channels, int pixels, int chunk, int pixel_blocks,
                                    int column_blocks, bool divide) {
-  __shared__ A scratch_mean[kSumColumns * kSumRows];
-  __shared__ A scratch_m2[kSumColumns * kSumRows];
-  __shared__ A scratch_n[kSumColumns * kSumRows];
-  const int id = static_cast<int>(threadIdx.x);
-  const int x = id % kSumColumns, y = id / kSumColumns;
+  __shared__ A scratch[kSumColumns * kSumRows];
+  const int x = static_cast<int>(threadIdx.x) % kSumColumns, y = static_cast<int>(threadIdx.x) / kSumColumns;
   const int64_t group = blockIdx.x / column_blocks;
   const int c = static_cast<int>(blockIdx.x % column_blocks) * kSumColumns + x;
-  A n = 0, mean = 0, m2 = 0;
-  if (c < channels) {
-    const int64_t base = group * parts * channels + c;
-#pragma unroll 2
-    for (int k = y; k < parts; k += kSumRows) {
-      const int begin = (k % pixel_blocks) * chunk;
-      const A m = static_cast<A>(pixels - begin < chunk ? pixels - begin : chunk);
-      const int64_t at = base + static_cast<int64_t>(k) * channels;
-      merge_moments(n, mean, m2, m, partial_mean[at], partial_m2[at]);
-      n += m;
-    }
+  const bool exists = c < channels;
+  const int64_t base = group * parts * channels + (exists ? c : 0);
+  const A n = static_cast<A>(parts / pixel_blocks) * static_cast<A>(pixels);
+  const A origin = __ldg(partial_mean + base);  // means are added relative to the first: no digits are lost to it
+  const auto size = [&](int k) {
+    const int left = pixels - (k % pixel_blocks) * chunk;
+    return static_cast<A>(left < chunk ? left : chunk);
+  };
+  A sum = 0;
+#pragma unroll 4
+  for (int k = y; k < parts; k += kSumRows) {
+    sum += size(k) * (__ldg(partial_mean + base + static_cast<int64_t>(k) * channels) - origin);
   }
-  scratch_n[id] = n;
-  scratch_mean[id] = mean;
-  scratch_m2[id] = m2;
-  for (int half = kSumRows / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (y < half) {
-      const int other = id + half * kSumColumns;
-      merge_moments(n, mean, m2, scratch_n[other], scratch_mean[other], scratch_m2[other]);
-      n += scratch_n[other];
-      scratch_n[id] = n;
-      scratch_mean[id] = mean;
-      scratch_m2[id] = m2;
-    }
+  const A mean = origin + sum_rows(sum, scratch, x, y) / n;
+  A squares = 0;
+#pragma unroll 4
+  for (int k = y; k < parts; k += kSumRows) {
+    const int64_t at = base + static_cast<int64_t>(k) * channels;
+    const A delta = __ldg(partial_mean + at) - mean;
+    squares += __ldg(partial_m2 + at) + size(k) * delta * delta;
   }
-  if (y == 0 && c < channels) {
+  const A m2 = sum_rows(squares, scratch, x, y);
+  if (y == 0 && exists) {
     mean_out[group * channels + c] = mean;
     m2_out[group * channels + c] = divide ? m2 / n : m2;
     if (count_out && group == 0 && c == 0) count_out[0] = n;

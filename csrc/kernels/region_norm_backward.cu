@@ -205,51 +205,60 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// --- table gradient, second stage: the run that begins in part j and goes on, if there is one ---
-// grid (parts, blocks of kJoinColumns columns); keys, head, tail, grad_table as above.
-constexpr int kJoinColumns = 32;
-constexpr int kJoinRows = 16;
+// --- table gradient, second stage: runs that begin in one part and go on in the next ---
+// Each block looks at kJoinParts parts (most have no such run) and kSumColumns columns.
+// keys, head, tail, grad_table as above; columns = 2C; grid (blocks of parts, blocks of columns).
+constexpr int kJoinParts = 16;
 
 template <typename A>
-__global__ void __launch_bounds__(kJoinColumns* kJoinRows)
+__global__ void __launch_bounds__(kSumColumns* kSumRows)
     region_norm_bwd_join_kernel(TableParts part, const int32_t* __restrict__ keys, const A* __restrict__ head,
                                 const A* __restrict__ tail, A* __restrict__ grad_table, int columns) {
-  __shared__ A scratch[kJoinColumns * kJoinRows];
-  const int j = static_cast<int>(blockIdx.x);
-  const int begin = j * part.length;
-  if (part.total - begin <= part.length) return;  // the last part: nothing goes on
-  const int end = begin + part.length;
-  const int row = __ldg(keys + end - 1);
-  if (__ldg(keys + end) != row) return;  // the last run ends here
-  // it does not begin here if it fills the part and the part before ends with it
-  if (__ldg(keys + begin) == row && begin > 0 && __ldg(keys + begin - 1) == row) return;
-  // the part that holds the run's last pixel: first position beyond `end` with a larger key, by bisection
-  int low = end, high = part.total;  // keys[low] == row; high is past the run or the end
-  while (high - low > 1) {
-    const int middle = low + (high - low) / 2;
-    if (__ldg(keys + middle) == row)
-      low = middle;
-    else
-      high = middle;
-  }
-  const int last = low / part.length;
+  __shared__ A scratch[kSumColumns * kSumRows];
+  __shared__ int last_part[kJoinParts];  // the part where the run that begins in this part ends, or -1
+  __shared__ int run_row[kJoinParts];
   const int id = static_cast<int>(threadIdx.x);
-  const int x = id % kJoinColumns, y = id / kJoinColumns;
-  const int column = static_cast<int>(blockIdx.y) * kJoinColumns + x;
-  A sum = A(0);
-  if (column < columns) {
+  const int first = static_cast<int>(blockIdx.x) * kJoinParts;
+  if (id < kJoinParts) {
+    const int j = first + id;
+    int last = -1, row = 0;
+    if (j < part.parts - 1) {  // from the last part nothing goes on
+      const int begin = j * part.length, end = begin + part.length;
+      row = __ldg(keys + end - 1);
+      const bool goes_on = __ldg(keys + end) == row;
+      const bool began_before = begin > 0 && __ldg(keys + begin) == row && __ldg(keys + begin - 1) == row;
+      if (goes_on && !began_before) {
+        // the run's last pixel by bisection: keys[low] == row, and keys[high] > row or high is the end
+        int low = end, high = part.total;
+        while (high - low > 1) {
+          const int middle = low + (high - low) / 2;
+          if (__ldg(keys + middle) == row)
+            low = middle;
+          else
+            high = middle;
+        }
+        last = low / part.length;
+      }
+    }
+    last_part[id] = last;
+    run_row[id] = row;
+  }
+  __syncthreads();
+  const int x = id % kSumColumns, y = id / kSumColumns;
+  const int column = static_cast<int>(blockIdx.y) * kSumColumns + x;
+  for (int t = 0; t < kJoinParts; ++t) {
+    const int j = first + t, last = last_part[t];  // the same for all threads
+    if (last < 0) continue;
+    A sum = A(0);
+    if (column < columns) {
 #pragma unroll 4
-    for (int k = j + 1 + y; k <= last; k += kJoinRows) sum += head[static_cast<int64_t>(k) * columns + column];
-  }
-  scratch[id] = sum;
-#pragma unroll
-  for (int half = kJoinRows / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (y < half) scratch[id] += scratch[id + half * kJoinColumns];
-  }
-  if (y == 0 && column < columns) {
-    grad_table[static_cast<int64_t>(row) * columns + column] =
-        tail[static_cast<int64_t>(j) * columns + column] + scratch[id];
+      for (int k = j + 1 + y; k <= last; k += kSumRows) sum += __ldg(head + static_cast<int64_t>(k) * columns + column);
+    }
+    sum = sum_rows(sum, scratch, x, y);
+    if (y == 0 && column < columns) {
+      grad_table[static_cast<int64_t>(run_row[t]) * columns + column] =
+          __ldg(tail + static_cast<int64_t>(j) * columns + column) + sum;
+    }
   }
 }
 
@@ -458,10 +467,10 @@ cudaError_t region_norm_backward_table(const RegionNorm& op, const void* grad, c
       MIXSYN_RETURN_IF_ERROR(launch(region_norm_bwd_table_kernel<T, P, VEC>, grid, args.tiling.threads, stream, args,
                                     part, static_cast<const T*>(grad), keys, order, static_cast<A*>(grad_table), head,
                                     tail, partial));
-      const int64_t column_blocks = ceil_div<int64_t>(columns, kJoinColumns);
+      const int64_t column_blocks = ceil_div<int64_t>(columns, kSumColumns);
       if (column_blocks > 65535) return cudaErrorInvalidConfiguration;
-      const dim3 join(static_cast<unsigned>(part.parts), static_cast<unsigned>(column_blocks), 1);
-      MIXSYN_RETURN_IF_ERROR(launch(region_norm_bwd_join_kernel<A>, join, kJoinColumns * kJoinRows, stream, part, keys,
+      const dim3 join(static_cast<unsigned>(ceil_div(part.parts, kJoinParts)), static_cast<unsigned>(column_blocks), 1);
+      MIXSYN_RETURN_IF_ERROR(launch(region_norm_bwd_join_kernel<A>, join, kSumColumns * kSumRows, stream, part, keys,
                                     head, tail, static_cast<A*>(grad_table), static_cast<int>(columns)));
       if (!sum_g) return cudaSuccess;
       return sum_partials(partial, static_cast<A*>(sum_g), static_cast<A*>(sum_gx), 1, part.blocks, columns,
