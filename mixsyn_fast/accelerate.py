@@ -280,9 +280,11 @@ _folded: WeakKeyDictionary[nn.Module, tuple[list[Fingerprint], nn.Conv2d]] = Wea
 
 
 def _fold(conv: nn.Module) -> nn.Conv2d | None:
-    """Return a plain convolution with the weight that the spectral norm hook would set now; None: let the hook.
+    """Return a plain convolution with the weight that the spectral norm hook would set now; None: let the
+    hook.
 
-    Kept while weight_orig, weight_u and weight_v stay as they are. Only on the CPU, in eval and without gradient.
+    Kept while weight_orig, weight_u and weight_v stay as they are. Only on the CPU, in eval and without
+    gradient.
     """
     if conv.training or torch.compiler.is_compiling() or torch.is_grad_enabled() or not _spectral_hook(conv):
         return None
@@ -634,9 +636,10 @@ def accelerate(
     """Swap the SPADE, SEAN and CLADE layers and the region-mean style encoders of `model` for our forms, in
     place.
 
-    Same outputs, same gradients, same running statistics, same state_dict. A layer that gets an input which
-    our form cannot treat exactly runs its own forward and says so once (an error under MIXSYN_FAST_STRICT=1).
-    Calling it again is harmless: new options replace old ones.
+    Same outputs, same gradients, same running statistics, same state_dict. (A SEAN layer's fc_mu{k} of a
+    region that is absent from the batch gets a zero gradient where the published loop leaves None.) A layer
+    that gets an input which our form cannot treat exactly runs its own forward and says so once (an error
+    under MIXSYN_FAST_STRICT=1). Calling it again is harmless: new options replace old ones.
 
     Args:
         model: any nn.Module. Call it, not only a part of it, for the label map to be analysed once per
@@ -644,8 +647,9 @@ def accelerate(
             itself.
         noise: of SEAN layers. "published" draws as the published code does, seed for seed; "device" draws on
             the device of x (same distribution, faster on a GPU).
-        prepack: also let plain nn.Conv2d keep a prepacked weight on the CPU in eval, with spectral norm folded
-            (both refreshed when a parameter changes).
+        prepack: also let plain nn.Conv2d keep a prepacked weight on the CPU in eval, with spectral norm
+            folded (both refreshed when a parameter changes). Packing needs float32 activations in
+            channels_last: call `model.to(memory_format=torch.channels_last)` as well.
         num_regions: K, when the one-hot map has K + 1 channels and the last holds binary edges; found out
             when left out.
         soft_masks: for SEAN layers and style encoders given a map that is not one-hot. "published" runs their

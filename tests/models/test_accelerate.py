@@ -743,3 +743,20 @@ def test_first_forward_in_inference_mode_then_training() -> None:
         model.train()
         run(model, *inputs).mean().backward()
     assert close(fast.up_2.ace_0.conv_gamma.weight.grad, plain.up_2.ace_0.conv_gamma.weight.grad, 1e-3)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_training_with_an_optimiser_that_is_already_running(fused: bool) -> None:
+    """accelerate() between two steps: a fused optimiser walks parameter, gradient and state in storage order."""
+    plain, fast = build("spade").train(), build("spade").train()
+    inputs = make_inputs("spade")
+    optimisers = [torch.optim.SGD(m.parameters(), lr=1e-2, momentum=0.9, fused=fused) for m in (plain, fast)]
+    for step in range(3):
+        if step == 1:
+            accelerate(fast)
+        for model, optimiser in zip((plain, fast), optimisers, strict=True):
+            optimiser.zero_grad()
+            run(model, *inputs, seed=step).square().mean().backward()
+            optimiser.step()
+    for (name, a), b in zip(fast.named_parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-11), name
