@@ -34,7 +34,7 @@ class __attribute__((visibility("hidden"))) CudaScope {
   explicit CudaScope(const Tensor& t) : guard_(t.get_device_index()), index_(t.get_device_index()) {}
   cudaStream_t stream() const {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
     return static_cast<cudaStream_t>(stream);
   }
 

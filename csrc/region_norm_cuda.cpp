@@ -226,7 +226,7 @@ std::array<Tensor, 2> sort_by_row(const Tensor& index) {
   using torch::stable::detail::to;
   const Tensor flat = torch::stable::flatten(index, 0, -1);
   std::array<StableIValue, 4> stack{from(flat), from(std::optional<bool>(true)), from(int64_t{0}), from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
