@@ -58,7 +58,7 @@ sanitize: setup
 	$$($(CXX_USED) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	MIXSYN_FAST_SANITIZE=1 MIXSYN_FAST_STRICT=1 PYTHONMALLOC=malloc \
-	$(RUN) -m pytest -q -m "not gpu and not slow" -k "not triton and not compile" tests/ops $(ARGS)
+	$(RUN) -m pytest -q -m "not gpu and not slow" -k "not triton and not cuda and not compile" tests/ops $(ARGS)
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

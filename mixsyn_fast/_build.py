@@ -378,7 +378,7 @@ def cxx_flags(config: Config) -> list[str]:
     flags += ["-Wno-unknown-pragmas", "-fno-math-errno", "-fno-trapping-math"]
     flags += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
     if config.sanitize:
-        flags += ["-O1", "-g", "-fno-omit-frame-pointer", "-DMIXSYN_FAST_SANITIZE"]
+        flags += ["-O1", "-g1", "-fno-omit-frame-pointer", "-DMIXSYN_FAST_SANITIZE"]
         flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     else:
         flags += ["-O3", "-DNDEBUG"]
@@ -533,6 +533,7 @@ class _Runner:
     def __init__(self, folder: Path, tidy: Callable[[str], str]) -> None:
         self._tidy = tidy  # names the user's files in place of our copies
         self._environ = {**os.environ, "TMPDIR": str(folder), "LC_ALL": "C"}
+        self._environ.pop("LD_PRELOAD", None)  # a sanitizer is meant for this process, not for compilers
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
