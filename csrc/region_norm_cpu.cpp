@@ -1,4 +1,4 @@
-// region_norm on the CPU: checks, allocation, threads. The arithmetic is in cpu/region_norm_isa.inl.
+// region_norm on the CPU: checks, allocation, threads. The arithmetic is in cpu/region_norm.inl.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -10,56 +10,10 @@
 #include <vector>
 
 #include "check.h"
-#include "cpu/isa.h"
 #include "cpu/region_norm.h"
 #include "dispatch.h"
 
-// The same kernels for every instruction set worth having; the best one of the machine is taken at run time.
-#if defined(MIXSYN_X86_MULTIVERSION)
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
-#define MIXSYN_F16C
-namespace mixsyn_fast::cpu::avx512 {
-#include "cpu/vec.inl"
-#include "cpu/region_norm_isa.inl"
-}  // namespace mixsyn_fast::cpu::avx512
-#undef MIXSYN_INLINE
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-namespace mixsyn_fast::cpu::avx2 {
-#include "cpu/vec.inl"
-#include "cpu/region_norm_isa.inl"
-}  // namespace mixsyn_fast::cpu::avx2
-#undef MIXSYN_INLINE
-#undef MIXSYN_F16C
-#pragma GCC pop_options
-#endif
-namespace mixsyn_fast::cpu::baseline {
-#include "cpu/vec.inl"
-#include "cpu/region_norm_isa.inl"
-}  // namespace mixsyn_fast::cpu::baseline
-
 namespace mixsyn_fast {
-namespace cpu {
-
-template <typename T, typename A>
-const RegionNormKernels<T, A>& region_norm_kernels() {
-#if defined(MIXSYN_X86_MULTIVERSION)
-  switch (instruction_set()) {
-    case InstructionSet::kAvx512:
-      return avx512::kernels<T, A>();
-    case InstructionSet::kAvx2:
-      return avx2::kernels<T, A>();
-    default:
-      break;
-  }
-#endif
-  return baseline::kernels<T, A>();
-}
-
-}  // namespace cpu
-
 namespace {
 
 using torch::stable::empty_like;

@@ -23,7 +23,6 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from . import layers
 from .backend import announce_fallback
-from .layers.conv import Fingerprint
+from .layers.derived import derived
 from .region_map import RegionMap
 
 KINDS = {
@@ -54,6 +53,7 @@ class _Options:
     soft_masks: str = "published"  # SEAN and style encoder
     num_regions: int | None = None  # a map with one more channel than this carries edges
     ignore_obj_dic: bool = False  # SEAN
+    channels_last: bool | None = None  # of the activations; None: on the CPU
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,21 @@ def _check_map(x: Any, segmap: Any, channels: int | None = None) -> None:
         raise _NotExact(f"the map has {segmap.shape[1]} channels, the layer {channels}")
 
 
+def _laid_out(x: Tensor, options: _Options) -> Tensor:
+    """Return x in the memory layout that kernels and convolutions like best (the residual blocks then stay in it)."""
+    wanted = x.device.type == "cpu" if options.channels_last is None else options.channels_last
+    return x.contiguous(memory_format=torch.channels_last) if wanted else x
+
+
+def _as_published(result: Any) -> Any:
+    """Return what the model returns in contiguous memory, as it would without us: callers may use `view`."""
+    if isinstance(result, Tensor):
+        return result.contiguous() if result.dim() == 4 else result
+    if type(result) in (tuple, list):
+        return type(result)(_as_published(value) for value in result)
+    return result
+
+
 def _check_norm(norm: nn.Module) -> None:
     """Raise _NotExact for a third-party synchronised norm that really synchronises now."""
     if norm.training and getattr(norm, "_is_parallel", False):
@@ -176,7 +191,7 @@ def _check_norm(norm: nn.Module) -> None:
 def _spade(module: nn.Module, options: _Options, x: Tensor, segmap: Tensor) -> Tensor:
     _check_map(x, segmap, module.mlp_shared[0].in_channels)
     _check_norm(module.param_free_norm)
-    return layers.spade_norm(module, x, _regions(segmap, options))
+    return layers.spade_norm(module, _laid_out(x, options), _regions(segmap, options))
 
 
 def _sean(
@@ -199,7 +214,7 @@ def _sean(
     regions = _regions(segmap, options)
     if (regions.is_soft or regions.edges is not None) and module.use_rgb and options.soft_masks == "published":
         raise _NotExact("the map is soft (accelerate(..., soft_masks='blend') mixes the styles by weight instead)")
-    return layers.sean_norm(module, x, regions, codes, noise=options.noise)
+    return layers.sean_norm(module, _laid_out(x, options), regions, codes, noise=options.noise)
 
 
 def _clade(module: nn.Module, options: _Options, x: Tensor, segmap: Tensor) -> Tensor:
@@ -208,7 +223,7 @@ def _clade(module: nn.Module, options: _Options, x: Tensor, segmap: Tensor) -> T
     regions = _regions(segmap, options)
     if regions.is_soft or regions.edges is not None:
         raise _NotExact("the map is not one-hot")
-    return layers.clade_norm(module, x, regions)
+    return layers.clade_norm(module, _laid_out(x, options), regions)
 
 
 def _style_encoder(module: nn.Module, options: _Options, image: Tensor, segmap: Tensor) -> Tensor:
@@ -276,9 +291,6 @@ def _spectral_hook(conv: nn.Module) -> bool:
     )
 
 
-_folded: WeakKeyDictionary[nn.Module, tuple[list[Fingerprint], nn.Conv2d]] = WeakKeyDictionary()
-
-
 def _fold(conv: nn.Module) -> nn.Conv2d | None:
     """Return a plain convolution with the weight that the spectral norm hook would set now; None: let the
     hook.
@@ -291,18 +303,18 @@ def _fold(conv: nn.Module) -> nn.Conv2d | None:
     sources = [conv.weight_orig, conv.weight_u, conv.weight_v]
     if any(t.is_inference() or t.device.type != "cpu" for t in sources):
         return None
-    kept = _folded.get(conv)
-    if kept is not None and kept[1].bias is conv.bias:
-        if all(print_.matches(t) for print_, t in zip(kept[0], sources, strict=True)):
-            return kept[1]
-    weight, u, v = (t.detach() for t in sources)
-    with torch.inference_mode(False), torch.no_grad():
+
+    def fold() -> nn.Conv2d:
+        weight, u, v = (t.detach() for t in sources)
         folded = weight / torch.dot(u, torch.mv(weight.flatten(1), v))
-    shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
-    plain = nn.Conv2d(*shape, conv.groups, False, conv.padding_mode, device="meta").eval()
-    plain.weight, plain.bias = nn.Parameter(folded, requires_grad=False), conv.bias
-    conv.weight = folded  # as the hook leaves it
-    _folded[conv] = ([Fingerprint(t) for t in sources], plain)
+        shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        plain = nn.Conv2d(*shape, conv.groups, False, conv.padding_mode, device="meta").eval()
+        plain.weight = nn.Parameter(folded, requires_grad=False)
+        return plain
+
+    plain = derived(conv, "folded", tuple(sources), fold)
+    plain.bias = conv.bias
+    conv.weight = plain.weight.detach()  # as the hook leaves it
     return plain
 
 
@@ -337,9 +349,10 @@ def _make_class(original: type, options: _Options) -> type:
                 return call(self, *args, **kwargs)
             _thread.maps = {}
             try:
-                return call(self, *args, **kwargs)
+                result = call(self, *args, **kwargs)
             finally:
                 _thread.maps = None
+            return _as_published(result) if options.channels_last is not False else result
 
         space["__call__"] = __call__
     elif options.kind == "spectral_conv2d":
@@ -632,13 +645,12 @@ def accelerate(
     num_regions: int | None = None,
     soft_masks: str = "published",
     ignore_obj_dic: bool = False,
+    channels_last: bool | None = None,
 ) -> AccelerationReport:
     """Swap the SPADE, SEAN and CLADE layers and the region-mean style encoders of `model` for our forms, in
     place.
 
-    Same outputs, same gradients, same running statistics, same state_dict. (A SEAN layer's fc_mu{k} of a
-    region that is absent from the batch gets a zero gradient where the published loop leaves None.) A layer
-    that gets an input which our form cannot treat exactly runs its own forward and says so once (an error
+    Same outputs, same gradients, same running statistics, same state_dict. A layer that gets an input which our form cannot treat exactly runs its own forward and says so once (an error
     under MIXSYN_FAST_STRICT=1). Calling it again is harmless: new options replace old ones.
 
     Args:
@@ -649,7 +661,7 @@ def accelerate(
             the device of x (same distribution, faster on a GPU).
         prepack: also let plain nn.Conv2d keep a prepacked weight on the CPU in eval, with spectral norm
             folded (both refreshed when a parameter changes). Packing needs float32 activations in
-            channels_last: call `model.to(memory_format=torch.channels_last)` as well.
+            channels_last.
         num_regions: K, when the one-hot map has K + 1 channels and the last holds binary edges; found out
             when left out.
         soft_masks: for SEAN layers and style encoders given a map that is not one-hot. "published" runs their
@@ -657,6 +669,8 @@ def accelerate(
             weight. SPADE layers treat soft maps exactly in both cases.
         ignore_obj_dic: run our form of SEAN layers also when obj_dic is given (for models that pass it but do
             not use it).
+        channels_last: let the swapped normalisations answer in channels_last memory, in which convolutions are
+            faster; what the whole model returns is contiguous again. None: on the CPU only.
 
     Returns:
         AccelerationReport: what was changed, what was left and why.
@@ -687,7 +701,7 @@ def accelerate(
         problem = _structure_problem(module, kind)
         note = ""
         if problem is None:
-            options = _Options(kind, noise, soft_masks, num_regions, ignore_obj_dic)
+            options = _Options(kind, noise, soft_masks, num_regions, ignore_obj_dic, channels_last)
             same, note = _probe(module, options)
             problem = None if same else note
         if problem is not None:
@@ -714,7 +728,7 @@ def accelerate(
         if isinstance(root, torch.jit.ScriptModule):
             report.left.append(Entry("", "root", "it is a ScriptModule"))
         else:
-            _swap(root, _Options("root"))
+            _swap(root, _Options("root", channels_last=channels_last))
             report.changed.append(Entry("" if root is model else "module", "root"))
     return report
 
@@ -731,24 +745,8 @@ def _prepack_problem(conv: nn.Module) -> str | None:
 def _unswap(module: nn.Module) -> None:
     if "_mixsyn_original" not in type(module).__dict__:
         return
-    kind = type(module)._mixsyn_options.kind
     module.__class__ = type(module)._mixsyn_original
-    _folded.pop(module, None)
-    if kind in ("spade", "sean"):
-        layers.forget(module)
-        for conv in module.modules():
-            # our form may have laid weights out tap by tap
-            if isinstance(conv, nn.Conv2d) and _is_tap_major(conv.weight):
-                with torch.inference_mode(False), torch.no_grad():
-                    conv.weight.data = conv.weight.detach().contiguous()
-
-
-def _is_tap_major(weight: Tensor) -> bool:
-    """Say whether a weight (O, I, kh, kw) lies in memory as (kh, kw, O, I) and in no usual format."""
-    formats = (torch.contiguous_format, torch.channels_last)
-    if any(weight.is_contiguous(memory_format=f) for f in formats):
-        return False
-    return weight.permute(2, 3, 0, 1).is_contiguous()
+    layers.forget(module)
 
 
 def restore(model: nn.Module) -> int:

@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 
 from . import extension
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 BACKENDS = ("auto", "native", "triton", "reference")
 PLANS = ("auto", "table", "dense")
@@ -44,6 +47,12 @@ def _from_environment(name: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
     return value
+
+
+def _constant_when_compiled(function: _F) -> _F:
+    """What ``torch.compiler.assume_constant_result`` does, without importing torch's compiler (0.7 s) for it."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 _backend: str = _from_environment("MIXSYN_FAST_BACKEND", BACKENDS)
@@ -125,7 +134,7 @@ def announce_fallback(what: str, reason: str, mend: str) -> None:
         warnings.warn(message, FallbackWarning, stacklevel=3)
 
 
-@torch.compiler.assume_constant_result
+@_constant_when_compiled
 def _native_available(device_type: str) -> bool:
     if device_type == "cuda":
         return extension.ensure_loaded() and extension.has_cuda()
@@ -142,7 +151,7 @@ def _native_failure(device_type: str) -> tuple[str, str]:
     return f"the native extension is not available: {reason}", "see `mixsyn-fast doctor`"
 
 
-@torch.compiler.assume_constant_result
+@_constant_when_compiled
 def _triton_available() -> bool:
     from importlib.util import find_spec
 
@@ -200,7 +209,7 @@ def select_backend(op: str, device: torch.device) -> str:
     return _announced_choice(op, device_type)
 
 
-@torch.compiler.assume_constant_result
+@_constant_when_compiled
 def _announced_choice(op: str, device_type: str) -> str:
     backend, reason = explain(op, device_type)
     if device_type not in ("cpu", "cuda"):

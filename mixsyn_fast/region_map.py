@@ -45,7 +45,8 @@ class PatternPlan(NamedTuple):
     """(P, 9): SPADE's second convolution, indices into its table of ((Q + 1) patterns x 9 taps) rows; pattern Q is the
     zero hidden value outside the image."""
     style: Tensor
-    """(Z, 9): SEAN's style convolution, indices into its table of ((B * K + 1) codes x 9 taps) rows; code B * K is zero."""
+    """(Z, 9): SEAN's style convolution, indices into its table of ((B * N + 1) codes x 9 taps) rows, N being the number of
+    regions present (:meth:`RegionMap.present`); code B * N is zero."""
     centre: Tensor
     """(P,): the 3x3 pattern, in [0, Z), at the centre of every row."""
 
@@ -174,12 +175,20 @@ class RegionMap:
         onehot = mask[:, :regions]
         found = labels_of_onehot(onehot)
         if found is None:
-            _fail("mask", "values 0 and 1, at most one 1 per pixel", "a soft or overlapping mask (see RegionMap.soft)")
+            _fail(
+                "mask",
+                "values 0 and 1, at most one 1 per pixel",
+                "a soft or overlapping mask (see RegionMap.soft)",
+            )
         assert found is not None
         made = cls.__new__(cls)
         if not 1 <= regions <= MAX_REGIONS:
             _fail("num_regions", f"1 to {MAX_REGIONS}", regions)
-        made._setup(regions, labels=found, edges=cls._binary(mask[:, regions] if mask.shape[1] > regions else None, found))
+        made._setup(
+            regions,
+            labels=found,
+            edges=cls._binary(mask[:, regions] if mask.shape[1] > regions else None, found),
+        )
         return made
 
     @classmethod
@@ -283,7 +292,9 @@ class RegionMap:
 
     def _cached(self, key: Any, make: Any) -> Any:
         if key not in self._cache:
-            self._cache[key] = make()
+            # a map cached while serving (inference_mode) may be used in training later
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache[key] = make()
         return self._cache[key]
 
     def _checked(self, size: Size | None) -> Size:
@@ -340,6 +351,17 @@ class RegionMap:
 
         return self._cached(("areas", size), make)
 
+    @property
+    def present(self) -> tuple[int, ...]:
+        """Regions with at least one pixel in some image of the batch, at full resolution (one host synchronisation)."""
+        labels = self._hard("present")
+
+        def make() -> tuple[int, ...]:
+            counts = torch.bincount((labels + 1).reshape(-1), minlength=self.num_regions + 1)[1:]
+            return tuple(counts.nonzero()[:, 0].tolist())
+
+        return self._cached(("present",), make)
+
     def patterns(self, size: Size | None = None, radius: int = 2, per_image: bool = False) -> Patterns:
         """Return the distinct label neighbourhoods at a size.
 
@@ -357,9 +379,7 @@ class RegionMap:
         key = ("patterns", size, radius, per_image and self.batch_size > 1)
         return self._cached(
             key,
-            lambda: Patterns(
-                *label_patterns(labels, self.num_regions, radius, edges=self.edges_at(size), per_image=key[3])
-            ),
+            lambda: Patterns(*label_patterns(labels, self.num_regions, radius, edges=self.edges_at(size), per_image=key[3])),
         )
 
     def plan(self, size: Size | None = None, per_image: bool = False) -> PatternPlan:
@@ -391,8 +411,11 @@ class RegionMap:
         codes = (regions + 2) * (2 if self.edges is not None else 1)
         hidden = shared.patterns + tap * codes
         label = own.patterns % (regions + 2)  # the style map does not see edges
-        owner = own.row_image[:, None] * regions + label
-        style = torch.where(label < regions, owner, self.batch_size * regions) * 9 + tap
+        rank = torch.full((regions + 2,), -1, dtype=torch.int32, device=device)
+        rank[list(self.present)] = torch.arange(len(self.present), dtype=torch.int32, device=device)
+        rank = rank[label.to(torch.int64)]
+        owner = own.row_image[:, None] * len(self.present) + rank
+        style = torch.where(rank >= 0, owner, self.batch_size * len(self.present)) * 9 + tap
         centre = own.index.reshape(-1)[pixel_of_row]
         return PatternPlan(wide.index, hidden, rows.to(torch.int32), style.to(torch.int32), centre)
 

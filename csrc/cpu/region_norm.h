@@ -1,5 +1,5 @@
 // Arguments and entry points of the CPU kernels of region_norm. The kernels are compiled once per instruction set
-// (region_norm_isa.inl) and chosen at run time, so one build runs on every machine and uses what it finds.
+// (region_norm.inl) and chosen at run time, so one build runs on every machine and uses what it finds.
 #pragma once
 
 #include <cstdint>
@@ -59,5 +59,19 @@ struct RegionNormKernels {
 // The kernels of the best instruction set of this machine.
 template <typename T, typename A>
 const RegionNormKernels<T, A>& region_norm_kernels();
+
+// The kernels of one instruction set, each in a file of its own so that they compile in parallel.
+namespace avx512 {
+template <typename T, typename A>
+const RegionNormKernels<T, A>& kernels();
+}
+namespace avx2 {
+template <typename T, typename A>
+const RegionNormKernels<T, A>& kernels();
+}
+namespace baseline {
+template <typename T, typename A>
+const RegionNormKernels<T, A>& kernels();
+}
 
 }  // namespace mixsyn_fast::cpu

@@ -1,6 +1,7 @@
 """Drop-in layers: the published attributes and state_dict names, exact and fast inside."""
 
-from .conv import FastConv2d, conv2d, forget
+from .conv import FastConv2d, conv2d
+from .derived import forget
 from .norms import (
     CLADENorm,
     SEANNorm,

@@ -15,6 +15,7 @@ Three plans, all with the same result up to rounding (docs/exact_algebra.md):
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ from torch import Tensor, nn
 from ..backend import current_backend, current_plan
 from ..ops.region_norm import region_norm
 from ..region_map import PatternPlan, RegionMap, as_region_map
-from .algebra import gather_sum, linear, taps_of
+from .algebra import gather_sum, linear, taps
+from .derived import derived, may_keep
 
 Regions = RegionMap | Tensor
 
@@ -171,12 +173,49 @@ def _hidden_rows(spade: nn.Module, regions: RegionMap, plan: PatternPlan, dtype:
     return F.pad(F.relu(hidden), (0, 0, 0, 1))
 
 
-def _bias(conv: nn.Conv2d, like: Tensor) -> Tensor | float:
-    return 0.0 if conv.bias is None else conv.bias.to(like.dtype)
-
-
 def _dense_hidden(spade: nn.Module, regions: RegionMap, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
     return spade.mlp_shared(regions.onehot(size, dtype))  # type: ignore[operator]
+
+
+def _zero_or(bias: Tensor | None, conv: nn.Conv2d) -> Tensor:
+    return conv.weight.new_zeros(conv.out_channels) if bias is None else bias
+
+
+def _both_taps(gamma: nn.Conv2d, beta: nn.Conv2d, factor_gamma: Any = 1, factor_beta: Any = 1) -> Tensor:
+    """Taps of both convolutions side by side, (9 * 2C, I)."""
+    both = torch.cat((gamma.weight * factor_gamma, beta.weight * factor_beta))
+    return taps(both)
+
+
+def _tap_rows(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Every tap applied to every row: (R, I), (9 * C, I) -> (R * 9, C)."""
+    return linear(rows, matrix).reshape(rows.shape[0] * 9, -1)
+
+
+def _with_centre(rows: Tensor, addend: Tensor) -> Tensor:
+    """Add (2C,) or (R', 2C) to the centre taps of (R * 9, 2C) rows, in place.
+
+    Every pattern sums exactly one centre tap, so this adds to every pattern, with far fewer rows to touch.
+    """
+    centre = rows.view(-1, 9, rows.shape[1])[:, 4]
+    centre[: addend.shape[0] if addend.dim() == 2 else None].add_(addend)
+    return rows
+
+
+def _spade_table(spade: Any, regions: RegionMap, plan: PatternPlan, dtype: torch.dtype) -> Tensor:
+    """Finished scale (1 + gamma) and shift per pattern, (P, 2C)."""
+    hidden = _hidden_rows(spade, regions, plan, dtype)
+    gamma, beta = spade.mlp_gamma, spade.mlp_beta
+    weights = (gamma.weight, beta.weight, gamma.bias, beta.bias)
+
+    def bias() -> Tensor:
+        return torch.cat((_zero_or(gamma.bias, gamma) + 1, _zero_or(beta.bias, beta)))
+
+    if may_keep(spade, *weights) and not hidden.requires_grad:
+        matrix, finished = derived(spade, "table", weights, lambda: (_both_taps(gamma, beta), bias()))
+        return gather_sum(_with_centre(_tap_rows(hidden, matrix), finished), plan.rows)
+    parts = [gather_sum(_tap_rows(hidden, taps(conv.weight)), plan.rows) for conv in (gamma, beta)]
+    return torch.cat(parts, 1) + bias()
 
 
 def spade_norm(module: nn.Module, x: Tensor, regions: Regions, *, negative_slope: float | None = None) -> Tensor:
@@ -201,10 +240,7 @@ def spade_norm(module: nn.Module, x: Tensor, regions: Regions, *, negative_slope
     dtype = gamma_conv.weight.dtype  # type: ignore[union-attr]
     if _prefers_table(module, regions, size, current_plan(), False):
         plan = regions.plan(size)
-        hidden = _hidden_rows(module, regions, plan, dtype)
-        gamma = gather_sum(taps_of(hidden, gamma_conv.weight), plan.rows) + (_bias(gamma_conv, hidden) + 1.0)
-        beta = gather_sum(taps_of(hidden, beta_conv.weight), plan.rows) + _bias(beta_conv, hidden)
-        modulation: dict[str, Any] = {"index": plan.index, "table": torch.cat((gamma, beta), 1)}
+        modulation: dict[str, Any] = {"index": plan.index, "table": _spade_table(module, regions, plan, dtype)}
     else:
         hidden = _dense_hidden(module, regions, size, dtype)
         scale, shift = 1 + gamma_conv(hidden), beta_conv(hidden)  # type: ignore[operator]
@@ -243,14 +279,53 @@ def sean_noise(x: Tensor, noise: str | Tensor | None) -> Tensor | None:
     raise ValueError(f"noise: expected 'published', 'device', a tensor or None, got {noise!r}")
 
 
-def _style_vectors(module: nn.Module, style_codes: Tensor, regions: int) -> Tensor:
-    """relu(fc_mu_k(s_k)) of every region: (B, K, S)."""
-    vectors = []
-    for k in range(regions):
-        layer = getattr(module, f"fc_mu{k}")
-        value = linear(style_codes[:, k], layer.weight)
-        vectors.append(value if layer.bias is None else value + layer.bias)
+def _style_vectors(module: nn.Module, style_codes: Tensor, which: Sequence[int]) -> Tensor:
+    """relu(fc_mu_k(s_k)) of the regions in ``which``: (B, N, S). A layer not in it is not run: it gets no gradient."""
+    if not which:
+        return style_codes[:, :0]
+    layers: list[Any] = [getattr(module, f"fc_mu{k}") for k in which]
+    vectors = [linear(style_codes[:, k], fc.weight, fc.bias) for k, fc in zip(which, layers, strict=True)]
     return F.relu(torch.stack(vectors, 1))
+
+
+def _sean_table(module: Any, regions: RegionMap, plan: PatternPlan, vectors: Tensor, dtype: torch.dtype) -> Tensor:
+    """Finished scale and shift per (image, pattern), (P, 2C), blended from styles and SPADE."""
+    spade = module.Spade
+    hidden = _hidden_rows(spade, regions, plan, dtype)
+    styles = F.pad(vectors.reshape(-1, vectors.shape[2]), (0, 0, 0, 1))  # and the zero code
+    pairs = ((module.conv_gamma, spade.mlp_gamma), (module.conv_beta, spade.mlp_beta))
+    blends = (torch.sigmoid(module.blending_gamma), torch.sigmoid(module.blending_beta))
+    weights = [module.blending_gamma, module.blending_beta]
+    for style, own in pairs:
+        weights += [style.weight, own.weight, style.bias, own.bias]
+
+    def bias() -> Tensor:
+        gamma, beta = (
+            blend * _zero_or(style.bias, style) + (1 - blend) * _zero_or(own.bias, own)
+            for blend, (style, own) in zip(blends, pairs, strict=True)
+        )
+        return torch.cat((gamma + 1, beta))
+
+    if may_keep(module, *weights) and not hidden.requires_grad and not styles.requires_grad:
+
+        def make() -> tuple[Tensor, Tensor, Tensor]:
+            return (
+                _both_taps(module.conv_gamma, module.conv_beta, *blends),
+                _both_taps(spade.mlp_gamma, spade.mlp_beta, *(1 - blend for blend in blends)),
+                bias(),
+            )
+
+        style_matrix, own_matrix, finished = derived(module, "table", tuple(weights), make)
+        styled = gather_sum(_tap_rows(styles, style_matrix), plan.style).add_(finished)
+        rows = _tap_rows(hidden, own_matrix)
+        if regions.batch_size == 1:  # the 3x3 patterns of the image are those of the batch
+            return gather_sum(_with_centre(rows, styled), plan.rows)
+        return gather_sum(rows, plan.rows).add_(styled.index_select(0, plan.centre))
+    parts, styled_parts = [], []
+    for blend, (style, own) in zip(blends, pairs, strict=True):
+        parts.append(gather_sum(_tap_rows(hidden * (1 - blend), taps(own.weight)), plan.rows))
+        styled_parts.append(gather_sum(_tap_rows(styles * blend, taps(style.weight)), plan.style))
+    return torch.cat(parts, 1) + (torch.cat(styled_parts, 1) + bias()).index_select(0, plan.centre)
 
 
 def _dense_style_map(vectors: Tensor, regions: RegionMap, size: tuple[int, int]) -> Tensor:
@@ -258,10 +333,12 @@ def _dense_style_map(vectors: Tensor, regions: RegionMap, size: tuple[int, int])
     if regions.is_soft:
         return torch.einsum("bkhw,bks->bshw", regions.weights_at(size).to(vectors.dtype), vectors)
     labels = regions.labels_at(size).to(torch.int64)
-    batch, count, length = vectors.shape
-    padded = F.pad(vectors, (0, 0, 1, 0))  # row 0: no region
-    image = torch.arange(batch, device=labels.device)[:, None, None] * (count + 1)
-    rows = F.embedding(labels + 1 + image, padded.reshape(-1, length))
+    batch, _, length = vectors.shape
+    rank = torch.zeros(regions.num_regions + 1, dtype=torch.int64, device=labels.device)  # row 0: no region
+    rank[[k + 1 for k in regions.present]] = torch.arange(1, len(regions.present) + 1, device=labels.device)
+    padded = F.pad(vectors, (0, 0, 1, 0))
+    image = torch.arange(batch, device=labels.device)[:, None, None] * padded.shape[1]
+    rows = F.embedding(rank[labels + 1] + image, padded.reshape(-1, length))
     return rows.permute(0, 3, 1, 2)
 
 
@@ -322,28 +399,18 @@ def sean_norm(
     plan_name = current_plan()
     if use_style:
         assert style_codes is not None
-        vectors = _style_vectors(module, style_codes.to(dtype), count)
+        which = range(count) if regions.is_soft else regions.present
+        vectors = _style_vectors(module, style_codes.to(dtype), which)
         blend_gamma, blend_beta = torch.sigmoid(module.blending_gamma), torch.sigmoid(module.blending_beta)  # type: ignore[arg-type]
         style_gamma: Any = module.conv_gamma
         style_beta: Any = module.conv_beta
     if _prefers_table(spade, regions, size, plan_name, use_style):
         plan = regions.plan(size, per_image=use_style)
-        hidden = _hidden_rows(spade, regions, plan, dtype)
         if use_style:
-            rows = F.pad(vectors.reshape(-1, vectors.shape[2]), (0, 0, 0, 1))  # and the zero code
-
-            def blended(style: nn.Conv2d, own: nn.Conv2d, blend: Tensor) -> Tensor:
-                value = gather_sum(taps_of(hidden * (1 - blend), own.weight), plan.rows)
-                styled = gather_sum(taps_of(rows * blend, style.weight), plan.style)
-                bias = blend * _bias(style, value) + (1 - blend) * _bias(own, value)
-                return value + (styled + bias).index_select(0, plan.centre)
-
-            gamma = blended(style_gamma, gamma_conv, blend_gamma) + 1
-            beta = blended(style_beta, beta_conv, blend_beta)
+            table = _sean_table(module, regions, plan, vectors, dtype)
         else:
-            gamma = gather_sum(taps_of(hidden, gamma_conv.weight), plan.rows) + (_bias(gamma_conv, hidden) + 1.0)
-            beta = gather_sum(taps_of(hidden, beta_conv.weight), plan.rows) + _bias(beta_conv, hidden)
-        modulation: dict[str, Any] = {"index": plan.index, "table": torch.cat((gamma, beta), 1)}
+            table = _spade_table(spade, regions, plan, dtype)
+        modulation: dict[str, Any] = {"index": plan.index, "table": table}
     else:
         dense_hidden = _dense_hidden(spade, regions, size, dtype)
         gamma, beta = gamma_conv(dense_hidden), beta_conv(dense_hidden)
@@ -352,7 +419,7 @@ def sean_norm(
                 style_map = _dense_style_map(vectors, regions, size)
                 own_gamma, own_beta = style_gamma(style_map), style_beta(style_map)
             else:
-                weights = regions.onehot(size, dtype)[:, :count]
+                weights = regions.onehot(size, dtype)[:, list(which)]
                 own_gamma = _effective_style_conv(vectors, style_gamma, weights)
                 own_beta = _effective_style_conv(vectors, style_beta, weights)
             gamma = blend_gamma * own_gamma + (1 - blend_gamma) * gamma
@@ -472,7 +539,13 @@ class SPADENorm(nn.Module):
     """
 
     def __init__(
-        self, channels: int, label_channels: int, *, norm: str = "batch", hidden: int = 128, kernel_size: int = 3
+        self,
+        channels: int,
+        label_channels: int,
+        *,
+        norm: str = "batch",
+        hidden: int = 128,
+        kernel_size: int = 3,
     ) -> None:
         super().__init__()
         pad = kernel_size // 2

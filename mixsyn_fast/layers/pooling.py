@@ -25,9 +25,7 @@ def region_mean(features: Tensor, regions: RegionMap | Tensor) -> Tensor:
     """
     regions = as_region_map(regions)
     if regions.batch_size != features.shape[0]:
-        raise ValueError(
-            f"region_mean: regions: expected batch {features.shape[0]} as features, got {regions.batch_size}"
-        )
+        raise ValueError(f"region_mean: regions: expected batch {features.shape[0]} as features, got {regions.batch_size}")
     size = (features.shape[2], features.shape[3])
     mask = regions.onehot(size, features.dtype)[:, : regions.num_regions]
     total = torch.bmm(mask.flatten(2), features.flatten(2).transpose(1, 2))

@@ -170,9 +170,7 @@ def _group_shape(x: Tensor, norm: int) -> tuple[int, ...]:
     return (0,)
 
 
-def _region_norm_fake(
-    x, mean, variance, index, table, scale, shift, noise, noise_scale, norm, eps, negative_slope
-):  # type: ignore[no-untyped-def]
+def _region_norm_fake(x, mean, variance, index, table, scale, shift, noise, noise_scale, norm, eps, negative_slope):  # type: ignore[no-untyped-def]
     shape = _group_shape(x, norm)
     acc = _acc_dtype(x.dtype)
     return _dense_like(x), x.new_empty(shape, dtype=acc), x.new_empty(shape, dtype=acc)
@@ -252,8 +250,10 @@ def _backward_reduce_op(
         rows = torch.cat((g * xhat, g), 1).permute(0, 2, 3, 1).reshape(-1, table.shape[1])
         grad_table = torch.zeros(table.shape, dtype=xhat.dtype, device=x.device)
         grad_table.index_add_(0, index.reshape(-1), rows)
-    return sum_g, (sum_gx if sum_gx is not sum_g else sum_g.clone()), (
-        grad_table if index is not None else torch.empty_like(grad_table[:0])
+    return (
+        sum_g,
+        (sum_gx if sum_gx is not sum_g else sum_g.clone()),
+        (grad_table if index is not None else torch.empty_like(grad_table[:0])),
     )
 
 
@@ -445,7 +445,11 @@ def _triton_kernels() -> _Kernels:
         _TRITON = _Kernels(
             op("region_norm_triton", _region_norm_op, launchers.region_norm),
             op("region_norm_stats_triton", _region_norm_stats_op, launchers.region_norm_stats),
-            op("region_norm_backward_reduce_triton", _backward_reduce_op, launchers.region_norm_backward_reduce),
+            op(
+                "region_norm_backward_reduce_triton",
+                _backward_reduce_op,
+                launchers.region_norm_backward_reduce,
+            ),
             op("region_norm_backward_input_triton", _backward_input_op, launchers.region_norm_backward_input),
         )
         _TRITON.stats.register_fake(_region_norm_stats_fake)  # type: ignore[attr-defined]
@@ -511,7 +515,13 @@ class _SynchronisedRegionNorm(torch.autograd.Function):
             return sums
 
         grads = _gradients(
-            ctx.kernels, ctx.saved_tensors, (NORM_BATCH, eps, negative_slope), needs, grad, reduce_over_group, ctx.count
+            ctx.kernels,
+            ctx.saved_tensors,
+            (NORM_BATCH, eps, negative_slope),
+            needs,
+            grad,
+            reduce_over_group,
+            ctx.count,
         )
         return (*(grads[name] for name in names), None, None, None, None, None)
 
@@ -551,7 +561,11 @@ def _check(
     if index is not None and scale is not None:
         _fail("index and scale", "a table or dense maps", "both")
     if (noise is None) != (noise_scale is None):
-        _fail("noise and noise_scale", "both or neither", "noise only" if noise_scale is None else "noise_scale only")
+        _fail(
+            "noise and noise_scale",
+            "both or neither",
+            "noise only" if noise_scale is None else "noise_scale only",
+        )
     if index is not None and table is not None:
         if tuple(index.shape) != (batch, height, width):
             _fail("index", f"shape {(batch, height, width)}", f"shape {tuple(index.shape)}")
@@ -662,7 +676,18 @@ def region_norm(
     rounding. Under autocast the op runs in x's dtype.
     """
     _check(
-        x, index, table, scale, shift, norm, running_mean, running_var, training, noise, noise_scale, process_group
+        x,
+        index,
+        table,
+        scale,
+        shift,
+        norm,
+        running_mean,
+        running_var,
+        training,
+        noise,
+        noise_scale,
+        process_group,
     )
     mode = _NORMS[norm]
     mean = variance = None
@@ -689,7 +714,16 @@ def region_norm(
         kernels = _kernels_of(backend)
         if process_group is not None:
             y, new_mean, new_variance, total = _SynchronisedRegionNorm.apply(
-                x, table, scale, shift, noise_scale, index, noise, (eps, negative_slope), process_group, kernels
+                x,
+                table,
+                scale,
+                shift,
+                noise_scale,
+                index,
+                noise,
+                (eps, negative_slope),
+                process_group,
+                kernels,
             )
         else:
             y, new_mean, new_variance = kernels.forward(

@@ -1,5 +1,5 @@
 // CPU kernels of region_norm, included once per instruction set inside its namespace and target pragma
-// (region_norm_cpu.cpp). No lambda and no call of a non-inlined helper: both would lose the target.
+// (region_norm_<instruction set>.cpp). No lambda and no call of a non-inlined helper: both would lose the target.
 //
 // Layouts: channels_last ("tiles", "pixels", "chunks": channels are the vector) and contiguous ("planes": pixels are the
 // vector, a block of pixels that all lie in one row of the table broadcasts it, others gather).
@@ -533,3 +533,9 @@ const RegionNormKernels<T, A>& kernels() {
                                                 reduce_planes<T, A>, input_planes<T, A>};
   return table;
 }
+
+// What the other files may use.
+template const RegionNormKernels<double, double>& kernels<double, double>();
+template const RegionNormKernels<float, float>& kernels<float, float>();
+template const RegionNormKernels<c10::Half, float>& kernels<c10::Half, float>();
+template const RegionNormKernels<c10::BFloat16, float>& kernels<c10::BFloat16, float>();

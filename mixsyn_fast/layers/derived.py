@@ -1,0 +1,102 @@
+"""Values derived from weights, kept in eval until a weight changes.
+
+Nothing lives on the module itself: a copy, a pickle or a ``state_dict`` never carries a derived value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+_SAMPLE = 64
+_T = TypeVar("_T")
+
+
+class Fingerprint:
+    """Tells whether a tensor still holds what it held: identity, storage, version counter, and a sample of the values.
+
+    The version counter sees every in-place edit through the tensor itself (optimisers, ``load_state_dict``, ``copy_``),
+    also inside ``inference_mode``. Edits through ``.data`` or a detached alias leave it alone: those are found by a sample
+    of 64 values, which any update of the whole tensor (an averaged copy, an optimiser that works on ``.data``) changes.
+    An edit of single elements through ``.data`` can escape: call :func:`forget` after one.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.key = self._key(tensor)
+        self.sample = self._sampled(tensor).clone()
+
+    @staticmethod
+    def _key(tensor: Tensor) -> tuple[Any, ...]:
+        return id(tensor), tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride(), tensor.dtype
+
+    @staticmethod
+    def _sampled(tensor: Tensor) -> Tensor:
+        """At most 64 elements spread over the storage of a dense tensor."""
+        tensor = tensor.detach()
+        step = max(1, tensor.numel() // _SAMPLE)
+        return tensor.as_strided(((tensor.numel() + step - 1) // step,), (step,))
+
+    def matches(self, tensor: Tensor) -> bool:
+        """True while the tensor is the same, with the same contents."""
+        return self.key == self._key(tensor) and torch.equal(self.sample, self._sampled(tensor))
+
+
+_kept: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[list[Fingerprint], Any]]] = WeakKeyDictionary()
+
+
+def may_keep(module: nn.Module, *weights: Tensor | None) -> bool:
+    """True where values derived from ``weights`` may be kept: eval, no gradient wanted, plain dense parameters.
+
+    A tensor made inside ``inference_mode`` has no version counter, so nothing derived from it is kept.
+
+    Args:
+        module: the layer that owns the weights.
+        weights: the tensors the value depends on.
+    """
+    if module.training or torch.compiler.is_compiling():
+        return False
+    for weight in weights:
+        if weight is None:
+            continue
+        if weight.is_inference() or not isinstance(weight, nn.Parameter):
+            return False
+        if torch.is_grad_enabled() and weight.requires_grad:
+            return False
+        if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
+            return False
+    return True
+
+
+def derived(module: nn.Module, name: Hashable, weights: tuple[Tensor | None, ...], make: Callable[[], _T]) -> _T:
+    """Return ``make()``, made once per module and name and again whenever one of ``weights`` has changed.
+
+    Args:
+        module: owner of the value.
+        name: which value of the module; a different name, a different value.
+        weights: what the value depends on; :func:`may_keep` must hold for them.
+        make: makes it, without gradient.
+    """
+    entries = _kept.setdefault(module, {})
+    present = [w for w in weights if w is not None]
+    entry = entries.get(name)
+    if entry is None or not all(mark.matches(w) for mark, w in zip(entry[0], present, strict=True)):
+        with torch.inference_mode(False), torch.no_grad():
+            entry = [Fingerprint(w) for w in present], make()
+        entries[name] = entry
+    return entry[1]
+
+
+def forget(module: nn.Module) -> None:
+    """Drop everything derived from the weights of a module and its children.
+
+    Needed only after an edit of single weights through ``.data``; every other change is noticed. Also frees the memory.
+
+    Args:
+        module: the model.
+    """
+    for child in module.modules():
+        _kept.pop(child, None)

@@ -1,0 +1,448 @@
+"""region_norm on the CPU: kernels against the float64 reference, gradients, layouts, sizes, errors."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixsyn_fast import region_norm, use_backend
+from mixsyn_fast.ops.region_norm import NORM_BATCH, NORM_GIVEN, NORM_INSTANCE, NORM_NONE
+from tests.compare import assert_within_rule, relative_error
+
+SHAPES = [(2, 64, 8, 8), (1, 5, 7, 3), (3, 33, 5, 40), (2, 96, 33, 33)]
+NAMES = ("x", "table", "scale", "shift", "noise_scale")
+
+
+def make_inputs(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, *, rows: int = 9, channels_last: bool = True
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Inputs drawn in float64, rounded to ``dtype``; the index, and the gradient that comes from above."""
+    batch, channels, height, width = shape
+    generator = torch.Generator().manual_seed(hash(shape) % 1000)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(*size, dtype=torch.float64, generator=generator)
+
+    values = {
+        "x": draw(*shape) * 2 + 3,
+        "table": draw(rows, 2 * channels),
+        "scale": draw(*shape),
+        "shift": draw(*shape),
+        "noise": draw(batch, 1, height, width),
+        "noise_scale": draw(channels),
+    }
+    index = torch.randint(0, rows, (batch, height, width), dtype=torch.int32, generator=generator)
+    index[:, : height // 2] = 3  # runs of one row, and row 8 may be absent
+    grad = draw(*shape)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    values = {k: v.to(dtype) for k, v in values.items()}
+    values["x"] = values["x"].contiguous(memory_format=layout)
+    return values, index, grad.to(dtype)
+
+
+def run(
+    values: dict[str, Tensor],
+    index: Tensor,
+    grad: Tensor,
+    dtype: torch.dtype,
+    backend: str,
+    modulation: str,
+    norm: str,
+    noise: bool,
+    slope: float | None,
+) -> dict[str, Tensor | None]:
+    """Forward and backward in ``dtype`` on values that were rounded before."""
+    leaves = {k: v.to(dtype).detach().requires_grad_(k in NAMES) for k, v in values.items()}
+    arguments: dict[str, Any] = {"norm": norm, "negative_slope": slope}
+    if modulation == "table":
+        arguments |= {"index": index, "table": leaves["table"]}
+    elif modulation == "maps":
+        arguments |= {"scale": leaves["scale"], "shift": leaves["shift"]}
+    if noise:
+        arguments |= {"noise": leaves["noise"], "noise_scale": leaves["noise_scale"]}
+    if norm == "batch":
+        arguments["training"] = True
+    with use_backend(backend):
+        y = region_norm(leaves["x"], **arguments)
+        y.backward(grad.to(dtype))
+    return {"y": y, **{name: leaves[name].grad for name in NAMES}}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+def test_kernels_follow_the_reference(dtype: torch.dtype, shape: Any, channels_last: bool) -> None:
+    values, index, grad = make_inputs(shape, dtype, channels_last=channels_last)
+    cases = itertools.product(("table", "maps", "none"), ("instance", "batch", "none"), (False, True), (None, 0.2))
+    for case in cases:
+        exact = run(values, index, grad, torch.float64, "reference", *case)
+        reference = run(values, index, grad, dtype, "reference", *case)
+        kernel = run(values, index, grad, dtype, "native", *case)
+        for name, value in exact.items():
+            if value is None:
+                assert kernel[name] is None
+                continue
+            assert_within_rule(kernel[name], reference[name], value, f"{case} {name}")  # type: ignore[arg-type]
+        assert kernel["y"].stride() == values["x"].stride()  # type: ignore[union-attr]
+        assert kernel["x"].stride() == values["x"].stride()  # type: ignore[union-attr]
+
+
+def test_matches_torch_batch_norm_with_running_statistics() -> None:
+    x = torch.randn(4, 24, 9, 5, dtype=torch.float64)
+    ours = [torch.zeros(24, dtype=torch.float64), torch.ones(24, dtype=torch.float64)]
+    theirs = [t.clone() for t in ours]
+    for momentum in (0.1, 0.5):
+        y = region_norm(x, norm="batch", running_mean=ours[0], running_var=ours[1], training=True, momentum=momentum)
+        expected = F.batch_norm(x, *theirs, training=True, momentum=momentum)
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(ours, theirs)
+    y = region_norm(x, norm="batch", running_mean=ours[0], running_var=ours[1])
+    torch.testing.assert_close(y, F.batch_norm(x, *theirs))
+    torch.testing.assert_close(region_norm(x, norm="instance"), F.instance_norm(x))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_statistics_do_not_cancel(offset: float) -> None:
+    """Mean far from zero: E[x^2] - m^2 in float32 would lose everything."""
+    for layout in (torch.channels_last, torch.contiguous_format):
+        x64 = torch.randn(2, 40, 50, 50, dtype=torch.float64) + offset
+        x = x64.float().contiguous(memory_format=layout)
+        exact = F.instance_norm(x.double())
+        assert relative_error(region_norm(x, norm="instance"), exact) < 1e-3 if offset else 1e-6
+        with use_backend("reference"):
+            reference = region_norm(x, norm="instance")
+        assert_within_rule(region_norm(x, norm="instance"), reference, exact)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_gradcheck(layout: torch.memory_format) -> None:
+    values, index, _ = make_inputs((2, 3, 4, 5), torch.float64, rows=4)
+    index = index % 4
+    x = values["x"].contiguous(memory_format=layout)
+    leaves = [t.requires_grad_() for t in (x, values["table"], values["noise_scale"])]
+    for norm, slope in itertools.product(("instance", "batch", "none"), (None, 0.2)):
+
+        def with_table(x: Tensor, table: Tensor, noise_scale: Tensor, norm: str = norm, slope: Any = slope) -> Tensor:
+            return region_norm(
+                x, index, table, norm=norm, training=True, noise=values["noise"], noise_scale=noise_scale,
+                negative_slope=slope,
+            )  # fmt: skip
+
+        assert torch.autograd.gradcheck(with_table, leaves)
+        maps = [t.requires_grad_() for t in (values["scale"], values["shift"])]
+
+        def with_maps(x: Tensor, scale: Tensor, shift: Tensor, norm: str = norm, slope: Any = slope) -> Tensor:
+            return region_norm(x, scale=scale, shift=shift, norm=norm, training=True, negative_slope=slope)
+
+        assert torch.autograd.gradcheck(with_maps, [x, *maps])
+
+
+@pytest.mark.parametrize("needs", list(itertools.product((False, True), repeat=2)))
+def test_only_the_gradients_asked_for(needs: tuple[bool, bool]) -> None:
+    values, index, grad = make_inputs((2, 16, 6, 6), torch.float64)
+    x, table = values["x"].requires_grad_(needs[0]), values["table"].requires_grad_(needs[1])
+    y = region_norm(x, index, table, norm="instance", negative_slope=0.2)
+    assert y.requires_grad == any(needs)
+    if any(needs):
+        y.backward(grad)
+    assert (x.grad is not None) == needs[0] and (table.grad is not None) == needs[1]
+
+
+def test_opcheck() -> None:
+    values, index, grad = make_inputs((2, 16, 4, 4), torch.float32)
+    x, table = values["x"], values["table"]
+    scale, shift = (torch.empty_like(x).copy_(values[k]) for k in ("scale", "shift"))
+    noise, noise_scale = values["noise"], values["noise_scale"]
+    mean, variance = torch.zeros(1, 16), torch.ones(1, 16)
+    ops = torch.ops.mixsyn_fast
+    forwards = [
+        (x, None, None, index, table, None, None, noise, noise_scale, NORM_INSTANCE, 1e-5, 0.2),
+        (x, None, None, None, None, scale, shift, None, None, NORM_BATCH, 1e-5, None),
+        (x, mean, variance, index, table, None, None, None, None, NORM_GIVEN, 1e-5, None),
+        (x, None, None, None, None, None, None, None, None, NORM_NONE, 1e-5, 0.2),
+    ]
+    for arguments in forwards:
+        torch.library.opcheck(ops.region_norm.default, arguments)
+        leaves = tuple(a.requires_grad_() if a is x or a is table else a for a in arguments)
+        torch.library.opcheck(ops.region_norm.default, leaves)
+        x.requires_grad_(False), table.requires_grad_(False)
+    torch.library.opcheck(ops.region_norm_stats.default, (x, noise, noise_scale, True))
+    grad = torch.empty_like(x).copy_(grad)
+    common = (grad, x, mean, variance, index, table, None, None, noise, noise_scale)
+    torch.library.opcheck(ops.region_norm_backward_reduce.default, (*common, NORM_BATCH, 1e-5, 0.2))
+    torch.library.opcheck(
+        ops.region_norm_backward_input.default, (*common, mean, variance, 32.0, NORM_BATCH, 1e-5, 0.2, False)
+    )
+
+
+def test_compiles_without_graph_break() -> None:
+    values, index, grad = make_inputs((2, 16, 6, 6), torch.float32)
+    table = values["table"].requires_grad_()
+    x = values["x"].requires_grad_()
+
+    def step(x: Tensor, table: Tensor) -> Tensor:
+        return region_norm(x * 2, index, table, norm="instance", negative_slope=0.2).sin()
+
+    eager = torch.autograd.grad(step(x, table), (x, table), grad)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, table), step(x, table))
+    torch.testing.assert_close(torch.autograd.grad(compiled(x, table), (x, table), grad), eager)
+
+
+def test_autocast_keeps_the_dtype_of_x() -> None:
+    values, index, _ = make_inputs((2, 16, 6, 6), torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = F.conv2d(values["x"], torch.randn(16, 16, 1, 1))
+        assert x.dtype == torch.bfloat16
+        y = region_norm(x, index, values["table"], norm="instance")
+    assert y.dtype == torch.bfloat16 and bool(torch.isfinite(y.float()).all())
+
+
+def test_any_strides() -> None:
+    values, index, grad = make_inputs((2, 16, 8, 8), torch.float64)
+    big = torch.randn(4, 32, 16, 16, dtype=torch.float64)
+    views = {
+        "sliced": big[::2, 3:19, 1:9, 4:12],
+        "strided": big[:2, ::2, ::2, ::2],
+        "transposed": big[:2, :16, :8, :8].transpose(2, 3),
+        "expanded": big[:1, :16, :8, :8].expand(2, -1, -1, -1),
+        "channels_last slice": big.contiguous(memory_format=torch.channels_last)[:2, 4:20, :8, :8],
+    }
+    for name, x in views.items():
+        leaf = x.detach().requires_grad_()
+        y = region_norm(leaf, index, values["table"], norm="instance")
+        expected_leaf = x.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+        expected = region_norm(expected_leaf, index, values["table"], norm="instance")
+        assert relative_error(y, expected) < 1e-13, name
+        # a gradient with strides of its own
+        y.backward(grad.transpose(0, 1).contiguous().transpose(0, 1))
+        expected.backward(grad)
+        assert relative_error(leaf.grad, expected_leaf.grad) < 1e-12, name  # type: ignore[arg-type]
+
+
+def test_slices_of_index_table_and_noise() -> None:
+    values, index, _ = make_inputs((2, 16, 8, 8), torch.float64)
+    wide_index = torch.stack((index, index + 1), 3).long()
+    wide_table = torch.randn(20, 64, dtype=torch.float64)
+    noise = torch.randn(2, 8, 8, 1, dtype=torch.float64).transpose(1, 3)
+    scale = torch.randn(32, dtype=torch.float64)[::2]
+    y = region_norm(values["x"], wide_index[..., 0], wide_table[::2, ::2], noise=noise, noise_scale=scale)
+    expected = region_norm(
+        values["x"], index, wide_table[::2, ::2].clone(), noise=noise.contiguous(), noise_scale=scale.clone()
+    )
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize(
+    "shape", [(0, 8, 4, 4), (2, 0, 4, 4), (2, 8, 0, 4), (2, 8, 4, 0), (1, 1, 1, 5), (1, 17, 1, 33)], ids=str
+)
+def test_empty_and_odd_sizes(shape: tuple[int, int, int, int]) -> None:
+    values, index, grad = make_inputs(shape, torch.float64)
+    for layout, norm in itertools.product(
+        (torch.channels_last, torch.contiguous_format), ("instance", "batch", "none")
+    ):
+        results = []
+        for backend in ("native", "reference"):
+            x = values["x"].detach().contiguous(memory_format=layout).requires_grad_()
+            table = values["table"].detach().clone().requires_grad_()
+            with use_backend(backend):
+                y = region_norm(x, index, table, norm=norm, training=True)
+                y.backward(grad)
+            results.append((y, x.grad, table.grad))
+        for ours, expected in zip(*results, strict=True):
+            assert ours.shape == expected.shape and relative_error(ours, expected) < 1e-12
+
+
+def test_empty_batch_leaves_running_statistics_alone() -> None:
+    mean, var = torch.zeros(8), torch.ones(8)
+    y = region_norm(torch.empty(0, 8, 4, 4), norm="batch", running_mean=mean, running_var=var, training=True)
+    assert y.shape == (0, 8, 4, 4) and torch.equal(mean, torch.zeros(8)) and torch.equal(var, torch.ones(8))
+
+
+def test_one_row_and_absent_rows() -> None:
+    values, _, grad = make_inputs((2, 16, 6, 6), torch.float64)
+    index = torch.full((2, 6, 6), 5, dtype=torch.int32)
+    table = values["table"].requires_grad_()
+    y = region_norm(values["x"], index, table, norm="instance")
+    row = table.detach()[5]
+    expected = F.instance_norm(values["x"]) * row[None, :16, None, None] + row[None, 16:, None, None]
+    assert relative_error(y, expected) < 1e-13
+    y.backward(grad)
+    assert table.grad is not None
+    assert not bool(table.grad[[0, 1, 2, 3, 4, 6, 7, 8]].any()) and bool(table.grad[5].all())
+
+
+def test_repeats_are_bitwise_equal() -> None:
+    values, index, grad = make_inputs((2, 96, 33, 33), torch.float32)
+    case = ("table", "batch", True, 0.2)
+    first = run(values, index, grad, torch.float32, "native", *case)
+    for _ in range(3):
+        again = run(values, index, grad, torch.float32, "native", *case)
+        for name, value in first.items():
+            assert value is None or torch.equal(value, again[name])  # type: ignore[arg-type]
+
+
+def test_nan_propagates_to_its_group_only() -> None:
+    for layout in (torch.channels_last, torch.contiguous_format):
+        x = torch.randn(2, 20, 9, 9).contiguous(memory_format=layout)
+        x[1, 7, 4, 4] = float("nan")
+        y = region_norm(x, norm="instance")
+        assert bool(y[1, 7].isnan().all())
+        y[1, 7] = 0
+        assert not bool(y.isnan().any())
+
+
+def test_double_backward_is_a_clear_error_and_the_reference_has_it() -> None:
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    y = region_norm(x, norm="instance")
+    (first,) = torch.autograd.grad(y.pow(2).sum() + y.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match='use_backend\\("reference"\\)'):
+        torch.autograd.grad(first.sum(), x)
+    with use_backend("reference"):
+        assert torch.autograd.gradgradcheck(lambda x: region_norm(x, norm="instance", negative_slope=0.2), x)
+
+
+GOOD: dict[str, Any] = {"x": torch.zeros(2, 4, 3, 3)}
+INDEX, TABLE = torch.zeros(2, 3, 3, dtype=torch.int32), torch.zeros(5, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"x": torch.zeros(4, 3, 3)}, ValueError, "x: expected shape"),
+        ({"x": torch.zeros(2, 4, 3, 3, dtype=torch.int64)}, TypeError, "x: expected float32"),
+        ({"norm": "layer"}, ValueError, "norm: expected 'instance', 'batch' or 'none', got 'layer'"),
+        ({"index": INDEX}, ValueError, "index and table: expected both"),
+        ({"index": INDEX[:1], "table": TABLE}, ValueError, r"index: expected shape \(2, 3, 3\)"),
+        ({"index": INDEX.float(), "table": TABLE}, TypeError, "index: expected int32"),
+        ({"index": INDEX, "table": TABLE[:, :6]}, ValueError, r"table: expected shape \(R, 8\)"),
+        ({"index": INDEX, "table": TABLE.long()}, TypeError, "table: expected a floating"),
+        ({"scale": GOOD["x"]}, ValueError, "scale and shift: expected both"),
+        ({"scale": GOOD["x"], "shift": GOOD["x"][:1]}, ValueError, "shift: expected shape"),
+        (
+            {"scale": GOOD["x"], "shift": GOOD["x"], "index": INDEX, "table": TABLE},
+            ValueError,
+            "index and scale",
+        ),
+        ({"noise": torch.zeros(2, 1, 3, 3)}, ValueError, "noise and noise_scale"),
+        (
+            {"noise": torch.zeros(2, 4, 3, 3), "noise_scale": torch.zeros(4)},
+            ValueError,
+            "noise: expected shape",
+        ),
+        (
+            {"noise": torch.zeros(2, 1, 3, 3), "noise_scale": torch.zeros(3)},
+            ValueError,
+            "noise_scale: expected",
+        ),
+        (
+            {"noise": torch.zeros(2, 1, 3, 3, requires_grad=True), "noise_scale": torch.zeros(4)},
+            ValueError,
+            "noise",
+        ),
+        ({"norm": "batch"}, ValueError, "running_mean and running_var: expected tensors"),
+        ({"running_mean": torch.zeros(4)}, ValueError, "running_mean"),
+        ({"norm": "batch", "running_mean": torch.zeros(4)}, ValueError, "both or neither"),
+        (
+            {"norm": "batch", "running_mean": torch.zeros(3), "running_var": torch.ones(3)},
+            ValueError,
+            "running_mean",
+        ),
+        ({"x": torch.zeros(2, 4, 1, 1)}, ValueError, "more than one value"),
+        ({"process_group": object()}, ValueError, "process_group"),
+        ({"index": INDEX.to("meta"), "table": TABLE}, ValueError, "index: expected device cpu"),
+    ],
+)
+def test_bad_arguments(change: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        region_norm(**(GOOD | change))
+
+
+@pytest.mark.parametrize("value", [-1, 5, 2**31 - 1])
+def test_index_out_of_range(value: int) -> None:
+    index = INDEX.clone()
+    index[1, 2, 2] = value
+    with pytest.raises((RuntimeError, IndexError), match="index"):
+        region_norm(GOOD["x"], index, TABLE)
+
+
+@pytest.mark.parametrize("instruction_set", ["avx2", "baseline"])
+def test_other_instruction_sets(instruction_set: str) -> None:
+    """The paths that this machine would not take."""
+    code = (
+        "import torch\n"
+        "import tests.ops.test_region_norm as t\n"
+        "for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):\n"
+        "    for shape in t.SHAPES[:3]:\n"
+        "        for channels_last in (True, False):\n"
+        "            t.test_kernels_follow_the_reference(dtype, shape, channels_last)\n"
+        "print('followed')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"MIXSYN_FAST_CPU": instruction_set, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0 and "followed" in result.stdout, result.stderr
+
+
+def _synchronised(rank: int, world: int, file: str, queue: Any) -> None:
+    import torch.distributed as dist
+
+    torch.manual_seed(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    try:
+        x = torch.randn(6, 5, 4, 4, dtype=torch.float64)
+        index = torch.randint(0, 3, (6, 4, 4), dtype=torch.int32)
+        table = torch.randn(3, 10, dtype=torch.float64)
+        grad = torch.randn_like(x)
+        noise, noise_scale = torch.randn(6, 1, 4, 4, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+        part = slice(0, 2) if rank == 0 else slice(2, 6)  # unequal shares
+        group = dist.group.WORLD if world > 1 else None
+        part = part if world > 1 else slice(0, 6)
+        leaves = [t.clone().requires_grad_() for t in (x[part], table, noise_scale)]
+        mean, var = torch.zeros(5, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
+        y = region_norm(
+            leaves[0], index[part], leaves[1], norm="batch", training=True, running_mean=mean, running_var=var,
+            noise=noise[part], noise_scale=leaves[2], negative_slope=0.2, process_group=group,
+        )  # fmt: skip
+        y.backward(grad[part])
+        # numpy travels by value: a tensor would need this process to stay alive
+        queue.put((rank, [t.detach().numpy() for t in (y, *(leaf.grad for leaf in leaves), mean, var)]))
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path: Any) -> None:
+    import torch.multiprocessing as mp
+
+    results = {}
+    for world in (1, 2):
+        context = mp.get_context("spawn")
+        queue = context.SimpleQueue()
+        arguments = (world, str(tmp_path / f"store{world}"), queue)
+        processes = [context.Process(target=_synchronised, args=(rank, *arguments)) for rank in range(world)]
+        for process in processes:
+            process.start()
+        got = dict(queue.get() for _ in processes)
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+        results[world] = [[torch.from_numpy(a) for a in got[rank]] for rank in range(world)]
+    (y, grad_x, grad_table, grad_scale, mean, var) = results[1][0]
+    first, second = results[2]
+    assert relative_error(torch.cat((first[0], second[0])), y) < 1e-13
+    assert relative_error(torch.cat((first[1], second[1])), grad_x) < 1e-12
+    assert relative_error(first[2] + second[2], grad_table) < 1e-12
+    assert relative_error(first[3] + second[3], grad_scale) < 1e-12
+    for rank in (first, second):
+        assert relative_error(rank[4], mean) < 1e-13 and relative_error(rank[5], var) < 1e-13

@@ -1,0 +1,110 @@
+"""Choice of backend and plan, announcements, strict mode, and who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import mixsyn_fast
+from mixsyn_fast import FallbackWarning, backend, use_backend, use_plan
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_context_managers_nest_and_restore() -> None:
+    with use_backend("reference"), use_plan("dense"):
+        assert backend.current_backend() == "reference" and backend.current_plan() == "dense"
+        with pytest.raises(RuntimeError), use_backend("native"):
+            raise RuntimeError
+        assert backend.current_backend() == "reference"
+    assert backend.current_backend() == "auto" and backend.current_plan() == "auto"
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match="use_backend: name: expected one of auto"), use_backend("cuda"):
+        pass
+    with pytest.raises(ValueError, match="use_plan: name: expected one of auto"), use_plan("sparse"):
+        pass
+    with pytest.raises(ValueError, match="explain: op"):
+        backend.explain("softmax", "cpu")
+
+
+def test_every_op_is_explained_on_every_device() -> None:
+    for op in backend.OPS:
+        assert backend.explain(op, "cpu") == ("native", "C++ kernel")
+        name, reason = backend.explain(op, "cuda")
+        assert name in backend.BACKENDS and reason
+        with use_backend("reference"):
+            assert backend.explain(op, "cpu")[0] == "reference"
+
+
+def test_a_fallback_is_announced_once_or_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_announced", set())
+    monkeypatch.setattr(backend.extension, "ensure_loaded", lambda: False)
+    monkeypatch.setattr(backend.extension, "failure", lambda: "no compiler on this machine")
+    labels = torch.zeros(1, 2, 2, dtype=torch.int32)
+    monkeypatch.setenv("MIXSYN_FAST_STRICT", "0")
+    with pytest.warns(FallbackWarning, match="label_patterns: .*no compiler on this machine.*mixsyn-fast doctor"):
+        mixsyn_fast.label_patterns(labels, 1, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mixsyn_fast.label_patterns(labels, 1, 0)
+    monkeypatch.setenv("MIXSYN_FAST_STRICT", "1")
+    with pytest.raises(RuntimeError, match="MIXSYN_FAST_STRICT"):
+        mixsyn_fast.label_patterns(labels, 1, 0)
+
+
+def test_triton_where_there_is_no_triton_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXSYN_FAST_STRICT", "1")
+    labels = torch.zeros(1, 2, 2, dtype=torch.int32)
+    with use_backend("triton"), pytest.raises(RuntimeError, match="no Triton kernel of label_patterns"):
+        mixsyn_fast.label_patterns(labels, 1, 0)
+
+
+def test_warmup_reports_seconds() -> None:
+    seconds = mixsyn_fast.warmup()
+    assert set(seconds) == {"extension", "first_call"} and min(seconds.values()) >= 0
+
+
+def _imports(path: Path) -> set[str]:
+    """Absolute names of the project's modules that a file imports, wherever in the file."""
+    package = ["mixsyn_fast", *path.relative_to(ROOT / "mixsyn_fast").parts[:-1]] if "mixsyn_fast" in path.parts else []
+    if path.is_relative_to(ROOT / "models"):
+        package = ["mixsyn_fast", "models", *path.relative_to(ROOT / "models").parts[:-1]]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.startswith("mixsyn_fast")}
+
+
+def _files(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def test_rooms_use_only_what_is_below_them() -> None:
+    ops = [p for p in _files("mixsyn_fast/ops") if p.name != "__init__.py"]
+    names = {p.stem for p in ops if p.parent.name == "ops"}
+    for path in ops:
+        for other in names - {path.stem}:
+            assert f"mixsyn_fast.ops.{other}" not in _imports(path), f"{path} imports another op"
+    low = [*_files("mixsyn_fast/ops"), *_files("mixsyn_fast/layers"), ROOT / "mixsyn_fast/region_map.py"]
+    for path in low:
+        above = ("mixsyn_fast.models", "mixsyn_fast.cli", "mixsyn_fast.demo", "mixsyn_fast.accelerate")
+        assert not any(name.startswith(above) for name in _imports(path)), f"{path} looks upwards"
+    for path in _files("mixsyn_fast/ops"):
+        assert not any(n.startswith("mixsyn_fast.layers") for n in _imports(path)), f"{path} looks upwards"
+    for path in [*_files("mixsyn_fast"), *_files("models"), *_files("benchmarks")]:
+        text = path.read_text()
+        if path.name != "extension.py" and "_build" not in path.name:
+            assert "import _C" not in text and "mixsyn_fast._C" not in _imports(path), f"{path} imports _C"
+        if not path.is_relative_to(ROOT / "mixsyn_fast/ops"):
+            assert "torch.ops.mixsyn_fast" not in text, f"{path} calls an op past its public function"

@@ -1,0 +1,146 @@
+"""RegionMap: construction, errors, levels by torch's nearest rule, plans, movement."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mixsyn_fast import RegionMap, as_region_map
+from mixsyn_fast.region_map import nearest_source
+
+LABELS = torch.randint(0, 5, (2, 12, 10), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("full", [1, 2, 7, 49, 133, 256, 300])
+def test_levels_follow_interpolate_nearest(full: int) -> None:
+    values = torch.arange(full, dtype=torch.float32)[None, None, :, None]
+    for size in [*range(1, 70), 128, 133, 256, 257, 511]:
+        expected = F.interpolate(values, size=(size, 1), mode="nearest")[0, 0, :, 0].long()
+        assert torch.equal(nearest_source(size, full), expected), (full, size)
+    integer = torch.arange(49) * 133 // 49
+    assert not torch.equal(nearest_source(49, 133), integer)  # the case that integer division gets wrong
+
+
+def test_labels_onehot_and_areas_at_every_size() -> None:
+    edges = torch.rand(2, 12, 10) < 0.3
+    regions = RegionMap(LABELS, 5, ignore_index=4, edges=edges)
+    full = F.one_hot(LABELS, 5).permute(0, 3, 1, 2).float() * torch.tensor([1.0, 1, 1, 1, 0])[None, :, None, None]
+    full = torch.cat((full, edges[:, None].float()), 1)
+    for size in [(12, 10), (6, 5), (7, 3), (24, 20), (1, 1)]:
+        expected = F.interpolate(full, size=size, mode="nearest")
+        assert torch.equal(regions.onehot(size), expected)
+        assert torch.equal(regions.areas(size), expected[:, :5].sum((2, 3)))
+        labels = regions.labels_at(size)
+        assert torch.equal(labels, torch.where(expected[:, :5].sum(1) == 0, -1, expected[:, :5].argmax(1)).int())
+        # everything comes from the full resolution and is made once
+        assert regions.labels_at(size) is labels
+    assert regions.num_channels == 6 and regions.size == (12, 10) and regions.batch_size == 2
+
+
+def test_constructors_agree() -> None:
+    hard = RegionMap(LABELS, 5)
+    onehot = hard.onehot()
+    read = RegionMap.from_onehot(onehot)
+    soft = RegionMap.soft(onehot)
+    assert torch.equal(read.labels_at(), hard.labels_at()) and not read.is_soft and soft.is_soft
+    assert torch.equal(soft.onehot((3, 5)), hard.onehot((3, 5)))
+    assert torch.equal(soft.areas((3, 5)), hard.areas((3, 5)))
+    with_edges = torch.cat((onehot, (LABELS == 1)[:, None].float()), 1)
+    assert torch.equal(RegionMap.from_onehot(with_edges, num_regions=5).onehot(), with_edges)
+    guessed = as_region_map(with_edges)
+    assert guessed.num_regions == 5 and guessed.edges is not None and not guessed.is_soft
+    assert as_region_map(hard) is hard
+    assert as_region_map(onehot * 0.5).is_soft
+    assert as_region_map(onehot.clone().requires_grad_()).is_soft
+    empty = RegionMap.from_onehot(torch.zeros(1, 3, 4, 4))
+    assert bool((empty.labels_at() == -1).all())
+
+
+def test_per_image_patterns_are_those_of_single_images() -> None:
+    regions = RegionMap(LABELS, 5)
+    both = regions.patterns((6, 5), 2, per_image=True)
+    for b in range(2):
+        alone = RegionMap(LABELS[b : b + 1], 5).patterns((6, 5), 2)
+        mine = both.row_image == b
+        assert torch.equal(both.patterns[mine], alone.patterns)
+        assert torch.equal(both.index[b] - int(mine.nonzero()[0]), alone.index[0])
+
+
+def test_movement_keeps_the_cache() -> None:
+    regions = RegionMap(LABELS, 5, edges=LABELS == 2)
+    plan = regions.plan((6, 5), per_image=True)
+    copy = pickle.loads(pickle.dumps(regions))
+    assert torch.equal(copy.labels_at(), regions.labels_at()) and len(copy._cache) >= len(regions._cache)
+    for ours, theirs in zip(copy._cache["plan", (6, 5), True], plan, strict=True):
+        assert torch.equal(ours, theirs)
+    assert regions.to("cpu") is regions
+    moved = regions.to("meta")
+    assert moved.device.type == "meta" and moved.plan((6, 5), per_image=True).index.shape == plan.index.shape
+    assert "hard" in repr(regions) and "12x10" in repr(regions) and "num_regions=5" in repr(regions)
+
+
+def _loaded(index: int) -> RegionMap:
+    made = RegionMap(LABELS, 5)
+    made.plan((6, 5))
+    return made
+
+
+class _Maps(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> RegionMap:
+        return _loaded(index)
+
+
+def test_travels_from_a_data_loader_worker() -> None:
+    loader = torch.utils.data.DataLoader(
+        _Maps(), batch_size=None, num_workers=1, multiprocessing_context="spawn", collate_fn=None
+    )
+    for regions in loader:
+        assert isinstance(regions, RegionMap) and ("plan", (6, 5), False) in regions._cache
+        assert torch.equal(regions.plan((6, 5)).index, _loaded(0).plan((6, 5)).index)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: RegionMap(LABELS[0], 5), ValueError, r"labels: expected shape \(B, H, W\)"),
+        (lambda: RegionMap(LABELS.float(), 5), TypeError, "labels: expected an integer"),
+        (lambda: RegionMap(LABELS.numpy(), 5), TypeError, "labels: expected a tensor"),  # type: ignore[arg-type]
+        (lambda: RegionMap(LABELS, 4), ValueError, r"labels: expected values in \[0, 4\), got 4 at"),
+        (lambda: RegionMap(LABELS - 1, 5), ValueError, "got -1 at"),
+        (lambda: RegionMap(LABELS, 0), ValueError, "num_regions"),
+        (lambda: RegionMap(LABELS, 513), ValueError, "num_regions"),
+        (lambda: RegionMap(LABELS, 3, ignore_index=4), ValueError, "or ignore_index 4, got 3"),
+        (lambda: RegionMap(LABELS, 5, edges=LABELS[:1]), ValueError, "edges: expected shape"),
+        (lambda: RegionMap(LABELS, 5, edges=LABELS), ValueError, "edges: expected values 0 and 1"),
+        (lambda: RegionMap.from_onehot(torch.ones(1, 3, 2, 2)), ValueError, "mask: expected values 0 and 1"),
+        (lambda: RegionMap.from_onehot(torch.full((1, 3, 2, 2), 0.3)), ValueError, "mask"),
+        (lambda: RegionMap.from_onehot(torch.zeros(3, 2, 2)), ValueError, "mask: expected shape"),
+        (lambda: RegionMap.from_onehot(torch.zeros(1, 5, 2, 2), num_regions=3), ValueError, "3 channels, or one more"),
+        (lambda: RegionMap.soft(torch.full((1, 3, 2, 2), -0.1)), ValueError, "weights: expected finite"),
+        (lambda: RegionMap.soft(torch.full((1, 3, 2, 2), float("nan"))), ValueError, "weights: expected finite"),
+        (lambda: RegionMap.soft(torch.zeros(1, 3, 2, 2, dtype=torch.int32)), TypeError, "weights: expected a floating"),
+        (lambda: RegionMap.soft(torch.zeros(3, 2, 2)), ValueError, "weights: expected shape"),
+        (lambda: RegionMap(LABELS, 5).labels_at((0, 3)), ValueError, "size: expected two positive"),
+        (lambda: RegionMap(LABELS, 5).weights_at(), TypeError, "expected a soft map"),
+        (lambda: RegionMap.soft(torch.zeros(1, 3, 2, 2)).labels_at(), TypeError, "expected a hard map"),
+        (lambda: RegionMap.soft(torch.zeros(1, 3, 2, 2)).plan(), TypeError, "expected a hard map"),
+        (lambda: as_region_map("face"), TypeError, "regions: expected a RegionMap"),  # type: ignore[arg-type]
+    ],
+)
+def test_bad_input(make: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        make()
+
+
+def test_ignored_label_may_lie_anywhere() -> None:
+    for ignore in (255, -1, 0, 2):
+        labels = torch.tensor([[[1, ignore], [1, 1]]])
+        regions = RegionMap(labels, 3, ignore_index=ignore)
+        assert regions.labels_at().tolist() == [[[1, -1], [1, 1]]]
