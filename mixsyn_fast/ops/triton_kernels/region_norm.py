@@ -103,34 +103,32 @@ def _stats_kernel(
 
 @triton.jit
 def _stats_merge_kernel(
-    partial_mean,
-    partial_m2,
-    mean_out,
-    m2_out,
-    C,
-    N,
-    CHUNK,
-    PARTS,
-    GROUP_PARTS,
-    ACC: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """mean, M2 (G, C) of GROUP_PARTS consecutive blocks, merged in order."""
+    partial_mean, partial_m2, mean_out, m2_out, C, N, CHUNK, PARTS, GROUP_PARTS,
+    ACC: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """mean, M2 (G, C) of GROUP_PARTS consecutive blocks each: the mean first, then M2 around it."""
     group = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mean = tl.zeros([BLOCK_C], ACC)
+    first = group * GROUP_PARTS
+    n = ((group * 0 + GROUP_PARTS // PARTS) * N).to(ACC)
+    origin = tl.load(partial_mean + first * C + c, mask=c < C, other=0)  # means are added relative to this one
+    total = tl.zeros([BLOCK_C], ACC)
+    for base in range(0, GROUP_PARTS, BLOCK_K):
+        k = base + tl.arange(0, BLOCK_K)
+        mask = (k < GROUP_PARTS)[:, None] & (c < C)[None, :]
+        size = tl.minimum(CHUNK, N - (k % PARTS) * CHUNK).to(ACC)
+        value = tl.load(partial_mean + (first + k)[:, None] * C + c[None, :], mask=mask, other=0)
+        total += tl.sum(tl.where(mask, size[:, None] * (value - origin[None, :]), 0), 0)
+    mean = origin + total / n
     m2 = tl.zeros([BLOCK_C], ACC)
-    n = tl.zeros([BLOCK_C], ACC)
-    for k in range(0, GROUP_PARTS):
-        at = (group * GROUP_PARTS + k) * C + c
-        m = tl.minimum(CHUNK, N - (k % PARTS) * CHUNK).to(ACC)
-        other = tl.load(partial_mean + at, mask=c < C, other=0)
-        other_m2 = tl.load(partial_m2 + at, mask=c < C, other=0)
-        delta = other - mean
-        share = m / (n + m)
-        mean += delta * share
-        m2 += other_m2 + delta * delta * (n * share)
-        n += m
+    for base in range(0, GROUP_PARTS, BLOCK_K):
+        k = base + tl.arange(0, BLOCK_K)
+        mask = (k < GROUP_PARTS)[:, None] & (c < C)[None, :]
+        size = tl.minimum(CHUNK, N - (k % PARTS) * CHUNK).to(ACC)
+        at = (first + k)[:, None] * C + c[None, :]
+        delta = tl.load(partial_mean + at, mask=mask, other=0) - mean[None, :]
+        part_m2 = tl.load(partial_m2 + at, mask=mask, other=0)
+        m2 += tl.sum(tl.where(mask, part_m2 + size[:, None] * delta * delta, 0), 0)
     tl.store(mean_out + group * C + c, mean, mask=c < C)
     tl.store(m2_out + group * C + c, m2, mask=c < C)
 
@@ -403,9 +401,7 @@ def _given_stride(plan: _Plan, mean: Tensor | None) -> int:
     return plan.channels if mean is not None and mean.dim() == 2 and mean.shape[0] > 1 else 0
 
 
-def _moments(
-    plan: _Plan, noise: Tensor | None, noise_scale: Tensor | None, per_instance: bool
-) -> tuple[Tensor, Tensor]:
+def _moments(plan: _Plan, noise: Tensor | None, noise_scale: Tensor | None, per_instance: bool) -> tuple[Tensor, Tensor]:
     """Mean and M2, (G, C) each. `plan` was made for _BLOCKS blocks; x is not empty."""
     groups = plan.batch if per_instance else 1
     partial_mean, partial_m2 = (plan.empty(plan.batch * plan.parts, plan.channels) for _ in range(2))
@@ -417,7 +413,7 @@ def _moments(
     block_c = min(triton.next_power_of_2(plan.channels), 64)
     _stats_merge_kernel[(groups, -(-plan.channels // block_c))](
         partial_mean, partial_m2, mean, m2, plan.channels, plan.pixels, plan.chunk, plan.parts,
-        plan.batch * plan.parts // groups, ACC=plan.blocks["ACC"], BLOCK_C=block_c,
+        plan.batch * plan.parts // groups, ACC=plan.blocks["ACC"], BLOCK_K=32, BLOCK_C=block_c,
     )  # fmt: skip
     return mean, m2
 
