@@ -1,7 +1,7 @@
 // What the torch side of every CUDA op needs from torch: device, stream, scratch memory, error reports.
 //
-// MIXSYN_EMULATE_CUDA (tests/emulation) registers the ops for CPU tensors in the namespace mixsyn_fast_emulated instead,
-// so that wrappers and kernels can be tested on machines without a GPU.
+// MIXSYN_EMULATE_CUDA (tests/emulation) registers the ops for CPU tensors in the namespace
+// mixsyn_fast_emulated instead, so that wrappers and kernels can be tested on machines without a GPU.
 #pragma once
 
 #include <cuda_runtime_api.h>

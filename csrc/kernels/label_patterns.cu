@@ -1,8 +1,9 @@
 // label_patterns: see label_patterns.h. Steps, each a kernel over all pixels:
 //   codes    one 16-bit code per pixel: region, "no region", edge bit; labels are checked here
 //   hash     a 32-bit hash of each pixel's window
-//   insert   open addressing: a slot is claimed by the first pixel to arrive (atomicCAS) and belongs to that pixel's
-//            window from then on; later pixels compare windows, not hashes. Each slot keeps its smallest pixel.
+//   insert   open addressing: a slot is claimed by the first pixel to arrive (atomicCAS) and belongs to that
+//            pixel's window from then on; later pixels compare windows, not hashes. Each slot keeps its
+//            smallest pixel.
 //   count, scan, number   pixels that are the first of their slot are numbered in raster order
 //   emit     index, patterns, row_image
 #include "label_patterns.h"
@@ -17,26 +18,27 @@ constexpr unsigned kNone = 0xffffffffu;
 
 struct Grid {
   int height, width;
-  int pixels;      // H * W
-  int total;       // B * H * W
-  unsigned mask;   // slots - 1
+  int pixels;     // H * W
+  int total;      // B * H * W
+  unsigned mask;  // slots - 1
   bool per_image;
 };
 
 // What the steps hand to each other; all in the caller's workspace.
 struct Buffers {
-  uint16_t* codes;     // (B*H*W,)
-  uint32_t* hashes;    // (B*H*W,)
-  int32_t* slot_of;    // (B*H*W,) slot of each pixel's window
-  int32_t* number;     // (B*H*W,) firsts before the pixel = row of the window where the pixel is a first
-  int32_t* owner;      // (slots,) the pixel that claimed the slot, -1 where free
-  int32_t* first;      // (slots,) smallest pixel of the slot
-  int32_t* block_sums; // (scan blocks,)
+  uint16_t* codes;      // (B*H*W,)
+  uint32_t* hashes;     // (B*H*W,)
+  int32_t* slot_of;     // (B*H*W,) slot of each pixel's window
+  int32_t* number;      // (B*H*W,) firsts before the pixel = row of the window where the pixel is a first
+  int32_t* owner;       // (slots,) the pixel that claimed the slot, -1 where free
+  int32_t* first;       // (slots,) smallest pixel of the slot
+  int32_t* block_sums;  // (scan blocks,)
 };
 
 // Calls body(tap, code) for the taps of the window of pixel p, row-major; code is `outside` beyond the image.
 template <int RADIUS, typename Body>
-__device__ __forceinline__ void for_window(const Grid& grid, const uint16_t* codes, int p, unsigned outside, Body body) {
+__device__ __forceinline__ void for_window(const Grid& grid, const uint16_t* codes, int p, unsigned outside,
+                                           Body body) {
   const int in_image = p % grid.pixels;
   const int y = in_image / grid.width, x = in_image % grid.width;
   const uint16_t* centre = codes + p;
@@ -76,7 +78,9 @@ __device__ __forceinline__ bool same_window(const Grid& grid, const uint16_t* co
 }
 
 // Grid-stride loop over pixels: B*H*W <= 2^28 and at most 2^24 threads, so int does not overflow.
-__device__ __forceinline__ int first_item() { return static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); }
+__device__ __forceinline__ int first_item() {
+  return static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+}
 __device__ __forceinline__ int item_stride() { return static_cast<int>(gridDim.x * blockDim.x); }
 
 __device__ __forceinline__ uint64_t mix(uint64_t h) {
@@ -105,14 +109,16 @@ __global__ void __launch_bounds__(kThreads)
 // Frees all slots. owner, first (slots,)
 __global__ void __launch_bounds__(kThreads)
     label_patterns_clear_kernel(int32_t* __restrict__ owner, int32_t* __restrict__ first, int64_t slots) {
-  for (int64_t s = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; s < slots; s += int64_t{gridDim.x} * blockDim.x) {
+  for (int64_t s = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; s < slots;
+       s += int64_t{gridDim.x} * blockDim.x) {
     owner[s] = -1;
     first[s] = 0x7fffffff;
   }
 }
 
 template <int RADIUS>
-__global__ void __launch_bounds__(kThreads) label_patterns_hash_kernel(Grid grid, Buffers buffers, unsigned outside) {
+__global__ void __launch_bounds__(kThreads)
+    label_patterns_hash_kernel(Grid grid, Buffers buffers, unsigned outside) {
   for (int p = first_item(); p < grid.total; p += item_stride()) {
     uint64_t h = grid.per_image ? mix(static_cast<uint64_t>(p / grid.pixels) + 1) : 0;
     for_window<RADIUS>(grid, buffers.codes, p, outside, [&](int, unsigned code) {
@@ -128,15 +134,16 @@ __global__ void __launch_bounds__(kThreads) label_patterns_insert_kernel(Grid gr
   for (int p = first_item(); p < grid.total; p += item_stride()) {
     const uint32_t hash = buffers.hashes[p];
     unsigned slot = hash & grid.mask;
-    // Slots outnumber pixels, so a free one always comes. A slot never changes hands, so equal windows, which probe
-    // the same sequence, stop at the same slot whatever the order of arrival.
+    // Slots outnumber pixels, so a free one always comes. A slot never changes hands, so equal windows, which
+    // probe the same sequence, stop at the same slot whatever the order of arrival.
     while (true) {
       int owner = __ldcg(buffers.owner + slot);
       if (owner < 0) {
         owner = atomicCAS(buffers.owner + slot, -1, p);
         if (owner < 0) owner = p;
       }
-      if (owner == p || (buffers.hashes[owner] == hash && same_window<RADIUS>(grid, buffers.codes, p, owner))) break;
+      if (owner == p || (buffers.hashes[owner] == hash && same_window<RADIUS>(grid, buffers.codes, p, owner)))
+        break;
       slot = (slot + 1) & grid.mask;
     }
     buffers.slot_of[p] = static_cast<int32_t>(slot);
@@ -146,8 +153,8 @@ __global__ void __launch_bounds__(kThreads) label_patterns_insert_kernel(Grid gr
 }
 
 // --- numbering: exclusive prefix sum of "is the first of its slot" over the pixels ---
-constexpr int kScanItems = 4;                        // pixels of a thread
-constexpr int kScanTile = kThreads * kScanItems;     // pixels of a block
+constexpr int kScanItems = 4;                     // pixels of a thread
+constexpr int kScanTile = kThreads * kScanItems;  // pixels of a block
 
 __device__ __forceinline__ int is_first(const Grid& grid, const Buffers& buffers, int64_t p) {
   return p < grid.total && buffers.first[buffers.slot_of[p]] == static_cast<int>(p) ? 1 : 0;
@@ -190,7 +197,8 @@ __global__ void __launch_bounds__(kThreads) label_patterns_count_kernel(Grid gri
 
 // One block: block_sums (blocks,) becomes its exclusive prefix sum; total (1,) the sum.
 __global__ void __launch_bounds__(kThreads)
-    label_patterns_scan_kernel(int32_t* __restrict__ block_sums, int32_t* __restrict__ total_out, int blocks) {
+    label_patterns_scan_kernel(int32_t* __restrict__ block_sums, int32_t* __restrict__ total_out,
+                               int blocks) {
   __shared__ int scratch[kThreads];
   int carry = 0;
   for (int base = 0; base < blocks; base += kThreads) {
@@ -217,7 +225,8 @@ __global__ void __launch_bounds__(kThreads)
     if (first != p) continue;
     MIXSYN_DEVICE_ASSERT(row < max_rows, "label_patterns: max_rows: fewer rows than distinct patterns");
     int32_t* out = patterns + static_cast<int64_t>(row) * kTaps;
-    for_window<RADIUS>(grid, buffers.codes, p, outside, [&](int tap, unsigned code) { out[tap] = static_cast<int>(code); });
+    for_window<RADIUS>(grid, buffers.codes, p, outside,
+                       [&](int tap, unsigned code) { out[tap] = static_cast<int>(code); });
     row_image[row] = p / grid.pixels;
   }
 }
@@ -295,7 +304,8 @@ int64_t label_patterns_workspace(const LabelPatterns& op) {
   return place(make_grid(op), nullptr, &buffers);
 }
 
-cudaError_t label_patterns_find(const LabelPatterns& op, void* workspace, int32_t* total, cudaStream_t stream) {
+cudaError_t label_patterns_find(const LabelPatterns& op, void* workspace, int32_t* total,
+                                cudaStream_t stream) {
   const Grid grid = make_grid(op);
   if (grid.total == 0) return cudaSuccess;
   Buffers buffers{};
@@ -303,10 +313,10 @@ cudaError_t label_patterns_find(const LabelPatterns& op, void* workspace, int32_
   const int64_t slots = int64_t{grid.mask} + 1;
   const dim3 over_pixels = stride_grid(grid.total);
   const unsigned outside = static_cast<unsigned>(op.num_regions);
-  MIXSYN_RETURN_IF_ERROR(launch(label_patterns_codes_kernel, over_pixels, kThreads, stream, op.labels, op.edges,
-                                buffers.codes, grid.total, op.num_regions));
-  MIXSYN_RETURN_IF_ERROR(launch(label_patterns_clear_kernel, stride_grid(slots), kThreads, stream, buffers.owner,
-                                buffers.first, slots));
+  MIXSYN_RETURN_IF_ERROR(launch(label_patterns_codes_kernel, over_pixels, kThreads, stream, op.labels,
+                                op.edges, buffers.codes, grid.total, op.num_regions));
+  MIXSYN_RETURN_IF_ERROR(launch(label_patterns_clear_kernel, stride_grid(slots), kThreads, stream,
+                                buffers.owner, buffers.first, slots));
   MIXSYN_RETURN_IF_ERROR(dispatch_radius(op.radius, [&](auto radius) {
     constexpr int RADIUS = decltype(radius)::value;
     MIXSYN_RETURN_IF_ERROR(
@@ -314,9 +324,10 @@ cudaError_t label_patterns_find(const LabelPatterns& op, void* workspace, int32_
     return launch(label_patterns_insert_kernel<RADIUS>, over_pixels, kThreads, stream, grid, buffers);
   }));
   const int scan_blocks = ceil_div(grid.total, kScanTile);
-  MIXSYN_RETURN_IF_ERROR(launch(label_patterns_count_kernel, dim3(static_cast<unsigned>(scan_blocks)), kThreads,
-                                stream, grid, buffers));
-  return launch(label_patterns_scan_kernel, dim3(1), kThreads, stream, buffers.block_sums, total, scan_blocks);
+  MIXSYN_RETURN_IF_ERROR(launch(label_patterns_count_kernel, dim3(static_cast<unsigned>(scan_blocks)),
+                                kThreads, stream, grid, buffers));
+  return launch(label_patterns_scan_kernel, dim3(1), kThreads, stream, buffers.block_sums, total,
+                scan_blocks);
 }
 
 cudaError_t label_patterns_read_count(const int32_t* total, int32_t* host, cudaStream_t stream) {
@@ -324,16 +335,18 @@ cudaError_t label_patterns_read_count(const int32_t* total, int32_t* host, cudaS
   return cudaStreamSynchronize(stream);
 }
 
-cudaError_t label_patterns_emit(const LabelPatterns& op, const void* workspace, const int32_t* total, int64_t max_rows,
-                                int32_t* index, int32_t* patterns, int32_t* row_image, cudaStream_t stream) {
+cudaError_t label_patterns_emit(const LabelPatterns& op, const void* workspace, const int32_t* total,
+                                int64_t max_rows, int32_t* index, int32_t* patterns, int32_t* row_image,
+                                cudaStream_t stream) {
   const Grid grid = make_grid(op);
   const int taps = (2 * op.radius + 1) * (2 * op.radius + 1);
   if (grid.total > 0) {
     Buffers buffers{};
     place(grid, static_cast<char*>(const_cast<void*>(workspace)), &buffers);
     MIXSYN_RETURN_IF_ERROR(dispatch_radius(op.radius, [&](auto radius) {
-      return launch(label_patterns_emit_kernel<decltype(radius)::value>, stride_grid(grid.total), kThreads, stream,
-                    grid, buffers, max_rows, static_cast<unsigned>(op.num_regions), index, patterns, row_image);
+      return launch(label_patterns_emit_kernel<decltype(radius)::value>, stride_grid(grid.total), kThreads,
+                    stream, grid, buffers, max_rows, static_cast<unsigned>(op.num_regions), index, patterns,
+                    row_image);
     }));
   }
   if (max_rows == 0) return cudaSuccess;

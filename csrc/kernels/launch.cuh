@@ -1,7 +1,8 @@
 // Starting a kernel and failing loudly on the device: the only file that knows the launch syntax.
 //
-// With MIXSYN_EMULATE_CUDA the same sources compile as ordinary C++ against tests/emulation/cuda_runtime.h, which runs
-// every CUDA thread as a fiber on the CPU: the logic of the kernels is tested on machines that have no GPU.
+// With MIXSYN_EMULATE_CUDA the same sources compile as ordinary C++ against tests/emulation/cuda_runtime.h,
+// which runs every CUDA thread as a fiber on the CPU: the logic of the kernels is tested on machines that
+// have no GPU.
 #pragma once
 
 #include <assert.h>
@@ -12,18 +13,25 @@
 
 #if defined(__CUDACC__) && defined(NDEBUG)
 // <assert.h> hides it in release builds
-extern "C" __host__ __device__ void __assert_fail(const char*, const char*, unsigned int, const char*) noexcept(true);
+extern "C" __host__ __device__ void __assert_fail(const char*, const char*, unsigned int,
+                                                  const char*) noexcept(true);
 #endif
 
 namespace mixsyn_fast::kernels {
 
 // Threads of a block; every kernel of this library is bounded by it unless it says otherwise.
 constexpr int kThreads = 256;
-// Blocks aimed at. Constants, not properties of the device: sums are split the same way, hence bitwise equal, on
-// every GPU. 512 blocks are about four for each multiprocessor of the largest current chips; more would only give the
-// second stage of a reduction more to read.
+// Blocks aimed at. Constants, not properties of the device: sums are split the same way, hence bitwise equal,
+// on every GPU. 512 blocks are about four for each multiprocessor of the largest current chips; more would
+// only give the second stage of a reduction more to read. The emulation has few, so that small shapes make
+// blocks loop.
+#ifdef MIXSYN_EMULATE_CUDA
+constexpr int64_t kReduceBlocks = 5;
+constexpr int64_t kStreamBlocks = 3;
+#else
 constexpr int64_t kReduceBlocks = 512;
 constexpr int64_t kStreamBlocks = 4096;
+#endif
 
 template <typename I>
 constexpr I ceil_div(I a, I b) {
@@ -52,15 +60,16 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, cudaSt
 }  // namespace mixsyn_fast::kernels
 
 // Returns from a launcher at the first error.
-#define MIXSYN_RETURN_IF_ERROR(expression)        \
-  do {                                            \
-    const cudaError_t status_ = (expression);     \
-    if (status_ != cudaSuccess) return status_;   \
+#define MIXSYN_RETURN_IF_ERROR(expression)      \
+  do {                                          \
+    const cudaError_t status_ = (expression);   \
+    if (status_ != cudaSuccess) return status_; \
   } while (0)
 
 // Device-side assertion that stays on in release builds: prints the text, stops the kernel, and the next
-// synchronising call reports cudaErrorAssert. (A printf would cost every thread a stack frame; this costs none.)
-#define MIXSYN_DEVICE_ASSERT(condition, text) \
-  do {                                        \
+// synchronising call reports cudaErrorAssert. (A printf would cost every thread a stack frame; this costs
+// none.)
+#define MIXSYN_DEVICE_ASSERT(condition, text)                                 \
+  do {                                                                        \
     if (!(condition)) __assert_fail(text, "mixsyn_fast", __LINE__, __func__); \
   } while (0)

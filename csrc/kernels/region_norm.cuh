@@ -1,5 +1,5 @@
-// What the forward and backward kernels of region_norm share: arguments on the device, the modulation of a tile, and
-// the choice of the template instance.
+// What the forward and backward kernels of region_norm share: arguments on the device, the modulation of a
+// tile, and the choice of the template instance.
 #pragma once
 
 #include "region_norm.h"
@@ -14,18 +14,18 @@ template <typename T, typename P>
 struct Args {
   using A = acc_t<T>;
   Tiling tiling;
-  int channels, pixels;     // C, H*W
-  int rows;                 // R
-  const T* x;               // (B, C, H, W)
-  const A* mean;            // (B or 1, C) or null
-  const A* variance;        // (B or 1, C) or null
-  int64_t group_stride;     // C where mean and variance have a row per image, else 0
-  const int32_t* index;     // (B, H*W)
-  const P* table;           // (R, 2C)
-  const P* scale;           // (B, C, H, W)
-  const P* shift;           // (B, C, H, W)
-  const T* noise;           // (B, H*W) or null
-  const T* noise_scale;     // (C,)
+  int channels, pixels;  // C, H*W
+  int rows;              // R
+  const T* x;            // (B, C, H, W)
+  const A* mean;         // (B or 1, C) or null
+  const A* variance;     // (B or 1, C) or null
+  int64_t group_stride;  // C where mean and variance have a row per image, else 0
+  const int32_t* index;  // (B, H*W)
+  const P* table;        // (R, 2C)
+  const P* scale;        // (B, C, H, W)
+  const P* shift;        // (B, C, H, W)
+  const T* noise;        // (B, H*W) or null
+  const T* noise_scale;  // (C,)
   A eps, slope;
 };
 
@@ -45,8 +45,9 @@ __device__ __forceinline__ void load_norm(const Args<T, P>& args, int image, int
   }
 }
 
-// x + noise * noise_scale, in place. `noise_image`: noise of the image, (H*W,). The scale is read again for every tile
-// (from L1): in registers it would cost a warp or two of occupancy to all the kernels that have no noise.
+// x + noise * noise_scale, in place. `noise_image`: noise of the image, (H*W,). The scale is read again for
+// every tile (from L1): in registers it would cost a warp or two of occupancy to all the kernels that have no
+// noise.
 template <bool VEC, int U, int V, typename T, typename P>
 __device__ __forceinline__ void add_noise(const Args<T, P>& args, acc_t<T> (&x)[U][V], const T* noise_image,
                                           const int (&pixel)[U], int c0, int valid) {
@@ -68,11 +69,12 @@ __device__ __forceinline__ const P* table_row(const Args<T, P>& args, int row) {
   return args.table + static_cast<int64_t>(row) * 2 * args.channels;
 }
 
-// gamma and beta of a tile; `base` = first element of the image in every map, `index_image` = index of the image.
+// gamma and beta of a tile; `base` = first element of the image in every map, `index_image` = index of the
+// image.
 template <Mode MODE, int U, int V, bool CL, bool VEC, typename T, typename P>
-__device__ __forceinline__ void load_modulation(const Args<T, P>& args, int64_t base, const int32_t* index_image,
-                                                const int (&pixel)[U], int c0, int valid,
-                                                acc_t<T> (&gamma)[U][V], acc_t<T> (&beta)[U][V]) {
+__device__ __forceinline__ void load_modulation(const Args<T, P>& args, int64_t base,
+                                                const int32_t* index_image, const int (&pixel)[U], int c0,
+                                                int valid, acc_t<T> (&gamma)[U][V], acc_t<T> (&beta)[U][V]) {
   if constexpr (MODE == Mode::kTable) {
     int row[U];
 #pragma unroll
@@ -95,19 +97,21 @@ inline int64_t acc_bytes(const RegionNorm& op) { return op.dtype == DType::kDoub
 
 template <typename T>
 constexpr DType dtype_of() {
-  return std::is_same<T, double>::value          ? DType::kDouble
-         : std::is_same<T, float>::value         ? DType::kFloat
-         : std::is_same<T, __half>::value        ? DType::kHalf
-                                                 : DType::kBFloat16;
+  return std::is_same<T, double>::value   ? DType::kDouble
+         : std::is_same<T, float>::value  ? DType::kFloat
+         : std::is_same<T, __half>::value ? DType::kHalf
+                                          : DType::kBFloat16;
 }
 
-// Whether the tiles of T in the op's layout can be moved as vectors; `others` are the further maps the kernel touches.
+// Whether the tiles of T in the op's layout can be moved as vectors; `others` are the further maps the kernel
+// touches.
 template <typename T, typename... Pointers>
 bool vectorizable(const RegionNorm& op, Pointers... others) {
   bool ok = op.channels_last ? op.channels % TileShape<T, true, true, Load::kLight>::kV == 0
                              : op.channels % TileShape<T, false, true, Load::kLight>::kV == 0 &&
                                    op.pixels % TileShape<T, false, true, Load::kLight>::kU == 0;
-  for (const void* p : {op.x, op.table, op.scale, op.shift, op.noise_scale, static_cast<const void*>(others)...}) {
+  for (const void* p :
+       {op.x, op.table, op.scale, op.shift, op.noise_scale, static_cast<const void*>(others)...}) {
     ok = ok && aligned16(p);  // null is aligned
   }
   return ok;

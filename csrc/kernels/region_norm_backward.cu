@@ -13,7 +13,8 @@ namespace {
 // x <- xhat, grad <- g', in place. gamma and beta are unused in mode kPlain.
 template <Mode MODE, int U, int V, typename A>
 __device__ __forceinline__ void to_xhat_and_g(A (&x)[U][V], A (&grad)[U][V], const A (&gamma)[U][V],
-                                              const A (&beta)[U][V], const A (&mean)[V], const A (&rstd)[V], A slope) {
+                                              const A (&beta)[U][V], const A (&mean)[V], const A (&rstd)[V],
+                                              A slope) {
 #pragma unroll
   for (int u = 0; u < U; ++u) {
 #pragma unroll
@@ -51,8 +52,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       A x[U][V], g[U][V], gamma[U][V], beta[U][V];
       load_tile<U, V, CL, VEC>(x, args.x + base_image, pixel, at.c0, at.valid, args.channels, args.pixels);
       load_tile<U, V, CL, VEC>(g, grad + base_image, pixel, at.c0, at.valid, args.channels, args.pixels);
-      load_modulation<MODE, U, V, CL, VEC>(args, base_image, args.index + base_pixel, pixel, at.c0, at.valid, gamma,
-                                           beta);
+      load_modulation<MODE, U, V, CL, VEC>(args, base_image, args.index + base_pixel, pixel, at.c0, at.valid,
+                                           gamma, beta);
       if (args.noise) add_noise<VEC>(args, x, args.noise + base_pixel, pixel, at.c0, at.valid);
       to_xhat_and_g<MODE>(x, g, gamma, beta, mean, rstd, args.slope);
 #pragma unroll
@@ -83,18 +84,20 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 // --- table gradient, first stage ---
-// The pixels sorted by row are cut into parts of `length` consecutive ones; a lane walks one part and sums the run of
-// each row. A run that lies within the part is finished and goes to grad_table. A run that began in an earlier part
-// goes to `head`, one that begins here and goes on in the next part to `tail`; the second stage joins those.
+// The pixels sorted by row are cut into parts of `length` consecutive ones; a lane walks one part and sums
+// the run of each row. A run that lies within the part is finished and goes to grad_table. A run that began
+// in an earlier part goes to `head`, one that begins here and goes on in the next part to `tail`; the second
+// stage joins those.
 struct TableParts {
-  int length;   // pixels of a part
-  int parts;    // number of parts
-  int total;    // B*H*W
-  int blocks;   // blocks along the parts
+  int length;  // pixels of a part
+  int parts;   // number of parts
+  int total;   // B*H*W
+  int blocks;  // blocks along the parts
 };
 
 // keys (B*H*W,): rows, ascending; order (B*H*W,): their pixels; grad (B, C, H, W) channels_last;
-// grad_table (R, 2C); head, tail (parts, 2C); partial (blocks, 2C) sums of ghat and ghat * xhat, or null. All acc.
+// grad_table (R, 2C); head, tail (parts, 2C); partial (blocks, 2C) sums of ghat and ghat * xhat, or null. All
+// acc.
 template <typename T, typename P, bool VEC>
 __global__ void __launch_bounds__(kThreads, 2)
     region_norm_bwd_table_kernel(Args<T, P> args, TableParts part, const T* __restrict__ grad,
@@ -252,7 +255,8 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
     A sum = A(0);
     if (column < columns) {
 #pragma unroll 4
-      for (int k = j + 1 + y; k <= last; k += kSumRows) sum += __ldg(head + static_cast<int64_t>(k) * columns + column);
+      for (int k = j + 1 + y; k <= last; k += kSumRows)
+        sum += __ldg(head + static_cast<int64_t>(k) * columns + column);
     }
     sum = sum_rows(sum, scratch, x, y);
     if (y == 0 && column < columns) {
@@ -265,18 +269,19 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
 // --- gradient of the input ---
 template <typename T>
 struct GradInput {
-  const T* grad;                 // (B, C, H, W)
-  const acc_t<T>* sum_g;         // (G, C) or null
-  const acc_t<T>* sum_gx;        // (G, C)
+  const T* grad;           // (B, C, H, W)
+  const acc_t<T>* sum_g;   // (G, C) or null
+  const acc_t<T>* sum_gx;  // (G, C)
   acc_t<T> inverse_count;
-  T* grad_x;                     // (B, C, H, W)
-  T* grad_scale;                 // (B, C, H, W) or null
-  T* grad_shift;                 // (B, C, H, W)
-  acc_t<T>* partial;             // (B, pixel_blocks, C): sums of grad_x * noise; null without noise
+  T* grad_x;          // (B, C, H, W)
+  T* grad_scale;      // (B, C, H, W) or null
+  T* grad_shift;      // (B, C, H, W)
+  acc_t<T>* partial;  // (B, pixel_blocks, C): sums of grad_x * noise; null without noise
 };
 
 template <typename T, typename P, Mode MODE, bool CL, bool VEC>
-__global__ void __launch_bounds__(kThreads, 2) region_norm_bwd_input_kernel(Args<T, P> args, GradInput<T> io) {
+__global__ void __launch_bounds__(kThreads, 2)
+    region_norm_bwd_input_kernel(Args<T, P> args, GradInput<T> io) {
   using A = acc_t<T>;
   using Shape = TileShape<T, CL, VEC, Load::kHeavy>;
   constexpr int U = Shape::kU, V = Shape::kV;
@@ -303,14 +308,14 @@ __global__ void __launch_bounds__(kThreads, 2) region_norm_bwd_input_kernel(Args
       A x[U][V], g[U][V], gamma[U][V], beta[U][V];
       load_tile<U, V, CL, VEC>(x, args.x + base_image, pixel, at.c0, at.valid, args.channels, args.pixels);
       load_tile<U, V, CL, VEC>(g, io.grad + base_image, pixel, at.c0, at.valid, args.channels, args.pixels);
-      load_modulation<MODE, U, V, CL, VEC>(args, base_image, args.index + base_pixel, pixel, at.c0, at.valid, gamma,
-                                           beta);
+      load_modulation<MODE, U, V, CL, VEC>(args, base_image, args.index + base_pixel, pixel, at.c0, at.valid,
+                                           gamma, beta);
       if (args.noise) add_noise<VEC>(args, x, args.noise + base_pixel, pixel, at.c0, at.valid);
       to_xhat_and_g<MODE>(x, g, gamma, beta, mean, rstd, args.slope);
       if constexpr (MODE == Mode::kMaps) {
         if (io.grad_scale) {
-          store_tile<U, V, CL, VEC>(io.grad_shift + base_image, g, first, step, at.end, at.c0, at.valid, args.channels,
-                                    args.pixels);
+          store_tile<U, V, CL, VEC>(io.grad_shift + base_image, g, first, step, at.end, at.c0, at.valid,
+                                    args.channels, args.pixels);
 #pragma unroll
           for (int u = 0; u < U; ++u) {
 #pragma unroll
@@ -339,8 +344,8 @@ __global__ void __launch_bounds__(kThreads, 2) region_norm_bwd_input_kernel(Args
           for (int v = 0; v < V; ++v) sum_noise[v] += present ? g[u][v] * noise : A(0);
         }
       }
-      store_tile<U, V, CL, VEC>(io.grad_x + base_image, g, first, step, at.end, at.c0, at.valid, args.channels,
-                                args.pixels);
+      store_tile<U, V, CL, VEC>(io.grad_x + base_image, g, first, step, at.end, at.c0, at.valid,
+                                args.channels, args.pixels);
     }
   }
   if (args.noise) {  // the same for every thread
@@ -371,7 +376,8 @@ int64_t most_pixel_blocks(const RegionNorm& op, int64_t target) {
     using T = typename decltype(type)::type;
     for (const bool vector : {false, true}) {
       dispatch_layout(op.channels_last, vector, [&](auto cl, auto vec) {
-        const int64_t n = backward_tiling<T, decltype(cl)::value, decltype(vec)::value>(op, target).pixel_blocks;
+        const int64_t n =
+            backward_tiling<T, decltype(cl)::value, decltype(vec)::value>(op, target).pixel_blocks;
         most = n > most ? n : most;
         return cudaSuccess;
       });
@@ -381,7 +387,7 @@ int64_t most_pixel_blocks(const RegionNorm& op, int64_t target) {
   return most;
 }
 
-// Lanes x channel groups of the walk over the sorted pixels, and the parts they walk. About 2^15 threads in flight.
+// Lanes x channel groups of the walk over the sorted pixels, and the parts they walk. About 2^16 threads.
 template <typename T, bool VEC>
 Tiling table_tiling(const RegionNorm& op, TableParts* part) {
   constexpr int V = TileShape<T, true, VEC, Load::kHeavy>::kV;
@@ -389,7 +395,7 @@ Tiling table_tiling(const RegionNorm& op, TableParts* part) {
   const int64_t total = op.batch * op.pixels;
   const int64_t groups = ceil_div<int64_t>(op.channels, V);
   int64_t length = 8;
-  while (length < 256 && length * 32768 < total * groups) length *= 2;
+  while (length < 256 && length * 65536 < total * groups) length *= 2;
   part->length = static_cast<int>(length);
   part->total = static_cast<int>(total);
   part->parts = static_cast<int>(ceil_div<int64_t>(total, length));
@@ -420,10 +426,12 @@ cudaError_t region_norm_backward_sums(const RegionNorm& op, const void* grad, vo
         if (!args.tiling.fits()) return cudaErrorInvalidConfiguration;
         A* partial = static_cast<A*>(workspace);
         MIXSYN_RETURN_IF_ERROR(launch(region_norm_bwd_sums_kernel<T, P, MODE, CL, VEC>, args.tiling.grid(),
-                                      args.tiling.threads, stream, args, static_cast<const T*>(grad), partial));
+                                      args.tiling.threads, stream, args, static_cast<const T*>(grad),
+                                      partial));
         const int64_t groups = op.per_instance ? op.batch : 1;
         return sum_partials(partial, static_cast<A*>(sum_g), static_cast<A*>(sum_gx), groups,
-                            op.batch * args.tiling.pixel_blocks / groups, 2 * op.channels, op.channels, stream);
+                            op.batch * args.tiling.pixel_blocks / groups, 2 * op.channels, op.channels,
+                            stream);
       });
     });
   });
@@ -463,15 +471,18 @@ cudaError_t region_norm_backward_table(const RegionNorm& op, const void* grad, c
       A* head = static_cast<A*>(workspace);
       A* tail = head + part.parts * columns;
       A* partial = sum_g ? tail + part.parts * columns : nullptr;
-      const dim3 grid(static_cast<unsigned>(part.blocks), static_cast<unsigned>(args.tiling.channel_blocks), 1);
-      MIXSYN_RETURN_IF_ERROR(launch(region_norm_bwd_table_kernel<T, P, VEC>, grid, args.tiling.threads, stream, args,
-                                    part, static_cast<const T*>(grad), keys, order, static_cast<A*>(grad_table), head,
-                                    tail, partial));
+      const dim3 grid(static_cast<unsigned>(part.blocks), static_cast<unsigned>(args.tiling.channel_blocks),
+                      1);
+      MIXSYN_RETURN_IF_ERROR(launch(region_norm_bwd_table_kernel<T, P, VEC>, grid, args.tiling.threads,
+                                    stream, args, part, static_cast<const T*>(grad), keys, order,
+                                    static_cast<A*>(grad_table), head, tail, partial));
       const int64_t column_blocks = ceil_div<int64_t>(columns, kSumColumns);
       if (column_blocks > 65535) return cudaErrorInvalidConfiguration;
-      const dim3 join(static_cast<unsigned>(ceil_div(part.parts, kJoinParts)), static_cast<unsigned>(column_blocks), 1);
-      MIXSYN_RETURN_IF_ERROR(launch(region_norm_bwd_join_kernel<A>, join, kSumColumns * kSumRows, stream, part, keys,
-                                    head, tail, static_cast<A*>(grad_table), static_cast<int>(columns)));
+      const dim3 join(static_cast<unsigned>(ceil_div(part.parts, kJoinParts)),
+                      static_cast<unsigned>(column_blocks), 1);
+      MIXSYN_RETURN_IF_ERROR(launch(region_norm_bwd_join_kernel<A>, join, kSumColumns * kSumRows, stream,
+                                    part, keys, head, tail, static_cast<A*>(grad_table),
+                                    static_cast<int>(columns)));
       if (!sum_g) return cudaSuccess;
       return sum_partials(partial, static_cast<A*>(sum_g), static_cast<A*>(sum_gx), 1, part.blocks, columns,
                           op.channels, stream);

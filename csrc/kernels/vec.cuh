@@ -47,7 +47,8 @@ struct Words {
     } else if constexpr (std::is_same<T, __nv_bfloat16>::value) {
       return __uint_as_float((i & 1) ? (w[i / 2] & 0xffff0000u) : (w[i / 2] << 16));
     } else {
-      return __half2float(__ushort_as_half(static_cast<unsigned short>((i & 1) ? (w[i / 2] >> 16) : (w[i / 2] & 0xffffu))));
+      return __half2float(
+          __ushort_as_half(static_cast<unsigned short>((i & 1) ? (w[i / 2] >> 16) : (w[i / 2] & 0xffffu))));
     }
   }
 
@@ -111,8 +112,8 @@ __device__ __forceinline__ void store_words(T* p, const Words<T, N>& v) {
   }
 }
 
-// N consecutive elements as a vector (VEC) or one by one, of which only the first `valid` exist; the loader repeats
-// the last existing one in place of the others.
+// N consecutive elements as a vector (VEC) or one by one, of which only the first `valid` exist; the loader
+// repeats the last existing one in place of the others.
 template <bool VEC, Cache CACHE, int N, typename T>
 __device__ __forceinline__ void load_row(acc_t<T> (&out)[N], const T* p, int valid) {
   if constexpr (VEC) {
@@ -141,13 +142,14 @@ __device__ __forceinline__ void store_row(T* p, const acc_t<T> (&in)[N], int val
 }
 
 // Shape of the tile of a thread: kU pixels x kV channels.
-//   channels_last, vector   kV consecutive channels (16 bytes, 8 where the load says so) of kU pixels `lanes` apart
+//   channels_last, vector   kV consecutive channels (16 bytes, 8 where the load says so) of kU pixels `lanes`
+//   apart
 //   channels_last, scalar   1 channel of 4 pixels
-//   contiguous, vector      kU consecutive pixels (8 or 16 bytes) of kV channels, so that one read of 8 or 16 bytes of
-//                           the table serves kV channels of a pixel
+//   contiguous, vector      kU consecutive pixels (8 or 16 bytes) of kV channels, so that one read of 8 or 16
+//                           bytes of the table serves kV channels of a pixel
 //   contiguous, scalar      1 pixel of 4 channels
-// CL: channels_last. VEC: pointers and sizes allow vectors. LOAD: registers the kernel needs besides x; the bytes in
-// flight are the same for kMedium and kHeavy, but kHeavy keeps sums and means of fewer channels.
+// CL: channels_last. VEC: pointers and sizes allow vectors. LOAD: registers the kernel needs besides x; the
+// bytes in flight are the same for kMedium and kHeavy, but kHeavy keeps sums and means of fewer channels.
 enum class Load { kLight, kMedium, kHeavy };
 
 template <typename T, bool CL, bool VEC, Load LOAD>
@@ -159,8 +161,8 @@ struct TileShape {
   static constexpr int kU = CL ? (VEC ? (kDeep ? 4 : 2) : 4) : (VEC ? kSquare : 1);
 };
 
-// How an op's work is spread over blocks and threads. A block owns `chunk` consecutive pixels of one image and
-// `groups` groups of kV channels; its threads are lanes x groups, a lane walking the pixels of the chunk.
+// How an op's work is spread over blocks and threads. A block owns `chunk` consecutive pixels of one image
+// and `groups` groups of kV channels; its threads are lanes x groups, a lane walking the pixels of the chunk.
 struct Tiling {
   int lanes;           // pixels (tiles of pixels) side by side in a block
   int groups;          // channel groups side by side in a block
@@ -231,11 +233,12 @@ struct Position {
   __device__ __forceinline__ static constexpr int step(const Tiling& t) { return CL ? t.lanes : 1; }
 };
 
-// Tile <- memory. Pixels beyond the end are replaced by the last pixel (their address is valid, their value unused), so
-// that no branch separates the loads. `image`: first element of the image, (H*W, C) if CL else (C, H*W).
+// Tile <- memory. Pixels beyond the end are replaced by the last pixel (their address is valid, their value
+// unused), so that no branch separates the loads. `image`: first element of the image, (H*W, C) if CL else
+// (C, H*W).
 template <int U, int V, bool CL, bool VEC, typename T>
-__device__ __forceinline__ void load_tile(acc_t<T> (&out)[U][V], const T* image, const int (&pixel)[U], int c0,
-                                          int valid, int channels, int pixels) {
+__device__ __forceinline__ void load_tile(acc_t<T> (&out)[U][V], const T* image, const int (&pixel)[U],
+                                          int c0, int valid, int channels, int pixels) {
   if constexpr (CL) {
     if constexpr (VEC) {
       Words<T, V> words[U];
@@ -251,7 +254,8 @@ __device__ __forceinline__ void load_tile(acc_t<T> (&out)[U][V], const T* image,
     } else {
 #pragma unroll
       for (int u = 0; u < U; ++u) {
-        load_row<false, Cache::kOnce, V>(out[u], image + static_cast<int64_t>(pixel[u]) * channels + c0, valid);
+        load_row<false, Cache::kOnce, V>(out[u], image + static_cast<int64_t>(pixel[u]) * channels + c0,
+                                         valid);
       }
     }
   } else {
@@ -271,7 +275,8 @@ __device__ __forceinline__ void load_tile(acc_t<T> (&out)[U][V], const T* image,
       for (int v = 0; v < V; ++v) {
         const int c = c0 + (v < valid ? v : valid - 1);
 #pragma unroll
-        for (int u = 0; u < U; ++u) out[u][v] = to_acc(__ldg(image + static_cast<int64_t>(c) * pixels + pixel[u]));
+        for (int u = 0; u < U; ++u)
+          out[u][v] = to_acc(__ldg(image + static_cast<int64_t>(c) * pixels + pixel[u]));
       }
     }
   }
@@ -279,8 +284,8 @@ __device__ __forceinline__ void load_tile(acc_t<T> (&out)[U][V], const T* image,
 
 // Memory <- tile; pixels at or beyond `end` are not written. A contiguous vector tile is whole or absent.
 template <int U, int V, bool CL, bool VEC, typename T>
-__device__ __forceinline__ void store_tile(T* image, const acc_t<T> (&in)[U][V], int first, int step, int end, int c0,
-                                           int valid, int channels, int pixels) {
+__device__ __forceinline__ void store_tile(T* image, const acc_t<T> (&in)[U][V], int first, int step, int end,
+                                           int c0, int valid, int channels, int pixels) {
   if constexpr (CL) {
 #pragma unroll
     for (int u = 0; u < U; ++u) {

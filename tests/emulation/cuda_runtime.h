@@ -1,9 +1,10 @@
 // The part of CUDA that this library's kernels use, on the CPU: for tests on machines without a GPU.
 //
-// A block's threads are fibers (ucontext) that run until the next __syncthreads, one after another, in an order chosen
-// by CUDA_EMULATION_ORDER: forward (default), reverse, or shuffle. Blocks run one after another in the same order, so a
-// result that depends on the order is a race. Checked on the way: alignment of accesses, threads that leave a kernel
-// while others wait at a barrier, launch limits. Shared memory is static: it starts with what the last block left.
+// A block's threads are fibers (ucontext) that run until the next __syncthreads, one after another, in an
+// order chosen by CUDA_EMULATION_ORDER: forward (default), reverse, or shuffle. Blocks run one after another
+// in the same order, so a result that depends on the order is a race. Checked on the way: alignment of
+// accesses, threads that leave a kernel while others wait at a barrier, launch limits. Shared memory is
+// static: it starts with what the last block left.
 #pragma once
 
 #include <assert.h>
@@ -43,7 +44,9 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
 enum cudaMemcpyKind { cudaMemcpyDeviceToHost = 2 };
 using cudaStream_t = void*;
-inline const char* cudaGetErrorString(cudaError_t e) { return e == cudaSuccess ? "no error" : "emulated error"; }
+inline const char* cudaGetErrorString(cudaError_t e) {
+  return e == cudaSuccess ? "no error" : "emulated error";
+}
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
   memcpy(to, from, bytes);
   return cudaSuccess;
@@ -90,7 +93,8 @@ inline void run(dim3 grid, dim3 block, const std::function<void()>& kernel) {
   if (threads < 1 || threads > 1024 || threads % 32 != 0) fail("bad number of threads");
   if (grid.x < 1 || grid.y < 1 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z != 1) fail("bad grid");
   static std::vector<char> stacks;
-  if (stacks.size() < kStack * static_cast<size_t>(threads)) stacks.resize(kStack * static_cast<size_t>(threads));
+  if (stacks.size() < kStack * static_cast<size_t>(threads))
+    stacks.resize(kStack * static_cast<size_t>(threads));
   std::vector<Fiber> fibers(static_cast<size_t>(threads));
   std::mt19937 random(12345);
   body = &kernel;
@@ -160,5 +164,6 @@ inline uint32_t __float_as_uint(float v) { return cuda_bits<uint32_t>(v); }
 inline int __double2loint(double v) { return static_cast<int>(cuda_bits<uint64_t>(v)); }
 inline int __double2hiint(double v) { return static_cast<int>(cuda_bits<uint64_t>(v) >> 32); }
 inline double __hiloint2double(int high, int low) {
-  return cuda_bits<double>(static_cast<uint64_t>(static_cast<uint32_t>(high)) << 32 | static_cast<uint32_t>(low));
+  return cuda_bits<double>(static_cast<uint64_t>(static_cast<uint32_t>(high)) << 32 |
+                           static_cast<uint32_t>(low));
 }
