@@ -78,9 +78,7 @@ class PatternCase:
     def name(self) -> str:
         """Unique, readable, good for --cases."""
         where = "per_image" if self.per_image else "shared"
-        return (
-            f"label_patterns/{self.labels}/{self.batch}x{self.side}x{self.side}/r{self.radius}/{where}/t{self.threads}"
-        )
+        return f"label_patterns/{self.labels}/{self.batch}x{self.side}x{self.side}/r{self.radius}/{where}/t{self.threads}"
 
 
 @dataclass(frozen=True)
@@ -107,13 +105,9 @@ def norm_cases(*, quick: bool = False, dtype: str = "float32") -> list[NormCase]
     if quick:
         shapes: Sequence[tuple[int, int]] = ((64, 256), (1024, 16))
         return [NormCase(c, s, 1, kind, dtype=dtype) for c, s in shapes for kind in ("batch", "given")]
-    rows = [
-        NormCase(c, s, b, "batch", layout, dtype) for layout in LAYOUTS for b in (1, 4) for c, s in GENERATOR_SHAPES
-    ]
+    rows = [NormCase(c, s, b, "batch", layout, dtype) for layout in LAYOUTS for b in (1, 4) for c, s in GENERATOR_SHAPES]
     picked = ((128, 256), (512, 64), (1024, 16))
-    rows += [
-        NormCase(c, s, b, k, "channels_last", dtype) for k in ("instance", "given") for b in (1, 4) for c, s in picked
-    ]
+    rows += [NormCase(c, s, b, k, "channels_last", dtype) for k in ("instance", "given") for b in (1, 4) for c, s in picked]
     rows += [NormCase(c, s, 1, "batch", "channels_last", dtype, "maps") for c, s in picked]
     return rows
 
@@ -164,11 +158,7 @@ class Labels:
     @property
     def text(self) -> str:
         """A description for the results."""
-        return (
-            f"real label maps ({self.folder.parent.name}/{self.folder.name})"
-            if self.folder
-            else "procedural label maps"
-        )
+        return f"real label maps ({self.folder.parent.name}/{self.folder.name})" if self.folder else "procedural label maps"
 
     def arrays(self, kind: str, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Images (count, size, size, 3) uint8 and labels (count, size, size) of a kind: face, facade, street.

@@ -198,9 +198,7 @@ class NormBench:
         return calls
 
 
-def run_norm(
-    case: NormCase, labels: Labels, rates: dict[str, float], options: argparse.Namespace
-) -> list[dict[str, Any]]:
+def run_norm(case: NormCase, labels: Labels, rates: dict[str, float], options: argparse.Namespace) -> list[dict[str, Any]]:
     """All modes of one region_norm case as JSON rows."""
     bench = NormBench(case, labels, options.device, compiled=options.compile)
     verdicts = bench.gates()
@@ -294,12 +292,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--modes", default=",".join(MODES), help="comma-separated: forward, backward, both")
     parser.add_argument("--repeat", type=int, default=15, help="rounds per row (default 15)")
     parser.add_argument("--seconds", type=float, default=6.0, help="soft limit for the timing of one row and mode")
-    parser.add_argument(
-        "--budget", type=float, default=3600.0, help="soft limit for the whole run: later rows are left out"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=None, help="JSON file (default benchmarks/results/ops_<device>.json)"
-    )
+    parser.add_argument("--budget", type=float, default=3600.0, help="soft limit for the whole run: later rows are left out")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file (default benchmarks/results/ops_<device>.json)")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown at the end")
     parser.add_argument("--data", metavar="DIR", help="folder with images/ and labels/ of faces")

@@ -194,20 +194,14 @@ def render(result: Mapping[str, Any], *, markdown: bool = True) -> str:
     """All tables of a result, with the machine line."""
     from .timing import machine_line
 
-    body = (
-        render_models(result, markdown=markdown)
-        if result["kind"] == "models"
-        else render_ops(result, markdown=markdown)
-    )
+    body = render_models(result, markdown=markdown) if result["kind"] == "models" else render_ops(result, markdown=markdown)
     rates = ", ".join(f"{k.replace('_', ' ')} {v:.1f}" for k, v in result["rates"].items())
     return f"{machine_line(result['machine'])}\n{result['labels']}; measured in the same run: {rates}\n\n{body}\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tables", description="Markdown tables from result files"
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description="Markdown tables from result files")
     parser.add_argument("results", nargs="+", type=Path, metavar="FILE.json")
     options = parser.parse_args(arguments)
     for path in options.results:

@@ -40,9 +40,7 @@ def test_region_norm(benchmark: Any, norm_bench: Any, norm_case: NormCase, conte
 
 
 @pytest.mark.parametrize("contender", ["reference", *backends_for("label_patterns", "cpu")])
-def test_label_patterns(
-    benchmark: Any, request: pytest.FixtureRequest, pattern_case: PatternCase, contender: str
-) -> None:
+def test_label_patterns(benchmark: Any, request: pytest.FixtureRequest, pattern_case: PatternCase, contender: str) -> None:
     """Time one contender of one row, after comparing it with the reference."""
     source = label_source(request.config.getoption("--bench-data", default=None))
     classes = NUM_CLASSES[pattern_case.labels]

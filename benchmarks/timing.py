@@ -394,9 +394,7 @@ def compare(
     for name, call in contenders.items():
         verdict = gates.get(name)
         if verdict is not None and not verdict.passed:
-            entries[
-                name
-            ].note = f"wrong result: {verdict.what} off by {verdict.error:.1e} ({verdict.allowed:.1e} allowed)"
+            entries[name].note = f"wrong result: {verdict.what} off by {verdict.error:.1e} ({verdict.allowed:.1e} allowed)"
         else:
             runnable[name] = call
     with progress(f"timing {what}" if what else "timing"):

@@ -123,9 +123,7 @@ def draw_facade(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Ar
                     5,
                 )
             if has_deco and not has_blind and rng.uniform() < 0.7:
-                peak = np.array(
-                    [(cx - window_w * 0.68, y0 - 0.014), (cx, y0 - 0.05), (cx + window_w * 0.68, y0 - 0.014)]
-                )
+                peak = np.array([(cx - window_w * 0.68, y0 - 0.014), (cx, y0 - 0.05), (cx + window_w * 0.68, y0 - 0.014)])
                 canvas.fill(peak, np.clip(trim * 0.9, 0, 1), 8)
             if has_balcony and floor > 0 and c % 2 == 1 and not ground_floor:
                 rail = rectangle(cx - pitch * 0.46, y0 + window_h * 0.62, cx + pitch * 0.46, y0 + window_h + 0.025)

@@ -9,8 +9,7 @@ import numpy as np
 from .raster import Array, Canvas, Noise, ellipse, frame_size, painted, rgb, spline, wobble
 
 FACE_CLASSES = (
-    "background skin nose eye_g l_eye r_eye l_brow r_brow l_ear r_ear mouth u_lip l_lip "
-    "hair hat ear_r neck_l neck cloth"
+    "background skin nose eye_g l_eye r_eye l_brow r_brow l_ear r_ear mouth u_lip l_lip hair hat ear_r neck_l neck cloth"
 ).split()
 
 
@@ -428,9 +427,7 @@ def draw_face(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Arra
     line += [(-inner_x + 0.012, 0.38), (-inner_x - 0.002, 0.48), (-inner_x - 0.004, low)]
     line += [(-fat * 0.30, low)] if not ear_open else []
     upper_half = (
-        [p for p in outer_left if p[1] <= low + 0.02]
-        + [(lopsided, crown)]
-        + [p for p in outer_right if p[1] <= low + 0.02]
+        [p for p in outer_left if p[1] <= low + 0.02] + [(lopsided, crown)] + [p for p in outer_right if p[1] <= low + 0.02]
     )
     front = wobble(curve(line + upper_half), rng, 0.0022, 40)
     hairy = canvas.fill(front, shader, 13, within=wobble(outer, rng, 0.001, 12))

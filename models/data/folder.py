@@ -44,9 +44,7 @@ def list_pairs(directory: str | os.PathLike[str]) -> list[Pair]:
         raise FileNotFoundError(f"{root}: no such folder")
     for part in ("images", "labels"):
         if not (root / part).is_dir():
-            raise FileNotFoundError(
-                f"{root / part}: no such folder (expected {root}/images/*.jpg and {root}/labels/*.png)"
-            )
+            raise FileNotFoundError(f"{root / part}: no such folder (expected {root}/images/*.jpg and {root}/labels/*.png)")
     images = sorted(p for p in (root / "images").iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise FileNotFoundError(f"{root / 'images'}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
@@ -105,9 +103,7 @@ def read_pair(
     """
     picture, plane = _open(pair.image), _open(pair.labels)
     if plane.mode not in ("P", "L", "1", "I", "I;16"):
-        raise ValueError(
-            f"{pair.labels}: expected a palette or grey PNG (pixel value = class id), got mode {plane.mode}"
-        )
+        raise ValueError(f"{pair.labels}: expected a palette or grey PNG (pixel value = class id), got mode {plane.mode}")
     if picture.size != plane.size:
         raise ValueError(
             f"{pair.labels}: label map is {plane.size[0]} x {plane.size[1]} but {pair.image.name} is "
@@ -134,9 +130,7 @@ def read_pair(
         rows = np.clip(np.floor(upper + (np.arange(height) + 0.5) * (lower - upper) / height), 0, labels.shape[0] - 1)
         columns = np.clip(np.floor(left + (np.arange(width) + 0.5) * (right - left) / width), 0, labels.shape[1] - 1)
         labels = np.ascontiguousarray(labels[rows.astype(int)[:, None], columns.astype(int)[None]])
-        picture = picture.resize(
-            (width, height), resample=_bicubic(), box=(left, upper, right, lower), reducing_gap=3.0
-        )
+        picture = picture.resize((width, height), resample=_bicubic(), box=(left, upper, right, lower), reducing_gap=3.0)
     return np.asarray(picture), labels
 
 

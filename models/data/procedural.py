@@ -38,8 +38,7 @@ NUM_CLASSES = {"face": 19, "facade": 12, "street": 151}
 def palette(num_classes: int) -> Array:
     """Distinct colours for label maps: (num_classes, 3) uint8, class 0 dark grey."""
     colours = [
-        rgb(0.07 + 0.381966 * k, 0.45 + 0.35 * ((k * 7) % 3) / 2, 0.95 - 0.3 * ((k * 5) % 4) / 3)
-        for k in range(num_classes)
+        rgb(0.07 + 0.381966 * k, 0.45 + 0.35 * ((k * 7) % 3) / 2, 0.95 - 0.3 * ((k * 5) % 4) / 3) for k in range(num_classes)
     ]
     table = (np.array(colours, np.float32).reshape(-1, 3) * 255).astype(np.uint8)
     if num_classes:

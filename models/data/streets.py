@@ -177,8 +177,7 @@ def draw_street(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Ar
             canvas.fill(
                 leaves,
                 lambda a, b: (
-                    green
-                    * (0.85 + 0.45 * noise.octaves(a * 28 / t**0.5, b * 28 / t**0.5, 3) - 0.6 * (b - y + h))[:, None]
+                    green * (0.85 + 0.45 * noise.octaves(a * 28 / t**0.5, b * 28 / t**0.5, 3) - 0.6 * (b - y + h))[:, None]
                 ),
                 ids["tree"],
             )

@@ -147,9 +147,7 @@ def test_norm_rows_pass_their_gates(modulation: str, statistics: str) -> None:
             call()
 
 
-def test_op_runner_and_tables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_op_runner_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("MIXSYN_FAST_DATA", raising=False)
     monkeypatch.setattr(run_ops, "norm_cases", lambda **_: [NormCase(4, 8), NormCase(4, 8, statistics="given")])
     monkeypatch.setattr(run_ops, "pattern_cases", lambda **_: [PatternCase(24)])
@@ -177,7 +175,8 @@ def test_op_runner_and_tables(
 @pytest.mark.parametrize("mode", ["forward", "training"])
 def test_generator_rows(family: str, kind: str, mode: str) -> None:
     classes = {"face": 19, "street": 151}[kind]
-    bench = run_models.ModelBench(ModelCase(family, classes, 1, mode, 64, 2, kind), Labels(None))
+    small = {"sean": {"style_length": 16, "hidden": 16, "encoder_width": 4}, "spade": {"hidden": 16}, "clade": {}}
+    bench = run_models.ModelBench(ModelCase(family, classes, 1, mode, 64, 2, kind), Labels(None), **small[family])
     functions = bench.functions(compiled=False, published=run_models.published_forms())
     assert list(functions) == ["published", "dense", "ours"]
     verdicts = bench.gates(functions)
