@@ -311,7 +311,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the chosen rows, printing each as it comes; returns the result that is written."""
-    torch._functorch.config.donated_buffer = False  # backward is timed with retain_graph=True
+    functorch.donated_buffer = False  # backward is timed with retain_graph=True
     labels = label_source(options.data)
     facts = machine(options.device)
     print(machine_line(facts))
