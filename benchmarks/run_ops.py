@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch
 from mixsyn_fast.models.data import NUM_CLASSES
 from torch import Tensor
 
