@@ -134,6 +134,7 @@ struct Typed {
   const cpu::RegionNormKernels<T, A>& kernels = cpu::region_norm_kernels<T, A>();
   bool channels_last;
   Buffer<A> mean, rstd, table, noise_scale;
+  std::vector<int32_t> block_row;
 
   explicit Typed(const Inputs& in) : channels_last(in.layout == Layout4d::kChannelsLast) {
     auto& p = problem;
@@ -159,6 +160,7 @@ struct Typed {
       table = buffer<A>(p.rows * 2 * p.channels);
       transpose(data<A>(in.table), table.get(), p.rows, 2 * p.channels);
       p.table = table.get();
+      find_blocks();
     } else if (!in.scale) {
       p.rows = 1;  // the identity: one row of ones and zeros, the same in both layouts
       table = buffer<A>(2 * p.channels);
@@ -177,6 +179,21 @@ struct Typed {
     }
     MIXSYN_CHECK(low >= 0 && high < problem.rows, in.op, "index", "values in [0, " + std::to_string(problem.rows) + ")",
                  low < 0 ? low : high);
+  }
+
+  // Blocks of pixels that lie in one row, found once for all planes.
+  void find_blocks() {
+    const int64_t lanes = 64 / static_cast<int64_t>(sizeof(A)), blocks = (problem.pixels + lanes - 1) / lanes;
+    block_row.resize(static_cast<size_t>(problem.batch * blocks));
+    for (int64_t b = 0; b < problem.batch; ++b)
+      for (int64_t k = 0; k < blocks; ++k) {
+        const int32_t* from = problem.index + b * problem.pixels + k * lanes;
+        const int64_t n = std::min(lanes, problem.pixels - k * lanes);
+        int32_t differs = n < lanes;
+        for (int64_t i = 1; i < n; ++i) differs |= from[i] ^ from[0];
+        block_row[b * blocks + k] = differs ? -1 : from[0];
+      }
+    problem.block_row = block_row.data();
   }
 
   // Statistics given as (mean, variance) or none at all: zeros and ones.

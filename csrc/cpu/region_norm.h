@@ -17,6 +17,7 @@ struct RegionNorm {
   const A* rstd = nullptr;                      // (G, C), ones where nothing is normalised
   const int32_t* index = nullptr;               // (B, H*W)
   const A* table = nullptr;       // (R, 2C) in channels_last, its transpose (2C, R) in contiguous layout
+  const int32_t* block_row = nullptr;  // contiguous layout: (B, blocks of 64 / sizeof(A) pixels): their one row, or -1
   const T* scale = nullptr;       // as x, or null
   const T* shift = nullptr;       // as x, or null
   const T* noise = nullptr;       // (B, H*W), or null

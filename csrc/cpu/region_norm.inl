@@ -303,27 +303,34 @@ struct PlaneTable {
 
 template <typename A>
 MIXSYN_INLINE Vec<A> gathered(const A* column, const int32_t* index, int64_t n) {
+#if defined(MIXSYN_GATHER_AVX512)
+  if constexpr (std::is_same_v<A, float>) {
+    if (n >= 16) return (Vec<A>)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xFFFF, _mm512_loadu_si512(index), column, 4);
+  }
+#elif defined(MIXSYN_GATHER_AVX2)
+  if constexpr (std::is_same_v<A, float>) {
+    if (n >= 16) {
+      __m256 parts[2];
+      for (int i = 0; i < 2; ++i)
+        parts[i] = _mm256_i32gather_ps(column, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index + 8 * i)), 4);
+      Vec<A> v;
+      __builtin_memcpy(&v, parts, 64);
+      return v;
+    }
+  }
+#endif
   Vec<A> v = {};
   for (int i = 0; i < kLanes<A>; ++i)
     if (i < n) v[i] = column[index[i]];
   return v;
 }
 
+// `row` is the one row of the block, or -1.
 template <typename A>
-MIXSYN_INLINE bool is_uniform(const int32_t* index, int64_t n) {
-  bool same = n >= kLanes<A>;
-  if (!same) return false;
-  int32_t differs = 0;
-  for (int i = 1; i < kLanes<A>; ++i) differs |= index[i] ^ index[0];
-  return differs == 0;
-}
-
-template <typename A>
-MIXSYN_INLINE void modulation(const PlaneTable<A>& t, const int32_t* index, int64_t n, Vec<A>& gamma, Vec<A>& beta) {
-  if (is_uniform<A>(index, n)) {
-    gamma = splat<A>(t.gamma[index[0]]), beta = splat<A>(t.beta[index[0]]);
-  } else if (n >= kLanes<A>) {
-    gamma = gathered<A>(t.gamma, index, kLanes<A>), beta = gathered<A>(t.beta, index, kLanes<A>);
+MIXSYN_INLINE void modulation(const PlaneTable<A>& t, int32_t row, const int32_t* index, int64_t n, Vec<A>& gamma,
+                              Vec<A>& beta) {
+  if (row >= 0) {
+    gamma = splat<A>(t.gamma[row]), beta = splat<A>(t.beta[row]);
   } else {
     gamma = gathered<A>(t.gamma, index, n), beta = gathered<A>(t.beta, index, n);
   }
@@ -390,6 +397,7 @@ void apply_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
     const Vec<A> ns = a.noise ? splat<A>(a.noise_scale[c]) : zero;
     const T* noise = a.noise ? a.noise + image * a.pixels : nullptr;
     const int32_t* index = a.index ? a.index + image * a.pixels : nullptr;
+    const int32_t* block_row = a.index ? a.block_row + image * ((a.pixels + L - 1) / L) : nullptr;
     const PlaneTable<A> t = {a.table ? a.table + c * a.rows : nullptr,
                              a.table ? a.table + (a.channels + c) * a.rows : nullptr};
     for (int64_t p = 0; p < a.pixels; p += L) {
@@ -400,7 +408,7 @@ void apply_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
       if (a.scale) {
         gamma = load_part<false>(a.scale + base + p, n), beta = load_part<false>(a.shift + base + p, n);
       } else if (index) {
-        modulation<A>(t, index + p, n, gamma, beta);
+        modulation<A>(t, block_row[p / L], index + p, n, gamma, beta);
       } else {
         gamma = splat<A>(t.gamma[0]), beta = splat<A>(t.beta[0]);
       }
@@ -426,6 +434,7 @@ void reduce_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
       const Vec<A> ns = a.noise ? splat<A>(a.noise_scale[c]) : zero;
       const T* noise = a.noise ? a.noise + image * a.pixels : nullptr;
       const int32_t* index = a.index ? a.index + image * a.pixels : nullptr;
+      const int32_t* block_row = a.index ? a.block_row + image * ((a.pixels + L - 1) / L) : nullptr;
       A total_g = 0, total_gx = 0;
       for (int64_t q0 = 0; q0 < a.pixels; q0 += kBlock) {
         const int64_t q1 = q0 + kBlock < a.pixels ? q0 + kBlock : a.pixels;
@@ -443,9 +452,9 @@ void reduce_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
           if (a.scale) {
             gamma = load_part<false>(a.scale + base + p, n), beta = load_part<false>(a.shift + base + p, n);
           } else if (index) {
-            uniform = is_uniform<A>(index + p, n);
-            row = index[p];
-            modulation<A>(t, index + p, n, gamma, beta);
+            row = block_row[p / L];
+            uniform = row >= 0;
+            modulation<A>(t, block_row[p / L], index + p, n, gamma, beta);
           } else {
             gamma = splat<A>(t.gamma[0]), beta = splat<A>(t.beta[0]);
           }
@@ -495,6 +504,7 @@ void input_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
     const Vec<A> ns = a.noise ? splat<A>(a.noise_scale[c]) : zero;
     const T* noise = a.noise ? a.noise + image * a.pixels : nullptr;
     const int32_t* index = a.index ? a.index + image * a.pixels : nullptr;
+    const int32_t* block_row = a.index ? a.block_row + image * ((a.pixels + L - 1) / L) : nullptr;
     const PlaneTable<A> t = {a.table ? a.table + c * a.rows : nullptr,
                              a.table ? a.table + (a.channels + c) * a.rows : nullptr};
     A noise_total = 0;
@@ -507,7 +517,7 @@ void input_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
       if (a.scale) {
         gamma = load_part<false>(a.scale + base + p, n), beta = load_part<false>(a.shift + base + p, n);
       } else if (index) {
-        modulation<A>(t, index + p, n, gamma, beta);
+        modulation<A>(t, block_row[p / L], index + p, n, gamma, beta);
       } else {
         gamma = splat<A>(t.gamma[0]), beta = splat<A>(t.beta[0]);
       }

@@ -59,9 +59,10 @@ def label_patterns_reference(
     side = 2 * radius + 1
     codes = label_codes(labels, edges, num_regions)
     padded = torch.nn.functional.pad(codes, (radius,) * 4, value=num_regions)
-    windows = padded.unfold(1, side, 1).unfold(2, side, 1).reshape(batch * height * width, side * side)
-    if batch * height * width == 0:
-        windows = windows.reshape(0, side * side)
+    if labels.numel() == 0:
+        windows = codes.new_empty((0, side * side))
+    else:
+        windows = padded.unfold(1, side, 1).unfold(2, side, 1).reshape(-1, side * side)
     image = torch.arange(batch, device=labels.device).repeat_interleave(height * width)
     key = torch.cat((image[:, None], windows), 1) if per_image else windows
     unique, inverse = torch.unique(key, dim=0, return_inverse=True)

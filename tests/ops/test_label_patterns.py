@@ -119,9 +119,13 @@ def test_fixed_number_of_rows(backend: str) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 4, 4), (2, 0, 4), (2, 4, 0)], ids=str)
 @pytest.mark.parametrize("radius", [0, 1, 2])
-def test_empty(shape: tuple[int, int, int], radius: int) -> None:
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_empty(shape: tuple[int, int, int], radius: int, backend: str) -> None:
     for per_image in (False, True):
-        index, patterns, row_image = label_patterns(torch.zeros(shape, dtype=torch.int64), 3, radius, per_image=per_image)
+        with use_backend(backend):
+            index, patterns, row_image = label_patterns(
+                torch.zeros(shape, dtype=torch.int64), 3, radius, per_image=per_image
+            )
         assert index.shape == shape and patterns.shape == (0, (2 * radius + 1) ** 2) and row_image.shape == (0,)
 
 
