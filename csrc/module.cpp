@@ -52,7 +52,6 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Build information of the mixsyn_fast extension.";
-  module.def(
-      "build_info", &build_info,
-      "Return a dict: compiler, cxx_standard, torch_target_version, sources, cuda, cuda_archs, sanitize.");
+  module.def("build_info", &build_info,
+             "Return a dict: compiler, cxx_standard, torch_target_version, sources, cuda, cuda_archs, sanitize.");
 }

@@ -280,9 +280,7 @@ def configure(
     compiler, compiler_version = find_compiler(environ)
     sanitize = flag(environ, "MIXSYN_FAST_SANITIZE")
     rpaths: tuple[str, ...] = (str(torch.root / "lib"),) if jit else ("$ORIGIN/../torch/lib",)
-    base = Config(
-        csrc, torch, compiler, compiler_version, sanitize=sanitize, rpaths=rpaths, sources=sources_hash(csrc)
-    )
+    base = Config(csrc, torch, compiler, compiler_version, sanitize=sanitize, rpaths=rpaths, sources=sources_hash(csrc))
 
     def cpu_only(reason: str) -> Config:
         if flag(environ, "FORCE_CUDA"):
@@ -311,13 +309,9 @@ def configure(
         archs, reason = visible_archs(), "the GPUs of this machine"
     if not archs:
         if jit and not flag(environ, "FORCE_CUDA"):
-            return cpu_only(
-                "no GPU is visible (set TORCH_CUDA_ARCH_LIST to compile the kernels all the same)"
-            )
+            return cpu_only("no GPU is visible (set TORCH_CUDA_ARCH_LIST to compile the kernels all the same)")
         archs, reason = DEFAULT_ARCHS, "the default, as no GPU is visible"
-    return replace(
-        base, nvcc=nvcc, nvcc_version=release, archs=archs, cuda_reason=f"architectures from {reason}"
-    )
+    return replace(base, nvcc=nvcc, nvcc_version=release, archs=archs, cuda_reason=f"architectures from {reason}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -502,12 +496,7 @@ def diagnose(words: str, returncode: int) -> tuple[str, str]:
     if "no space left on device" in text or "disk quota exceeded" in text:
         return "space", "free some disk space, or set MIXSYN_FAST_CACHE to a folder on a larger disk"
     killed = returncode in (-9, 137) or "killed signal" in text or "signal 9" in text
-    if (
-        killed
-        or "out of memory" in text
-        or "virtual memory exhausted" in text
-        or "cannot allocate memory" in text
-    ):
+    if killed or "out of memory" in text or "virtual memory exhausted" in text or "cannot allocate memory" in text:
         return "memory", "the compiler ran out of memory: free some, or compile file by file with MAX_JOBS=1"
     if "unsupported gnu version" in text or "unsupported clang version" in text:
         return (
@@ -612,14 +601,11 @@ def build(config: Config, folder: Path, target: Path, *, jobs: int | None = None
     runner = _Runner(folder, lambda words: words.replace(str(config.csrc), str(original)))
     objects = [folder / f"{number}_{unit.stem}.o" for number, unit in enumerate(units)]
     # Longest first: nvcc before C++, large files before small ones.
-    order = sorted(
-        zip(units, objects, strict=True), key=lambda u: (u[0].suffix != ".cu", -u[0].stat().st_size)
-    )
+    order = sorted(zip(units, objects, strict=True), key=lambda u: (u[0].suffix != ".cu", -u[0].stat().st_size))
     try:
         with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
             futures = [
-                pool.submit(runner.run, compile_command(config, unit, obj), f"compiling {unit.name}")
-                for unit, obj in order
+                pool.submit(runner.run, compile_command(config, unit, obj), f"compiling {unit.name}") for unit, obj in order
             ]
             try:
                 for future in concurrent.futures.as_completed(futures):

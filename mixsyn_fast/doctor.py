@@ -104,11 +104,7 @@ def render(facts: dict[str, Any]) -> str:
     lines += ["extension"]
     if build["loaded"]:
         kind = {"prebuilt": "prebuilt", "jit": "compiled just in time"}[build["origin"]]
-        cuda = (
-            f"CUDA {manifest['cuda']} for {' '.join(manifest['archs'])}"
-            if manifest.get("cuda")
-            else "no CUDA"
-        )
+        cuda = f"CUDA {manifest['cuda']} for {' '.join(manifest['archs'])}" if manifest.get("cuda") else "no CUDA"
         lines += [f"  {kind}, loaded in {build['seconds']} s: {build['path']}"]
         lines += [f"  {manifest.get('compiler')}; {cuda} ({manifest.get('cuda_reason')})"]
         lines += [f"  {len(manifest.get('units', []))} files compiled in {manifest.get('seconds')} s"]
@@ -119,9 +115,7 @@ def render(facts: dict[str, Any]) -> str:
     lines += ["ops"]
     for op, devices in facts["ops"].items():
         for device, choice in devices.items():
-            lines += [
-                f"  {op:24} {device:5} {choice['backend']:10} {choice['reason']}".replace("\n", "\n    ")
-            ]
+            lines += [f"  {op:24} {device:5} {choice['backend']:10} {choice['reason']}".replace("\n", "\n    ")]
     return "\n".join(lines)
 
 

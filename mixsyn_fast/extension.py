@@ -86,9 +86,7 @@ def ensure_loaded() -> bool:
             start = time.monotonic()
             try:
                 _load()
-            except (
-                Exception
-            ) as error:  # a loader that fails for an unforeseen reason leaves the reference path
+            except Exception as error:  # a loader that fails for an unforeseen reason leaves the reference path
                 _state.failure = str(error) or repr(error)
                 _state.cause = getattr(error, "cause", "unforeseen")
             _state.seconds = time.monotonic() - start
