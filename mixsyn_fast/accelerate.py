@@ -650,8 +650,9 @@ def accelerate(
     """Swap the SPADE, SEAN and CLADE layers and the region-mean style encoders of `model` for our forms, in
     place.
 
-    Same outputs, same gradients, same running statistics, same state_dict. A layer that gets an input which our form cannot treat exactly runs its own forward and says so once (an error
-    under MIXSYN_FAST_STRICT=1). Calling it again is harmless: new options replace old ones.
+    Same outputs, same gradients, same running statistics, same state_dict. A layer that gets an input which our form
+    cannot treat exactly runs its own forward and says so once (an error under MIXSYN_FAST_STRICT=1). Calling it again is
+    harmless: new options replace old ones.
 
     Args:
         model: any nn.Module. Call it, not only a part of it, for the label map to be analysed once per

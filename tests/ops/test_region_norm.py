@@ -246,9 +246,7 @@ def test_slices_of_index_table_and_noise() -> None:
 )
 def test_empty_and_odd_sizes(shape: tuple[int, int, int, int]) -> None:
     values, index, grad = make_inputs(shape, torch.float64)
-    for layout, norm in itertools.product(
-        (torch.channels_last, torch.contiguous_format), ("instance", "batch", "none")
-    ):
+    for layout, norm in itertools.product((torch.channels_last, torch.contiguous_format), ("instance", "batch", "none")):
         results = []
         for backend in ("native", "reference"):
             x = values["x"].detach().contiguous(memory_format=layout).requires_grad_()

@@ -331,9 +331,7 @@ def test_errors_name_the_argument(target: Target) -> None:
     with pytest.raises(RuntimeError, match="mixsyn_fast::region_norm: index: expected Int, got Long"):
         target.region_norm(data["x"], None, None, parameters[0].long(), *parameters[1:], BATCH, 1e-5, None)
     with pytest.raises(RuntimeError, match="mixsyn_fast::region_norm: table: expected shape"):
-        target.region_norm(
-            data["x"], None, None, parameters[0], data["table"][:, :3], *parameters[2:], BATCH, 1e-5, None
-        )
+        target.region_norm(data["x"], None, None, parameters[0], data["table"][:, :3], *parameters[2:], BATCH, 1e-5, None)
 
 
 # --- only on a device ---
