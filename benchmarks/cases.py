@@ -85,7 +85,7 @@ class PatternCase:
 class ModelCase:
     """A whole generator on label maps."""
 
-    family: str  # sean, spade, clade
+    family: str  # sean (from style codes), sean_image (from a style image, encoder included), spade, clade
     label_nc: int
     batch: int = 1
     mode: str = "forward"  # "forward" (eval) or "training" (forward and backward of all parameters)
@@ -135,6 +135,8 @@ def model_cases(*, quick: bool = False) -> list[ModelCase]:
         ModelCase("sean", 19),
         ModelCase("sean", 19, batch=4),
         ModelCase("sean", 19, mode="training"),
+        ModelCase("sean_image", 19),
+        ModelCase("sean_image", 19, mode="training"),
         ModelCase("spade", 151, labels="street"),
         ModelCase("spade", 151, batch=4, labels="street"),
         ModelCase("spade", 151, mode="training", labels="street"),
@@ -163,8 +165,13 @@ class Labels:
     def arrays(self, kind: str, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Images (count, size, size, 3) uint8 and labels (count, size, size) of a kind: face, facade, street.
 
-        Only faces are read from the folder (19 classes); facades and streets are always drawn.
+        Faces are read from the folder (19 classes), streets from ADE20K samples beside it (151 classes) where they are;
+        all else is drawn.
         """
+        if self.folder is not None and kind == "street":
+            scenes = self.folder.parent.parent / "samples" / "ade20k"
+            if scenes.is_dir():
+                return load_folder(scenes, count, size, num_classes=NUM_CLASSES["street"])
         if self.folder is not None and kind == "face":
             return load_folder(self.folder, count, size, num_classes=NUM_CLASSES["face"])
         return draw_batch(kind, count, size)

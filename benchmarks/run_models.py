@@ -16,8 +16,8 @@ mode "forward" is eval without gradients, up to the output before tanh. mode "tr
 backward to every parameter, without optimiser.
 
 Gates: in float32 the relative error against dense is at most 1e-5 (and the float64 models agree within 1e-12 for
-batch 1, unless --no-float64); gradients agree with those of dense within 1e-3 in the 2-norm over all parameters
-(LeakyReLU's kink makes a larger difference in single values than rounding does).
+batch 1, unless --no-float64). Gradients: the error of ours against the float64 gradient of dense is at most twice that of
+dense in float32, in the 2-norm over all parameters (batch statistics at 8 x 8 amplify rounding to about 2e-3 in both).
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from mixsyn_fast.demo import calibrate, dense_reference, plain_copy, randomise, time_limit, without_norms
 from mixsyn_fast.progress import progress
 from mixsyn_fast.region_map import RegionMap
+from mixsyn_fast.runtime import keep_memory
 
 from . import tables
 from .cases import DTYPES, Labels, ModelCase, label_source, model_cases, select
@@ -58,7 +59,8 @@ from .timing import (
 )
 
 FAMILIES: dict[str, tuple[Any, Any]] = {
-    "sean": (sean.Config, sean.SEANGenerator),
+    "sean": (sean.Config, sean.SEANGenerator),  # from style codes
+    "sean_image": (sean.Config, sean.SEANGenerator),  # from a style image: the style encoder is part of the work
     "spade": (spade.Config, spade.SPADEGenerator),
     "clade": (clade.Config, clade.CLADEGenerator),
 }
@@ -92,8 +94,14 @@ class ModelBench:
         randomise(self.generator, seed)
         self.generator.to(self.device)
         self.image, self.labels = labels.tensors(case.labels, case.batch, case.size, self.device)
+        self.codes = None
+        if case.family == "sean":
+            with torch.no_grad():
+                self.codes = self.generator.encode(self.image, self.regions())
         calibrate(self.generator, self.regions(), *self._more(self.image), **self._keywords)
         self.generator.to(DTYPES[case.dtype])
+        if self.codes is not None:
+            self.codes = self.codes.to(DTYPES[case.dtype])
         self.image = self.image.to(DTYPES[case.dtype])
         self.generator.train(case.mode == "training")
         side = self.generator.config.output_size
@@ -102,12 +110,15 @@ class ModelBench:
 
     @property
     def _keywords(self) -> dict[str, Any]:
-        if self.case.family != "sean":
+        if not self.case.family.startswith("sean"):
             return {}
         return {"noise": "published" if self.device.type == "cpu" else "device"}
 
-    def _more(self, image: Tensor) -> tuple[Tensor, ...]:
-        return (image,) if self.case.family == "sean" else ()
+    def _more(self, image: Tensor) -> tuple[Any, ...]:
+        if self.case.family == "sean":
+            assert self.codes is not None
+            return None, self.codes.to(image.dtype)
+        return (image,) if self.case.family == "sean_image" else ()
 
     def regions(self) -> RegionMap:
         """A fresh region map: nothing about the labels is known yet."""
@@ -125,7 +136,7 @@ class ModelBench:
         """Name -> (module whose parameters get gradients, forward)."""
         plain = plain_copy(self.generator)
         found: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {}
-        looped_noise_differs = self.case.family == "sean" and self.device.type != "cpu"  # it draws on the CPU
+        looped_noise_differs = self.case.family.startswith("sean") and self.device.type != "cpu"  # it draws on the CPU
         if published is not None and not looped_noise_differs:
             looped = self._published(published)
             if looped is not None:
@@ -169,7 +180,12 @@ class ModelBench:
 
     def _published(self, forms: ModuleType) -> tuple[nn.Module, Callable[[], Tensor]] | None:
         case = self.case
-        name = {"sean": "SEANGenerator", "spade": "SPADEGenerator", "clade": "CLADEGenerator"}[case.family]
+        name = {
+            "sean": "SEANGenerator",
+            "sean_image": "SEANGenerator",
+            "spade": "SPADEGenerator",
+            "clade": "CLADEGenerator",
+        }[case.family]
         try:
             config = self.generator.config
             other = {"style": "style_length", "hidden": "hidden", "width": "encoder_width"}  # their name: ours
@@ -191,7 +207,9 @@ class ModelBench:
         def call() -> Tensor:
             segmap = (self.labels[:, None] == channels).to(self.grad.dtype)
             torch.manual_seed(self.seed)
-            codes = (model.Zencoder(self.image, segmap), None) if case.family == "sean" else ()
+            codes: tuple[Any, ...] = ()
+            if case.family.startswith("sean"):
+                codes = (model.Zencoder(self.image, segmap) if self.codes is None else self.codes, None)
             return model.pre_tanh(segmap, *codes)
 
         return model, call
@@ -223,6 +241,7 @@ class ModelBench:
         training = self.case.mode == "training"
         verdicts: dict[str, Gate] = {}
         expected: tuple[Tensor, dict[str, Tensor]] | None = None
+        exact: dict[str, Tensor] | None = None
 
         def result(model: nn.Module, forward: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             if not training:
@@ -248,23 +267,36 @@ class ModelBench:
             if expected is None:
                 expected = out, grads
                 verdicts[name] = Gate(True, 0.0, ALLOWED_FLOAT32, "the yardstick")
+                if training and self.case.dtype == "float32":
+                    with progress(f"gradient of {self.case.name} in float64"):
+                        exact = self._gradient_in_float64()
                 continue
             error = relative_error(out.double(), expected[0].double())
             allowed = _ALLOWED.get(self.case.dtype, ALLOWED_HALF)
             verdicts[name] = Gate(error <= allowed, error, allowed, "output before tanh")
             if training and verdicts[name].passed:
-                difference = gradient_error(grads, expected[1])
-                limit = ALLOWED_GRADIENT if self.case.dtype in _ALLOWED else ALLOWED_HALF
+                if exact is not None:
+                    difference, limit = gradient_error(grads, exact), 2 * gradient_error(expected[1], exact)
+                else:
+                    difference = gradient_error(grads, expected[1])
+                    limit = ALLOWED_GRADIENT if self.case.dtype in _ALLOWED else ALLOWED_HALF
                 if difference > limit:
                     verdicts[name] = Gate(False, difference, limit, "gradients")
             del out, grads
-        del expected
+        del expected, exact
         gc.collect()
         if float64 and not training and self.case.batch == 1 and self.case.dtype == "float32":
             with progress(f"{self.case.name} in float64"):
                 error = self._error_in_float64()
             verdicts["ours (float64)"] = Gate(error <= ALLOWED_FLOAT64, error, ALLOWED_FLOAT64, "float64 output")
         return verdicts
+
+    def _gradient_in_float64(self) -> dict[str, Tensor]:
+        model = plain_copy(self.generator).double()
+        model.train()
+        with dense_reference():
+            self.features(model, image=self.image.double()).backward(self.grad.double())
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
     def _error_in_float64(self) -> float:
         model = copy.deepcopy(self.generator).double()
@@ -357,7 +389,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
     parser.add_argument("--ngf", type=int, help="another width of all generators (for trying things out)")
     parser.add_argument("--size", type=int, help="another image size (for trying things out)")
+    parser.add_argument(
+        "--default-allocator", action="store_true", help="do not call mixsyn_fast.keep_memory() for all contenders first"
+    )
     options = parser.parse_args(arguments)
+    if options.device == "cpu" and not options.default_allocator:
+        keep_memory()  # for every contender alike: fresh pages for each large result would drown the rest
     options.device = torch.device(options.device)
     options.out = options.out or RESULTS / f"models_{options.device.type}.json"
     return options

@@ -29,6 +29,7 @@ from mixsyn_fast.ops.label_patterns import label_patterns
 from mixsyn_fast.ops.region_norm import NORM_BATCH, NORM_GIVEN, NORM_INSTANCE, region_norm, region_norm_reference
 from mixsyn_fast.progress import progress
 from mixsyn_fast.region_map import RegionMap
+from mixsyn_fast.runtime import keep_memory
 
 from . import tables
 from .cases import DTYPES, LAYOUTS, Labels, NormCase, PatternCase, label_source, norm_cases, pattern_cases, select
@@ -300,7 +301,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", metavar="DIR", help="folder with images/ and labels/ of faces")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
+    parser.add_argument(
+        "--default-allocator", action="store_true", help="do not call mixsyn_fast.keep_memory() for all contenders first"
+    )
     options = parser.parse_args(arguments)
+    if options.device == "cpu" and not options.default_allocator:
+        keep_memory()  # for every contender alike: fresh pages for each large result would drown the rest
     options.modes = [m for m in options.modes.split(",") if m]
     unknown = [m for m in options.modes if m not in MODES]
     if unknown:
