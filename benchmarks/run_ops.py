@@ -49,6 +49,7 @@ from .timing import (
 
 MODES = ("forward", "backward", "both")
 _CODES = {"instance": NORM_INSTANCE, "batch": NORM_BATCH, "given": NORM_GIVEN}
+_COMPILE_ALLOWED = 1e-5  # float32
 _EPS = 1e-5
 
 
@@ -97,7 +98,7 @@ class NormBench:
             self.modulation_names = ("scale", "shift")
         self._keep_off_the_kink()
         self.functions: dict[str, Callable[..., Tensor]] = {"eager": self._reference}
-        if compiled:
+        if compiled and not self._compiler_corrupts_memory:
             torch._dynamo.reset()
             self.functions["compile"] = torch.compile(self._reference, dynamic=False)
         for name in backends_for("region_norm", self.device):
@@ -120,6 +121,15 @@ class NormBench:
             _EPS,
             self.case.negative_slope,
         )[0]
+
+    @property
+    def _compiler_corrupts_memory(self) -> bool:
+        """Torch 2.13's CPU compiler writes out of bounds on the plain reference with a table in contiguous layout.
+
+        The heap check of the C library aborts the process ("invalid next size"), without any kernel of ours in it.
+        """
+        case = self.case
+        return self.device.type == "cpu" and case.modulation == "table" and case.layout == "contiguous"
 
     def _keep_off_the_kink(self) -> None:
         """Zero the incoming gradient where rounding may decide on which side of LeakyReLU's kink a value lies."""
@@ -176,6 +186,9 @@ class NormBench:
             try:
                 with progress(f"{name} of {self.case.name}: first call"):
                     verdicts[name] = gate(self._results(function), eager, exact)
+                if name == "compile" and verdicts[name].error < _COMPILE_ALLOWED:
+                    # torch's own rounding is not on trial: its variance takes another order of sums
+                    verdicts[name] = Gate(True, verdicts[name].error, _COMPILE_ALLOWED, verdicts[name].what)
             except Exception as error:  # the row goes on without this contender
                 verdicts[name] = Gate(False, float("inf"), 0.0, f"{type(error).__name__}: {str(error)[:200]}")
         return verdicts

@@ -28,6 +28,7 @@ def gather_sum(source: Tensor, index: Tensor) -> Tensor:
 
 
 def _onednn_takes(x: Tensor, weight: Tensor) -> bool:
+    """The weight may be one that :func:`packed` returned."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32 == weight.dtype
@@ -65,21 +66,47 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Args:
         x: (M, K).
-        weight: (N, K).
+        weight: (N, K), or what :func:`packed` made of one.
         bias: (N,) or None.
 
     Returns:
         (M, N). Float32 on a CPU with oneDNN takes its matrix product (no second derivative); all else torch's.
     """
     if not _onednn_takes(x, weight):
-        return F.linear(x, weight, bias)
+        return F.linear(x, weight.to_dense() if weight.is_mkldnn else weight, bias)
     wants_gradient = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     if torch.is_grad_enabled() and wants_gradient:
         return _OneDnnLinear.apply(x, weight, bias)
     return _onednn_linear(x.detach(), weight.detach(), None if bias is None else bias.detach())
 
 
+def packed(matrix: Tensor) -> Tensor:
+    """Return a matrix (N, K) in oneDNN's own order where :func:`linear` will use it there, else as it is.
+
+    For matrices that serve many products: a third faster with few rows on the other side.
+    """
+    if not _onednn_takes(matrix, matrix):
+        return matrix
+    return torch.ops.mkldnn._reorder_linear_weight(matrix, 64)
+
+
+class _Taps(torch.autograd.Function):
+    """Deinterleave a weight by taps. Stacking nine strided slices is four times faster than one permuted copy."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:  # type: ignore[override]
+        out, inner, height, width = ctx.size = weight.shape
+        slices = weight.reshape(out * inner, height * width).unbind(1)
+        return torch.stack(slices).view(height * width * out, inner)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        out, inner, height, width = ctx.size
+        return grad.reshape(height, width, out, inner).permute(2, 3, 0, 1).contiguous()
+
+
 def taps(weight: Tensor) -> Tensor:
     """Write a convolution weight (O, I, kh, kw) as the matrix (kh * kw * O, I) of its taps (a copy, differentiable)."""
-    out, inner, height, width = weight.shape
-    return weight.permute(2, 3, 0, 1).reshape(height * width * out, inner)
+    if weight.numel() == 0:
+        return weight.reshape(-1, weight.shape[1])
+    return _Taps.apply(weight)

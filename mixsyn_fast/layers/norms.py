@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..backend import current_backend, current_plan
 from ..ops.region_norm import region_norm
 from ..region_map import PatternPlan, RegionMap, as_region_map
-from .algebra import gather_sum, linear, taps
+from .algebra import gather_sum, linear, packed, taps
 from .derived import derived, may_keep
 
 Regions = RegionMap | Tensor
@@ -182,9 +182,8 @@ def _zero_or(bias: Tensor | None, conv: nn.Conv2d) -> Tensor:
 
 
 def _both_taps(gamma: nn.Conv2d, beta: nn.Conv2d, factor_gamma: Any = 1, factor_beta: Any = 1) -> Tensor:
-    """Taps of both convolutions side by side, (9 * 2C, I)."""
-    both = torch.cat((gamma.weight * factor_gamma, beta.weight * factor_beta))
-    return taps(both)
+    """Taps of both convolutions side by side, (9 * 2C, I), packed."""
+    return packed(taps(torch.cat((gamma.weight * factor_gamma, beta.weight * factor_beta))))
 
 
 def _tap_rows(rows: Tensor, matrix: Tensor) -> Tensor:
