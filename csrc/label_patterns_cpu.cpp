@@ -92,7 +92,11 @@ struct CodeMap {
   std::vector<uint16_t> codes;
 
   CodeMap(int64_t h, int64_t w, int64_t r, uint16_t outside)
-      : height(h), width(w), radius(r), stride(w + 2 * r), codes(static_cast<size_t>((h + 2 * r) * (w + 2 * r)), outside) {}
+      : height(h),
+        width(w),
+        radius(r),
+        stride(w + 2 * r),
+        codes(static_cast<size_t>((h + 2 * r) * (w + 2 * r)), outside) {}
   uint16_t* row(int64_t y) { return codes.data() + (y + radius) * stride + radius; }
   const uint16_t* row(int64_t y) const { return codes.data() + (y + radius) * stride + radius; }
 };
@@ -113,7 +117,8 @@ void ids_of_row(const CodeMap& map, int64_t y, int64_t border, IdTable& table, i
   Key previous{~0ull, ~0ull};  // more bits than any key has
   int32_t id = -1;
   for (int64_t x = -border; x < map.width + border; ++x) {
-    const unsigned __int128 packed = column(x - 1) | (column(x) << (3 * kCodeBits)) | (column(x + 1) << (6 * kCodeBits));
+    const unsigned __int128 packed =
+        column(x - 1) | (column(x) << (3 * kCodeBits)) | (column(x + 1) << (6 * kCodeBits));
     const Key key{static_cast<uint64_t>(packed), static_cast<uint64_t>(packed >> 64)};
     if (!(key == previous)) {
       bool added;
@@ -176,7 +181,8 @@ void find_patterns(const CodeMap& map, int64_t radius, Stripe& stripe, int32_t* 
     int32_t id = -1;
     for (int64_t x = 0; x < width; ++x) {
       auto pair = [](int32_t a, int32_t b) {
-        return static_cast<uint64_t>(static_cast<uint32_t>(a)) | (static_cast<uint64_t>(static_cast<uint32_t>(b)) << 32);
+        return static_cast<uint64_t>(static_cast<uint32_t>(a)) |
+               (static_cast<uint64_t>(static_cast<uint32_t>(b)) << 32);
       };
       const Key key{pair(top[x], top[x + 2]), pair(bottom[x], bottom[x + 2])};
       if (!(key == previous)) {
@@ -284,8 +290,8 @@ std::tuple<Tensor, Tensor, Tensor> label_patterns_cpu(const Tensor& labels, cons
   });
   for (int64_t b = 0; b < batch; ++b) {
     if (bad[b] < 0) continue;
-    const std::string where =
-        " at (" + std::to_string(b) + ", " + std::to_string(bad[b] / width) + ", " + std::to_string(bad[b] % width) + ")";
+    const std::string where = " at (" + std::to_string(b) + ", " + std::to_string(bad[b] / width) + ", " +
+                              std::to_string(bad[b] % width) + ")";
     MIXSYN_CHECK(false, kOp, "labels", "values in [0, " + std::to_string(num_regions) + ") or -1 for no region",
                  std::to_string(label[b * pixels + bad[b]]) + where);
   }
@@ -325,8 +331,8 @@ std::tuple<Tensor, Tensor, Tensor> label_patterns_cpu(const Tensor& labels, cons
     }
   }
   if (stripes.size() > 1) {
-    parallel_for(0, static_cast<int64_t>(stripes.size()), std::max<int64_t>(1, 65536 / std::max<int64_t>(pixels / per, 1)),
-                 [&](int64_t begin, int64_t end) {
+    parallel_for(0, static_cast<int64_t>(stripes.size()),
+                 std::max<int64_t>(1, 65536 / std::max<int64_t>(pixels / per, 1)), [&](int64_t begin, int64_t end) {
                    for (int64_t s = begin; s < end; ++s) {
                      const Stripe& stripe = stripes[s];
                      int32_t* out = index_data + stripe.image * pixels;
@@ -336,8 +342,8 @@ std::tuple<Tensor, Tensor, Tensor> label_patterns_cpu(const Tensor& labels, cons
   }
 
   const int64_t found = static_cast<int64_t>(merged.images.size());
-  MIXSYN_CHECK(max_rows < 0 || found <= max_rows, kOp, "max_rows", "at least the number of distinct patterns, " +
-               std::to_string(found), max_rows);
+  MIXSYN_CHECK(max_rows < 0 || found <= max_rows, kOp, "max_rows",
+               "at least the number of distinct patterns, " + std::to_string(found), max_rows);
   const int64_t rows = max_rows < 0 ? found : max_rows;
   Tensor patterns = new_empty(labels, std::vector<int64_t>{rows, size}, ScalarType::Int);
   Tensor row_image = new_empty(labels, std::vector<int64_t>{rows}, ScalarType::Int);

@@ -12,25 +12,22 @@ namespace {
 
 constexpr const char* kOp = "label_patterns";
 
-std::tuple<Tensor, Tensor, Tensor> label_patterns_cuda(const Tensor& labels,
-                                                       const std::optional<Tensor>& edges,
+std::tuple<Tensor, Tensor, Tensor> label_patterns_cuda(const Tensor& labels, const std::optional<Tensor>& edges,
                                                        int64_t num_regions, int64_t radius, bool per_image,
                                                        int64_t max_rows) {
   MIXSYN_CHECK(labels.dim() == 3, kOp, "labels", "shape (B, H, W)", "shape " + shape_string(labels));
   check_dtype(kOp, "labels", labels, ScalarType::Int);
   MIXSYN_CHECK(labels.is_contiguous(), kOp, "labels", "contiguous memory", "other strides");
-  MIXSYN_CHECK(num_regions >= 1 && num_regions <= kernels::kMaxRegions, kOp, "num_regions", "1 to 512",
-               num_regions);
+  MIXSYN_CHECK(num_regions >= 1 && num_regions <= kernels::kMaxRegions, kOp, "num_regions", "1 to 512", num_regions);
   MIXSYN_CHECK(radius >= 0 && radius <= 2, kOp, "radius", "0, 1 or 2", radius);
-  MIXSYN_CHECK(labels.numel() <= kernels::kMaxPatternPixels, kOp, "labels", "at most 2^28 pixels",
-               labels.numel());
+  MIXSYN_CHECK(labels.numel() <= kernels::kMaxPatternPixels, kOp, "labels", "at most 2^28 pixels", labels.numel());
   kernels::LabelPatterns op;
   op.batch = labels.size(0), op.height = labels.size(1), op.width = labels.size(2);
   if (edges) {
     check_shape(kOp, "edges", *edges, {op.batch, op.height, op.width});
     check_same_device(kOp, "edges", *edges, labels);
-    MIXSYN_CHECK(edges->scalar_type() == ScalarType::Bool || edges->scalar_type() == ScalarType::Byte, kOp,
-                 "edges", "bool or uint8", torch::headeronly::toString(edges->scalar_type()));
+    MIXSYN_CHECK(edges->scalar_type() == ScalarType::Bool || edges->scalar_type() == ScalarType::Byte, kOp, "edges",
+                 "bool or uint8", torch::headeronly::toString(edges->scalar_type()));
     MIXSYN_CHECK(edges->is_contiguous(), kOp, "edges", "contiguous memory", "other strides");
   }
   op.labels = static_cast<const int32_t*>(labels.const_data_ptr());
@@ -45,9 +42,7 @@ std::tuple<Tensor, Tensor, Tensor> label_patterns_cuda(const Tensor& labels,
   const Tensor index = empty_of(labels, {op.batch, op.height, op.width}, ScalarType::Int);
   const Tensor total = empty_of(labels, {1}, ScalarType::Int);
   const Tensor workspace = scratch(labels, labels.numel() > 0 ? kernels::label_patterns_workspace(op) : 0);
-  check_cuda(
-      kernels::label_patterns_find(op, workspace.mutable_data_ptr(), mutable_data<int32_t>(total), stream),
-      kOp);
+  check_cuda(kernels::label_patterns_find(op, workspace.mutable_data_ptr(), mutable_data<int32_t>(total), stream), kOp);
   int64_t rows = max_rows;
   if (max_rows < 0) {
     int32_t found = 0;  // the one host synchronisation: the outputs' size depends on it

@@ -109,18 +109,25 @@ Buffer<A> buffer(int64_t n) {
   return Buffer<A>(new A[static_cast<size_t>(std::max<int64_t>(n, 1))]);
 }
 
-// (rows, columns) -> (columns, rows), in tiles that stay in the first-level cache.
+// (rows, columns) -> (columns, rows), tile by tile through a buffer: read straight from memory, rows that lie a power of two
+// apart would fall into the same few cache lines.
 template <typename A>
 void transpose(const A* from, A* to, int64_t rows, int64_t columns) {
   constexpr int64_t kTile = 32;
-  parallel_for(0, (columns + kTile - 1) / kTile, std::max<int64_t>(1, 32768 / (rows * kTile + 1)),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t c0 = begin * kTile; c0 < std::min(end * kTile, columns); c0 += kTile)
-                   for (int64_t r0 = 0; r0 < rows; r0 += kTile)
-                     for (int64_t c = c0; c < std::min(c0 + kTile, columns); ++c)
-                       for (int64_t r = r0; r < std::min(r0 + kTile, rows); ++r)
-                         to[c * rows + r] = from[r * columns + c];
-               });
+  const int64_t grain = std::max<int64_t>(1, 16384 / (rows * kTile + 1));
+  parallel_for(0, (columns + kTile - 1) / kTile, grain, [&](int64_t begin, int64_t end) {
+    A tile[kTile][kTile + 1];
+    for (int64_t c0 = begin * kTile; c0 < std::min(end * kTile, columns); c0 += kTile) {
+      const int64_t nc = std::min(kTile, columns - c0);
+      for (int64_t r0 = 0; r0 < rows; r0 += kTile) {
+        const int64_t nr = std::min(kTile, rows - r0);
+        for (int64_t r = 0; r < nr; ++r)
+          for (int64_t c = 0; c < nc; ++c) tile[c][r] = from[(r0 + r) * columns + c0 + c];
+        for (int64_t c = 0; c < nc; ++c)
+          for (int64_t r = 0; r < nr; ++r) to[(c0 + c) * rows + r0 + r] = tile[c][r];
+      }
+    }
+  });
 }
 
 // Grain of a loop whose items touch `elements` values each: about 16 Ki values per thread at least.
@@ -272,7 +279,8 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_cpu(
     const std::optional<Tensor>& index, const std::optional<Tensor>& table, const std::optional<Tensor>& scale,
     const std::optional<Tensor>& shift, const std::optional<Tensor>& noise, const std::optional<Tensor>& noise_scale,
     int64_t norm, double eps, std::optional<double> negative_slope) {
-  Inputs in{"region_norm", x, mean, variance, index, table, scale, shift, noise, noise_scale, norm, eps, negative_slope};
+  Inputs in{"region_norm", x,     mean,        variance, index, table,         scale,
+            shift,         noise, noise_scale, norm,     eps,   negative_slope};
   in.check();
   return dispatch_floating(x.scalar_type(), in.op, "x", [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -353,7 +361,18 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_backward_reduce_cpu(
     const std::optional<Tensor>& index, const std::optional<Tensor>& table, const std::optional<Tensor>& scale,
     const std::optional<Tensor>& shift, const std::optional<Tensor>& noise, const std::optional<Tensor>& noise_scale,
     int64_t norm, double eps, std::optional<double> negative_slope) {
-  Inputs in{"region_norm_backward_reduce", x, mean, variance, index, table, scale, shift, noise, noise_scale, norm, eps,
+  Inputs in{"region_norm_backward_reduce",
+            x,
+            mean,
+            variance,
+            index,
+            table,
+            scale,
+            shift,
+            noise,
+            noise_scale,
+            norm,
+            eps,
             negative_slope};
   in.check();
   in.like_x("grad", grad);
@@ -431,7 +450,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_backward_input_cpu(
     const std::optional<Tensor>& shift, const std::optional<Tensor>& noise, const std::optional<Tensor>& noise_scale,
     const std::optional<Tensor>& sum_g, const std::optional<Tensor>& sum_gx, double count, int64_t norm, double eps,
     std::optional<double> negative_slope, bool need_maps) {
-  Inputs in{"region_norm_backward_input", x, mean, variance, index, table, scale, shift, noise, noise_scale, norm, eps,
+  Inputs in{"region_norm_backward_input",
+            x,
+            mean,
+            variance,
+            index,
+            table,
+            scale,
+            shift,
+            noise,
+            noise_scale,
+            norm,
+            eps,
             negative_slope};
   in.check();
   in.like_x("grad", grad);
@@ -465,7 +495,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_backward_input_cpu(
     const std::vector<int64_t> none = {0}, per_channel = {noise ? C : 0};
     const bool maps = need_maps && scale;
     Tensor grad_x = empty_like(x);
-    Tensor grad_scale = maps ? empty_like(x) : new_empty(x, none), grad_shift = maps ? empty_like(x) : new_empty(x, none);
+    Tensor grad_scale = maps ? empty_like(x) : new_empty(x, none),
+           grad_shift = maps ? empty_like(x) : new_empty(x, none);
     Tensor grad_noise_scale = new_zeros(x, per_channel, acc);
     if (x.numel() == 0) return std::make_tuple(grad_x, grad_scale, grad_shift, grad_noise_scale);
     p.grad_x = mutable_data<T>(grad_x);

@@ -38,26 +38,23 @@ struct Problem {
   bool has_statistics = false;
 
   Problem(const char* name, const Tensor& x, const MaybeTensor& mean, const MaybeTensor& variance,
-          const MaybeTensor& index, const MaybeTensor& table, const MaybeTensor& scale_in,
-          const MaybeTensor& shift_in, const MaybeTensor& noise, const MaybeTensor& noise_scale, int64_t norm,
-          double eps, std::optional<double> negative_slope)
+          const MaybeTensor& index, const MaybeTensor& table, const MaybeTensor& scale_in, const MaybeTensor& shift_in,
+          const MaybeTensor& noise, const MaybeTensor& noise_scale, int64_t norm, double eps,
+          std::optional<double> negative_slope)
       : name(name), x(x), norm(norm) {
     MIXSYN_CHECK(x.dim() == 4, name, "x", "shape (B, C, H, W)", "shape " + shape_string(x));
     const int64_t b = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
     op.dtype = kernel_dtype();
     acc = op.dtype == kernels::DType::kDouble ? ScalarType::Double : ScalarType::Float;
     layout = layout_of(x);
-    MIXSYN_CHECK(layout != Layout4d::kOther, name, "x", "contiguous or channels_last memory",
-                 "other strides");
+    MIXSYN_CHECK(layout != Layout4d::kOther, name, "x", "contiguous or channels_last memory", "other strides");
     MIXSYN_CHECK(norm >= kNone && norm <= kBatch, name, "norm", "0, 1, 2 or 3", norm);
     MIXSYN_CHECK(b * h * w <= kernels::kMaxPixels, name, "x", "at most 2^30 pixels", b * h * w);
     MIXSYN_CHECK(c <= (1 << 24), name, "x", "at most 2^24 channels", c);
     MIXSYN_CHECK(index.has_value() == table.has_value(), name, "index and table", "both or neither", "one");
-    MIXSYN_CHECK(scale_in.has_value() == shift_in.has_value(), name, "scale and shift", "both or neither",
-                 "one");
+    MIXSYN_CHECK(scale_in.has_value() == shift_in.has_value(), name, "scale and shift", "both or neither", "one");
     MIXSYN_CHECK(!(index && scale_in), name, "index and scale", "a table or dense maps", "both");
-    MIXSYN_CHECK(noise.has_value() == noise_scale.has_value(), name, "noise and noise_scale",
-                 "both or neither", "one");
+    MIXSYN_CHECK(noise.has_value() == noise_scale.has_value(), name, "noise and noise_scale", "both or neither", "one");
     op.batch = b, op.channels = c, op.pixels = h * w;
     op.channels_last = layout == Layout4d::kChannelsLast;
     op.x = x.const_data_ptr();
@@ -67,8 +64,7 @@ struct Problem {
     statistic("mean", mean);
     statistic("variance", variance);
     if (norm != kNone && mean && variance) {
-      MIXSYN_CHECK(mean->size(0) == variance->size(0), name, "variance", "the rows of mean",
-                   variance->size(0));
+      MIXSYN_CHECK(mean->size(0) == variance->size(0), name, "variance", "the rows of mean", variance->size(0));
       MIXSYN_CHECK(norm == kGiven || mean->size(0) == (norm == kInstance ? b : 1), name, "mean",
                    norm == kInstance ? "B rows" : "1 row", mean->size(0));
       if (norm == kGiven) op.per_instance = mean->size(0) == b && b > 1;
@@ -79,11 +75,10 @@ struct Problem {
       check_shape(name, "index", *index, {b, h, w});
       check_dtype(name, "index", *index, ScalarType::Int);
       check_shape(name, "table", *table, {-1, 2 * c});
-      MIXSYN_CHECK(table->size(0) <= std::numeric_limits<int32_t>::max(), name, "table",
-                   "fewer than 2^31 rows", table->size(0));
+      MIXSYN_CHECK(table->size(0) <= std::numeric_limits<int32_t>::max(), name, "table", "fewer than 2^31 rows",
+                   table->size(0));
       MIXSYN_CHECK(table->size(0) > 0 || index->numel() == 0, name, "table", "a row at least", "none");
-      for (const auto& [what, t] :
-           {std::pair<const char*, const Tensor*>{"index", &*index}, {"table", &*table}}) {
+      for (const auto& [what, t] : {std::pair<const char*, const Tensor*>{"index", &*index}, {"table", &*table}}) {
         check_same_device(name, what, *t, x);
         MIXSYN_CHECK(t->is_contiguous(), name, what, "contiguous memory", "other strides");
       }
@@ -178,10 +173,9 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_cuda(const Tensor& x, const Maybe
   // given statistics play no part where they are computed
   const MaybeTensor none;
   const bool given = norm == kGiven;
-  Problem problem("region_norm", x, given ? mean : none, given ? variance : none, index, table, scale, shift,
-                  noise, noise_scale, norm, eps, negative_slope);
-  MIXSYN_CHECK(!given || problem.has_statistics, problem.name, "mean and variance", "tensors with norm 1",
-               "none");
+  Problem problem("region_norm", x, given ? mean : none, given ? variance : none, index, table, scale, shift, noise,
+                  noise_scale, norm, eps, negative_slope);
+  MIXSYN_CHECK(!given || problem.has_statistics, problem.name, "mean and variance", "tensors with norm 1", "none");
   const CudaScope scope(x);
   const cudaStream_t stream = scope.stream();
   const Tensor y = empty_like(x);
@@ -195,10 +189,9 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_cuda(const Tensor& x, const Maybe
   const Tensor new_variance = empty_of(x, problem.group_shape(), problem.acc);
   if (problem.computes_statistics()) {
     const Tensor workspace = scratch(x, kernels::region_norm_stats_workspace(problem.op));
-    check_cuda(
-        kernels::region_norm_stats(problem.op, new_mean.mutable_data_ptr(), new_variance.mutable_data_ptr(),
-                                   nullptr, /*divide=*/true, workspace.mutable_data_ptr(), stream),
-        problem.name);
+    check_cuda(kernels::region_norm_stats(problem.op, new_mean.mutable_data_ptr(), new_variance.mutable_data_ptr(),
+                                          nullptr, /*divide=*/true, workspace.mutable_data_ptr(), stream),
+               problem.name);
     problem.op.mean = new_mean.const_data_ptr(), problem.op.variance = new_variance.const_data_ptr();
   }
   check_cuda(kernels::region_norm_forward(problem.op, y.mutable_data_ptr(), stream), problem.name);
@@ -221,10 +214,10 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_stats_cuda(const Tensor& x, const
   const Tensor mean = empty_of(x, problem.group_shape(), problem.acc);
   const Tensor m2 = empty_of(x, problem.group_shape(), problem.acc);
   const Tensor workspace = scratch(x, kernels::region_norm_stats_workspace(problem.op));
-  check_cuda(kernels::region_norm_stats(problem.op, mean.mutable_data_ptr(), m2.mutable_data_ptr(),
-                                        count.mutable_data_ptr(), /*divide=*/false,
-                                        workspace.mutable_data_ptr(), scope.stream()),
-             problem.name);
+  check_cuda(
+      kernels::region_norm_stats(problem.op, mean.mutable_data_ptr(), m2.mutable_data_ptr(), count.mutable_data_ptr(),
+                                 /*divide=*/false, workspace.mutable_data_ptr(), scope.stream()),
+      problem.name);
   return std::make_tuple(count, mean, m2);
 }
 
@@ -234,8 +227,7 @@ std::array<Tensor, 2> sort_by_row(const Tensor& index) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   const Tensor flat = torch::stable::flatten(index, 0, -1);
-  std::array<StableIValue, 4> stack{from(flat), from(std::optional<bool>(true)), from(int64_t{0}),
-                                    from(false)};
+  std::array<StableIValue, 4> stack{from(flat), from(std::optional<bool>(true)), from(int64_t{0}), from(false)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
@@ -245,8 +237,8 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_backward_reduce_cuda(
     const MaybeTensor& index, const MaybeTensor& table, const MaybeTensor& scale, const MaybeTensor& shift,
     const MaybeTensor& noise, const MaybeTensor& noise_scale, int64_t norm, double eps,
     std::optional<double> negative_slope) {
-  Problem problem("region_norm_backward_reduce", x, mean, variance, index, table, scale, shift, noise,
-                  noise_scale, norm, eps, negative_slope);
+  Problem problem("region_norm_backward_reduce", x, mean, variance, index, table, scale, shift, noise, noise_scale,
+                  norm, eps, negative_slope);
   problem.require_statistics();
   const CudaScope scope(x);
   const cudaStream_t stream = scope.stream();
@@ -275,17 +267,16 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_backward_reduce_cuda(
     check_cuda(kernels::region_norm_backward_table(
                    op, grad_last.const_data_ptr(), static_cast<const int32_t*>(keys.const_data_ptr()),
                    static_cast<const int64_t*>(order.const_data_ptr()), grad_table.mutable_data_ptr(),
-                   with_sums ? sum_g.mutable_data_ptr() : nullptr,
-                   with_sums ? sum_gx.mutable_data_ptr() : nullptr, workspace.mutable_data_ptr(), stream),
+                   with_sums ? sum_g.mutable_data_ptr() : nullptr, with_sums ? sum_gx.mutable_data_ptr() : nullptr,
+                   workspace.mutable_data_ptr(), stream),
                problem.name);
     if (with_sums) sums_missing = false;
   }
   if (sums_missing) {
     const Tensor workspace = scratch(x, kernels::region_norm_backward_sums_workspace(problem.op));
-    check_cuda(
-        kernels::region_norm_backward_sums(problem.op, grad.const_data_ptr(), sum_g.mutable_data_ptr(),
-                                           sum_gx.mutable_data_ptr(), workspace.mutable_data_ptr(), stream),
-        problem.name);
+    check_cuda(kernels::region_norm_backward_sums(problem.op, grad.const_data_ptr(), sum_g.mutable_data_ptr(),
+                                                  sum_gx.mutable_data_ptr(), workspace.mutable_data_ptr(), stream),
+               problem.name);
   }
   return std::make_tuple(sum_g, sum_gx, grad_table);
 }
@@ -293,11 +284,10 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_backward_reduce_cuda(
 std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_backward_input_cuda(
     const Tensor& grad_in, const Tensor& x, const MaybeTensor& mean, const MaybeTensor& variance,
     const MaybeTensor& index, const MaybeTensor& table, const MaybeTensor& scale, const MaybeTensor& shift,
-    const MaybeTensor& noise, const MaybeTensor& noise_scale, const MaybeTensor& sum_g,
-    const MaybeTensor& sum_gx, double count, int64_t norm, double eps, std::optional<double> negative_slope,
-    bool need_maps) {
-  Problem problem("region_norm_backward_input", x, mean, variance, index, table, scale, shift, noise,
-                  noise_scale, norm, eps, negative_slope);
+    const MaybeTensor& noise, const MaybeTensor& noise_scale, const MaybeTensor& sum_g, const MaybeTensor& sum_gx,
+    double count, int64_t norm, double eps, std::optional<double> negative_slope, bool need_maps) {
+  Problem problem("region_norm_backward_input", x, mean, variance, index, table, scale, shift, noise, noise_scale, norm,
+                  eps, negative_slope);
   problem.require_statistics();
   const char* name = problem.name;
   const CudaScope scope(x);
@@ -307,8 +297,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_backward_input_cuda(
   if (problem.computes_statistics()) {
     MIXSYN_CHECK(sum_g && sum_gx, name, "sum_g and sum_gx", "tensors with norm 2 and 3", "none");
     MIXSYN_CHECK(count > 0 || problem.empty(), name, "count", "a positive number", count);
-    for (const auto& [what, t] :
-         {std::pair<const char*, const Tensor*>{"sum_g", &*sum_g}, {"sum_gx", &*sum_gx}}) {
+    for (const auto& [what, t] : {std::pair<const char*, const Tensor*>{"sum_g", &*sum_g}, {"sum_gx", &*sum_gx}}) {
       check_shape(name, what, *t, problem.group_shape());
       check_dtype(name, what, *t, problem.acc);
       check_same_device(name, what, *t, x);
@@ -328,8 +317,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_backward_input_cuda(
     if (maps) out.grad_scale = grad_scale.mutable_data_ptr(), out.grad_shift = grad_shift.mutable_data_ptr();
     if (noise) out.grad_noise_scale = grad_noise_scale.mutable_data_ptr();
     const Tensor workspace = scratch(x, kernels::region_norm_backward_input_workspace(problem.op));
-    check_cuda(kernels::region_norm_backward_input(problem.op, out, workspace.mutable_data_ptr(), stream),
-               name);
+    check_cuda(kernels::region_norm_backward_input(problem.op, out, workspace.mutable_data_ptr(), stream), name);
   }
   return std::make_tuple(grad_x, grad_scale, grad_shift, grad_noise_scale);
 }

@@ -61,9 +61,7 @@ def load_published(
     source = os.fspath(path)
     found = next((family for family in _FAMILIES if family[0](state)), None)
     if found is None:
-        raise ValueError(
-            f"{source}: not a SPADE, CLADE or SEAN generator or image encoder; keys: {sorted(state)[:8]} ..."
-        )
+        raise ValueError(f"{source}: not a SPADE, CLADE or SEAN generator or image encoder; keys: {sorted(state)[:8]} ...")
     _, infer, build, tolerated = found
     if model is None:
         if config is None:

@@ -30,9 +30,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         what = (
-            f"a mapping with the keys {sorted(map(str, state))[:8]}"
-            if isinstance(state, Mapping)
-            else type(state).__name__
+            f"a mapping with the keys {sorted(map(str, state))[:8]}" if isinstance(state, Mapping) else type(state).__name__
         )
         raise ValueError(f"{path}: expected one plain state_dict of tensors, got {what}")
     return dict(state)
@@ -101,9 +99,7 @@ def load_checked(
         if names:
             problems.append(f"{len(names)} {title}:\n  " + "\n  ".join(names))
     if problems:
-        raise ValueError(
-            f"{source} does not fit {type(model).__name__}; nothing was loaded. Entries " + "\n".join(problems)
-        )
+        raise ValueError(f"{source} does not fit {type(model).__name__}; nothing was loaded. Entries " + "\n".join(problems))
     with torch.no_grad():
         for name, value in target.items():
             if name in state:

@@ -16,18 +16,18 @@ struct RegionNorm {
   const A* mean = nullptr;                      // (G, C), zeros where nothing is normalised
   const A* rstd = nullptr;                      // (G, C), ones where nothing is normalised
   const int32_t* index = nullptr;               // (B, H*W)
-  const A* table = nullptr;       // (R, 2C) in channels_last, its transpose (2C, R) in contiguous layout
+  const A* table = nullptr;                     // (R, 2C) in channels_last, its transpose (2C, R) in contiguous layout
   const int32_t* block_row = nullptr;  // contiguous layout: (B, blocks of 64 / sizeof(A) pixels): their one row, or -1
-  const T* scale = nullptr;       // as x, or null
-  const T* shift = nullptr;       // as x, or null
-  const T* noise = nullptr;       // (B, H*W), or null
-  const A* noise_scale = nullptr;  // (C), or null
-  A slope = 1;                    // 1 without activation
-  T* y = nullptr;                 // as x
+  const T* scale = nullptr;            // as x, or null
+  const T* shift = nullptr;            // as x, or null
+  const T* noise = nullptr;            // (B, H*W), or null
+  const A* noise_scale = nullptr;      // (C), or null
+  A slope = 1;                         // 1 without activation
+  T* y = nullptr;                      // as x
   // backward
-  const T* grad = nullptr;     // as x
-  A* grad_table = nullptr;     // (splits, R, 2C) in channels_last, (splits, 2C, R) in contiguous layout; zeroed
-  A* sums = nullptr;           // (splits, G, 2, C): sum ghat, sum ghat * xhat; zeroed
+  const T* grad = nullptr;  // as x
+  A* grad_table = nullptr;  // (splits, R, 2C) in channels_last, (splits, 2C, R) in contiguous layout; zeroed
+  A* sums = nullptr;        // (splits, G, 2, C): sum ghat, sum ghat * xhat; zeroed
   int64_t splits = 1;
   const A* mean_g = nullptr;   // (G, C): sum_g / count, zeros where statistics are constants
   const A* mean_gx = nullptr;  // (G, C): sum_gx / count
@@ -35,7 +35,7 @@ struct RegionNorm {
   T* grad_scale = nullptr;     // as x, or null
   T* grad_shift = nullptr;     // as x, or null
   int64_t chunk = 1;           // pixels per item of input_chunks
-  A* noise_sums = nullptr;     // (items, C) in channels_last, (B, C) in contiguous layout: sums of grad_x * noise, or null
+  A* noise_sums = nullptr;  // (items, C) in channels_last, (B, C) in contiguous layout: sums of grad_x * noise, or null
 };
 
 // Pixels per work item of the statistics and per block of the reductions; fixed, so that the order of sums does not depend on threads.

@@ -109,7 +109,8 @@ MIXSYN_INLINE void apply_range(const RegionNorm<T, A>& a, int64_t begin, int64_t
     const T* shift = MAPS ? a.shift + p * C : nullptr;
     const Vec<A> n = NOISE ? splat<A>(static_cast<A>(a.noise[p])) : zero;
     for (int64_t c = 0; c < full; c += L) {
-      const Vec<A> xhat = normalised(load(x + c), n, NOISE ? load(a.noise_scale + c) : zero, load(mean + c), load(rstd + c));
+      const Vec<A> xhat =
+          normalised(load(x + c), n, NOISE ? load(a.noise_scale + c) : zero, load(mean + c), load(rstd + c));
       Vec<A> gamma, beta;
       if constexpr (MAPS) {
         gamma = load(scale + c), beta = load(shift + c);
@@ -140,7 +141,8 @@ void apply_pixels(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
 // added to the row when the run ends (or after kRun pixels: two-level summation keeps float32 sums exact enough).
 // Since gamma is constant in a run, sum ghat = gamma * sum g' and sum ghat * xhat = gamma * sum g' * xhat come free.
 template <typename T, typename A, bool FULL, bool MAPS>
-MIXSYN_INLINE void reduce_tile(const RegionNorm<T, A>& a, int64_t split, int64_t p0, int64_t p1, int64_t c0, int64_t nc) {
+MIXSYN_INLINE void reduce_tile(const RegionNorm<T, A>& a, int64_t split, int64_t p0, int64_t p1, int64_t c0,
+                               int64_t nc) {
   constexpr int L = kLanes<A>, NV = FULL ? 2 : 1;
   constexpr int64_t kRun = 64;
   const int64_t C = a.channels;
@@ -305,7 +307,8 @@ template <typename A>
 MIXSYN_INLINE Vec<A> gathered(const A* column, const int32_t* index, int64_t n) {
 #if defined(MIXSYN_GATHER_AVX512)
   if constexpr (std::is_same_v<A, float>) {
-    if (n >= 16) return (Vec<A>)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xFFFF, _mm512_loadu_si512(index), column, 4);
+    if (n >= 16)
+      return (Vec<A>)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xFFFF, _mm512_loadu_si512(index), column, 4);
   }
 #elif defined(MIXSYN_GATHER_AVX2)
   if constexpr (std::is_same_v<A, float>) {
@@ -538,8 +541,8 @@ void input_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
 
 template <typename T, typename A>
 const RegionNormKernels<T, A>& kernels() {
-  static const RegionNormKernels<T, A> table = {stats_tiles<T, A>,  apply_pixels<T, A>, reduce_tiles<T, A>,
-                                                input_chunks<T, A>, stats_planes<T, A>, apply_planes<T, A>,
+  static const RegionNormKernels<T, A> table = {stats_tiles<T, A>,   apply_pixels<T, A>, reduce_tiles<T, A>,
+                                                input_chunks<T, A>,  stats_planes<T, A>, apply_planes<T, A>,
                                                 reduce_planes<T, A>, input_planes<T, A>};
   return table;
 }

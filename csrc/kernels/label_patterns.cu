@@ -78,9 +78,7 @@ __device__ __forceinline__ bool same_window(const Grid& grid, const uint16_t* co
 }
 
 // Grid-stride loop over pixels: B*H*W <= 2^28 and at most 2^24 threads, so int does not overflow.
-__device__ __forceinline__ int first_item() {
-  return static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-}
+__device__ __forceinline__ int first_item() { return static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); }
 __device__ __forceinline__ int item_stride() { return static_cast<int>(gridDim.x * blockDim.x); }
 
 __device__ __forceinline__ uint64_t mix(uint64_t h) {
@@ -109,16 +107,14 @@ __global__ void __launch_bounds__(kThreads)
 // Frees all slots. owner, first (slots,)
 __global__ void __launch_bounds__(kThreads)
     label_patterns_clear_kernel(int32_t* __restrict__ owner, int32_t* __restrict__ first, int64_t slots) {
-  for (int64_t s = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; s < slots;
-       s += int64_t{gridDim.x} * blockDim.x) {
+  for (int64_t s = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; s < slots; s += int64_t{gridDim.x} * blockDim.x) {
     owner[s] = -1;
     first[s] = 0x7fffffff;
   }
 }
 
 template <int RADIUS>
-__global__ void __launch_bounds__(kThreads)
-    label_patterns_hash_kernel(Grid grid, Buffers buffers, unsigned outside) {
+__global__ void __launch_bounds__(kThreads) label_patterns_hash_kernel(Grid grid, Buffers buffers, unsigned outside) {
   for (int p = first_item(); p < grid.total; p += item_stride()) {
     uint64_t h = grid.per_image ? mix(static_cast<uint64_t>(p / grid.pixels) + 1) : 0;
     for_window<RADIUS>(grid, buffers.codes, p, outside, [&](int, unsigned code) {
@@ -142,8 +138,7 @@ __global__ void __launch_bounds__(kThreads) label_patterns_insert_kernel(Grid gr
         owner = atomicCAS(buffers.owner + slot, -1, p);
         if (owner < 0) owner = p;
       }
-      if (owner == p || (buffers.hashes[owner] == hash && same_window<RADIUS>(grid, buffers.codes, p, owner)))
-        break;
+      if (owner == p || (buffers.hashes[owner] == hash && same_window<RADIUS>(grid, buffers.codes, p, owner))) break;
       slot = (slot + 1) & grid.mask;
     }
     buffers.slot_of[p] = static_cast<int32_t>(slot);
@@ -197,8 +192,7 @@ __global__ void __launch_bounds__(kThreads) label_patterns_count_kernel(Grid gri
 
 // One block: block_sums (blocks,) becomes its exclusive prefix sum; total (1,) the sum.
 __global__ void __launch_bounds__(kThreads)
-    label_patterns_scan_kernel(int32_t* __restrict__ block_sums, int32_t* __restrict__ total_out,
-                               int blocks) {
+    label_patterns_scan_kernel(int32_t* __restrict__ block_sums, int32_t* __restrict__ total_out, int blocks) {
   __shared__ int scratch[kThreads];
   int carry = 0;
   for (int base = 0; base < blocks; base += kThreads) {
@@ -304,8 +298,7 @@ int64_t label_patterns_workspace(const LabelPatterns& op) {
   return place(make_grid(op), nullptr, &buffers);
 }
 
-cudaError_t label_patterns_find(const LabelPatterns& op, void* workspace, int32_t* total,
-                                cudaStream_t stream) {
+cudaError_t label_patterns_find(const LabelPatterns& op, void* workspace, int32_t* total, cudaStream_t stream) {
   const Grid grid = make_grid(op);
   if (grid.total == 0) return cudaSuccess;
   Buffers buffers{};
@@ -313,10 +306,10 @@ cudaError_t label_patterns_find(const LabelPatterns& op, void* workspace, int32_
   const int64_t slots = int64_t{grid.mask} + 1;
   const dim3 over_pixels = stride_grid(grid.total);
   const unsigned outside = static_cast<unsigned>(op.num_regions);
-  MIXSYN_RETURN_IF_ERROR(launch(label_patterns_codes_kernel, over_pixels, kThreads, stream, op.labels,
-                                op.edges, buffers.codes, grid.total, op.num_regions));
-  MIXSYN_RETURN_IF_ERROR(launch(label_patterns_clear_kernel, stride_grid(slots), kThreads, stream,
-                                buffers.owner, buffers.first, slots));
+  MIXSYN_RETURN_IF_ERROR(launch(label_patterns_codes_kernel, over_pixels, kThreads, stream, op.labels, op.edges,
+                                buffers.codes, grid.total, op.num_regions));
+  MIXSYN_RETURN_IF_ERROR(
+      launch(label_patterns_clear_kernel, stride_grid(slots), kThreads, stream, buffers.owner, buffers.first, slots));
   MIXSYN_RETURN_IF_ERROR(dispatch_radius(op.radius, [&](auto radius) {
     constexpr int RADIUS = decltype(radius)::value;
     MIXSYN_RETURN_IF_ERROR(
@@ -324,10 +317,9 @@ cudaError_t label_patterns_find(const LabelPatterns& op, void* workspace, int32_
     return launch(label_patterns_insert_kernel<RADIUS>, over_pixels, kThreads, stream, grid, buffers);
   }));
   const int scan_blocks = ceil_div(grid.total, kScanTile);
-  MIXSYN_RETURN_IF_ERROR(launch(label_patterns_count_kernel, dim3(static_cast<unsigned>(scan_blocks)),
-                                kThreads, stream, grid, buffers));
-  return launch(label_patterns_scan_kernel, dim3(1), kThreads, stream, buffers.block_sums, total,
-                scan_blocks);
+  MIXSYN_RETURN_IF_ERROR(
+      launch(label_patterns_count_kernel, dim3(static_cast<unsigned>(scan_blocks)), kThreads, stream, grid, buffers));
+  return launch(label_patterns_scan_kernel, dim3(1), kThreads, stream, buffers.block_sums, total, scan_blocks);
 }
 
 cudaError_t label_patterns_read_count(const int32_t* total, int32_t* host, cudaStream_t stream) {
@@ -335,18 +327,16 @@ cudaError_t label_patterns_read_count(const int32_t* total, int32_t* host, cudaS
   return cudaStreamSynchronize(stream);
 }
 
-cudaError_t label_patterns_emit(const LabelPatterns& op, const void* workspace, const int32_t* total,
-                                int64_t max_rows, int32_t* index, int32_t* patterns, int32_t* row_image,
-                                cudaStream_t stream) {
+cudaError_t label_patterns_emit(const LabelPatterns& op, const void* workspace, const int32_t* total, int64_t max_rows,
+                                int32_t* index, int32_t* patterns, int32_t* row_image, cudaStream_t stream) {
   const Grid grid = make_grid(op);
   const int taps = (2 * op.radius + 1) * (2 * op.radius + 1);
   if (grid.total > 0) {
     Buffers buffers{};
     place(grid, static_cast<char*>(const_cast<void*>(workspace)), &buffers);
     MIXSYN_RETURN_IF_ERROR(dispatch_radius(op.radius, [&](auto radius) {
-      return launch(label_patterns_emit_kernel<decltype(radius)::value>, stride_grid(grid.total), kThreads,
-                    stream, grid, buffers, max_rows, static_cast<unsigned>(op.num_regions), index, patterns,
-                    row_image);
+      return launch(label_patterns_emit_kernel<decltype(radius)::value>, stride_grid(grid.total), kThreads, stream,
+                    grid, buffers, max_rows, static_cast<unsigned>(op.num_regions), index, patterns, row_image);
     }));
   }
   if (max_rows == 0) return cudaSuccess;

@@ -28,16 +28,14 @@ struct LabelPatterns {
 int64_t label_patterns_workspace(const LabelPatterns& op);  // bytes; 256-byte aligned
 
 // Finds the rows; leaves them in `workspace`. total (1,) int32 on the device: the number of distinct rows.
-cudaError_t label_patterns_find(const LabelPatterns& op, void* workspace, int32_t* total,
-                                cudaStream_t stream);
+cudaError_t label_patterns_find(const LabelPatterns& op, void* workspace, int32_t* total, cudaStream_t stream);
 
 // Copies the number of rows to the host and waits for it.
 cudaError_t label_patterns_read_count(const int32_t* total, int32_t* host, cudaStream_t stream);
 
 // index (B, H, W) int32; patterns (max_rows, (2r+1)^2) int32; row_image (max_rows,) int32. Rows from `total`
 // on are filled with K and -1. A device-side assertion fails where total > max_rows.
-cudaError_t label_patterns_emit(const LabelPatterns& op, const void* workspace, const int32_t* total,
-                                int64_t max_rows, int32_t* index, int32_t* patterns, int32_t* row_image,
-                                cudaStream_t stream);
+cudaError_t label_patterns_emit(const LabelPatterns& op, const void* workspace, const int32_t* total, int64_t max_rows,
+                                int32_t* index, int32_t* patterns, int32_t* row_image, cudaStream_t stream);
 
 }  // namespace mixsyn_fast::kernels

@@ -13,8 +13,7 @@
 
 #if defined(__CUDACC__) && defined(NDEBUG)
 // <assert.h> hides it in release builds
-extern "C" __host__ __device__ void __assert_fail(const char*, const char*, unsigned int,
-                                                  const char*) noexcept(true);
+extern "C" __host__ __device__ void __assert_fail(const char*, const char*, unsigned int, const char*) noexcept(true);
 #endif
 
 namespace mixsyn_fast::kernels {

@@ -14,8 +14,8 @@ namespace mixsyn_fast::kernels {
 // kThreads * V elements. Every thread of the block calls this, also those without work (`active` false,
 // values ignored).
 template <int V, typename A>
-__device__ __forceinline__ void sum_lanes(A (&values)[V], A* scratch, int lane, int group, int lanes,
-                                          int groups, bool active) {
+__device__ __forceinline__ void sum_lanes(A (&values)[V], A* scratch, int lane, int group, int lanes, int groups,
+                                          bool active) {
   const int slot = lane * groups + group;
   __syncthreads();  // scratch may still be read from an earlier call
   if (active) {
@@ -71,8 +71,8 @@ __device__ __forceinline__ A sum_rows(A value, A* scratch, int x, int y) {
 // to second (groups, columns - split).
 template <typename A>
 __global__ void __launch_bounds__(kSumColumns* kSumRows)
-    sum_partials_kernel(const A* __restrict__ partial, A* __restrict__ first, A* __restrict__ second,
-                        int64_t count, int64_t columns, int64_t split, int column_blocks) {
+    sum_partials_kernel(const A* __restrict__ partial, A* __restrict__ first, A* __restrict__ second, int64_t count,
+                        int64_t columns, int64_t split, int column_blocks) {
   __shared__ A scratch[kSumColumns * kSumRows];
   const int x = static_cast<int>(threadIdx.x) % kSumColumns;
   const int y = static_cast<int>(threadIdx.x) / kSumColumns;
@@ -94,13 +94,12 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
 }
 
 template <typename A>
-cudaError_t sum_partials(const A* partial, A* first, A* second, int64_t groups, int64_t count,
-                         int64_t columns, int64_t split, cudaStream_t stream) {
+cudaError_t sum_partials(const A* partial, A* first, A* second, int64_t groups, int64_t count, int64_t columns,
+                         int64_t split, cudaStream_t stream) {
   const int64_t column_blocks = ceil_div<int64_t>(columns, kSumColumns);
   if (groups * column_blocks == 0) return cudaSuccess;
-  return launch(sum_partials_kernel<A>, dim3(static_cast<unsigned>(groups * column_blocks)),
-                kSumColumns * kSumRows, stream, partial, first, second, count, columns, split,
-                static_cast<int>(column_blocks));
+  return launch(sum_partials_kernel<A>, dim3(static_cast<unsigned>(groups * column_blocks)), kSumColumns * kSumRows,
+                stream, partial, first, second, count, columns, split, static_cast<int>(column_blocks));
 }
 
 }  // namespace mixsyn_fast::kernels

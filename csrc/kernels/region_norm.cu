@@ -12,8 +12,7 @@ namespace {
 // partial_mean, partial_m2 (B, pixel_blocks, C) acc.
 template <typename T, bool CL, bool VEC>
 __global__ void __launch_bounds__(kThreads, 2)
-    region_norm_stats_kernel(Args<T, T> args, acc_t<T>* __restrict__ partial_mean,
-                             acc_t<T>* __restrict__ partial_m2) {
+    region_norm_stats_kernel(Args<T, T> args, acc_t<T>* __restrict__ partial_mean, acc_t<T>* __restrict__ partial_m2) {
   using A = acc_t<T>;
   using Shape = TileShape<T, CL, VEC, Load::kLight>;
   constexpr int U = Shape::kU, V = Shape::kV;
@@ -79,8 +78,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       const A m = scratch_n[other];
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        merge_moments(n, mean[v], m2[v], m, scratch_mean[v * kThreads + other],
-                      scratch_m2[v * kThreads + other]);
+        merge_moments(n, mean[v], m2[v], m, scratch_mean[v * kThreads + other], scratch_m2[v * kThreads + other]);
         scratch_mean[v * kThreads + slot] = mean[v];
         scratch_m2[v * kThreads + slot] = m2[v];
       }
@@ -109,9 +107,9 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <typename A>
 __global__ void __launch_bounds__(kSumColumns* kSumRows)
     region_norm_stats_merge_kernel(const A* __restrict__ partial_mean, const A* __restrict__ partial_m2,
-                                   A* __restrict__ mean_out, A* __restrict__ m2_out,
-                                   A* __restrict__ count_out, int parts, int channels, int pixels, int chunk,
-                                   int pixel_blocks, int column_blocks, bool divide) {
+                                   A* __restrict__ mean_out, A* __restrict__ m2_out, A* __restrict__ count_out,
+                                   int parts, int channels, int pixels, int chunk, int pixel_blocks, int column_blocks,
+                                   bool divide) {
   __shared__ A scratch[kSumColumns * kSumRows];
   const int x = static_cast<int>(threadIdx.x) % kSumColumns, y = static_cast<int>(threadIdx.x) / kSumColumns;
   const int64_t group = blockIdx.x / column_blocks;
@@ -119,8 +117,7 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
   const bool exists = c < channels;
   const int64_t base = group * parts * channels + (exists ? c : 0);
   const A n = static_cast<A>(parts / pixel_blocks) * static_cast<A>(pixels);
-  const A origin =
-      __ldg(partial_mean + base);  // means are added relative to the first: no digits are lost to it
+  const A origin = __ldg(partial_mean + base);  // means are added relative to the first: no digits are lost to it
   const auto size = [&](int k) {
     const int left = pixels - (k % pixel_blocks) * chunk;
     return static_cast<A>(left < chunk ? left : chunk);
@@ -149,8 +146,7 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
 // --- forward ---
 // Without parameters, and with 4 channels a thread, there are registers for four pixels; else for two.
 template <typename T, Mode MODE, bool CL, bool VEC>
-using ForwardShape =
-    TileShape<T, CL, VEC, MODE == Mode::kPlain || sizeof(T) != 2 ? Load::kLight : Load::kMedium>;
+using ForwardShape = TileShape<T, CL, VEC, MODE == Mode::kPlain || sizeof(T) != 2 ? Load::kLight : Load::kMedium>;
 
 // y (B, C, H, W).
 template <typename T, typename P, Mode MODE, bool CL, bool VEC>
@@ -172,8 +168,8 @@ __global__ void __launch_bounds__(kThreads, 2) region_norm_fwd_kernel(Args<T, P>
     clamp_pixels<U, CL, VEC>(pixel, first, step, at.end);
     A x[U][V], gamma[U][V], beta[U][V];
     load_tile<U, V, CL, VEC>(x, args.x + base_image, pixel, at.c0, at.valid, args.channels, args.pixels);
-    load_modulation<MODE, U, V, CL, VEC>(args, base_image, args.index + base_pixel, pixel, at.c0, at.valid,
-                                         gamma, beta);
+    load_modulation<MODE, U, V, CL, VEC>(args, base_image, args.index + base_pixel, pixel, at.c0, at.valid, gamma,
+                                         beta);
     if (args.noise) add_noise<VEC>(args, x, args.noise + base_pixel, pixel, at.c0, at.valid);
 #pragma unroll
     for (int u = 0; u < U; ++u) {
@@ -184,8 +180,7 @@ __global__ void __launch_bounds__(kThreads, 2) region_norm_fwd_kernel(Args<T, P>
         x[u][v] = value > A(0) ? value : value * args.slope;
       }
     }
-    store_tile<U, V, CL, VEC>(y + base_image, x, first, step, at.end, at.c0, at.valid, args.channels,
-                              args.pixels);
+    store_tile<U, V, CL, VEC>(y + base_image, x, first, step, at.end, at.c0, at.valid, args.channels, args.pixels);
   }
 }
 
@@ -215,8 +210,8 @@ int64_t region_norm_stats_workspace(const RegionNorm& op) {
   return 2 * op.batch * parts * op.channels * acc_bytes(op);
 }
 
-cudaError_t region_norm_stats(const RegionNorm& op, void* mean, void* m2, void* count, bool divide,
-                              void* workspace, cudaStream_t stream) {
+cudaError_t region_norm_stats(const RegionNorm& op, void* mean, void* m2, void* count, bool divide, void* workspace,
+                              cudaStream_t stream) {
   if (op.batch * op.channels * op.pixels == 0) return cudaSuccess;
   return dispatch_type(op, [&](auto type) {
     using T = typename decltype(type)::type;
@@ -231,15 +226,14 @@ cudaError_t region_norm_stats(const RegionNorm& op, void* mean, void* m2, void* 
       const int64_t parts = op.batch * args.tiling.pixel_blocks;
       A* partial_mean = static_cast<A*>(workspace);
       A* partial_m2 = partial_mean + parts * op.channels;
-      MIXSYN_RETURN_IF_ERROR(launch(region_norm_stats_kernel<T, CL, VEC>, args.tiling.grid(),
-                                    args.tiling.threads, stream, args, partial_mean, partial_m2));
+      MIXSYN_RETURN_IF_ERROR(launch(region_norm_stats_kernel<T, CL, VEC>, args.tiling.grid(), args.tiling.threads,
+                                    stream, args, partial_mean, partial_m2));
       const int64_t groups = op.per_instance ? op.batch : 1;
       const int column_blocks = static_cast<int>(ceil_div<int64_t>(op.channels, kSumColumns));
       return launch(region_norm_stats_merge_kernel<A>, dim3(static_cast<unsigned>(groups * column_blocks)),
                     kSumColumns * kSumRows, stream, partial_mean, partial_m2, static_cast<A*>(mean),
-                    static_cast<A*>(m2), static_cast<A*>(count), static_cast<int>(parts / groups),
-                    args.channels, args.pixels, args.tiling.chunk, args.tiling.pixel_blocks, column_blocks,
-                    divide);
+                    static_cast<A*>(m2), static_cast<A*>(count), static_cast<int>(parts / groups), args.channels,
+                    args.pixels, args.tiling.chunk, args.tiling.pixel_blocks, column_blocks, divide);
     });
   });
 }
@@ -257,8 +251,8 @@ cudaError_t region_norm_forward(const RegionNorm& op, void* y, cudaStream_t stre
         Args<T, P> args = make_args<T, P>(op);
         args.tiling = make_tiling(op.batch, op.channels, op.pixels, Shape::kU, Shape::kV, CL, kStreamBlocks);
         if (!args.tiling.fits()) return cudaErrorInvalidConfiguration;
-        return launch(region_norm_fwd_kernel<T, P, MODE, CL, VEC>, args.tiling.grid(), args.tiling.threads,
-                      stream, args, static_cast<T*>(y));
+        return launch(region_norm_fwd_kernel<T, P, MODE, CL, VEC>, args.tiling.grid(), args.tiling.threads, stream,
+                      args, static_cast<T*>(y));
       });
     });
   });

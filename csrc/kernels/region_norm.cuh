@@ -34,8 +34,8 @@ __device__ __forceinline__ double reciprocal_sqrt(double v) { return 1.0 / sqrt(
 
 // Mean and 1/sqrt(variance + eps) of V channels of one group; 0 and 1 where there is no normalisation.
 template <int V, typename T, typename P>
-__device__ __forceinline__ void load_norm(const Args<T, P>& args, int image, int c0, int valid,
-                                          acc_t<T> (&mean)[V], acc_t<T> (&rstd)[V]) {
+__device__ __forceinline__ void load_norm(const Args<T, P>& args, int image, int c0, int valid, acc_t<T> (&mean)[V],
+                                          acc_t<T> (&rstd)[V]) {
   const int64_t offset = image * args.group_stride + c0;
 #pragma unroll
   for (int v = 0; v < V; ++v) {
@@ -72,9 +72,9 @@ __device__ __forceinline__ const P* table_row(const Args<T, P>& args, int row) {
 // gamma and beta of a tile; `base` = first element of the image in every map, `index_image` = index of the
 // image.
 template <Mode MODE, int U, int V, bool CL, bool VEC, typename T, typename P>
-__device__ __forceinline__ void load_modulation(const Args<T, P>& args, int64_t base,
-                                                const int32_t* index_image, const int (&pixel)[U], int c0,
-                                                int valid, acc_t<T> (&gamma)[U][V], acc_t<T> (&beta)[U][V]) {
+__device__ __forceinline__ void load_modulation(const Args<T, P>& args, int64_t base, const int32_t* index_image,
+                                                const int (&pixel)[U], int c0, int valid, acc_t<T> (&gamma)[U][V],
+                                                acc_t<T> (&beta)[U][V]) {
   if constexpr (MODE == Mode::kTable) {
     int row[U];
 #pragma unroll
@@ -110,8 +110,7 @@ bool vectorizable(const RegionNorm& op, Pointers... others) {
   bool ok = op.channels_last ? op.channels % TileShape<T, true, true, Load::kLight>::kV == 0
                              : op.channels % TileShape<T, false, true, Load::kLight>::kV == 0 &&
                                    op.pixels % TileShape<T, false, true, Load::kLight>::kU == 0;
-  for (const void* p :
-       {op.x, op.table, op.scale, op.shift, op.noise_scale, static_cast<const void*>(others)...}) {
+  for (const void* p : {op.x, op.table, op.scale, op.shift, op.noise_scale, static_cast<const void*>(others)...}) {
     ok = ok && aligned16(p);  // null is aligned
   }
   return ok;

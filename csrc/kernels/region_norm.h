@@ -47,8 +47,8 @@ struct RegionNorm {
 int64_t region_norm_stats_workspace(const RegionNorm& op);  // bytes
 // mean (G, C) acc, m2 (G, C) acc: sum of squared deviations, divided by the count if `divide`;
 // count (1,) acc: values per group, or null.
-cudaError_t region_norm_stats(const RegionNorm& op, void* mean, void* m2, void* count, bool divide,
-                              void* workspace, cudaStream_t stream);
+cudaError_t region_norm_stats(const RegionNorm& op, void* mean, void* m2, void* count, bool divide, void* workspace,
+                              cudaStream_t stream);
 
 // --- forward: y (B, C, H, W) in x's dtype and layout; mean and variance in `op` ---
 cudaError_t region_norm_forward(const RegionNorm& op, void* y, cudaStream_t stream);

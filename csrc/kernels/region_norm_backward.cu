@@ -13,8 +13,7 @@ namespace {
 // x <- xhat, grad <- g', in place. gamma and beta are unused in mode kPlain.
 template <Mode MODE, int U, int V, typename A>
 __device__ __forceinline__ void to_xhat_and_g(A (&x)[U][V], A (&grad)[U][V], const A (&gamma)[U][V],
-                                              const A (&beta)[U][V], const A (&mean)[V], const A (&rstd)[V],
-                                              A slope) {
+                                              const A (&beta)[U][V], const A (&mean)[V], const A (&rstd)[V], A slope) {
 #pragma unroll
   for (int u = 0; u < U; ++u) {
 #pragma unroll
@@ -52,8 +51,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       A x[U][V], g[U][V], gamma[U][V], beta[U][V];
       load_tile<U, V, CL, VEC>(x, args.x + base_image, pixel, at.c0, at.valid, args.channels, args.pixels);
       load_tile<U, V, CL, VEC>(g, grad + base_image, pixel, at.c0, at.valid, args.channels, args.pixels);
-      load_modulation<MODE, U, V, CL, VEC>(args, base_image, args.index + base_pixel, pixel, at.c0, at.valid,
-                                           gamma, beta);
+      load_modulation<MODE, U, V, CL, VEC>(args, base_image, args.index + base_pixel, pixel, at.c0, at.valid, gamma,
+                                           beta);
       if (args.noise) add_noise<VEC>(args, x, args.noise + base_pixel, pixel, at.c0, at.valid);
       to_xhat_and_g<MODE>(x, g, gamma, beta, mean, rstd, args.slope);
 #pragma unroll
@@ -255,8 +254,7 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
     A sum = A(0);
     if (column < columns) {
 #pragma unroll 4
-      for (int k = j + 1 + y; k <= last; k += kSumRows)
-        sum += __ldg(head + static_cast<int64_t>(k) * columns + column);
+      for (int k = j + 1 + y; k <= last; k += kSumRows) sum += __ldg(head + static_cast<int64_t>(k) * columns + column);
     }
     sum = sum_rows(sum, scratch, x, y);
     if (y == 0 && column < columns) {
@@ -280,8 +278,7 @@ struct GradInput {
 };
 
 template <typename T, typename P, Mode MODE, bool CL, bool VEC>
-__global__ void __launch_bounds__(kThreads, 2)
-    region_norm_bwd_input_kernel(Args<T, P> args, GradInput<T> io) {
+__global__ void __launch_bounds__(kThreads, 2) region_norm_bwd_input_kernel(Args<T, P> args, GradInput<T> io) {
   using A = acc_t<T>;
   using Shape = TileShape<T, CL, VEC, Load::kHeavy>;
   constexpr int U = Shape::kU, V = Shape::kV;
@@ -308,14 +305,14 @@ __global__ void __launch_bounds__(kThreads, 2)
       A x[U][V], g[U][V], gamma[U][V], beta[U][V];
       load_tile<U, V, CL, VEC>(x, args.x + base_image, pixel, at.c0, at.valid, args.channels, args.pixels);
       load_tile<U, V, CL, VEC>(g, io.grad + base_image, pixel, at.c0, at.valid, args.channels, args.pixels);
-      load_modulation<MODE, U, V, CL, VEC>(args, base_image, args.index + base_pixel, pixel, at.c0, at.valid,
-                                           gamma, beta);
+      load_modulation<MODE, U, V, CL, VEC>(args, base_image, args.index + base_pixel, pixel, at.c0, at.valid, gamma,
+                                           beta);
       if (args.noise) add_noise<VEC>(args, x, args.noise + base_pixel, pixel, at.c0, at.valid);
       to_xhat_and_g<MODE>(x, g, gamma, beta, mean, rstd, args.slope);
       if constexpr (MODE == Mode::kMaps) {
         if (io.grad_scale) {
-          store_tile<U, V, CL, VEC>(io.grad_shift + base_image, g, first, step, at.end, at.c0, at.valid,
-                                    args.channels, args.pixels);
+          store_tile<U, V, CL, VEC>(io.grad_shift + base_image, g, first, step, at.end, at.c0, at.valid, args.channels,
+                                    args.pixels);
 #pragma unroll
           for (int u = 0; u < U; ++u) {
 #pragma unroll
@@ -344,8 +341,8 @@ __global__ void __launch_bounds__(kThreads, 2)
           for (int v = 0; v < V; ++v) sum_noise[v] += present ? g[u][v] * noise : A(0);
         }
       }
-      store_tile<U, V, CL, VEC>(io.grad_x + base_image, g, first, step, at.end, at.c0, at.valid,
-                                args.channels, args.pixels);
+      store_tile<U, V, CL, VEC>(io.grad_x + base_image, g, first, step, at.end, at.c0, at.valid, args.channels,
+                                args.pixels);
     }
   }
   if (args.noise) {  // the same for every thread
@@ -376,8 +373,7 @@ int64_t most_pixel_blocks(const RegionNorm& op, int64_t target) {
     using T = typename decltype(type)::type;
     for (const bool vector : {false, true}) {
       dispatch_layout(op.channels_last, vector, [&](auto cl, auto vec) {
-        const int64_t n =
-            backward_tiling<T, decltype(cl)::value, decltype(vec)::value>(op, target).pixel_blocks;
+        const int64_t n = backward_tiling<T, decltype(cl)::value, decltype(vec)::value>(op, target).pixel_blocks;
         most = n > most ? n : most;
         return cudaSuccess;
       });
@@ -426,12 +422,10 @@ cudaError_t region_norm_backward_sums(const RegionNorm& op, const void* grad, vo
         if (!args.tiling.fits()) return cudaErrorInvalidConfiguration;
         A* partial = static_cast<A*>(workspace);
         MIXSYN_RETURN_IF_ERROR(launch(region_norm_bwd_sums_kernel<T, P, MODE, CL, VEC>, args.tiling.grid(),
-                                      args.tiling.threads, stream, args, static_cast<const T*>(grad),
-                                      partial));
+                                      args.tiling.threads, stream, args, static_cast<const T*>(grad), partial));
         const int64_t groups = op.per_instance ? op.batch : 1;
         return sum_partials(partial, static_cast<A*>(sum_g), static_cast<A*>(sum_gx), groups,
-                            op.batch * args.tiling.pixel_blocks / groups, 2 * op.channels, op.channels,
-                            stream);
+                            op.batch * args.tiling.pixel_blocks / groups, 2 * op.channels, op.channels, stream);
       });
     });
   });
@@ -471,18 +465,15 @@ cudaError_t region_norm_backward_table(const RegionNorm& op, const void* grad, c
       A* head = static_cast<A*>(workspace);
       A* tail = head + part.parts * columns;
       A* partial = sum_g ? tail + part.parts * columns : nullptr;
-      const dim3 grid(static_cast<unsigned>(part.blocks), static_cast<unsigned>(args.tiling.channel_blocks),
-                      1);
-      MIXSYN_RETURN_IF_ERROR(launch(region_norm_bwd_table_kernel<T, P, VEC>, grid, args.tiling.threads,
-                                    stream, args, part, static_cast<const T*>(grad), keys, order,
-                                    static_cast<A*>(grad_table), head, tail, partial));
+      const dim3 grid(static_cast<unsigned>(part.blocks), static_cast<unsigned>(args.tiling.channel_blocks), 1);
+      MIXSYN_RETURN_IF_ERROR(launch(region_norm_bwd_table_kernel<T, P, VEC>, grid, args.tiling.threads, stream, args,
+                                    part, static_cast<const T*>(grad), keys, order, static_cast<A*>(grad_table), head,
+                                    tail, partial));
       const int64_t column_blocks = ceil_div<int64_t>(columns, kSumColumns);
       if (column_blocks > 65535) return cudaErrorInvalidConfiguration;
-      const dim3 join(static_cast<unsigned>(ceil_div(part.parts, kJoinParts)),
-                      static_cast<unsigned>(column_blocks), 1);
-      MIXSYN_RETURN_IF_ERROR(launch(region_norm_bwd_join_kernel<A>, join, kSumColumns * kSumRows, stream,
-                                    part, keys, head, tail, static_cast<A*>(grad_table),
-                                    static_cast<int>(columns)));
+      const dim3 join(static_cast<unsigned>(ceil_div(part.parts, kJoinParts)), static_cast<unsigned>(column_blocks), 1);
+      MIXSYN_RETURN_IF_ERROR(launch(region_norm_bwd_join_kernel<A>, join, kSumColumns * kSumRows, stream, part, keys,
+                                    head, tail, static_cast<A*>(grad_table), static_cast<int>(columns)));
       if (!sum_g) return cudaSuccess;
       return sum_partials(partial, static_cast<A*>(sum_g), static_cast<A*>(sum_gx), 1, part.blocks, columns,
                           op.channels, stream);

@@ -237,8 +237,8 @@ struct Position {
 // unused), so that no branch separates the loads. `image`: first element of the image, (H*W, C) if CL else
 // (C, H*W).
 template <int U, int V, bool CL, bool VEC, typename T>
-__device__ __forceinline__ void load_tile(acc_t<T> (&out)[U][V], const T* image, const int (&pixel)[U],
-                                          int c0, int valid, int channels, int pixels) {
+__device__ __forceinline__ void load_tile(acc_t<T> (&out)[U][V], const T* image, const int (&pixel)[U], int c0,
+                                          int valid, int channels, int pixels) {
   if constexpr (CL) {
     if constexpr (VEC) {
       Words<T, V> words[U];
@@ -254,8 +254,7 @@ __device__ __forceinline__ void load_tile(acc_t<T> (&out)[U][V], const T* image,
     } else {
 #pragma unroll
       for (int u = 0; u < U; ++u) {
-        load_row<false, Cache::kOnce, V>(out[u], image + static_cast<int64_t>(pixel[u]) * channels + c0,
-                                         valid);
+        load_row<false, Cache::kOnce, V>(out[u], image + static_cast<int64_t>(pixel[u]) * channels + c0, valid);
       }
     }
   } else {
@@ -275,8 +274,7 @@ __device__ __forceinline__ void load_tile(acc_t<T> (&out)[U][V], const T* image,
       for (int v = 0; v < V; ++v) {
         const int c = c0 + (v < valid ? v : valid - 1);
 #pragma unroll
-        for (int u = 0; u < U; ++u)
-          out[u][v] = to_acc(__ldg(image + static_cast<int64_t>(c) * pixels + pixel[u]));
+        for (int u = 0; u < U; ++u) out[u][v] = to_acc(__ldg(image + static_cast<int64_t>(c) * pixels + pixel[u]));
       }
     }
   }
@@ -284,8 +282,8 @@ __device__ __forceinline__ void load_tile(acc_t<T> (&out)[U][V], const T* image,
 
 // Memory <- tile; pixels at or beyond `end` are not written. A contiguous vector tile is whole or absent.
 template <int U, int V, bool CL, bool VEC, typename T>
-__device__ __forceinline__ void store_tile(T* image, const acc_t<T> (&in)[U][V], int first, int step, int end,
-                                           int c0, int valid, int channels, int pixels) {
+__device__ __forceinline__ void store_tile(T* image, const acc_t<T> (&in)[U][V], int first, int step, int end, int c0,
+                                           int valid, int channels, int pixels) {
   if constexpr (CL) {
 #pragma unroll
     for (int u = 0; u < U; ++u) {

@@ -47,13 +47,13 @@ def conv2d(module: nn.Conv2d, x: Tensor) -> Tensor:
     """
     if not _can_prepack(module, x):
         return module._conv_forward(x, module.weight, module.bias)
-    size = tuple(x.shape)
     how = (module.padding, module.stride, module.dilation, 1)
 
     def pack() -> Tensor:
-        return torch._C._nn.mkldnn_reorder_conv2d_weight(module.weight.detach().to_mkldnn(), *how, list(size))
+        return torch._C._nn.mkldnn_reorder_conv2d_weight(module.weight.detach().to_mkldnn(), *how, list(x.shape))
 
-    packed = derived(module, ("prepacked", size), (module.weight,), pack)
+    # oneDNN picks the form for the first size and takes it at every other one
+    packed = derived(module, "prepacked", (module.weight,), pack)
     bias = None if module.bias is None else module.bias.detach()
     return torch.ops.mkldnn._convolution_pointwise(x.detach(), packed, bias, *how, "none", [], "")
 

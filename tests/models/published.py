@@ -70,9 +70,7 @@ class ACE(nn.Module):
             self.conv_gamma = nn.Conv2d(style, channels, 3, padding=1)
             self.conv_beta = nn.Conv2d(style, channels, 3, padding=1)
 
-    def forward(
-        self, x: Tensor, segmap: Tensor, style_codes: Tensor | None = None, obj_dic: dict | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, segmap: Tensor, style_codes: Tensor | None = None, obj_dic: dict | None = None) -> Tensor:
         """Return the modulated x; style_codes (B, K, style)."""
         noise = torch.randn(x.shape[0], x.shape[3], x.shape[2], 1).to(x.device, x.dtype)
         normalized = self.param_free_norm(x + (noise * self.noise_var).transpose(1, 3))
@@ -283,9 +281,7 @@ class SEANGenerator(Generator):
         width: int = 32,
         **kw,
     ) -> None:
-        super().__init__(
-            ngf, label_nc, size, lambda c, n: ACE(c, label_nc, style, n != "up_3", hidden), stem="ace", **kw
-        )
+        super().__init__(ngf, label_nc, size, lambda c, n: ACE(c, label_nc, style, n != "up_3", hidden), stem="ace", **kw)
         self.Zencoder = Zencoder(style, width)
 
     def forward(self, input: Tensor, rgb_img: Tensor, obj_dic: dict | None = None) -> Tensor:
@@ -340,9 +336,7 @@ def blobs(batch: int, regions: int, height: int, width: int, seed: int = 0, igno
     labels = torch.zeros(batch, height, width, dtype=torch.int64)
     for b in range(batch):
         for i in range(12):
-            cy, cx, ry, rx = (
-                torch.rand(4, generator=g) * torch.tensor([height, width, height / 3, width / 3])
-            ).tolist()
+            cy, cx, ry, rx = (torch.rand(4, generator=g) * torch.tensor([height, width, height / 3, width / 3])).tolist()
             inside = ((y - cy) / (ry + 2)) ** 2 + ((x - cx) / (rx + 2)) ** 2 < 1
             label = int(torch.randint(regions, (1,), generator=g))
             labels[b][inside] = -1 if ignored and i % 5 == 4 else label
