@@ -117,7 +117,7 @@ def _identity(segmap: Tensor) -> tuple:
     return (*place, version, id(segmap) if differentiable else None)
 
 
-def _analyse(segmap: Tensor, num_regions: int | None) -> RegionMap | None:
+def _analyse(segmap: Tensor, num_regions: int | None, edges: bool = True) -> RegionMap | None:
     """Return the RegionMap of a float map, None when its weights are not those of regions (negative, not
     finite).
     """
@@ -127,7 +127,7 @@ def _analyse(segmap: Tensor, num_regions: int | None) -> RegionMap | None:
         segmap = segmap.detach()
         channels = segmap.shape[1]
         # all channels are regions; or the last one is binary instance edges; or weights
-        hard = [channels, channels - 1] if num_regions is None else [num_regions]
+        hard = [num_regions] if num_regions is not None else [channels, channels - 1] if edges else [channels]
         forms = [(RegionMap.from_onehot, k) for k in hard if k > 0] + [(RegionMap.soft, None)]
     for make, regions in forms:
         try:
@@ -139,12 +139,13 @@ def _analyse(segmap: Tensor, num_regions: int | None) -> RegionMap | None:
 
 def _regions(segmap: Tensor, options: _Options) -> RegionMap:
     """Return the RegionMap of a float map (B, K, h, w), analysed once per forward, or raise _NotExact."""
-    maps, key = _thread.maps, (*_identity(segmap), options.num_regions)
+    edges = options.kind == "spade"  # only SPADE's map may end in an edge channel that nobody announced
+    maps, key = _thread.maps, (*_identity(segmap), options.num_regions, edges)
     if maps is None:
-        result = _analyse(segmap, options.num_regions)
+        result = _analyse(segmap, options.num_regions, edges)
     else:
         if key not in maps:  # the entry keeps the tensor alive: its address cannot come to mean another one
-            maps[key] = (segmap, _analyse(segmap, options.num_regions))
+            maps[key] = (segmap, _analyse(segmap, options.num_regions, edges))
         result = maps[key][1]
     if result is None:
         raise _NotExact("the map has negative or non-finite weights")
@@ -177,6 +178,10 @@ def _as_published(result: Any) -> Any:
     """Return what the model returns in contiguous memory, as it would without us: callers may use `view`."""
     if isinstance(result, Tensor):
         return result.contiguous() if result.dim() == 4 else result
+    if isinstance(result, dict):
+        return type(result)({key: _as_published(value) for key, value in result.items()}) if type(result) is dict else result
+    if isinstance(result, tuple) and hasattr(result, "_fields"):
+        return type(result)(*(_as_published(value) for value in result))
     if type(result) in (tuple, list):
         return type(result)(_as_published(value) for value in result)
     return result
@@ -350,6 +355,10 @@ def _make_class(original: type, options: _Options) -> type:
             _thread.maps = {}
             try:
                 result = call(self, *args, **kwargs)
+            except RuntimeError as error:
+                if "view size is not compatible" in str(error):
+                    error.add_note("accelerate(model, channels_last=False) keeps every memory layout as it was")
+                raise
             finally:
                 _thread.maps = None
             return _as_published(result) if options.channels_last is not False else result
@@ -671,7 +680,8 @@ def accelerate(
         ignore_obj_dic: run our form of SEAN layers also when obj_dic is given (for models that pass it but do
             not use it).
         channels_last: let the swapped normalisations answer in channels_last memory, in which convolutions are
-            faster; what the whole model returns is contiguous again. None: on the CPU only.
+            faster; what the whole model returns is contiguous again. None: on the CPU, in residual blocks (``conv_0``,
+            ``conv_1``) only. False: every layout as it was.
 
     Returns:
         AccelerationReport: what was changed, what was left and why.
@@ -702,7 +712,8 @@ def accelerate(
         problem = _structure_problem(module, kind)
         note = ""
         if problem is None:
-            options = _Options(kind, noise, soft_masks, num_regions, ignore_obj_dic, channels_last)
+            layout = channels_last if channels_last is not None or _in_residual_block(model, name) else False
+            options = _Options(kind, noise, soft_masks, num_regions, ignore_obj_dic, layout)
             same, note = _probe(module, options)
             problem = None if same else note
         if problem is not None:
@@ -732,6 +743,12 @@ def accelerate(
             _swap(root, _Options("root", channels_last=channels_last))
             report.changed.append(Entry("" if root is model else "module", "root"))
     return report
+
+
+def _in_residual_block(model: nn.Module, name: str) -> bool:
+    """Say whether a layer stands in a residual block of the contract, whose forward asks for no memory layout."""
+    parent = model.get_submodule(name.rpartition(".")[0]) if name else None
+    return all(isinstance(getattr(parent, conv, None), nn.Conv2d) for conv in ("conv_0", "conv_1"))
 
 
 def _prepack_problem(conv: nn.Module) -> str | None:

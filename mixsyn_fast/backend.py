@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -70,9 +69,10 @@ def current_plan() -> str:
     return _plan
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Choose the kernels of all ops inside a ``with`` block (process-wide, so that worker threads see it too).
+class use_backend:  # noqa: N801 - reads like torch.no_grad
+    """Choose the kernels of all ops: for a ``with`` block, or from here on when called as a plain statement.
+
+    The choice holds for the whole process, so that worker threads see it too.
 
     Args:
         name: ``auto``, ``native``, ``triton`` or ``reference``.
@@ -80,19 +80,24 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: for any other name.
     """
-    global _backend
-    if name not in BACKENDS:
-        raise ValueError(f"use_backend: name: expected one of {', '.join(BACKENDS)}, got {name!r}")
-    previous, _backend = _backend, name
-    try:
-        yield
-    finally:
-        _backend = previous
+
+    def __init__(self, name: str) -> None:
+        global _backend
+        if name not in BACKENDS:
+            raise ValueError(f"use_backend: name: expected one of {', '.join(BACKENDS)}, got {name!r}")
+        self._previous, _backend = _backend, name
+
+    def __enter__(self) -> None:
+        """Nothing more to do: the choice holds already."""
+
+    def __exit__(self, *_: object) -> None:
+        """Put the choice back that held before."""
+        global _backend
+        _backend = self._previous
 
 
-@contextmanager
-def use_plan(name: str) -> Iterator[None]:
-    """Choose the algebra of all layers inside a ``with`` block (process-wide).
+class use_plan:  # noqa: N801
+    """Choose the algebra of all layers: for a ``with`` block, or from here on when called as a plain statement.
 
     Args:
         name: ``auto``, ``table`` or ``dense``.
@@ -100,14 +105,20 @@ def use_plan(name: str) -> Iterator[None]:
     Raises:
         ValueError: for any other name.
     """
-    global _plan
-    if name not in PLANS:
-        raise ValueError(f"use_plan: name: expected one of {', '.join(PLANS)}, got {name!r}")
-    previous, _plan = _plan, name
-    try:
-        yield
-    finally:
-        _plan = previous
+
+    def __init__(self, name: str) -> None:
+        global _plan
+        if name not in PLANS:
+            raise ValueError(f"use_plan: name: expected one of {', '.join(PLANS)}, got {name!r}")
+        self._previous, _plan = _plan, name
+
+    def __enter__(self) -> None:
+        """Nothing more to do: the choice holds already."""
+
+    def __exit__(self, *_: object) -> None:
+        """Put the choice back that held before."""
+        global _plan
+        _plan = self._previous
 
 
 def is_strict() -> bool:

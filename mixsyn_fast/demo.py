@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from . import backend
 from .progress import progress
+from .runtime import keep_memory
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
@@ -350,6 +351,8 @@ def run(options: argparse.Namespace, inputs: tuple[Any, Any, str]) -> tuple[list
     from .region_map import RegionMap
 
     device = torch.device(options.device)
+    if device.type == "cpu":
+        keep_memory()  # for every form alike
     images, labels, source = inputs
     noise = "published" if device.type == "cpu" else "device"
     image = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).to(device)

@@ -213,6 +213,9 @@ class RegionMap:
             _fail("weights", f"1 to {MAX_REGIONS} channels", weights.shape[1])
         if weights.numel() and not bool((torch.isfinite(weights) & (weights >= 0)).all()):
             _fail("weights", "finite values, not negative", "other values")
+        if weights.is_inference():  # the map may be used in training later
+            with torch.inference_mode(False):
+                weights = weights.clone()
         made = cls.__new__(cls)
         made._setup(weights.shape[1], weights=weights)
         return made

@@ -117,6 +117,11 @@ def make_conv(fin: int, fout: int, kernel_size: int, *, bias: bool = True, spect
     return kind(fin, fout, kernel_size, padding=kernel_size // 2, bias=bias)
 
 
+def _watched(module: nn.Module) -> bool:
+    """Say whether a forward hook may keep what the module returns."""
+    return bool(module._forward_hooks or nn.modules.module._global_forward_hooks)
+
+
 class ResidualBlock(nn.Module):
     """y = shortcut(x) + conv_1(act(norm_1(conv_0(act(norm_0(x)))))), act the leaky ReLU, fused into the
     normalisation.
@@ -158,7 +163,8 @@ class ResidualBlock(nn.Module):
             shortcut = self.conv_s(getattr(self, name_s)(x, regions, *args, **kwargs))
         hidden = self.conv_0(getattr(self, name_0)(x, regions, *args, negative_slope=SLOPE, **kwargs))
         hidden = self.conv_1(getattr(self, name_1)(hidden, regions, *args, negative_slope=SLOPE, **kwargs))
-        return hidden.add_(shortcut)  # in place: no gradient needs the value of conv_1's output
+        # in place where nobody keeps conv_1's output (no gradient needs its value)
+        return hidden + shortcut if _watched(self.conv_1) else hidden.add_(shortcut)
 
 
 class RegionGenerator(nn.Module):
@@ -241,4 +247,5 @@ class RegionGenerator(nn.Module):
             x = getattr(self, name)(x, regions, *args, **kwargs)
             if name in self.doubled_after:
                 x = F.interpolate(x, scale_factor=2, mode="nearest")
-        return self.conv_img(F.leaky_relu_(x, SLOPE))
+        watched = _watched(getattr(self, self.block_names[-1]))
+        return self.conv_img(F.leaky_relu(x, SLOPE) if watched else F.leaky_relu_(x, SLOPE))

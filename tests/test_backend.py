@@ -24,6 +24,17 @@ def test_context_managers_nest_and_restore() -> None:
     assert backend.current_backend() == "auto" and backend.current_plan() == "auto"
 
 
+def test_a_plain_statement_chooses_from_here_on() -> None:
+    choice = use_backend("reference")
+    try:
+        assert backend.current_backend() == "reference"
+        with pytest.raises(ValueError, match="use_plan: name"):
+            use_plan("fast")
+    finally:
+        choice.__exit__()
+    assert backend.current_backend() == "auto"
+
+
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match="use_backend: name: expected one of auto"), use_backend("cuda"):
         pass

@@ -20,9 +20,11 @@ class Fingerprint:
     """Tells whether a tensor still holds what it held: identity, storage, version counter, and a sample of the values.
 
     The version counter sees every in-place edit through the tensor itself (optimisers, ``load_state_dict``, ``copy_``),
-    also inside ``inference_mode``. Edits through ``.data`` or a detached alias leave it alone: those are found by a sample
-    of 64 values, which any update of the whole tensor (an averaged copy, an optimiser that works on ``.data``) changes.
-    An edit of single elements through ``.data`` can escape: call :func:`forget` after one.
+    also inside ``inference_mode``. Edits through ``.data`` or a detached alias leave it alone: on the CPU those are found by
+    a sample of 64 values spread over the tensor, which any update of the whole tensor (an averaged copy, an optimiser that
+    works on ``.data``) changes. An edit through ``.data`` of a part of a tensor (a single filter, say), and on a GPU any
+    edit through ``.data``, can escape: call :func:`forget` after one. (Comparing values on a GPU would wait for it at every
+    layer, and could not be captured in a CUDA graph.)
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -35,8 +37,10 @@ class Fingerprint:
 
     @staticmethod
     def _sampled(tensor: Tensor) -> Tensor:
-        """At most 64 elements spread over the storage of a dense tensor."""
+        """At most 64 elements spread over the storage of a dense tensor; none of a tensor on another device."""
         tensor = tensor.detach()
+        if tensor.device.type != "cpu":
+            return torch.empty(0)
         step = max(1, tensor.numel() // _SAMPLE)
         return tensor.as_strided(((tensor.numel() + step - 1) // step,), (step,))
 
@@ -93,7 +97,7 @@ def derived(module: nn.Module, name: Hashable, weights: tuple[Tensor | None, ...
 def forget(module: nn.Module) -> None:
     """Drop everything derived from the weights of a module and its children.
 
-    Needed only after an edit of single weights through ``.data``; every other change is noticed. Also frees the memory.
+    Needed only after an edit through ``.data`` (see :class:`Fingerprint`); every other change is noticed. Frees the memory.
 
     Args:
         module: the model.

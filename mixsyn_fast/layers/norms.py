@@ -58,21 +58,22 @@ def norm_arguments(norm: nn.Module, x: Tensor) -> dict[str, Any]:
     if isinstance(norm, nn.InstanceNorm2d):
         return {"norm": "instance", "eps": norm.eps}
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    tracks = norm.running_mean is not None
-    training = norm.training or not tracks
+    training = norm.training or (norm.running_mean is None and norm.running_var is None)
+    # as torch: statistics that are not tracked in training (frozen) stay as they are
+    keeps = not norm.training or norm.track_running_stats
     momentum = 0.0 if norm.momentum is None else norm.momentum
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
     group = None
-    if isinstance(norm, nn.SyncBatchNorm) and training and dist.is_available() and dist.is_initialized():
+    if isinstance(norm, nn.SyncBatchNorm) and norm.training and dist.is_available() and dist.is_initialized():
         group = norm.process_group if norm.process_group is not None else dist.group.WORLD
         group = group if dist.get_world_size(group) > 1 else None
     return {
         "norm": "batch",
-        "running_mean": norm.running_mean,
-        "running_var": norm.running_var,
+        "running_mean": norm.running_mean if keeps else None,
+        "running_var": norm.running_var if keeps else None,
         "training": training,
         "momentum": momentum,
         "eps": norm.eps,
@@ -382,7 +383,7 @@ def sean_norm(
     Raises:
         ValueError: batch, device, number of channels or the shape of the codes differ.
     """
-    regions = as_region_map(regions)
+    regions = as_region_map(regions, None if style_codes is None or style_codes.dim() != 3 else style_codes.shape[1])
     size = _check_input(x, regions, "SEANNorm")
     spade: Any = module.Spade
     _check_channels(spade, regions, "SEANNorm")
@@ -467,10 +468,10 @@ def clade_norm(
     Raises:
         ValueError: batch, device, number of regions differ, or ``distance`` is missing or not wanted.
     """
-    regions = as_region_map(regions)
-    size = _check_input(x, regions, "CLADENorm")
     affine: Any = module.class_specified_affine
     weight, bias = affine.weight, affine.bias
+    regions = as_region_map(regions, num_regions=weight.shape[0])
+    size = _check_input(x, regions, "CLADENorm")
     if regions.num_regions != weight.shape[0]:
         raise ValueError(f"CLADENorm: regions: expected {weight.shape[0]} regions, got {regions.num_regions}")
     positional = hasattr(module, "conv_w") and hasattr(module, "conv_b")
@@ -663,7 +664,7 @@ class CLADENorm(nn.Module):
         negative_slope: float | None = None,
     ) -> Tensor:
         """See :func:`clade_norm`; with ``instance`` one channel more comes out."""
-        regions = as_region_map(regions)
+        regions = as_region_map(regions, num_regions=self.class_specified_affine.weight.shape[0])
         if not hasattr(self, "inst_conv"):
             return clade_norm(self, x, regions, distance=distance, negative_slope=negative_slope)
         if regions.edges is None:

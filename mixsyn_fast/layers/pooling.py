@@ -23,11 +23,14 @@ def region_mean(features: Tensor, regions: RegionMap | Tensor) -> Tensor:
     Raises:
         ValueError: the batch sizes differ.
     """
-    regions = as_region_map(regions)
+    if isinstance(regions, Tensor):
+        regions = as_region_map(regions, num_regions=regions.shape[1])  # no edge channel here
     if regions.batch_size != features.shape[0]:
         raise ValueError(f"region_mean: regions: expected batch {features.shape[0]} as features, got {regions.batch_size}")
     size = (features.shape[2], features.shape[3])
-    mask = regions.onehot(size, features.dtype)[:, : regions.num_regions]
-    total = torch.bmm(mask.flatten(2), features.flatten(2).transpose(1, 2))
+    # sums and areas in float32: a region of 65,536 pixels is infinite in float16
+    acc = torch.promote_types(features.dtype, torch.float32)
+    mask = regions.onehot(size, acc)[:, : regions.num_regions]
+    total = torch.bmm(mask.flatten(2), features.to(acc).flatten(2).transpose(1, 2))
     area = mask.sum((2, 3))[:, :, None]
-    return total / torch.where(area == 0, 1, area)
+    return (total / torch.where(area == 0, 1, area)).to(features.dtype)

@@ -176,13 +176,17 @@ def _region_norm_fake(x, mean, variance, index, table, scale, shift, noise, nois
     return _dense_like(x), x.new_empty(shape, dtype=acc), x.new_empty(shape, dtype=acc)
 
 
-@torch.library.custom_op("mixsyn_fast::region_norm_stats", mutates_args=())
-def _region_norm_stats_op(
+def _region_norm_stats_reference(
     x: Tensor, noise: Tensor | None, noise_scale: Tensor | None, per_instance: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     value = _noisy(x, noise, noise_scale)
     mean, m2 = _moments(value, per_instance)
     return mean.new_full((1,), _count(x, per_instance)), mean, m2
+
+
+_region_norm_stats_op = torch.library.custom_op(
+    "mixsyn_fast::region_norm_stats", _region_norm_stats_reference, mutates_args=()
+)
 
 
 @_region_norm_stats_op.register_fake
@@ -222,8 +226,7 @@ def _recompute(
     return value, g, g if gamma is None else g * gamma, rstd
 
 
-@torch.library.custom_op("mixsyn_fast::region_norm_backward_reduce", mutates_args=())
-def _backward_reduce_op(
+def _backward_reduce_reference(
     grad: Tensor,
     x: Tensor,
     mean: Tensor | None,
@@ -257,6 +260,11 @@ def _backward_reduce_op(
     )
 
 
+_backward_reduce_op = torch.library.custom_op(
+    "mixsyn_fast::region_norm_backward_reduce", _backward_reduce_reference, mutates_args=()
+)
+
+
 def _backward_reduce_fake(
     grad, x, mean, variance, index, table, scale, shift, noise, noise_scale, norm, eps, negative_slope
 ):  # type: ignore[no-untyped-def]
@@ -270,8 +278,7 @@ def _backward_reduce_fake(
     )
 
 
-@torch.library.custom_op("mixsyn_fast::region_norm_backward_input", mutates_args=())
-def _backward_input_op(
+def _backward_input_reference(
     grad: Tensor,
     x: Tensor,
     mean: Tensor | None,
@@ -306,6 +313,11 @@ def _backward_input_op(
     if noise is not None:
         grad_noise_scale = (grad_x * noise.to(grad_x.dtype)).sum((0, 2, 3))
     return _dense_like(x).copy_(grad_x), grad_scale, grad_shift, grad_noise_scale
+
+
+_backward_input_op = torch.library.custom_op(
+    "mixsyn_fast::region_norm_backward_input", _backward_input_reference, mutates_args=()
+)
 
 
 def _backward_input_fake(
@@ -428,6 +440,9 @@ def _register(suffix: str, kernels: _Kernels) -> None:
 
 _NATIVE = _Kernels(_region_norm_op, _region_norm_stats_op, _backward_reduce_op, _backward_input_op)
 _register("", _NATIVE)
+_REFERENCE = _Kernels(
+    region_norm_reference, _region_norm_stats_reference, _backward_reduce_reference, _backward_input_reference
+)
 _TRITON: _Kernels | None = None
 
 
@@ -458,6 +473,8 @@ def _triton_kernels() -> _Kernels:
 
 
 def _kernels_of(backend: str) -> _Kernels:
+    if backend == "reference":  # with a process group; without one plain autograd does
+        return _REFERENCE
     return _triton_kernels() if backend == "triton" else _NATIVE
 
 

@@ -287,3 +287,44 @@ def test_region_mean_against_a_loop() -> None:
         expected = mine.mean(1) if mine.shape[1] else torch.zeros(7, dtype=torch.float64)
         torch.testing.assert_close(got[b, k], expected)
     assert torch.autograd.gradcheck(lambda f: region_mean(f, regions), features)
+
+
+def test_frozen_statistics_stay_frozen() -> None:
+    """track_running_stats=False set on a layer in training, a usual way to freeze: torch leaves the buffers alone."""
+    layer = SPADENorm(4, REGIONS, hidden=3)
+    layer.param_free_norm.track_running_stats = False  # type: ignore[assignment]
+    before = {k: v.clone() for k, v in layer.param_free_norm.state_dict().items()}
+    x = torch.randn(BATCH, 4, 8, 8) + 3
+    y = layer(x, region_map())
+    for name, value in layer.param_free_norm.state_dict().items():
+        assert torch.equal(value, before[name])
+    with use_plan("dense"), use_backend("reference"):
+        assert relative_error(y, layer(x, region_map())) < 1e-5
+
+
+def test_a_soft_mask_with_a_binary_channel_is_no_edge_map() -> None:
+    weights = torch.zeros(1, 3, 8, 8)
+    weights[:, 0], weights[:, 2, 4:] = 1, 1
+    codes, x = torch.randn(1, 3, 5), torch.randn(1, 4, 8, 8)
+    layer = randomised(SEANNorm(4, 3, style_length=5, hidden=3)).eval()
+    expected = layer(x, RegionMap.soft(weights), codes, noise=None)
+    torch.testing.assert_close(layer(x, weights, codes, noise=None), expected)
+    assert region_mean(x, weights).shape == (1, 3, 4)
+
+
+def test_region_mean_of_a_large_region_in_half_precision() -> None:
+    features = torch.randn(1, 2, 256, 256) * 0.01 + 1
+    regions = RegionMap(torch.zeros(1, 256, 256, dtype=torch.int64), 2)
+    got = region_mean(features.half(), regions)
+    torch.testing.assert_close(got[0, 0].float(), features.mean((0, 2, 3)), atol=2e-3, rtol=0)
+    assert not bool(got[0, 1].any())
+
+
+def test_maps_made_while_serving_can_be_trained_with() -> None:
+    layer = SPADENorm(4, REGIONS, hidden=3)
+    x = torch.randn(BATCH, 4, 8, 8)
+    with torch.inference_mode():
+        hard, soft = region_map(), RegionMap.soft(region_map().onehot())
+        layer(x, hard)
+    for regions in (hard, soft):
+        layer(x, regions).sum().backward()

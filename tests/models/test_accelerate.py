@@ -76,10 +76,10 @@ def analyses(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     plain = implementation._analyse
 
-    def counted(segmap: Tensor, num_regions: int | None):
+    def counted(segmap: Tensor, *options):
         if segmap.shape[2:] == SIZE:  # not the small maps of the check inside accelerate()
             seen.append(tuple(segmap.shape))
-        return plain(segmap, num_regions)
+        return plain(segmap, *options)
 
     monkeypatch.setattr(implementation, "_analyse", counted)
     return seen
@@ -760,3 +760,28 @@ def test_training_with_an_optimiser_that_is_already_running(fused: bool) -> None
             optimiser.step()
     for (name, a), b in zip(fast.named_parameters(), plain.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-11), name
+
+
+class _Viewed(nn.Module):
+    """A SPADE layer outside of any residual block, followed by code that depends on the memory layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = pub.SPADE(4, 3)
+
+    def forward(self, x, segmap):
+        return self.norm(x, segmap).view(x.shape[0], -1)
+
+
+def test_code_that_views_the_output_of_a_layer_still_runs():
+    model = _Viewed().eval()
+    labels = torch.randint(0, 3, (2, 8, 8))
+    segmap = torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2).float()
+    x = torch.randn(2, 4, 8, 8)
+    expected = model(x, segmap)
+    assert accelerate(model).count("spade") == 1
+    torch.testing.assert_close(model(x, segmap), expected, atol=1e-5, rtol=1e-5)
+    accelerate(model, channels_last=True)
+    with pytest.raises(RuntimeError) as caught:
+        model(x, segmap)
+    assert any("channels_last=False" in note for note in caught.value.__notes__)
