@@ -65,12 +65,11 @@ enum class Layout4d { kContiguous, kChannelsLast, kOther };
 // Strides of dimensions of size one carry no information and are ignored, as torch does. A tensor that is both
 // (C == 1 or H == W == 1) counts as channels_last, the preferred layout.
 inline Layout4d layout_of(const Tensor& t) {
-  const int64_t b = t.size(0), c = t.size(1), h = t.size(2), w = t.size(3);
+  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
   auto dense = [&](int dim, int64_t stride) { return t.size(dim) <= 1 || t.stride(dim) == stride; };
   if (t.numel() == 0) return Layout4d::kContiguous;
   if (dense(1, 1) && dense(3, c) && dense(2, c * w) && dense(0, c * h * w)) return Layout4d::kChannelsLast;
   if (dense(3, 1) && dense(2, w) && dense(1, h * w) && dense(0, c * h * w)) return Layout4d::kContiguous;
-  (void)b;
   return Layout4d::kOther;
 }
 

@@ -1,4 +1,4 @@
-// Run-time values to template arguments: element type and booleans.
+// Run-time values to template arguments: the element type.
 #pragma once
 
 #include <torch/headeronly/core/ScalarType.h>
@@ -39,14 +39,3 @@ auto dispatch_floating(torch::headeronly::ScalarType dtype, const char* op, cons
 }
 
 }  // namespace mixsyn_fast
-
-// Runs the body with `NAME` as a constexpr bool.
-#define BOOL_SWITCH(condition, NAME, ...) \
-  [&] {                                   \
-    if (condition) {                      \
-      constexpr bool NAME = true;         \
-      return __VA_ARGS__();               \
-    }                                     \
-    constexpr bool NAME = false;          \
-    return __VA_ARGS__();                 \
-  }()

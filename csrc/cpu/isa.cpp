@@ -29,17 +29,6 @@ InstructionSet instruction_set() {
   return chosen;
 }
 
-const char* instruction_set_name() {
-  switch (instruction_set()) {
-    case InstructionSet::kAvx512:
-      return "avx512";
-    case InstructionSet::kAvx2:
-      return "avx2";
-    default:
-      return "baseline";
-  }
-}
-
 template <typename T, typename A>
 const RegionNormKernels<T, A>& region_norm_kernels() {
 #if defined(MIXSYN_X86_MULTIVERSION)

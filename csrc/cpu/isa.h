@@ -12,6 +12,5 @@ enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
 
 // MIXSYN_FAST_CPU=avx512|avx2|baseline lowers the choice (tests of the other paths); it never raises it.
 InstructionSet instruction_set();
-const char* instruction_set_name();
 
 }  // namespace mixsyn_fast::cpu

@@ -244,7 +244,8 @@ def _backward_reduce_reference(
     xhat, g, ghat, _ = _recompute(
         grad, x, mean, variance, index, table, scale, shift, noise, noise_scale, norm, eps, negative_slope
     )
-    sum_g = sum_gx = grad_table = torch.empty(0, dtype=xhat.dtype, device=x.device)
+    # three tensors: the results of an op share no memory
+    sum_g, sum_gx, grad_table = (torch.empty(0, dtype=xhat.dtype, device=x.device) for _ in range(3))
     if norm in (NORM_INSTANCE, NORM_BATCH):
         dims = (2, 3) if norm == NORM_INSTANCE else (0, 2, 3)
         shape = _group_shape(x, norm)
@@ -253,11 +254,7 @@ def _backward_reduce_reference(
         rows = torch.cat((g * xhat, g), 1).permute(0, 2, 3, 1).reshape(-1, table.shape[1])
         grad_table = torch.zeros(table.shape, dtype=xhat.dtype, device=x.device)
         grad_table.index_add_(0, index.reshape(-1), rows)
-    return (
-        sum_g,
-        (sum_gx if sum_gx is not sum_g else sum_g.clone()),
-        (grad_table if index is not None else torch.empty_like(grad_table[:0])),
-    )
+    return sum_g, sum_gx, grad_table
 
 
 _backward_reduce_op = torch.library.custom_op(
@@ -428,7 +425,7 @@ def _register_gradient(op: Any, kernels: _Kernels) -> None:
     op.register_autograd(backward, setup_context=_setup_context)
 
 
-def _register(suffix: str, kernels: _Kernels) -> None:
+def _register(kernels: _Kernels) -> None:
     """Fake kernels and gradients, the same for every backend's ops."""
     kernels.forward.register_fake(_region_norm_fake)  # type: ignore[attr-defined]
     kernels.backward_reduce.register_fake(_backward_reduce_fake)  # type: ignore[attr-defined]
@@ -439,7 +436,7 @@ def _register(suffix: str, kernels: _Kernels) -> None:
 
 
 _NATIVE = _Kernels(_region_norm_op, _region_norm_stats_op, _backward_reduce_op, _backward_input_op)
-_register("", _NATIVE)
+_register(_NATIVE)
 _REFERENCE = _Kernels(
     region_norm_reference, _region_norm_stats_reference, _backward_reduce_reference, _backward_input_reference
 )
@@ -468,7 +465,7 @@ def _triton_kernels() -> _Kernels:
             op("region_norm_backward_input_triton", _backward_input_op, launchers.region_norm_backward_input),
         )
         _TRITON.stats.register_fake(_region_norm_stats_fake)  # type: ignore[attr-defined]
-        _register("_triton", _TRITON)
+        _register(_TRITON)
     return _TRITON
 
 
