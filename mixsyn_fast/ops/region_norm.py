@@ -117,7 +117,8 @@ def region_norm_reference(
     """
     acc = _acc_dtype(x.dtype)
     value = _noisy(x, noise, noise_scale)
-    new_mean = new_variance = torch.empty(0, dtype=acc, device=x.device)
+    # two tensors: the results of an op share no memory
+    new_mean, new_variance = (torch.empty(0, dtype=acc, device=x.device) for _ in range(2))
     if norm in (NORM_INSTANCE, NORM_BATCH):
         per_instance = norm == NORM_INSTANCE
         new_mean, m2 = _moments(value, per_instance)

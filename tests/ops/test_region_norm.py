@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixsyn_fast import region_norm, use_backend
+from mixsyn_fast import backend, region_norm, use_backend
 from mixsyn_fast.ops.region_norm import NORM_BATCH, NORM_GIVEN, NORM_INSTANCE, NORM_NONE
 from tests.compare import assert_within_rule, relative_error
 
@@ -444,3 +444,21 @@ def test_two_processes_equal_one(tmp_path: Any) -> None:
     assert relative_error(first[3] + second[3], grad_scale) < 1e-12
     for rank in (first, second):
         assert relative_error(rank[4], mean) < 1e-13 and relative_error(rank[5], var) < 1e-13
+
+
+@pytest.mark.parametrize("norm", [NORM_NONE, NORM_INSTANCE, NORM_BATCH])
+def test_bodies_that_run_without_the_extension(norm: int) -> None:
+    """The Python bodies of the ops, which kernels override: the same results, one by one."""
+    assert backend.extension.ensure_loaded()
+    module = sys.modules["mixsyn_fast.ops.region_norm"]
+    values, index, grad = make_inputs((2, 5, 6, 7), torch.float64, channels_last=False)
+    rest = (index, values["table"], None, None, values["noise"], values["noise_scale"])
+    forwards = [k.forward(values["x"], None, None, *rest, norm, 1e-5, 0.2) for k in (module._NATIVE, module._REFERENCE)]
+    torch.testing.assert_close(*forwards)
+    mean, variance = forwards[0][1:] if norm else (None, None)
+    common = (grad, values["x"], mean, variance, *rest)
+    reduced = [k.backward_reduce(*common, norm, 1e-5, 0.2) for k in (module._NATIVE, module._REFERENCE)]
+    torch.testing.assert_close(*reduced)
+    sums = reduced[0][:2] if norm else (None, None)
+    inputs = [k.backward_input(*common, *sums, 42.0, norm, 1e-5, 0.2, False) for k in (module._NATIVE, module._REFERENCE)]
+    torch.testing.assert_close(*inputs)
