@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixsyn_fast import backend, region_norm, use_backend
+from mixsyn_fast import extension, region_norm, use_backend
 from mixsyn_fast.ops.region_norm import NORM_BATCH, NORM_GIVEN, NORM_INSTANCE, NORM_NONE
 from tests.compare import assert_within_rule, relative_error
 
@@ -449,7 +449,7 @@ def test_two_processes_equal_one(tmp_path: Any) -> None:
 @pytest.mark.parametrize("norm", [NORM_NONE, NORM_INSTANCE, NORM_BATCH])
 def test_bodies_that_run_without_the_extension(norm: int) -> None:
     """The Python bodies of the ops, which kernels override: the same results, one by one."""
-    assert backend.extension.ensure_loaded()
+    assert extension.ensure_loaded()
     module = sys.modules["mixsyn_fast.ops.region_norm"]
     values, index, grad = make_inputs((2, 5, 6, 7), torch.float64, channels_last=False)
     rest = (index, values["table"], None, None, values["noise"], values["noise_scale"])
