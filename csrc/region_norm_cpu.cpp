@@ -10,7 +10,9 @@
 #include <vector>
 
 #include "check.h"
+#include "cpu/isa.h"
 #include "cpu/region_norm.h"
+#include "cpu_torch.h"
 #include "dispatch.h"
 
 namespace mixsyn_fast {
@@ -22,24 +24,6 @@ using torch::stable::new_zeros;
 using torch::stable::parallel_for;
 
 enum Norm : int64_t { kNone = 0, kGiven = 1, kInstance = 2, kBatch = 3 };
-
-template <typename A>
-constexpr ScalarType acc_scalar_type() {
-  return std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
-}
-
-template <typename T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-template <typename T>
-const T* data(const std::optional<Tensor>& t) {
-  return t ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
-}
-template <typename T>
-T* mutable_data(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
 
 // Everything that has no element type: shapes checked once, in the order of the arguments.
 struct Inputs {
@@ -101,14 +85,6 @@ struct Inputs {
   }
 };
 
-template <typename A>
-using Buffer = std::unique_ptr<A[]>;
-
-template <typename A>
-Buffer<A> buffer(int64_t n) {
-  return Buffer<A>(new A[static_cast<size_t>(std::max<int64_t>(n, 1))]);
-}
-
 // (rows, columns) -> (columns, rows), tile by tile through a buffer: read straight from memory, rows that lie a power of two
 // apart would fall into the same few cache lines.
 template <typename A>
@@ -130,15 +106,12 @@ void transpose(const A* from, A* to, int64_t rows, int64_t columns) {
   });
 }
 
-// Grain of a loop whose items touch `elements` values each: about 16 Ki values per thread at least.
-int64_t grain(int64_t elements) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(elements, 1)); }
-
 // A typed problem and the buffers that live as long as it.
 template <typename T>
 struct Typed {
   using A = acc_t<T>;
   cpu::RegionNorm<T, A> problem;
-  const cpu::RegionNormKernels<T, A>& kernels = cpu::region_norm_kernels<T, A>();
+  const cpu::RegionNormKernels<T, A>& kernels = MIXSYN_BEST_OF(region_norm_kernels<T, A>);
   bool channels_last;
   Buffer<A> mean, rstd, table, noise_scale;
   std::vector<int32_t> block_row;

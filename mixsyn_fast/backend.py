@@ -33,6 +33,10 @@ PLANS = ("auto", "table", "dense")
 _KERNELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "region_norm": (("cpu", "cuda"), ("cuda",)),
     "label_patterns": (("cpu", "cuda"), ()),
+    "masked_roi_pool": (("cpu", "cuda"), ("cuda",)),
+    "spatial_attention_pool": (("cpu", "cuda"), ("cuda",)),
+    "channel_attention_spread": (("cpu", "cuda"), ("cuda",)),
+    "latent_blend": (("cpu", "cuda"), ("cuda",)),
 }
 OPS: tuple[str, ...] = tuple(_KERNELS)
 

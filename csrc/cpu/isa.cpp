@@ -4,11 +4,6 @@
 #include <cstdlib>
 #include <cstring>
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
-#include "region_norm.h"
-
 namespace mixsyn_fast::cpu {
 
 InstructionSet instruction_set() {
@@ -28,25 +23,5 @@ InstructionSet instruction_set() {
   }();
   return chosen;
 }
-
-template <typename T, typename A>
-const RegionNormKernels<T, A>& region_norm_kernels() {
-#if defined(MIXSYN_X86_MULTIVERSION)
-  switch (instruction_set()) {
-    case InstructionSet::kAvx512:
-      return avx512::kernels<T, A>();
-    case InstructionSet::kAvx2:
-      return avx2::kernels<T, A>();
-    default:
-      break;
-  }
-#endif
-  return baseline::kernels<T, A>();
-}
-
-template const RegionNormKernels<double, double>& region_norm_kernels();
-template const RegionNormKernels<float, float>& region_norm_kernels();
-template const RegionNormKernels<c10::Half, float>& region_norm_kernels();
-template const RegionNormKernels<c10::BFloat16, float>& region_norm_kernels();
 
 }  // namespace mixsyn_fast::cpu

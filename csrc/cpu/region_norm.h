@@ -57,22 +57,18 @@ struct RegionNormKernels {
   void (*input_planes)(const RegionNorm<T, A>&, int64_t begin, int64_t end);
 };
 
-// The kernels of the best instruction set of this machine.
-template <typename T, typename A>
-const RegionNormKernels<T, A>& region_norm_kernels();
-
 // The kernels of one instruction set, each in a file of its own so that they compile in parallel.
 namespace avx512 {
 template <typename T, typename A>
-const RegionNormKernels<T, A>& kernels();
+const RegionNormKernels<T, A>& region_norm_kernels();
 }
 namespace avx2 {
 template <typename T, typename A>
-const RegionNormKernels<T, A>& kernels();
+const RegionNormKernels<T, A>& region_norm_kernels();
 }
 namespace baseline {
 template <typename T, typename A>
-const RegionNormKernels<T, A>& kernels();
+const RegionNormKernels<T, A>& region_norm_kernels();
 }
 
 }  // namespace mixsyn_fast::cpu

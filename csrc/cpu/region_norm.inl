@@ -540,7 +540,7 @@ void input_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
 }
 
 template <typename T, typename A>
-const RegionNormKernels<T, A>& kernels() {
+const RegionNormKernels<T, A>& region_norm_kernels() {
   static const RegionNormKernels<T, A> table = {stats_tiles<T, A>,   apply_pixels<T, A>, reduce_tiles<T, A>,
                                                 input_chunks<T, A>,  stats_planes<T, A>, apply_planes<T, A>,
                                                 reduce_planes<T, A>, input_planes<T, A>};
@@ -548,7 +548,7 @@ const RegionNormKernels<T, A>& kernels() {
 }
 
 // What the other files may use.
-template const RegionNormKernels<double, double>& kernels<double, double>();
-template const RegionNormKernels<float, float>& kernels<float, float>();
-template const RegionNormKernels<c10::Half, float>& kernels<c10::Half, float>();
-template const RegionNormKernels<c10::BFloat16, float>& kernels<c10::BFloat16, float>();
+template const RegionNormKernels<double, double>& region_norm_kernels<double, double>();
+template const RegionNormKernels<float, float>& region_norm_kernels<float, float>();
+template const RegionNormKernels<c10::Half, float>& region_norm_kernels<c10::Half, float>();
+template const RegionNormKernels<c10::BFloat16, float>& region_norm_kernels<c10::BFloat16, float>();

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import os
 import shutil
 import subprocess
@@ -19,13 +20,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
-OPS = (
-    "region_norm",
-    "region_norm_stats",
-    "region_norm_backward_reduce",
-    "region_norm_backward_input",
-    "label_patterns",
-)
 
 
 def missing() -> str | None:
@@ -94,12 +88,12 @@ def build() -> Path:
 @functools.cache
 def ops() -> Any:
     """Return torch.ops.mixsyn_fast_emulated, with the schemas of the package's own ops."""
-    import mixsyn_fast.ops.label_patterns
-    import mixsyn_fast.ops.region_norm  # noqa: F401  (registers the schemas)
-
+    for path in sorted((ROOT / "mixsyn_fast" / "ops").glob("*.py")):
+        importlib.import_module(f"mixsyn_fast.ops.{path.stem}")  # registers the schemas
+    names = [n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if n.startswith("mixsyn_fast::")]
     global _library
     _library = torch.library.Library("mixsyn_fast_emulated", "DEF")
-    for name in OPS:
+    for name in names:
         schema = str(getattr(torch.ops.mixsyn_fast, name).default._schema)
         _library.define(schema.split("::", 1)[1])
     torch.ops.load_library(str(build()))
