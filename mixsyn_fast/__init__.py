@@ -9,6 +9,7 @@ from __future__ import annotations
 from .accelerate import AccelerationReport, accelerate, restore
 from .backend import FallbackWarning, use_backend, use_plan
 from .ops.label_patterns import label_patterns
+from .ops.masked_roi_pool import masked_roi_pool
 from .ops.region_norm import region_norm
 from .region_map import PatternPlan, Patterns, RegionMap, as_region_map
 from .runtime import keep_memory, warmup
@@ -25,6 +26,7 @@ __all__ = [
     "as_region_map",
     "keep_memory",
     "label_patterns",
+    "masked_roi_pool",
     "region_norm",
     "restore",
     "use_backend",

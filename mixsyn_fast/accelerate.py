@@ -31,6 +31,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from . import layers
 from .backend import announce_fallback
 from .layers.derived import derived
+from .ops.masked_roi_pool import masked_roi_pool
 from .region_map import RegionMap
 
 KINDS = {
@@ -236,7 +237,7 @@ def _style_encoder(module: nn.Module, options: _Options, image: Tensor, segmap: 
     regions = _regions(segmap, options)
     if (regions.is_soft or regions.edges is not None) and options.soft_masks == "published":
         raise _NotExact("the map is soft (accelerate(..., soft_masks='blend') takes weighted means instead)")
-    return layers.region_mean(module.model(image), regions)
+    return masked_roi_pool(module.model(image), regions, mode="mean")[0]
 
 
 _FORWARDS = {"spade": _spade, "sean": _sean, "clade": _clade, "style_encoder": _style_encoder}

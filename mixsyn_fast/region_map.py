@@ -52,6 +52,21 @@ class PatternPlan(NamedTuple):
     """(P,): the 3x3 pattern, in [0, Z), at the centre of every row."""
 
 
+class ClassPlan(NamedTuple):
+    """As :class:`PatternPlan` for SPADE on a map of vectors, one per image and region: all patterns are per image.
+
+    With Z distinct 3x3 patterns per image and P rows (distinct 5x5 patterns per image):
+    """
+
+    index: Tensor
+    """(B, h, w): row of every pixel, in [0, P)."""
+    hidden: Tensor
+    """(Z, 9): the first convolution, indices as :attr:`PatternPlan.style`."""
+    rows: Tensor
+    """(P, 9): the second convolution, indices into its table of ((Z + 1) patterns x 9 taps) rows; pattern Z is the zero
+    hidden value outside the image."""
+
+
 def _fail(argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
     raise error(f"RegionMap: {argument}: expected {expected}, got {got}")
 
@@ -367,36 +382,59 @@ class RegionMap:
         key = ("plan", size, per_image and self.batch_size > 1)
         return self._cached(key, lambda: self._make_plan(size, key[2]))
 
-    def _make_plan(self, size: Size, per_image: bool) -> PatternPlan:
-        wide = self.patterns(size, 2, per_image)
-        shared = self.patterns(size, 1, False)
-        own = self.patterns(size, 1, per_image)
-        device, regions = self.device, self.num_regions
-        height, width = size
-        # Any pixel of a row stands for it: all have the same 5x5 labels.
-        pixels = wide.index.numel()
-        pixel_of_row = torch.empty(len(wide.patterns), dtype=torch.int64, device=device)
+    def class_plan(self, size: Size | None = None) -> ClassPlan:
+        """Return the index tensors of SPADE's table on a map of per-image class vectors; see :class:`ClassPlan`."""
+        size = self._checked(size)
+
+        def make() -> ClassPlan:
+            wide, own = self.patterns(size, 2, True), self.patterns(size, 1, True)
+            pixel = self._pixel_of_row(wide)
+            return ClassPlan(wide.index, self._style_index(own), self._row_index(pixel, size, own))
+
+        return self._cached(("class_plan", size), make)
+
+    @staticmethod
+    def _pixel_of_row(wide: Patterns) -> Tensor:
+        """Return (P,): a pixel of every row. Any pixel stands for its row: all have the same 5x5 labels."""
+        pixel = torch.empty(len(wide.patterns), dtype=torch.int64, device=wide.index.device)
         flat = wide.index.reshape(-1).to(torch.int64)
-        pixel_of_row[flat] = torch.arange(pixels, device=device)
-        image, within = pixel_of_row // (height * width), pixel_of_row % (height * width)
+        pixel[flat] = torch.arange(len(flat), device=flat.device)
+        return pixel
+
+    def _row_index(self, pixel: Tensor, size: Size, fine: Patterns) -> Tensor:
+        """(P, 9) indices of the second convolution: the 3x3 patterns of ``fine`` around ``pixel``, times 9, plus the tap."""
+        height, width = size
+        device = self.device
+        image, within = pixel // (height * width), pixel % (height * width)
         y, x = within // width, within % width
         offset = torch.arange(-1, 2, device=device)
         ys, xs = (y[:, None] + offset)[:, :, None], (x[:, None] + offset)[:, None, :]  # (P, 3, 1), (P, 1, 3)
         inside = ((ys >= 0) & (ys < height) & (xs >= 0) & (xs < width)).reshape(-1, 9)
         at = (image[:, None, None] * height + ys.clamp(0, max(height - 1, 0))) * width + xs.clamp(0, max(width - 1, 0))
-        neighbour = shared.index.reshape(-1)[at.reshape(-1, 9)]
+        neighbour = fine.index.reshape(-1)[at.reshape(-1, 9)]
         tap = torch.arange(9, device=device, dtype=torch.int32)
-        rows = torch.where(inside, neighbour, len(shared.patterns)) * 9 + tap
-        codes = (regions + 2) * (2 if self.edges is not None else 1)
-        hidden = shared.patterns + tap * codes
-        label = own.patterns % (regions + 2)  # the style map does not see edges
+        return (torch.where(inside, neighbour, len(fine.patterns)) * 9 + tap).to(torch.int32)
+
+    def _style_index(self, own: Patterns) -> Tensor:
+        """(Z, 9) indices of a convolution of vectors per image and region; see :attr:`PatternPlan.style`."""
+        regions, device = self.num_regions, self.device
+        label = own.patterns % (regions + 2)  # a map of vectors does not see edges
         rank = torch.full((regions + 2,), -1, dtype=torch.int32, device=device)
         rank[list(self.present)] = torch.arange(len(self.present), dtype=torch.int32, device=device)
         rank = rank[label.to(torch.int64)]
         owner = own.row_image[:, None] * len(self.present) + rank
-        style = torch.where(rank >= 0, owner, self.batch_size * len(self.present)) * 9 + tap
-        centre = own.index.reshape(-1)[pixel_of_row]
-        return PatternPlan(wide.index, hidden, rows.to(torch.int32), style.to(torch.int32), centre)
+        tap = torch.arange(9, device=device, dtype=torch.int32)
+        return torch.where(rank >= 0, owner, self.batch_size * len(self.present)) * 9 + tap
+
+    def _make_plan(self, size: Size, per_image: bool) -> PatternPlan:
+        wide = self.patterns(size, 2, per_image)
+        shared = self.patterns(size, 1, False)
+        own = self.patterns(size, 1, per_image)
+        pixel = self._pixel_of_row(wide)
+        codes = (self.num_regions + 2) * (2 if self.edges is not None else 1)
+        hidden = shared.patterns + torch.arange(9, device=self.device, dtype=torch.int32) * codes
+        centre = own.index.reshape(-1)[pixel]
+        return PatternPlan(wide.index, hidden, self._row_index(pixel, size, shared), self._style_index(own), centre)
 
 
 def labels_of_onehot(onehot: Tensor) -> Tensor | None:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixsyn_fast.layers import FastConv2d, SEANNorm, region_mean
+from mixsyn_fast import masked_roi_pool
+from mixsyn_fast.layers import FastConv2d, SEANNorm
 from mixsyn_fast.region_map import RegionMap
 
 from .blocks import SLOPE, GeneratorConfig, RegionGenerator
@@ -66,7 +67,7 @@ class StyleEncoder(nn.Module):
 
     def forward(self, image: Tensor, regions: RegionMap) -> Tensor:
         """Return the style codes (B, K, style_length)."""
-        return region_mean(self.model(image), regions)
+        return masked_roi_pool(self.model(image), regions, mode="mean")[0]
 
 
 class SEANGenerator(RegionGenerator):

@@ -1,5 +1,6 @@
 """Drop-in layers: the published attributes and state_dict names, exact and fast inside."""
 
+from .class_codes import ClassCodes, ClassEmbedding, ClassLatents
 from .conv import FastConv2d, conv2d
 from .derived import forget
 from .norms import (
@@ -14,18 +15,21 @@ from .norms import (
     table_fits,
     unsupported_norm,
 )
-from .pooling import region_mean
+from .pooling import RegionPool2d
 
 __all__ = [
     "CLADENorm",
+    "ClassCodes",
+    "ClassEmbedding",
+    "ClassLatents",
     "FastConv2d",
+    "RegionPool2d",
     "SEANNorm",
     "SPADENorm",
     "clade_norm",
     "conv2d",
     "forget",
     "norm_arguments",
-    "region_mean",
     "sean_noise",
     "sean_norm",
     "spade_norm",

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..backend import current_backend, current_plan
 from ..ops.region_norm import region_norm
-from ..region_map import PatternPlan, RegionMap, as_region_map
+from ..region_map import ClassPlan, PatternPlan, RegionMap, as_region_map
 from .algebra import gather_sum, linear, packed, taps
 from .derived import derived, may_keep
 
@@ -138,13 +138,15 @@ def table_fits(spade: nn.Module) -> bool:
     return all(fits(conv) for conv in (_shared_conv(spade), spade.mlp_gamma, spade.mlp_beta))
 
 
-def _prefers_table(spade: nn.Module, regions: RegionMap, size: tuple[int, int], plan_name: str, per_image: bool) -> bool:
+def _prefers_table(
+    spade: nn.Module, regions: RegionMap, size: tuple[int, int], plan_name: str, per_image: bool, of_classes: bool = False
+) -> bool:
     if regions.is_soft or plan_name == "dense" or not table_fits(spade):
         return False
     if plan_name == "table":
         return True
     hidden, channels = spade.mlp_gamma.in_channels, spade.mlp_gamma.out_channels  # type: ignore[union-attr]
-    plan = regions.plan(size, per_image)
+    plan = regions.class_plan(size) if of_classes else regions.plan(size, per_image)
     pixels = plan.index.numel()
     patterns, rows = plan.hidden.shape[0] + 1, plan.rows.shape[0]
     table = patterns * 9 * hidden * 2 * channels + _GATHER_COST * rows * 9 * 2 * channels
@@ -157,6 +159,16 @@ def _check_channels(spade: nn.Module, regions: RegionMap, where: str) -> None:
     got = regions.weights.shape[1] if regions.weights is not None else regions.num_channels
     if got != expected:
         raise ValueError(f"{where}: regions: expected {expected} channels (regions and edges), got {got}")
+
+
+def _check_class_vectors(spade: nn.Module, regions: RegionMap, vectors: Tensor) -> None:
+    shape = (regions.batch_size, regions.num_regions, _shared_conv(spade).in_channels)
+    if tuple(vectors.shape) != shape:
+        raise ValueError(f"SPADENorm: class_vectors: expected shape {shape}, got {tuple(vectors.shape)}")
+    if vectors.device != regions.device:
+        raise ValueError(f"SPADENorm: class_vectors: expected device {regions.device}, got {vectors.device}")
+    if regions.edges is not None:
+        raise ValueError("SPADENorm: regions: expected a map without edges with class_vectors, got one with edges")
 
 
 def _hidden_rows(spade: nn.Module, regions: RegionMap, plan: PatternPlan, dtype: torch.dtype) -> Tensor:
@@ -174,8 +186,27 @@ def _hidden_rows(spade: nn.Module, regions: RegionMap, plan: PatternPlan, dtype:
     return F.pad(F.relu(hidden), (0, 0, 0, 1))
 
 
-def _dense_hidden(spade: nn.Module, regions: RegionMap, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    return spade.mlp_shared(regions.onehot(size, dtype))  # type: ignore[operator]
+def _hidden_rows_of_classes(spade: nn.Module, regions: RegionMap, plan: ClassPlan, vectors: Tensor) -> Tensor:
+    """As :func:`_hidden_rows`, of a map that holds ``vectors`` (B, K, D) instead of ones: (Z + 1, F)."""
+    conv = _shared_conv(spade)
+    present = vectors[:, list(regions.present)]
+    rows = F.pad(present.reshape(-1, conv.in_channels), (0, 0, 0, 1))  # and zero: outside the image, or no region
+    hidden = gather_sum(_tap_rows(rows, taps(conv.weight)), plan.hidden)
+    if conv.bias is not None:
+        hidden = hidden + conv.bias
+    return F.pad(F.relu(hidden), (0, 0, 0, 1))
+
+
+def _dense_hidden(
+    spade: nn.Module, regions: RegionMap, size: tuple[int, int], dtype: torch.dtype, vectors: Tensor | None = None
+) -> Tensor:
+    if vectors is None:
+        return spade.mlp_shared(regions.onehot(size, dtype))  # type: ignore[operator]
+    conv = _shared_conv(spade)
+    if regions.is_soft and current_plan() != "dense" and conv.kernel_size == (3, 3):
+        return F.relu(_effective_style_conv(vectors, conv, regions.weights_at(size)))
+    which = list(range(regions.num_regions) if regions.is_soft else regions.present)
+    return spade.mlp_shared(_dense_style_map(vectors[:, which], regions, size))  # type: ignore[operator]
 
 
 def _zero_or(bias: Tensor | None, conv: nn.Conv2d) -> Tensor:
@@ -202,9 +233,8 @@ def _with_centre(rows: Tensor, addend: Tensor) -> Tensor:
     return rows
 
 
-def _spade_table(spade: Any, regions: RegionMap, plan: PatternPlan, dtype: torch.dtype) -> Tensor:
-    """Finished scale (1 + gamma) and shift per pattern, (P, 2C)."""
-    hidden = _hidden_rows(spade, regions, plan, dtype)
+def _spade_table(spade: Any, hidden: Tensor, rows: Tensor) -> Tensor:
+    """Finished scale (1 + gamma) and shift per pattern, (P, 2C), from hidden rows and the gather-sums over them."""
     gamma, beta = spade.mlp_gamma, spade.mlp_beta
     weights = (gamma.weight, beta.weight, gamma.bias, beta.bias)
 
@@ -213,36 +243,57 @@ def _spade_table(spade: Any, regions: RegionMap, plan: PatternPlan, dtype: torch
 
     if may_keep(spade, *weights) and not hidden.requires_grad:
         matrix, finished = derived(spade, "table", weights, lambda: (_both_taps(gamma, beta), bias()))
-        return gather_sum(_with_centre(_tap_rows(hidden, matrix), finished), plan.rows)
-    parts = [gather_sum(_tap_rows(hidden, taps(conv.weight)), plan.rows) for conv in (gamma, beta)]
+        return gather_sum(_with_centre(_tap_rows(hidden, matrix), finished), rows)
+    parts = [gather_sum(_tap_rows(hidden, taps(conv.weight)), rows) for conv in (gamma, beta)]
     return torch.cat(parts, 1) + bias()
 
 
-def spade_norm(module: nn.Module, x: Tensor, regions: Regions, *, negative_slope: float | None = None) -> Tensor:
+def spade_norm(
+    module: nn.Module,
+    x: Tensor,
+    regions: Regions,
+    *,
+    class_vectors: Tensor | None = None,
+    negative_slope: float | None = None,
+) -> Tensor:
     """SPADE (Eq. 1 and Fig. 2 of the SPADE paper): ``act(norm(x) * (1 + gamma(m)) + beta(m))``.
 
     Args:
         module: has ``param_free_norm``, ``mlp_shared``, ``mlp_gamma``, ``mlp_beta``.
         x: (B, C, H, W).
         regions: a region map, or a one-hot or soft mask (B, K, h, w), nearest-resized to x.
+        class_vectors: (B, K, D), or None for the one-hot map itself. With them ``m`` holds at every pixel the vector of its
+            class (on a soft map their weighted sum), as the class-wise semantics embedding of the class- and layer-wise
+            VAE does (Eq. 12); ``mlp_shared`` then has D input channels, and the map must have no edges. The map of vectors
+            is never made: they go into the table (docs/exact_algebra.md).
         negative_slope: LeakyReLU that follows, fused; None for none.
 
     Returns:
         (B, C, H, W).
 
     Raises:
-        ValueError: batch, device or number of channels differ.
+        ValueError: batch, device, number of channels or the shape of the vectors differ.
     """
-    regions = as_region_map(regions)
+    regions = as_region_map(regions, None if class_vectors is None or class_vectors.dim() != 3 else class_vectors.shape[1])
     size = _check_input(x, regions, "SPADENorm")
-    _check_channels(module, regions, "SPADENorm")
     gamma_conv, beta_conv = module.mlp_gamma, module.mlp_beta
     dtype = gamma_conv.weight.dtype  # type: ignore[union-attr]
-    if _prefers_table(module, regions, size, current_plan(), False):
-        plan = regions.plan(size)
-        modulation: dict[str, Any] = {"index": plan.index, "table": _spade_table(module, regions, plan, dtype)}
+    if class_vectors is None:
+        _check_channels(module, regions, "SPADENorm")
     else:
-        hidden = _dense_hidden(module, regions, size, dtype)
+        _check_class_vectors(module, regions, class_vectors)
+        class_vectors = class_vectors.to(dtype)
+    if _prefers_table(module, regions, size, current_plan(), False, class_vectors is not None):
+        plan: PatternPlan | ClassPlan
+        if class_vectors is None:
+            plan = regions.plan(size)
+            hidden = _hidden_rows(module, regions, plan, dtype)
+        else:
+            plan = regions.class_plan(size)
+            hidden = _hidden_rows_of_classes(module, regions, plan, class_vectors)
+        modulation: dict[str, Any] = {"index": plan.index, "table": _spade_table(module, hidden, plan.rows)}
+    else:
+        hidden = _dense_hidden(module, regions, size, dtype, class_vectors)
         scale, shift = 1 + gamma_conv(hidden), beta_conv(hidden)  # type: ignore[operator]
         if _is_plain():
             return _plain(module.param_free_norm, x, scale, shift, negative_slope)  # type: ignore[arg-type]
@@ -409,7 +460,7 @@ def sean_norm(
         if use_style:
             table = _sean_table(module, regions, plan, vectors, dtype)
         else:
-            table = _spade_table(spade, regions, plan, dtype)
+            table = _spade_table(spade, _hidden_rows(spade, regions, plan, dtype), plan.rows)
         modulation: dict[str, Any] = {"index": plan.index, "table": table}
     else:
         dense_hidden = _dense_hidden(spade, regions, size, dtype)
@@ -532,7 +583,7 @@ class SPADENorm(nn.Module):
 
     Args:
         channels: C of the input.
-        label_channels: channels of the map: K, and one more with edges.
+        label_channels: channels of the map: K, and one more with edges; or the length of ``class_vectors``.
         norm: ``"batch"``, ``"syncbatch"``, ``"instance"`` or ``"none"``.
         hidden: width of the hidden layer.
         kernel_size: 3 in all published models; other odd sizes run the dense plan.
@@ -554,9 +605,16 @@ class SPADENorm(nn.Module):
         self.mlp_gamma = nn.Conv2d(hidden, channels, kernel_size, padding=pad)
         self.mlp_beta = nn.Conv2d(hidden, channels, kernel_size, padding=pad)
 
-    def forward(self, x: Tensor, regions: Regions, *, negative_slope: float | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        regions: Regions,
+        *,
+        class_vectors: Tensor | None = None,
+        negative_slope: float | None = None,
+    ) -> Tensor:
         """See :func:`spade_norm`."""
-        return spade_norm(self, x, regions, negative_slope=negative_slope)
+        return spade_norm(self, x, regions, class_vectors=class_vectors, negative_slope=negative_slope)
 
 
 class SEANNorm(nn.Module):

@@ -1,36 +1,45 @@
-"""Mean of features per region, as SEAN's style encoder needs it."""
+"""Pooling over the regions of a label map, as a layer."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
+from torch import Tensor, nn
+
+from ..ops.masked_roi_pool import MODES, masked_roi_pool
 from ..region_map import RegionMap, as_region_map
 
 
-def region_mean(features: Tensor, regions: RegionMap | Tensor) -> Tensor:
-    """Mean of the features of every region; an absent region gives zeros (SEAN, style encoder).
-
-    All regions in one product of the features with the one-hot map, no loop over regions.
+class RegionPool2d(nn.Module):
+    """Maximum or mean of features over every region (class- and layer-wise VAE, Eq. 16-17; SEAN's style encoder).
 
     Args:
-        features: (B, C, h, w) floating.
-        regions: a region map or one-hot mask, nearest-resized to (h, w); on a soft map the mean is weighted.
-
-    Returns:
-        (B, K, C) in the dtype of the features, differentiable in features and soft weights.
+        mode: ``"max"`` or ``"mean"``.
+        return_positions: also return where each maximum was found.
 
     Raises:
-        ValueError: the batch sizes differ.
+        ValueError: another ``mode``, or positions of a mean.
     """
-    if isinstance(regions, Tensor):
-        regions = as_region_map(regions, num_regions=regions.shape[1])  # no edge channel here
-    if regions.batch_size != features.shape[0]:
-        raise ValueError(f"region_mean: regions: expected batch {features.shape[0]} as features, got {regions.batch_size}")
-    size = (features.shape[2], features.shape[3])
-    # sums and areas in float32: a region of 65,536 pixels is infinite in float16
-    acc = torch.promote_types(features.dtype, torch.float32)
-    mask = regions.onehot(size, acc)[:, : regions.num_regions]
-    total = torch.bmm(mask.flatten(2), features.to(acc).flatten(2).transpose(1, 2))
-    area = mask.sum((2, 3))[:, :, None]
-    return (total / torch.where(area == 0, 1, area)).to(features.dtype)
+
+    def __init__(self, mode: str = "max", *, return_positions: bool = False) -> None:
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f"RegionPool2d: mode: expected 'max' or 'mean', got {mode!r}")
+        if return_positions and mode != "max":
+            raise ValueError("RegionPool2d: return_positions: expected False with mode='mean', got True")
+        self.mode, self.return_positions = mode, return_positions
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"mode={self.mode!r}" + (", return_positions=True" if self.return_positions else "")
+
+    def forward(
+        self, features: Tensor | Sequence[Tensor], regions: RegionMap | Tensor
+    ) -> Tensor | tuple[Tensor, Tensor] | list[Tensor] | tuple[list[Tensor], list[Tensor]]:
+        """See :func:`mixsyn_fast.masked_roi_pool`; ``regions`` is a region map or a mask (B, K, h, w), one-hot or soft."""
+        if isinstance(regions, Tensor):
+            if regions.dim() != 4:
+                raise ValueError(f"RegionPool2d: regions: expected a mask (B, K, h, w), got shape {tuple(regions.shape)}")
+            regions = as_region_map(regions, num_regions=regions.shape[1])  # no edge channel here
+        pooled, position = masked_roi_pool(features, regions, mode=self.mode)  # type: ignore[arg-type]
+        return (pooled, position) if self.return_positions else pooled  # type: ignore[return-value]

@@ -105,14 +105,14 @@ def masked_roi_pool_reference(
         position = _first_maximum(features, labels, num_regions)
         absent = position < 0
         if flat.shape[2] == 0:
-            pooled = flat.new_zeros(position.shape)
+            pooled = flat.new_zeros(position.shape) + flat.sum()  # no pixel: zero, and still a function of the features
         else:
             pooled = flat.gather(2, position.clamp(min=0).transpose(1, 2)).transpose(1, 2)
         pooled = torch.where(absent, 0, pooled).contiguous()
         return pooled, position.to(torch.int32).contiguous(), torch.empty(0, dtype=acc, device=features.device)
     image = torch.arange(batch, device=features.device)[:, None] * (num_regions + 1)
-    row = (image + torch.where(labels < 0, num_regions, labels).reshape(batch, -1)).reshape(-1)
-    pixels = flat.transpose(1, 2).reshape(-1, channels).to(acc)
+    row = (image + torch.where(labels < 0, num_regions, labels).reshape(batch, height * width)).reshape(-1)
+    pixels = flat.transpose(1, 2).reshape(batch * height * width, channels).to(acc)
     rows = batch * (num_regions + 1)
     total = torch.zeros(rows, channels, dtype=acc, device=features.device).index_add(0, row, pixels)
     area = torch.zeros(rows, dtype=acc, device=features.device).index_add(0, row, torch.ones_like(row, dtype=acc))
@@ -156,7 +156,7 @@ def _backward_reference(
         acc = area.dtype
         share = grad.to(acc) / torch.where(area == 0, 1, area)[:, :, None]
         share = torch.cat((share, share.new_zeros((batch, 1, channels))), 1).to(grad.dtype)
-        row = torch.where(labels < 0, regions, labels).to(torch.int64).reshape(batch, -1, 1)
+        row = torch.where(labels < 0, regions, labels).to(torch.int64).reshape(batch, height * width, 1)
         flat = share.gather(1, row.expand(-1, -1, channels)).transpose(1, 2)
     memory = torch.channels_last if channels_last else torch.contiguous_format
     return flat.reshape(batch, channels, height, width).clone(memory_format=memory)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixsyn_fast import RegionMap, use_backend, use_plan
-from mixsyn_fast.layers import CLADENorm, SEANNorm, SPADENorm, region_mean
+from mixsyn_fast.layers import CLADENorm, RegionPool2d, SEANNorm, SPADENorm
 from tests.compare import relative_error
 
 BATCH, REGIONS, CHANNELS, STYLE = 2, 6, 10, 12
@@ -262,7 +262,7 @@ def test_weights_may_change_in_every_way_between_calls() -> None:
         (lambda s, x, r: CLADENorm(10, 4)(x, r), "regions: expected 4 regions, got 6"),
         (lambda s, x, r: CLADENorm(10, 6, positional=True)(x, r), "distance: expected a tensor"),
         (lambda s, x, r: SPADENorm(10, 6, norm="layer"), "norm: expected one of"),
-        (lambda s, x, r: region_mean(x[:1], r), "regions: expected batch 1"),
+        (lambda s, x, r: RegionPool2d("mean")(x[:1], r), "regions: expected batch 1"),
     ],
 )
 def test_bad_arguments(call: Any, words: str) -> None:
@@ -277,16 +277,17 @@ def test_affine_norm_is_refused() -> None:
         layer(torch.zeros(2, 10, 8, 8), region_map())
 
 
-def test_region_mean_against_a_loop() -> None:
+def test_mean_pooling_against_a_loop() -> None:
     regions = region_map(absent=True, ignored=True)
     features = torch.randn(BATCH, 7, 11, 9, dtype=torch.float64, requires_grad=True)
     labels = regions.labels_at((11, 9))
-    got = region_mean(features, regions)
+    pool = RegionPool2d("mean")
+    got = pool(features, regions)
     for b, k in itertools.product(range(BATCH), range(REGIONS)):
         mine = features[b][:, labels[b] == k]
         expected = mine.mean(1) if mine.shape[1] else torch.zeros(7, dtype=torch.float64)
         torch.testing.assert_close(got[b, k], expected)
-    assert torch.autograd.gradcheck(lambda f: region_mean(f, regions), features)
+    assert torch.autograd.gradcheck(lambda f: pool(f, regions), features)
 
 
 def test_frozen_statistics_stay_frozen() -> None:
@@ -309,13 +310,13 @@ def test_a_soft_mask_with_a_binary_channel_is_no_edge_map() -> None:
     layer = randomised(SEANNorm(4, 3, style_length=5, hidden=3)).eval()
     expected = layer(x, RegionMap.soft(weights), codes, noise=None)
     torch.testing.assert_close(layer(x, weights, codes, noise=None), expected)
-    assert region_mean(x, weights).shape == (1, 3, 4)
+    assert RegionPool2d("mean")(x, weights).shape == (1, 3, 4)
 
 
-def test_region_mean_of_a_large_region_in_half_precision() -> None:
+def test_mean_of_a_large_region_in_half_precision() -> None:
     features = torch.randn(1, 2, 256, 256) * 0.01 + 1
     regions = RegionMap(torch.zeros(1, 256, 256, dtype=torch.int64), 2)
-    got = region_mean(features.half(), regions)
+    got = RegionPool2d("mean")(features.half(), regions)
     torch.testing.assert_close(got[0, 0].float(), features.mean((0, 2, 3)), atol=2e-3, rtol=0)
     assert not bool(got[0, 1].any())
 
