@@ -159,7 +159,7 @@ _TRITON: _Kernels | None = None
 
 
 def _triton_kernels() -> _Kernels:
-    """Register ``mixsyn_fast::channel_attention_spread_triton`` and its backward on first use: importing triton takes long."""
+    """Register ``channel_attention_spread_triton`` and its backward on first use: importing triton takes a while."""
     global _TRITON
     if _TRITON is None:
         from .triton_kernels import channel_attention_spread as launchers

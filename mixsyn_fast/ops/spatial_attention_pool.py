@@ -1,4 +1,4 @@
-r"""Spatial attention and aggregation of the masked spatial-channel attention (MSCA) in one pass over the exemplar's features.
+r"""Spatial attention and aggregation of MSCA (masked spatial-channel attention) in one pass over the exemplar's features.
 
 .. math::
 
@@ -238,7 +238,7 @@ _TRITON: _Kernels | None = None
 
 
 def _triton_kernels() -> _Kernels:
-    """Register ``mixsyn_fast::spatial_attention_pool_triton`` and its backward on first use: importing triton takes long."""
+    """Register ``spatial_attention_pool_triton`` and its backward on first use: importing triton takes a while."""
     global _TRITON
     if _TRITON is None:
         from .triton_kernels import spatial_attention_pool as launchers

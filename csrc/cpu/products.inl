@@ -1,0 +1,294 @@
+// What attention kernels are made of: exp, transposes, tiles converted to the accumulation type, and two matrix products
+// on tiles that lie in the cache. Included after vec.inl, once per instruction set. Everything here works on whole vectors:
+// rows are padded to kLanes elements, and rows of the accumulation type start at multiples of 64 bytes where it matters.
+
+#if defined(__AVX512F__)
+#define MIXSYN_PRODUCT_ROWS 8  // rows x vectors of the register block, one register each
+#define MIXSYN_PRODUCT_TALL 16
+#else
+#define MIXSYN_PRODUCT_ROWS 2  // a vector is two or four registers, of which there are sixteen
+#define MIXSYN_PRODUCT_TALL 4
+#endif
+
+MIXSYN_INLINE int64_t products_padded(int64_t n, int64_t lanes) { return (n + lanes - 1) / lanes * lanes; }
+
+// exp: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial in r (interpolation at Chebyshev nodes, relative error 1e-8 in
+// float and 2e-17 in double), times 2^n. Exactly zero near the smallest normal number, infinite from 2^127.5 on, NaN for
+// NaN. Adding 1.5 * 2^mantissa rounds to an integer, which then stands in the low bits.
+MIXSYN_INLINE Vec<float> products_exp(Vec<float> x) {
+  const Vec<float> shifted = x * 1.44269504f + 12582912.0f;
+  const Vec<float> n = shifted - 12582912.0f;
+  const Vec<float> r = (x - n * 0.693145751953125f) - n * 1.42860682e-6f;
+  Vec<float> q = splat<float>(0.00139262133f);
+  q = q * r + 0.00836320297f;
+  q = q * r + 0.0416665544f;
+  q = q * r + 0.166665768f;
+  q = q * r + 0.5f;
+  q = (q * r) * r + r;
+  VecOf<float>::mask bits;
+  __builtin_memcpy(&bits, &shifted, 64);
+  bits = (bits << 23) + 0x3f800000;
+  Vec<float> power;
+  __builtin_memcpy(&power, &bits, 64);
+  Vec<float> y = q * power + power;
+  y = x < -87.0f ? Vec<float>{} : y;
+  return x > 88.37f ? splat<float>(__builtin_inff()) : y;
+}
+MIXSYN_INLINE Vec<double> products_exp(Vec<double> x) {
+  const Vec<double> shifted = x * 1.442695040888963407 + 6755399441055744.0;
+  const Vec<double> n = shifted - 6755399441055744.0;
+  const Vec<double> r = (x - n * 0.6931471805592082091607153) - n * 7.37100256516779890e-13;
+  Vec<double> q = splat<double>(2.5100424157005066788e-8);
+  q = q * r + 2.7620138719733995569e-7;
+  q = q * r + 2.7557268378684192873e-6;
+  q = q * r + 2.4801521190217727651e-5;
+  q = q * r + 1.9841269863105968748e-4;
+  q = q * r + 1.3888888917281793308e-3;
+  q = q * r + 8.3333333333300513464e-3;
+  q = q * r + 0.041666666666623991516;
+  q = q * r + 0.16666666666666667456;
+  q = q * r + 0.5;
+  q = (q * r) * r + r;
+  VecOf<double>::mask bits;
+  __builtin_memcpy(&bits, &shifted, 64);
+  bits = (bits << 52) + 0x3ff0000000000000;
+  Vec<double> power;
+  __builtin_memcpy(&power, &bits, 64);
+  Vec<double> y = q * power + power;
+  y = x < -708.0 ? Vec<double>{} : y;
+  return x > 709.43 ? splat<double>(__builtin_inf()) : y;
+}
+
+// Lanes 0 to n - 1 of the first, the others of the second.
+template <typename A>
+MIXSYN_INLINE Vec<A> first_lanes(Vec<A> first, Vec<A> second, int64_t n) {
+  typename VecOf<A>::mask lane;
+  for (int i = 0; i < kLanes<A>; ++i) lane[i] = i;
+  typename VecOf<A>::mask limit;
+  for (int i = 0; i < kLanes<A>; ++i) limit[i] = static_cast<std::conditional_t<sizeof(A) == 4, int32_t, int64_t>>(n);
+  return lane < limit ? first : second;
+}
+
+template <typename A>
+MIXSYN_INLINE A lane_max(Vec<A> v) {
+  A high = v[0];
+  for (int i = 1; i < kLanes<A>; ++i) high = v[i] > high ? v[i] : high;
+  return high;
+}
+
+// to[c][r] = from[r][c] for whole vectors in both directions: kLanes x kLanes blocks, exchanging halves, quarters and so on.
+template <typename A>
+void transpose_tile(const A* from, int64_t from_stride, A* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  constexpr int L = kLanes<A>;
+  for (int64_t r0 = 0; r0 < rows; r0 += L)
+    for (int64_t c0 = 0; c0 < columns; c0 += L) {
+      const A* source = from + r0 * from_stride + c0;
+      A* target = to + c0 * to_stride + r0;
+#if defined(__GNUC__) && !defined(__clang__)
+      Vec<A> v[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) v[i] = load(source + i * from_stride);
+#pragma GCC unroll 4
+      for (int step = 1; step < L; step *= 2) {
+        typename VecOf<A>::mask low, high;  // lanes of the pair (a, b): where the even and the odd row come from
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) low[l] = l & step ? L + l - step : l, high[l] = l & step ? L + l : l + step;
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) {
+          if (i & step) continue;
+          const Vec<A> a = v[i], b = v[i + step];
+          v[i] = __builtin_shuffle(a, b, low);
+          v[i + step] = __builtin_shuffle(a, b, high);
+        }
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) store(target + i * to_stride, v[i]);
+#else
+      for (int r = 0; r < L; ++r)
+        for (int c = 0; c < L; ++c) target[c * to_stride + r] = source[r * from_stride + c];
+#endif
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ tiles in and out
+
+// rows x columns elements of T into rows of A padded with zeros to whole vectors.
+template <typename T, typename A>
+void load_tile(const T* from, int64_t from_stride, A* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  constexpr int L = kLanes<A>;
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* source = from + r * from_stride;
+    A* target = to + r * to_stride;
+    int64_t c = 0;
+    for (; c + L <= columns; c += L) store(target + c, load(source + c));
+    if (c < columns) store(target + c, load_n(source + c, columns - c));
+  }
+}
+
+// The reverse: rows of A, of which `columns` elements count, to T.
+template <typename T, typename A>
+void store_tile(const A* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  constexpr int L = kLanes<A>;
+  for (int64_t r = 0; r < rows; ++r) {
+    const A* source = from + r * from_stride;
+    T* target = to + r * to_stride;
+    int64_t c = 0;
+    for (; c + L <= columns; c += L) store(target + c, load(source + c));
+    if (c < columns) store_n(target + c, load(source + c), columns - c);
+  }
+}
+
+// sums[r] += the columns of row r, lane by lane.
+template <typename A>
+void add_row_lanes(const A* tile, int64_t stride, int64_t rows, int64_t columns, A* sums) {
+  constexpr int L = kLanes<A>;
+  for (int64_t r = 0; r < rows; ++r) {
+    Vec<A> sum = {};
+    for (int64_t c = 0; c < columns; c += L) sum += load(tile + r * stride + c);
+    store(sums + r * L, load(sums + r * L) + sum);
+  }
+}
+
+// sums[c] += column c.
+template <typename A, int V>
+MIXSYN_INLINE void add_columns_block(const A* tile, int64_t stride, int64_t rows, A* sums) {
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[V] = {};
+  for (int64_t r = 0; r < rows; ++r)
+    for (int v = 0; v < V; ++v) sum[v] += load(tile + r * stride + v * L);
+  for (int v = 0; v < V; ++v) store(sums + v * L, load(sums + v * L) + sum[v]);
+}
+template <typename A>
+void add_columns(const A* tile, int64_t stride, int64_t rows, int64_t columns, A* sums) {
+  constexpr int L = kLanes<A>;
+  int64_t c = 0;
+  for (; c + 4 * L <= columns; c += 4 * L) add_columns_block<A, 4>(tile + c, stride, rows, sums + c);
+  for (; c < columns; c += L) add_columns_block<A, 1>(tile + c, stride, rows, sums + c);
+}
+
+// ------------------------------------------------------------------------------------------------------ products
+
+// What becomes of the sums: out = sums, out = sums + row[column], out += sums, out = out * row[column] + sums.
+enum class Product { kSet, kBias, kAdd, kScale };
+
+// out[r][j] from sum_i x[r][i] w[i][j] for R rows and V vectors of columns, kept in registers. x is broadcast.
+template <typename A, int R, int V, Product MODE>
+MIXSYN_INLINE void product_block(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out,
+                                 int64_t os) {
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sum[r][v] = MODE == Product::kBias ? load(row + v * L) : Vec<A>{};
+  for (int64_t i = 0; i < inner; ++i) {
+    Vec<A> column[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) column[v] = load(w + i * ws + v * L);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec<A> value = splat<A>(x[r * xs + i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[r][v] += value * column[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      A* to = out + r * os + v * L;
+      if (MODE == Product::kAdd) sum[r][v] = load(to) + sum[r][v];
+      if (MODE == Product::kScale) sum[r][v] = load(to) * load(row + v * L) + sum[r][v];
+      store(to, sum[r][v]);
+    }
+}
+
+template <typename A, int R, int V, Product MODE>
+MIXSYN_INLINE int64_t product_rows(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out,
+                                   int64_t os, int64_t begin, int64_t end) {
+  int64_t r = begin;
+  for (; r + R <= end; r += R) product_block<A, R, V, MODE>(x + r * xs, xs, w, ws, inner, row, out + r * os, os);
+  return r;
+}
+
+template <typename A, int V, Product MODE>
+MIXSYN_INLINE void product_columns(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out,
+                                   int64_t os, int64_t begin, int64_t end) {
+  int64_t r = begin;
+  if (V == 1) r = product_rows<A, MIXSYN_PRODUCT_TALL, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end);
+  r = product_rows<A, MIXSYN_PRODUCT_ROWS, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end);
+  if (MIXSYN_PRODUCT_ROWS > 4) r = product_rows<A, 4, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end);
+  product_rows<A, 1, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end);
+}
+
+// out (rows, columns) from x (rows, inner) w (inner, columns); columns in whole vectors. Every element is summed over i in
+// order, whatever the blocks are: the same numbers come out of a product of more rows or more columns.
+template <typename A, Product MODE>
+void product(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out, int64_t os, int64_t rows,
+             int64_t columns) {
+  constexpr int L = kLanes<A>;
+  // w stays in the first-level cache: all of it while blocks of rows pass, or a panel of columns while all rows pass
+  const int64_t block = inner * columns * static_cast<int64_t>(sizeof(A)) <= 32768 ? 16 : rows;
+  for (int64_t r0 = 0; r0 < rows; r0 += block) {
+    const int64_t r1 = r0 + block < rows ? r0 + block : rows;
+    int64_t c = 0;
+    for (; c + 2 * L <= columns; c += 2 * L)
+      product_columns<A, 2, MODE>(x, xs, w + c, ws, inner, row ? row + c : row, out + c, os, r0, r1);
+    if (c < columns) product_columns<A, 1, MODE>(x, xs, w + c, ws, inner, row ? row + c : row, out + c, os, r0, r1);
+  }
+}
+
+// out[i][j] = out[i][j] * scale[i] + sum_p x[p][i] y[p][j] for I rows of out and V vectors (scale null: 1).
+template <typename A, int I, int V>
+MIXSYN_INLINE void outer_block(const A* x, int64_t xs, const A* y, int64_t ys, int64_t count, const A* scale, A* out,
+                               int64_t os) {
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[I][V];
+#pragma GCC unroll 16
+  for (int i = 0; i < I; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sum[i][v] = Vec<A>{};
+  for (int64_t p = 0; p < count; ++p) {
+    Vec<A> value[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) value[v] = load(y + p * ys + v * L);
+#pragma GCC unroll 16
+    for (int i = 0; i < I; ++i) {
+      const Vec<A> factor = splat<A>(x[p * xs + i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[i][v] += factor * value[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < I; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      A* to = out + i * os + v * L;
+      store(to, scale ? load(to) * splat<A>(scale[i]) + sum[i][v] : load(to) + sum[i][v]);
+    }
+}
+
+template <typename A, int I>
+MIXSYN_INLINE int64_t outer_rows(const A* x, int64_t xs, const A* y, int64_t ys, int64_t count, const A* scale, A* out,
+                                 int64_t os, int64_t i, int64_t rows, int64_t columns) {
+  constexpr int L = kLanes<A>;
+  for (; i + I <= rows; i += I) {
+    const A* factor = scale ? scale + i : scale;
+    int64_t c = 0;
+    for (; c + 2 * L <= columns; c += 2 * L) outer_block<A, I, 2>(x + i, xs, y + c, ys, count, factor, out + i * os + c, os);
+    if (c < columns) outer_block<A, I, 1>(x + i, xs, y + c, ys, count, factor, out + i * os + c, os);
+  }
+  return i;
+}
+
+// out (rows, columns) = scale * out + x^T y with x (count, rows), y (count, columns); columns in whole vectors.
+template <typename A>
+void outer_product(const A* x, int64_t xs, const A* y, int64_t ys, int64_t count, const A* scale, A* out, int64_t os,
+                   int64_t rows, int64_t columns) {
+  int64_t i = outer_rows<A, MIXSYN_PRODUCT_ROWS>(x, xs, y, ys, count, scale, out, os, 0, rows, columns);
+  if (MIXSYN_PRODUCT_ROWS > 4) i = outer_rows<A, 4>(x, xs, y, ys, count, scale, out, os, i, rows, columns);
+  outer_rows<A, 1>(x, xs, y, ys, count, scale, out, os, i, rows, columns);
+}
+
+#undef MIXSYN_PRODUCT_ROWS
+#undef MIXSYN_PRODUCT_TALL
