@@ -2,7 +2,7 @@
 // on tiles that lie in the cache. Included after vec.inl, once per instruction set. Everything here works on whole vectors:
 // rows are padded to kLanes elements, and rows of the accumulation type start at multiples of 64 bytes where it matters.
 
-#if defined(__AVX512F__)
+#if defined(MIXSYN_THIRTY_TWO_REGISTERS)
 #define MIXSYN_PRODUCT_ROWS 8  // rows x vectors of the register block, one register each
 #define MIXSYN_PRODUCT_TALL 16
 #else
@@ -10,7 +10,16 @@
 #define MIXSYN_PRODUCT_TALL 4
 #endif
 
+// Register blocks are functions of their own: inlined into the loops around them, the compiler runs out of registers.
+#define MIXSYN_BLOCK static __attribute__((noinline))
+
 MIXSYN_INLINE int64_t products_padded(int64_t n, int64_t lanes) { return (n + lanes - 1) / lanes * lanes; }
+
+// All lanes the same; the compiler makes one instruction of this, and of a scalar times a vector.
+template <typename A>
+MIXSYN_INLINE Vec<A> all_lanes(A value) {
+  return value - Vec<A>{};
+}
 
 // exp: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial in r (interpolation at Chebyshev nodes, relative error 1e-8 in
 // float and 2e-17 in double), times 2^n. Exactly zero near the smallest normal number, infinite from 2^127.5 on, NaN for
@@ -19,7 +28,7 @@ MIXSYN_INLINE Vec<float> products_exp(Vec<float> x) {
   const Vec<float> shifted = x * 1.44269504f + 12582912.0f;
   const Vec<float> n = shifted - 12582912.0f;
   const Vec<float> r = (x - n * 0.693145751953125f) - n * 1.42860682e-6f;
-  Vec<float> q = splat<float>(0.00139262133f);
+  Vec<float> q = all_lanes<float>(0.00139262133f);
   q = q * r + 0.00836320297f;
   q = q * r + 0.0416665544f;
   q = q * r + 0.166665768f;
@@ -32,13 +41,13 @@ MIXSYN_INLINE Vec<float> products_exp(Vec<float> x) {
   __builtin_memcpy(&power, &bits, 64);
   Vec<float> y = q * power + power;
   y = x < -87.0f ? Vec<float>{} : y;
-  return x > 88.37f ? splat<float>(__builtin_inff()) : y;
+  return x > 88.37f ? all_lanes<float>(__builtin_inff()) : y;
 }
 MIXSYN_INLINE Vec<double> products_exp(Vec<double> x) {
   const Vec<double> shifted = x * 1.442695040888963407 + 6755399441055744.0;
   const Vec<double> n = shifted - 6755399441055744.0;
   const Vec<double> r = (x - n * 0.6931471805592082091607153) - n * 7.37100256516779890e-13;
-  Vec<double> q = splat<double>(2.5100424157005066788e-8);
+  Vec<double> q = all_lanes<double>(2.5100424157005066788e-8);
   q = q * r + 2.7620138719733995569e-7;
   q = q * r + 2.7557268378684192873e-6;
   q = q * r + 2.4801521190217727651e-5;
@@ -56,17 +65,7 @@ MIXSYN_INLINE Vec<double> products_exp(Vec<double> x) {
   __builtin_memcpy(&power, &bits, 64);
   Vec<double> y = q * power + power;
   y = x < -708.0 ? Vec<double>{} : y;
-  return x > 709.43 ? splat<double>(__builtin_inf()) : y;
-}
-
-// Lanes 0 to n - 1 of the first, the others of the second.
-template <typename A>
-MIXSYN_INLINE Vec<A> first_lanes(Vec<A> first, Vec<A> second, int64_t n) {
-  typename VecOf<A>::mask lane;
-  for (int i = 0; i < kLanes<A>; ++i) lane[i] = i;
-  typename VecOf<A>::mask limit;
-  for (int i = 0; i < kLanes<A>; ++i) limit[i] = static_cast<std::conditional_t<sizeof(A) == 4, int32_t, int64_t>>(n);
-  return lane < limit ? first : second;
+  return x > 709.43 ? all_lanes<double>(__builtin_inf()) : y;
 }
 
 template <typename A>
@@ -75,6 +74,23 @@ MIXSYN_INLINE A lane_max(Vec<A> v) {
   for (int i = 1; i < kLanes<A>; ++i) high = v[i] > high ? v[i] : high;
   return high;
 }
+
+// Step by step of a transpose: where the lanes of a pair of rows go, and which of the two.
+template <typename A>
+struct TransposeLanes {
+  std::conditional_t<sizeof(A) == 4, int32_t, int64_t> low[4][kLanes<A>] = {}, high[4][kLanes<A>] = {};
+  constexpr TransposeLanes() {
+    constexpr int L = kLanes<A>;
+    for (int i = 0; i < 4; ++i)
+      for (int l = 0; l < L; ++l) {
+        const int step = 1 << i;
+        low[i][l] = l & step ? L + l - step : l;
+        high[i][l] = l & step ? L + l : l + step;
+      }
+  }
+};
+template <typename A>
+inline constexpr TransposeLanes<A> kTransposeLanes = {};
 
 // to[c][r] = from[r][c] for whole vectors in both directions: kLanes x kLanes blocks, exchanging halves, quarters and so on.
 template <typename A>
@@ -89,10 +105,11 @@ void transpose_tile(const A* from, int64_t from_stride, A* to, int64_t to_stride
 #pragma GCC unroll 16
       for (int i = 0; i < L; ++i) v[i] = load(source + i * from_stride);
 #pragma GCC unroll 4
-      for (int step = 1; step < L; step *= 2) {
-        typename VecOf<A>::mask low, high;  // lanes of the pair (a, b): where the even and the odd row come from
-#pragma GCC unroll 16
-        for (int l = 0; l < L; ++l) low[l] = l & step ? L + l - step : l, high[l] = l & step ? L + l : l + step;
+      for (int n = 0; 1 << n < L; ++n) {
+        const int step = 1 << n;
+        typename VecOf<A>::mask low, high;
+        __builtin_memcpy(&low, kTransposeLanes<A>.low[n], 64);
+        __builtin_memcpy(&high, kTransposeLanes<A>.high[n], 64);
 #pragma GCC unroll 16
         for (int i = 0; i < L; ++i) {
           if (i & step) continue;
@@ -173,7 +190,7 @@ enum class Product { kSet, kBias, kAdd, kScale };
 
 // out[r][j] from sum_i x[r][i] w[i][j] for R rows and V vectors of columns, kept in registers. x is broadcast.
 template <typename A, int R, int V, Product MODE>
-MIXSYN_INLINE void product_block(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out,
+MIXSYN_BLOCK void product_block(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out,
                                  int64_t os) {
   constexpr int L = kLanes<A>;
   Vec<A> sum[R][V];
@@ -181,13 +198,19 @@ MIXSYN_INLINE void product_block(const A* x, int64_t xs, const A* w, int64_t ws,
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) sum[r][v] = MODE == Product::kBias ? load(row + v * L) : Vec<A>{};
+  constexpr int kBases = (R + 3) / 4;  // pointers to every fourth row: with one per row the loop runs out of registers
+  const A* base[kBases];
+#pragma GCC unroll 4
+  for (int b = 0; b < kBases; ++b) base[b] = x + 4 * b * xs;
   for (int64_t i = 0; i < inner; ++i) {
     Vec<A> column[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) column[v] = load(w + i * ws + v * L);
+    for (int v = 0; v < V; ++v) column[v] = load(w + v * L);
+    w += ws;
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const Vec<A> value = splat<A>(x[r * xs + i]);
+      const A value = base[r / 4][(r % 4) * xs];
+      if (r % 4 == 3 || r == R - 1) ++base[r / 4];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sum[r][v] += value * column[v];
     }
@@ -240,7 +263,7 @@ void product(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, cons
 
 // out[i][j] = out[i][j] * scale[i] + sum_p x[p][i] y[p][j] for I rows of out and V vectors (scale null: 1).
 template <typename A, int I, int V>
-MIXSYN_INLINE void outer_block(const A* x, int64_t xs, const A* y, int64_t ys, int64_t count, const A* scale, A* out,
+MIXSYN_BLOCK void outer_block(const A* x, int64_t xs, const A* y, int64_t ys, int64_t count, const A* scale, A* out,
                                int64_t os) {
   constexpr int L = kLanes<A>;
   Vec<A> sum[I][V];
@@ -254,7 +277,7 @@ MIXSYN_INLINE void outer_block(const A* x, int64_t xs, const A* y, int64_t ys, i
     for (int v = 0; v < V; ++v) value[v] = load(y + p * ys + v * L);
 #pragma GCC unroll 16
     for (int i = 0; i < I; ++i) {
-      const Vec<A> factor = splat<A>(x[p * xs + i]);
+      const A factor = x[p * xs + i];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sum[i][v] += factor * value[v];
     }
@@ -264,7 +287,7 @@ MIXSYN_INLINE void outer_block(const A* x, int64_t xs, const A* y, int64_t ys, i
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       A* to = out + i * os + v * L;
-      store(to, scale ? load(to) * splat<A>(scale[i]) + sum[i][v] : load(to) + sum[i][v]);
+      store(to, scale ? load(to) * scale[i] + sum[i][v] : load(to) + sum[i][v]);
     }
 }
 
@@ -290,5 +313,6 @@ void outer_product(const A* x, int64_t xs, const A* y, int64_t ys, int64_t count
   outer_rows<A, 1>(x, xs, y, ys, count, scale, out, os, i, rows, columns);
 }
 
+#undef MIXSYN_BLOCK
 #undef MIXSYN_PRODUCT_ROWS
 #undef MIXSYN_PRODUCT_TALL

@@ -64,7 +64,7 @@ template <typename A>
 MIXSYN_INLINE void pool_mask_rows(const uint8_t* mask, A* maps, int64_t stride, int64_t columns, int64_t count, A value) {
   for (int64_t p = 0; p < count; ++p) {
     if (mask[p]) continue;
-    for (int64_t k = 0; k < columns; k += kLanes<A>) store(maps + p * stride + k, splat<A>(value));
+    for (int64_t k = 0; k < columns; k += kLanes<A>) store(maps + p * stride + k, all_lanes<A>(value));
   }
 }
 
@@ -228,14 +228,14 @@ MIXSYN_INLINE void pool_forward_planes(const SpatialAttentionPool<T, A>& a, cons
                            -std::numeric_limits<A>::infinity());
       if (a.logits) store_tile<A, A>(row, 0, a.logits + (image * K + k) * P + p0, 0, 1, count);
       const A before = high[k];
-      Vec<A> highest = splat<A>(before);
+      Vec<A> highest = all_lanes<A>(before);
       for (int64_t p = 0; p < padded; p += L) {
         const Vec<A> l = load(row + p);
         highest = l > highest ? l : highest;
       }
       const A now = lane_max<A>(highest);
       const A shift = now == -std::numeric_limits<A>::infinity() ? A(0) : now;  // nothing but masked positions so far
-      const A factor = products_exp(splat<A>(before - shift))[0];
+      const A factor = products_exp(all_lanes<A>(before - shift))[0];
       Vec<A> total = {};
       for (int64_t p = 0; p < padded; p += L) {
         const Vec<A> e = products_exp(load(row + p) - shift);
@@ -263,7 +263,7 @@ MIXSYN_INLINE void pool_backward_planes(const SpatialAttentionPool<T, A>& a, con
   A* ones = s.maps + 2 * K * stride;    // one row; a transpose of the K rows before it may read it and what follows
   for (int64_t k = 2 * K; k < 2 * kp + 1; ++k)
     for (int64_t p = 0; p < stride; p += L) store(s.maps + k * stride + p, Vec<A>{});
-  for (int64_t p = 0; p < stride; p += L) store(ones + p, splat<A>(A(1)));
+  for (int64_t p = 0; p < stride; p += L) store(ones + p, all_lanes<A>(A(1)));
   for (int64_t p0 = begin; p0 < end; p0 += a.tile) {
     const int64_t count = end - p0 < a.tile ? end - p0 : a.tile, padded = products_padded(count, L);
     load_tile<T, A>(a.feature + image * N * P + p0, P, s.feature, stride, N, count);

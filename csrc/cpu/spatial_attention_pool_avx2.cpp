@@ -12,7 +12,6 @@
 #if defined(MIXSYN_X86_MULTIVERSION)
 #pragma GCC target("avx2,fma,f16c")
 #define MIXSYN_F16C
-#define MIXSYN_GATHER_AVX2
 namespace mixsyn_fast::cpu::avx2 {
 #include "vec.inl"
 

@@ -12,7 +12,7 @@
 #if defined(MIXSYN_X86_MULTIVERSION)
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 #define MIXSYN_F16C
-#define MIXSYN_GATHER_AVX512
+#define MIXSYN_THIRTY_TWO_REGISTERS
 namespace mixsyn_fast::cpu::avx512 {
 #include "vec.inl"
 
