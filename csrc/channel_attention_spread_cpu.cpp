@@ -50,7 +50,8 @@ struct Inputs {
   void check_grad(const Tensor& grad) const {
     check_shape(op, "grad", grad, {batch, channels, height, width});
     check_dtype(op, "grad", grad, condition.scalar_type());
-    const bool fits = channels_last ? grad.numel() == 0 || layout_of(grad) == Layout4d::kChannelsLast : grad.is_contiguous();
+    const bool fits =
+        channels_last ? grad.numel() == 0 || layout_of(grad) == Layout4d::kChannelsLast : grad.is_contiguous();
     MIXSYN_CHECK(fits, op, "grad", "the memory layout of condition", "another layout");
   }
 };
@@ -187,13 +188,13 @@ std::tuple<Tensor, Tensor, Tensor> channel_attention_spread_backward_cpu(const T
       A* out = mutable_data<A>(grad_values);
       parallel_for(0, B, 1, [&](int64_t begin, int64_t end) {
         for (int64_t b = begin; b < end; ++b)
-          sum_parts<A>(part_values.get() + b * p.chunks * value_size, p.chunks, last ? typed.np : typed.kp, value_size, !last,
-                       out + b * K * N, K, N);
+          sum_parts<A>(part_values.get() + b * p.chunks * value_size, p.chunks, last ? typed.np : typed.kp, value_size,
+                       !last, out + b * K * N, K, N);
       });
     }
     if (needs & kWeight)
-      sum_parts<A>(part_weight.get(), typed.parts, last ? typed.mp : typed.kp, weight_size, !last, mutable_data<A>(grad_weight),
-                   K, M);
+      sum_parts<A>(part_weight.get(), typed.parts, last ? typed.mp : typed.kp, weight_size, !last,
+                   mutable_data<A>(grad_weight), K, M);
     return std::make_tuple(grad_values, grad_condition, grad_weight);
   });
 }

@@ -41,8 +41,8 @@ struct Inputs {
     conditions = condition.size(1);
     const bool contiguous = features.is_contiguous() && condition.is_contiguous();
     channels_last = !contiguous;
-    MIXSYN_CHECK(contiguous || (is_channels_last(features) && is_channels_last(condition)), op, "features and condition",
-                 "contiguous or channels_last memory, the same for both", "other strides");
+    MIXSYN_CHECK(contiguous || (is_channels_last(features) && is_channels_last(condition)), op,
+                 "features and condition", "contiguous or channels_last memory, the same for both", "other strides");
     const ScalarType acc = features.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
     check_shape(op, "weight_features", weight_features, {-1, channels});
     maps = weight_features.size(0);
@@ -57,9 +57,7 @@ struct Inputs {
     MIXSYN_CHECK(t.is_contiguous(), op, name, "contiguous memory", "other strides");
   }
 
-  static bool is_channels_last(const Tensor& t) {
-    return t.numel() == 0 || layout_of(t) == Layout4d::kChannelsLast;
-  }
+  static bool is_channels_last(const Tensor& t) { return t.numel() == 0 || layout_of(t) == Layout4d::kChannelsLast; }
 };
 
 // A typed problem and the buffers that live as long as it.
@@ -183,9 +181,11 @@ void merge(const Typed<T>& typed, A* values, A* mean, A* lse) {
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> spatial_attention_pool_cpu(
-    const Tensor& features, const Tensor& condition, const Tensor& weight_features, const Tensor& weight_condition,
-    const std::optional<Tensor>& mask, bool return_maps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> spatial_attention_pool_cpu(const Tensor& features, const Tensor& condition,
+                                                                      const Tensor& weight_features,
+                                                                      const Tensor& weight_condition,
+                                                                      const std::optional<Tensor>& mask,
+                                                                      bool return_maps) {
   Inputs in{"spatial_attention_pool", features, condition, weight_features, weight_condition, mask};
   in.check();
   return dispatch_floating(features.scalar_type(), in.op, "features", [&](auto tag) {
@@ -264,7 +264,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spatial_attention_pool_backward_cpu(
     in.dense("lse", lse, {in.batch, in.maps}, acc);
     Typed<T> typed(in);
     auto& p = typed.problem;
-    const int64_t B = p.batch, K = p.maps, N = p.features, M = p.conditions, kp = typed.kp, np = typed.np, mp = typed.mp;
+    const int64_t B = p.batch, K = p.maps, N = p.features, M = p.conditions, kp = typed.kp, np = typed.np,
+                  mp = typed.mp;
     const std::vector<int64_t> none = {0}, wf_shape = {K, N}, wc_shape = {K, M};
     Tensor grad_features = needs & kFeatures ? empty_like(features) : new_empty(features, none);
     Tensor grad_condition = needs & kCondition ? empty_like(condition) : new_empty(features, none);
@@ -335,11 +336,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spatial_attention_pool_backward_cpu(
     p.part_weight_features = part_wf.get(), p.part_weight_condition = part_wc.get();
     typed.run(typed.kernels.backward);
     if (needs & kWeightFeatures)
-      sum_parts<A>(part_wf.get(), typed.parts, p.channels_last ? np : kp, wf_size, !p.channels_last, mutable_data<A>(grad_wf),
-                   K, N);
+      sum_parts<A>(part_wf.get(), typed.parts, p.channels_last ? np : kp, wf_size, !p.channels_last,
+                   mutable_data<A>(grad_wf), K, N);
     if (needs & kWeightCondition)
-      sum_parts<A>(part_wc.get(), typed.parts, p.channels_last ? mp : kp, wc_size, !p.channels_last, mutable_data<A>(grad_wc),
-                   K, M);
+      sum_parts<A>(part_wc.get(), typed.parts, p.channels_last ? mp : kp, wc_size, !p.channels_last,
+                   mutable_data<A>(grad_wc), K, M);
     return std::make_tuple(grad_features, grad_condition, grad_wf, grad_wc);
   });
 }

@@ -20,14 +20,14 @@ struct ChannelAttentionSpread {
   const A* value_columns = nullptr;   // channels_last: (B, K, Np)
   T* result = nullptr;                // (B, N, H*W), or (B, H*W, N) in channels_last
   // backward
-  const T* grad = nullptr;             // as result
-  const A* grad_rows = nullptr;        // contiguous: (B, K, N), the values as they are
-  const A* grad_columns = nullptr;     // channels_last: (B, N, Kp), transposed values
-  const A* condition_rows = nullptr;   // contiguous: (M, K), transposed weight
+  const T* grad = nullptr;               // as result
+  const A* grad_rows = nullptr;          // contiguous: (B, K, N), the values as they are
+  const A* grad_columns = nullptr;       // channels_last: (B, N, Kp), transposed values
+  const A* condition_rows = nullptr;     // contiguous: (M, K), transposed weight
   const A* condition_columns = nullptr;  // channels_last: (K, Mp)
-  T* grad_condition = nullptr;         // as condition, or null
-  A* part_values = nullptr;            // per part (K, Np) or, contiguous, (N, Kp); zeroed; or null
-  A* part_weight = nullptr;            // per part (K, Mp) or (M, Kp); zeroed; or null
+  T* grad_condition = nullptr;           // as condition, or null
+  A* part_values = nullptr;              // per part (K, Np) or, contiguous, (N, Kp); zeroed; or null
+  A* part_weight = nullptr;              // per part (K, Mp) or (M, Kp); zeroed; or null
 };
 
 template <typename T, typename A>

@@ -51,6 +51,23 @@ MIXSYN_INLINE SpreadRows<A> spread_rows(const T* from, int64_t channels, A* buff
   return {buffer, padded};
 }
 
+// The tile that starts at position p of an image, as far as it reaches into this part.
+template <typename T, typename A>
+MIXSYN_INLINE Ahead spread_ahead(const ChannelAttentionSpread<T, A>& a, int64_t image, int64_t p, int64_t end) {
+  const int64_t N = a.grad ? a.features : 0, M = a.conditions, P = a.pixels;
+  const int64_t count = end - p < a.tile ? end - p : a.tile;
+  Ahead ahead;
+  if (count <= 0) return ahead;
+  if (a.channels_last) {
+    ahead_set(ahead, 0, a.condition + (image * P + p) * M, 0, 1, count * M);
+    if (a.grad) ahead_set(ahead, 1, a.grad + (image * P + p) * N, 0, 1, count * N);
+  } else {
+    ahead_set(ahead, 0, a.condition + image * M * P + p, P, M, count);
+    if (a.grad) ahead_set(ahead, 1, a.grad + image * N * P + p, P, N, count);
+  }
+  return ahead;
+}
+
 // Softmax over K rows, in place, V vectors of positions at a time.
 template <typename A, int V>
 MIXSYN_INLINE void spread_softmax_block(A* maps, int64_t stride, int64_t K) {
@@ -114,34 +131,37 @@ MIXSYN_INLINE void spread_zero_rows(A* turned, int64_t kp, int64_t from, int64_t
 
 // What the products leave behind: full vectors of T go to their place, others through a buffer.
 template <typename T, typename A>
-MIXSYN_INLINE void spread_store(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, A* buffer, int64_t stride,
-                                T* to, int64_t to_stride, int64_t rows, int64_t columns) {
+MIXSYN_INLINE void spread_store(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, A* buffer,
+                                int64_t stride, T* to, int64_t to_stride, int64_t rows, int64_t columns, Ahead* ahead) {
   if constexpr (std::is_same_v<T, A>) {
     if (columns % kLanes<A> == 0) {
-      product<A, Product::kSet>(x, xs, w, ws, inner, nullptr, to, to_stride, rows, columns);
+      product<A, Product::kSet>(x, xs, w, ws, inner, nullptr, to, to_stride, rows, columns, ahead);
       return;
     }
   }
-  product<A, Product::kSet>(x, xs, w, ws, inner, nullptr, buffer, stride, rows, products_padded(columns, kLanes<A>));
+  product<A, Product::kSet>(x, xs, w, ws, inner, nullptr, buffer, stride, rows, products_padded(columns, kLanes<A>),
+                            ahead);
   store_tile<T, A>(buffer, stride, to, to_stride, rows, columns);
 }
 
 template <typename T, typename A>
-MIXSYN_INLINE void spread_forward_last(const ChannelAttentionSpread<T, A>& a, const SpreadScratch<T, A>& s, int64_t part) {
+MIXSYN_INLINE void spread_forward_last(const ChannelAttentionSpread<T, A>& a, const SpreadScratch<T, A>& s,
+                                       int64_t part) {
   const int64_t K = a.maps, N = a.features, M = a.conditions, P = a.pixels, kp = s.kp;
   const int64_t image = part / a.chunks, begin = (part % a.chunks) * a.chunk;
   const int64_t end = begin + a.chunk < P ? begin + a.chunk : P;
   for (int64_t p0 = begin; p0 < end; p0 += a.tile) {
     const int64_t count = end - p0 < a.tile ? end - p0 : a.tile, padded = products_padded(count, kLanes<A>);
+    Ahead ahead = spread_ahead<T, A>(a, image, p0 + a.tile, end);
     const int64_t at = image * P + p0;
     const SpreadRows<A> c = spread_rows<T, A>(a.condition + at * M, M, s.condition, s.mp, count);
-    product<A, Product::kSet>(c.data, c.stride, a.weight_columns, kp, M, nullptr, s.turned, kp, count, kp);
+    product<A, Product::kSet>(c.data, c.stride, a.weight_columns, kp, M, nullptr, s.turned, kp, count, kp, &ahead);
     spread_zero_rows<A>(s.turned, kp, count, padded);
     transpose_tile<A>(s.turned, kp, s.maps, s.stride, padded, kp);
     spread_softmax<A>(s.maps, s.stride, K, padded);
     transpose_tile<A>(s.maps, s.stride, s.turned, kp, kp, padded);
-    spread_store<T, A>(s.turned, kp, a.value_columns + image * K * s.np, s.np, K, s.features, s.np, a.result + at * N, N,
-                       count, N);
+    spread_store<T, A>(s.turned, kp, a.value_columns + image * K * s.np, s.np, K, s.features, s.np, a.result + at * N,
+                       N, count, N, &ahead);
   }
 }
 
@@ -153,44 +173,49 @@ MIXSYN_INLINE void spread_forward_planes(const ChannelAttentionSpread<T, A>& a, 
   const int64_t end = begin + a.chunk < P ? begin + a.chunk : P;
   for (int64_t p0 = begin; p0 < end; p0 += a.tile) {
     const int64_t count = end - p0 < a.tile ? end - p0 : a.tile, padded = products_padded(count, kLanes<A>);
+    Ahead ahead = spread_ahead<T, A>(a, image, p0 + a.tile, end);
     load_tile<T, A>(a.condition + image * M * P + p0, P, s.condition, stride, M, count);
-    product<A, Product::kSet>(a.weight_rows, M, s.condition, stride, M, nullptr, s.maps, stride, K, padded);
+    product<A, Product::kSet>(a.weight_rows, M, s.condition, stride, M, nullptr, s.maps, stride, K, padded, &ahead);
     spread_softmax<A>(s.maps, stride, K, padded);
-    spread_store<T, A>(a.value_rows + image * N * K, K, s.maps, stride, K, s.features, stride, a.result + image * N * P + p0,
-                       P, N, count);
+    spread_store<T, A>(a.value_rows + image * N * K, K, s.maps, stride, K, s.features, stride,
+                       a.result + image * N * P + p0, P, N, count, &ahead);
   }
 }
 
 template <typename T, typename A>
-MIXSYN_INLINE void spread_backward_last(const ChannelAttentionSpread<T, A>& a, const SpreadScratch<T, A>& s, int64_t part) {
+MIXSYN_INLINE void spread_backward_last(const ChannelAttentionSpread<T, A>& a, const SpreadScratch<T, A>& s,
+                                        int64_t part) {
   const int64_t K = a.maps, N = a.features, M = a.conditions, P = a.pixels, kp = s.kp, np = s.np, mp = s.mp;
   const int64_t image = part / a.chunks, begin = (part % a.chunks) * a.chunk;
   const int64_t end = begin + a.chunk < P ? begin + a.chunk : P;
   for (int64_t p0 = begin; p0 < end; p0 += a.tile) {
     const int64_t count = end - p0 < a.tile ? end - p0 : a.tile, padded = products_padded(count, kLanes<A>);
+    Ahead ahead = spread_ahead<T, A>(a, image, p0 + a.tile, end);
     const int64_t at = image * P + p0;
     const SpreadRows<A> c = spread_rows<T, A>(a.condition + at * M, M, s.condition, mp, count);
     const SpreadRows<A> g = spread_rows<T, A>(a.grad + at * N, N, s.features, np, count);
-    product<A, Product::kSet>(c.data, c.stride, a.weight_columns, kp, M, nullptr, s.turned, kp, count, kp);
+    product<A, Product::kSet>(c.data, c.stride, a.weight_columns, kp, M, nullptr, s.turned, kp, count, kp, &ahead);
     spread_zero_rows<A>(s.turned, kp, count, padded);
     transpose_tile<A>(s.turned, kp, s.maps, s.stride, padded, kp);
     spread_softmax<A>(s.maps, s.stride, K, padded);
     if (a.part_values) {
       transpose_tile<A>(s.maps, s.stride, s.turned, kp, kp, padded);
-      outer_product<A>(s.turned, kp, g.data, g.stride, count, nullptr, a.part_values + part * K * np, np, K, np);
+      outer_product<A>(s.turned, kp, g.data, g.stride, count, nullptr, a.part_values + part * K * np, np, K, np,
+                       &ahead);
     }
     if (!a.grad_condition && !a.part_weight) continue;
-    product<A, Product::kSet>(g.data, g.stride, a.grad_columns + image * N * kp, kp, N, nullptr, s.turned_grads, kp, count,
-                              kp);
+    product<A, Product::kSet>(g.data, g.stride, a.grad_columns + image * N * kp, kp, N, nullptr, s.turned_grads, kp,
+                              count, kp, &ahead);
     spread_zero_rows<A>(s.turned_grads, kp, count, padded);
     transpose_tile<A>(s.turned_grads, kp, s.grads, s.stride, padded, kp);
     spread_softmax_backward<A>(s.maps, s.grads, s.stride, K, padded);
     transpose_tile<A>(s.grads, s.stride, s.turned_grads, kp, kp, padded);
     if (a.part_weight)
-      outer_product<A>(s.turned_grads, kp, c.data, c.stride, count, nullptr, a.part_weight + part * K * mp, mp, K, mp);
+      outer_product<A>(s.turned_grads, kp, c.data, c.stride, count, nullptr, a.part_weight + part * K * mp, mp, K, mp,
+                       &ahead);
     if (a.grad_condition)
-      spread_store<T, A>(s.turned_grads, kp, a.condition_columns, mp, K, s.grad_condition, mp, a.grad_condition + at * M, M,
-                         count, M);
+      spread_store<T, A>(s.turned_grads, kp, a.condition_columns, mp, K, s.grad_condition, mp,
+                         a.grad_condition + at * M, M, count, M, &ahead);
   }
 }
 
@@ -202,26 +227,29 @@ MIXSYN_INLINE void spread_backward_planes(const ChannelAttentionSpread<T, A>& a,
   const int64_t end = begin + a.chunk < P ? begin + a.chunk : P;
   for (int64_t p0 = begin; p0 < end; p0 += a.tile) {
     const int64_t count = end - p0 < a.tile ? end - p0 : a.tile, padded = products_padded(count, kLanes<A>);
+    Ahead ahead = spread_ahead<T, A>(a, image, p0 + a.tile, end);
     load_tile<T, A>(a.condition + image * M * P + p0, P, s.condition, stride, M, count);
     load_tile<T, A>(a.grad + image * N * P + p0, P, s.features, stride, N, count);
-    product<A, Product::kSet>(a.weight_rows, M, s.condition, stride, M, nullptr, s.maps, stride, K, padded);
+    product<A, Product::kSet>(a.weight_rows, M, s.condition, stride, M, nullptr, s.maps, stride, K, padded, &ahead);
     spread_softmax<A>(s.maps, stride, K, padded);
     spread_zero_columns<A>(s.maps, stride, K, count, padded);
     if (a.part_values) {
       transpose_tile<A>(s.maps, stride, s.turned, kp, kp, padded);
-      product<A, Product::kAdd>(s.features, stride, s.turned, kp, padded, nullptr, a.part_values + part * N * kp, kp, N, kp);
+      product<A, Product::kAdd>(s.features, stride, s.turned, kp, padded, nullptr, a.part_values + part * N * kp, kp, N,
+                                kp, &ahead);
     }
     if (!a.grad_condition && !a.part_weight) continue;
-    product<A, Product::kSet>(a.grad_rows + image * K * N, N, s.features, stride, N, nullptr, s.grads, stride, K, padded);
+    product<A, Product::kSet>(a.grad_rows + image * K * N, N, s.features, stride, N, nullptr, s.grads, stride, K,
+                              padded, &ahead);
     spread_softmax_backward<A>(s.maps, s.grads, stride, K, padded);
     if (a.part_weight) {
       transpose_tile<A>(s.grads, stride, s.turned_grads, kp, kp, padded);
-      product<A, Product::kAdd>(s.condition, stride, s.turned_grads, kp, padded, nullptr, a.part_weight + part * M * kp, kp,
-                                M, kp);
+      product<A, Product::kAdd>(s.condition, stride, s.turned_grads, kp, padded, nullptr, a.part_weight + part * M * kp,
+                                kp, M, kp, &ahead);
     }
     if (a.grad_condition)
       spread_store<T, A>(a.condition_rows, K, s.grads, stride, K, s.grad_condition, stride,
-                         a.grad_condition + image * M * P + p0, P, M, count);
+                         a.grad_condition + image * M * P + p0, P, M, count, &ahead);
   }
 }
 

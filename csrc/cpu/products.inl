@@ -183,6 +183,34 @@ void add_columns(const A* tile, int64_t stride, int64_t rows, int64_t columns, A
   for (; c < columns; c += L) add_columns_block<A, 1>(tile + c, stride, rows, sums + c);
 }
 
+// Lines of the next tile, asked for a few at a time between the register blocks of this one, so that memory and arithmetic
+// overlap; hardware does not follow so many rows at once. Up to two blocks of rows.
+struct Ahead {
+  static constexpr int64_t kLines = 96;  // per register block
+  const char* from[2] = {nullptr, nullptr};
+  int64_t stride[2] = {0, 0}, rows[2] = {0, 0}, bytes[2] = {0, 0};
+  int64_t which = 0, row = 0, at = 0;
+};
+
+template <typename T>
+MIXSYN_INLINE void ahead_set(Ahead& a, int which, const T* from, int64_t stride, int64_t rows, int64_t columns) {
+  a.from[which] = reinterpret_cast<const char*>(from);
+  a.stride[which] = stride * static_cast<int64_t>(sizeof(T));
+  a.bytes[which] = columns * static_cast<int64_t>(sizeof(T));
+  a.rows[which] = columns > 0 ? rows : 0;
+}
+
+MIXSYN_INLINE void ahead_fetch(Ahead* a) {
+  if (!a) return;
+  for (int64_t i = 0; i < Ahead::kLines; ++i) {
+    while (a->which < 2 && a->row >= a->rows[a->which]) ++a->which, a->row = 0, a->at = 0;
+    if (a->which == 2) return;
+    __builtin_prefetch(a->from[a->which] + a->row * a->stride[a->which] + a->at, 0, 2);
+    a->at += 64;
+    if (a->at >= a->bytes[a->which]) a->at = 0, ++a->row;
+  }
+}
+
 // ------------------------------------------------------------------------------------------------------ products
 
 // What becomes of the sums: out = sums, out = sums + row[column], out += sums, out = out * row[column] + sums.
@@ -191,7 +219,7 @@ enum class Product { kSet, kBias, kAdd, kScale };
 // out[r][j] from sum_i x[r][i] w[i][j] for R rows and V vectors of columns, kept in registers. x is broadcast.
 template <typename A, int R, int V, Product MODE>
 MIXSYN_BLOCK void product_block(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out,
-                                 int64_t os) {
+                                int64_t os) {
   constexpr int L = kLanes<A>;
   Vec<A> sum[R][V];
 #pragma GCC unroll 16
@@ -228,27 +256,30 @@ MIXSYN_BLOCK void product_block(const A* x, int64_t xs, const A* w, int64_t ws, 
 
 template <typename A, int R, int V, Product MODE>
 MIXSYN_INLINE int64_t product_rows(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out,
-                                   int64_t os, int64_t begin, int64_t end) {
+                                   int64_t os, int64_t begin, int64_t end, Ahead* ahead) {
   int64_t r = begin;
-  for (; r + R <= end; r += R) product_block<A, R, V, MODE>(x + r * xs, xs, w, ws, inner, row, out + r * os, os);
+  for (; r + R <= end; r += R) {
+    ahead_fetch(ahead);
+    product_block<A, R, V, MODE>(x + r * xs, xs, w, ws, inner, row, out + r * os, os);
+  }
   return r;
 }
 
 template <typename A, int V, Product MODE>
 MIXSYN_INLINE void product_columns(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out,
-                                   int64_t os, int64_t begin, int64_t end) {
+                                   int64_t os, int64_t begin, int64_t end, Ahead* ahead) {
   int64_t r = begin;
-  if (V == 1) r = product_rows<A, MIXSYN_PRODUCT_TALL, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end);
-  r = product_rows<A, MIXSYN_PRODUCT_ROWS, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end);
-  if (MIXSYN_PRODUCT_ROWS > 4) r = product_rows<A, 4, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end);
-  product_rows<A, 1, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end);
+  if (V == 1) r = product_rows<A, MIXSYN_PRODUCT_TALL, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end, ahead);
+  r = product_rows<A, MIXSYN_PRODUCT_ROWS, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end, ahead);
+  if (MIXSYN_PRODUCT_ROWS > 4) r = product_rows<A, 4, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end, ahead);
+  product_rows<A, 1, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end, ahead);
 }
 
 // out (rows, columns) from x (rows, inner) w (inner, columns); columns in whole vectors. Every element is summed over i in
 // order, whatever the blocks are: the same numbers come out of a product of more rows or more columns.
 template <typename A, Product MODE>
-void product(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out, int64_t os, int64_t rows,
-             int64_t columns) {
+void product(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out, int64_t os,
+             int64_t rows, int64_t columns, Ahead* ahead = nullptr) {
   constexpr int L = kLanes<A>;
   // w stays in the first-level cache: all of it while blocks of rows pass, or a panel of columns while all rows pass
   const int64_t block = inner * columns * static_cast<int64_t>(sizeof(A)) <= 32768 ? 16 : rows;
@@ -256,15 +287,16 @@ void product(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, cons
     const int64_t r1 = r0 + block < rows ? r0 + block : rows;
     int64_t c = 0;
     for (; c + 2 * L <= columns; c += 2 * L)
-      product_columns<A, 2, MODE>(x, xs, w + c, ws, inner, row ? row + c : row, out + c, os, r0, r1);
-    if (c < columns) product_columns<A, 1, MODE>(x, xs, w + c, ws, inner, row ? row + c : row, out + c, os, r0, r1);
+      product_columns<A, 2, MODE>(x, xs, w + c, ws, inner, row ? row + c : row, out + c, os, r0, r1, ahead);
+    if (c < columns)
+      product_columns<A, 1, MODE>(x, xs, w + c, ws, inner, row ? row + c : row, out + c, os, r0, r1, ahead);
   }
 }
 
 // out[i][j] = out[i][j] * scale[i] + sum_p x[p][i] y[p][j] for I rows of out and V vectors (scale null: 1).
 template <typename A, int I, int V>
 MIXSYN_BLOCK void outer_block(const A* x, int64_t xs, const A* y, int64_t ys, int64_t count, const A* scale, A* out,
-                               int64_t os) {
+                              int64_t os) {
   constexpr int L = kLanes<A>;
   Vec<A> sum[I][V];
 #pragma GCC unroll 16
@@ -293,12 +325,15 @@ MIXSYN_BLOCK void outer_block(const A* x, int64_t xs, const A* y, int64_t ys, in
 
 template <typename A, int I>
 MIXSYN_INLINE int64_t outer_rows(const A* x, int64_t xs, const A* y, int64_t ys, int64_t count, const A* scale, A* out,
-                                 int64_t os, int64_t i, int64_t rows, int64_t columns) {
+                                 int64_t os, int64_t i, int64_t rows, int64_t columns, Ahead* ahead) {
   constexpr int L = kLanes<A>;
   for (; i + I <= rows; i += I) {
     const A* factor = scale ? scale + i : scale;
     int64_t c = 0;
-    for (; c + 2 * L <= columns; c += 2 * L) outer_block<A, I, 2>(x + i, xs, y + c, ys, count, factor, out + i * os + c, os);
+    for (; c + 2 * L <= columns; c += 2 * L) {
+      ahead_fetch(ahead);
+      outer_block<A, I, 2>(x + i, xs, y + c, ys, count, factor, out + i * os + c, os);
+    }
     if (c < columns) outer_block<A, I, 1>(x + i, xs, y + c, ys, count, factor, out + i * os + c, os);
   }
   return i;
@@ -307,10 +342,10 @@ MIXSYN_INLINE int64_t outer_rows(const A* x, int64_t xs, const A* y, int64_t ys,
 // out (rows, columns) = scale * out + x^T y with x (count, rows), y (count, columns); columns in whole vectors.
 template <typename A>
 void outer_product(const A* x, int64_t xs, const A* y, int64_t ys, int64_t count, const A* scale, A* out, int64_t os,
-                   int64_t rows, int64_t columns) {
-  int64_t i = outer_rows<A, MIXSYN_PRODUCT_ROWS>(x, xs, y, ys, count, scale, out, os, 0, rows, columns);
-  if (MIXSYN_PRODUCT_ROWS > 4) i = outer_rows<A, 4>(x, xs, y, ys, count, scale, out, os, i, rows, columns);
-  outer_rows<A, 1>(x, xs, y, ys, count, scale, out, os, i, rows, columns);
+                   int64_t rows, int64_t columns, Ahead* ahead = nullptr) {
+  int64_t i = outer_rows<A, MIXSYN_PRODUCT_ROWS>(x, xs, y, ys, count, scale, out, os, 0, rows, columns, ahead);
+  if (MIXSYN_PRODUCT_ROWS > 4) i = outer_rows<A, 4>(x, xs, y, ys, count, scale, out, os, i, rows, columns, ahead);
+  outer_rows<A, 1>(x, xs, y, ys, count, scale, out, os, i, rows, columns, ahead);
 }
 
 #undef MIXSYN_BLOCK

@@ -57,11 +57,29 @@ MIXSYN_INLINE PoolRows<A> pool_rows(const T* from, int64_t channels, A* buffer, 
   return {buffer, padded};
 }
 
+// The tile that starts at position p of an image, as far as it reaches into this part.
+template <typename T, typename A>
+MIXSYN_INLINE Ahead pool_ahead(const SpatialAttentionPool<T, A>& a, int64_t image, int64_t p, int64_t end) {
+  const int64_t N = a.features, M = a.conditions, P = a.pixels;
+  const int64_t count = end - p < a.tile ? end - p : a.tile;
+  Ahead ahead;
+  if (count <= 0) return ahead;
+  if (a.channels_last) {
+    ahead_set(ahead, 0, a.feature + (image * P + p) * N, 0, 1, count * N);
+    ahead_set(ahead, 1, a.condition + (image * P + p) * M, 0, 1, count * M);
+  } else {
+    ahead_set(ahead, 0, a.feature + image * N * P + p, P, N, count);
+    ahead_set(ahead, 1, a.condition + image * M * P + p, P, M, count);
+  }
+  return ahead;
+}
+
 // ---------------------------------------------------------------------------------------------- channels_last
 
 // Masked positions get the logit minus infinity.
 template <typename A>
-MIXSYN_INLINE void pool_mask_rows(const uint8_t* mask, A* maps, int64_t stride, int64_t columns, int64_t count, A value) {
+MIXSYN_INLINE void pool_mask_rows(const uint8_t* mask, A* maps, int64_t stride, int64_t columns, int64_t count,
+                                  A value) {
   for (int64_t p = 0; p < count; ++p) {
     if (mask[p]) continue;
     for (int64_t k = 0; k < columns; k += kLanes<A>) store(maps + p * stride + k, all_lanes<A>(value));
@@ -80,10 +98,12 @@ MIXSYN_INLINE void pool_forward_last(const SpatialAttentionPool<T, A>& a, const 
   A* mean = a.part_condition + part * s.mp;
   for (int64_t p0 = begin; p0 < end; p0 += a.tile) {
     const int64_t count = end - p0 < a.tile ? end - p0 : a.tile, at = image * P + p0;
+    Ahead ahead = pool_ahead<T, A>(a, image, p0 + a.tile, end);
     const PoolRows<A> f = pool_rows<T, A>(a.feature + at * N, N, s.feature, s.np, count);
     const PoolRows<A> c = pool_rows<T, A>(a.condition + at * M, M, s.condition, s.mp, count);
-    product<A, Product::kSet>(f.data, f.stride, a.weight_columns, kp, N, nullptr, s.maps, kp, count, kp);
-    product<A, Product::kAdd>(c.data, c.stride, a.weight_columns + N * kp, kp, M, nullptr, s.maps, kp, count, kp);
+    product<A, Product::kSet>(f.data, f.stride, a.weight_columns, kp, N, nullptr, s.maps, kp, count, kp, &ahead);
+    product<A, Product::kAdd>(c.data, c.stride, a.weight_columns + N * kp, kp, M, nullptr, s.maps, kp, count, kp,
+                              &ahead);
     if (a.mask) pool_mask_rows<A>(a.mask + at, s.maps, kp, kp, count, -std::numeric_limits<A>::infinity());
     if (a.logits) {
       const int64_t padded = products_padded(count, L);
@@ -112,15 +132,15 @@ MIXSYN_INLINE void pool_forward_last(const SpatialAttentionPool<T, A>& a, const 
       store(sum + k, load(sum + k) * factor + total);
       store(s.scale + k, factor);
     }
-    outer_product<A>(s.maps, kp, f.data, f.stride, count, s.scale, values, s.np, K, s.np);
+    outer_product<A>(s.maps, kp, f.data, f.stride, count, s.scale, values, s.np, K, s.np, &ahead);
     add_columns<A>(c.data, c.stride, count, s.mp, mean);
   }
 }
 
 // Logits (and, where columns is 2 Kp, sum_n grad_values F beside them) to maps.
 template <typename T, typename A>
-MIXSYN_INLINE void pool_probabilities_last(const SpatialAttentionPool<T, A>& a, const PoolScratch<T, A>& s, int64_t image,
-                                           int64_t stride, int64_t count) {
+MIXSYN_INLINE void pool_probabilities_last(const SpatialAttentionPool<T, A>& a, const PoolScratch<T, A>& s,
+                                           int64_t image, int64_t stride, int64_t count) {
   const A* lse = a.lse + image * s.kp;
   for (int64_t p = 0; p < count; ++p)
     for (int64_t k = 0; k < s.kp; k += kLanes<A>) {
@@ -139,10 +159,12 @@ MIXSYN_INLINE void pool_backward_last(const SpatialAttentionPool<T, A>& a, const
   const A* both = a.both_columns + image * N * 2 * kp;
   for (int64_t p0 = begin; p0 < end; p0 += a.tile) {
     const int64_t count = end - p0 < a.tile ? end - p0 : a.tile, at = image * P + p0;
+    Ahead ahead = pool_ahead<T, A>(a, image, p0 + a.tile, end);
     const PoolRows<A> f = pool_rows<T, A>(a.feature + at * N, N, s.feature, np, count);
     const PoolRows<A> c = pool_rows<T, A>(a.condition + at * M, M, s.condition, mp, count);
-    product<A, Product::kSet>(f.data, f.stride, both, 2 * kp, N, nullptr, s.maps, 2 * kp, count, 2 * kp);
-    product<A, Product::kAdd>(c.data, c.stride, a.weight_columns + N * kp, kp, M, nullptr, s.maps, 2 * kp, count, kp);
+    product<A, Product::kSet>(f.data, f.stride, both, 2 * kp, N, nullptr, s.maps, 2 * kp, count, 2 * kp, &ahead);
+    product<A, Product::kAdd>(c.data, c.stride, a.weight_columns + N * kp, kp, M, nullptr, s.maps, 2 * kp, count, kp,
+                              &ahead);
     pool_probabilities_last<T, A>(a, s, image, 2 * kp, count);
     if (a.grad_maps) {
       const T* from = a.grad_maps + image * K * P + p0;
@@ -156,22 +178,22 @@ MIXSYN_INLINE void pool_backward_last(const SpatialAttentionPool<T, A>& a, const
       }
     if (a.mask) pool_mask_rows<A>(a.mask + at, s.maps, 2 * kp, 2 * kp, count, A(0));
     if (a.part_weight_features)
-      outer_product<A>(s.maps + kp, 2 * kp, f.data, f.stride, count, nullptr, a.part_weight_features + part * K * np, np, K,
-                       np);
+      outer_product<A>(s.maps + kp, 2 * kp, f.data, f.stride, count, nullptr, a.part_weight_features + part * K * np,
+                       np, K, np, &ahead);
     if (a.part_weight_condition)
-      outer_product<A>(s.maps + kp, 2 * kp, c.data, c.stride, count, nullptr, a.part_weight_condition + part * K * mp, mp, K,
-                       mp);
+      outer_product<A>(s.maps + kp, 2 * kp, c.data, c.stride, count, nullptr, a.part_weight_condition + part * K * mp,
+                       mp, K, mp, &ahead);
     if (a.grad_feature) {
       const A* back = a.back_columns + image * 2 * kp * np;
       T* to = a.grad_feature + at * N;
       if constexpr (std::is_same_v<T, A>) {
         if (N % L == 0) {
-          product<A, Product::kSet>(s.maps, 2 * kp, back, np, 2 * kp, nullptr, to, N, count, N);
+          product<A, Product::kSet>(s.maps, 2 * kp, back, np, 2 * kp, nullptr, to, N, count, N, &ahead);
           to = nullptr;
         }
       }
       if (to) {
-        product<A, Product::kSet>(s.maps, 2 * kp, back, np, 2 * kp, nullptr, s.grad_feature, np, count, np);
+        product<A, Product::kSet>(s.maps, 2 * kp, back, np, 2 * kp, nullptr, s.grad_feature, np, count, np, &ahead);
         store_tile<T, A>(s.grad_feature, np, to, N, count, N);
       }
     }
@@ -180,12 +202,13 @@ MIXSYN_INLINE void pool_backward_last(const SpatialAttentionPool<T, A>& a, const
       T* to = a.grad_condition + at * M;
       if constexpr (std::is_same_v<T, A>) {
         if (M % L == 0) {
-          product<A, Product::kBias>(s.maps + kp, 2 * kp, a.condition_columns, mp, K, bias, to, M, count, M);
+          product<A, Product::kBias>(s.maps + kp, 2 * kp, a.condition_columns, mp, K, bias, to, M, count, M, &ahead);
           to = nullptr;
         }
       }
       if (to) {
-        product<A, Product::kBias>(s.maps + kp, 2 * kp, a.condition_columns, mp, K, bias, s.grad_condition, mp, count, mp);
+        product<A, Product::kBias>(s.maps + kp, 2 * kp, a.condition_columns, mp, K, bias, s.grad_condition, mp, count,
+                                   mp, &ahead);
         store_tile<T, A>(s.grad_condition, mp, to, M, count, M);
       }
     }
@@ -218,10 +241,12 @@ MIXSYN_INLINE void pool_forward_planes(const SpatialAttentionPool<T, A>& a, cons
     for (int64_t p = 0; p < stride; p += L) store(s.maps + k * stride + p, Vec<A>{});
   for (int64_t p0 = begin; p0 < end; p0 += a.tile) {
     const int64_t count = end - p0 < a.tile ? end - p0 : a.tile, padded = products_padded(count, L);
+    Ahead ahead = pool_ahead<T, A>(a, image, p0 + a.tile, end);
     load_tile<T, A>(a.feature + image * N * P + p0, P, s.feature, stride, N, count);
     load_tile<T, A>(a.condition + image * M * P + p0, P, s.condition, stride, M, count);
-    product<A, Product::kSet>(a.weight_rows, N + M, s.feature, stride, N, nullptr, s.maps, stride, K, padded);
-    product<A, Product::kAdd>(a.weight_rows + N, N + M, s.condition, stride, M, nullptr, s.maps, stride, K, padded);
+    product<A, Product::kSet>(a.weight_rows, N + M, s.feature, stride, N, nullptr, s.maps, stride, K, padded, &ahead);
+    product<A, Product::kAdd>(a.weight_rows + N, N + M, s.condition, stride, M, nullptr, s.maps, stride, K, padded,
+                              &ahead);
     for (int64_t k = 0; k < K; ++k) {
       A* row = s.maps + k * stride;
       pool_mask_columns<A>(a.mask ? a.mask + image * P + p0 : nullptr, row, count, padded,
@@ -247,7 +272,7 @@ MIXSYN_INLINE void pool_forward_planes(const SpatialAttentionPool<T, A>& a, cons
       s.scale[k] = factor;
     }
     transpose_tile<A>(s.maps, stride, s.turned, kp, kp, padded);
-    product<A, Product::kScale>(s.feature, stride, s.turned, kp, padded, s.scale, values, kp, N, kp);
+    product<A, Product::kScale>(s.feature, stride, s.turned, kp, padded, s.scale, values, kp, N, kp, &ahead);
     add_row_lanes<A>(s.condition, stride, M, padded, mean);
   }
 }
@@ -258,19 +283,21 @@ MIXSYN_INLINE void pool_backward_planes(const SpatialAttentionPool<T, A>& a, con
   const int64_t K = a.maps, N = a.features, M = a.conditions, P = a.pixels, kp = s.kp, stride = s.stride;
   const int64_t image = part / a.chunks, begin = (part % a.chunks) * a.chunk;
   const int64_t end = begin + a.chunk < P ? begin + a.chunk : P;
-  A* logits = s.maps;                   // K rows, then the maps
-  A* grads = s.maps + K * stride;       // K rows, the gradient of the logits
-  A* ones = s.maps + 2 * K * stride;    // one row; a transpose of the K rows before it may read it and what follows
+  A* logits = s.maps;                 // K rows, then the maps
+  A* grads = s.maps + K * stride;     // K rows, the gradient of the logits
+  A* ones = s.maps + 2 * K * stride;  // one row; a transpose of the K rows before it may read it and what follows
   for (int64_t k = 2 * K; k < 2 * kp + 1; ++k)
     for (int64_t p = 0; p < stride; p += L) store(s.maps + k * stride + p, Vec<A>{});
   for (int64_t p = 0; p < stride; p += L) store(ones + p, all_lanes<A>(A(1)));
   for (int64_t p0 = begin; p0 < end; p0 += a.tile) {
     const int64_t count = end - p0 < a.tile ? end - p0 : a.tile, padded = products_padded(count, L);
+    Ahead ahead = pool_ahead<T, A>(a, image, p0 + a.tile, end);
     load_tile<T, A>(a.feature + image * N * P + p0, P, s.feature, stride, N, count);
     load_tile<T, A>(a.condition + image * M * P + p0, P, s.condition, stride, M, count);
     product<A, Product::kSet>(a.both_rows + image * 2 * K * N, N, s.feature, stride, N, nullptr, logits, stride, 2 * K,
-                              padded);
-    product<A, Product::kAdd>(a.weight_rows + N, N + M, s.condition, stride, M, nullptr, logits, stride, K, padded);
+                              padded, &ahead);
+    product<A, Product::kAdd>(a.weight_rows + N, N + M, s.condition, stride, M, nullptr, logits, stride, K, padded,
+                              &ahead);
     const uint8_t* mask = a.mask ? a.mask + image * P + p0 : nullptr;
     for (int64_t k = 0; k < K; ++k) {
       A* row = logits + k * stride;
@@ -289,23 +316,24 @@ MIXSYN_INLINE void pool_backward_planes(const SpatialAttentionPool<T, A>& a, con
     if (a.part_weight_features || a.part_weight_condition) {
       transpose_tile<A>(grads, stride, s.turned, kp, kp, padded);
       if (a.part_weight_features)
-        product<A, Product::kAdd>(s.feature, stride, s.turned, kp, padded, nullptr, a.part_weight_features + part * N * kp, kp,
-                                  N, kp);
+        product<A, Product::kAdd>(s.feature, stride, s.turned, kp, padded, nullptr,
+                                  a.part_weight_features + part * N * kp, kp, N, kp, &ahead);
       if (a.part_weight_condition)
-        product<A, Product::kAdd>(s.condition, stride, s.turned, kp, padded, nullptr, a.part_weight_condition + part * M * kp,
-                                  kp, M, kp);
+        product<A, Product::kAdd>(s.condition, stride, s.turned, kp, padded, nullptr,
+                                  a.part_weight_condition + part * M * kp, kp, M, kp, &ahead);
     }
     if (a.grad_feature) {
       const A* back = a.back_rows + image * N * 2 * K;
       T* to = a.grad_feature + image * N * P + p0;
       if constexpr (std::is_same_v<T, A>) {
         if (padded == count) {
-          product<A, Product::kSet>(back, 2 * K, logits, stride, 2 * K, nullptr, to, P, N, count);
+          product<A, Product::kSet>(back, 2 * K, logits, stride, 2 * K, nullptr, to, P, N, count, &ahead);
           to = nullptr;
         }
       }
       if (to) {
-        product<A, Product::kSet>(back, 2 * K, logits, stride, 2 * K, nullptr, s.grad_feature, stride, N, padded);
+        product<A, Product::kSet>(back, 2 * K, logits, stride, 2 * K, nullptr, s.grad_feature, stride, N, padded,
+                                  &ahead);
         store_tile<T, A>(s.grad_feature, stride, to, P, N, count);
       }
     }
@@ -314,12 +342,13 @@ MIXSYN_INLINE void pool_backward_planes(const SpatialAttentionPool<T, A>& a, con
       T* to = a.grad_condition + image * M * P + p0;
       if constexpr (std::is_same_v<T, A>) {
         if (padded == count) {
-          product<A, Product::kSet>(back, K + 1, grads, stride, K + 1, nullptr, to, P, M, count);
+          product<A, Product::kSet>(back, K + 1, grads, stride, K + 1, nullptr, to, P, M, count, &ahead);
           to = nullptr;
         }
       }
       if (to) {
-        product<A, Product::kSet>(back, K + 1, grads, stride, K + 1, nullptr, s.grad_condition, stride, M, padded);
+        product<A, Product::kSet>(back, K + 1, grads, stride, K + 1, nullptr, s.grad_condition, stride, M, padded,
+                                  &ahead);
         store_tile<T, A>(s.grad_condition, stride, to, P, M, count);
       }
     }
@@ -338,13 +367,16 @@ MIXSYN_INLINE void pool_offsets(const SpatialAttentionPool<T, A>& a, const PoolS
   A* result = a.part_offset + part * kp;
   for (int64_t k = 0; k < kp; ++k) result[k] = A(0);
   for (int64_t p0 = begin; p0 < end; p0 += a.tile) {
-    const int64_t count = end - p0 < a.tile ? end - p0 : a.tile, padded = products_padded(count, L), at = image * P + p0;
+    const int64_t count = end - p0 < a.tile ? end - p0 : a.tile, padded = products_padded(count, L),
+                  at = image * P + p0;
+    Ahead ahead = pool_ahead<T, A>(a, image, p0 + a.tile, end);
     A* maps = s.maps;
     if (a.channels_last) {
       const PoolRows<A> f = pool_rows<T, A>(a.feature + at * N, N, s.feature, s.np, count);
       const PoolRows<A> c = pool_rows<T, A>(a.condition + at * M, M, s.condition, s.mp, count);
-      product<A, Product::kSet>(f.data, f.stride, a.weight_columns, kp, N, nullptr, s.maps, kp, count, kp);
-      product<A, Product::kAdd>(c.data, c.stride, a.weight_columns + N * kp, kp, M, nullptr, s.maps, kp, count, kp);
+      product<A, Product::kSet>(f.data, f.stride, a.weight_columns, kp, N, nullptr, s.maps, kp, count, kp, &ahead);
+      product<A, Product::kAdd>(c.data, c.stride, a.weight_columns + N * kp, kp, M, nullptr, s.maps, kp, count, kp,
+                                &ahead);
       for (int64_t p = count; p < padded; ++p)
         for (int64_t k = 0; k < kp; k += L) store(s.maps + p * kp + k, Vec<A>{});
       transpose_tile<A>(s.maps, kp, s.turned, stride, padded, kp);
@@ -352,8 +384,9 @@ MIXSYN_INLINE void pool_offsets(const SpatialAttentionPool<T, A>& a, const PoolS
     } else {
       load_tile<T, A>(a.feature + image * N * P + p0, P, s.feature, stride, N, count);
       load_tile<T, A>(a.condition + image * M * P + p0, P, s.condition, stride, M, count);
-      product<A, Product::kSet>(a.weight_rows, N + M, s.feature, stride, N, nullptr, maps, stride, K, padded);
-      product<A, Product::kAdd>(a.weight_rows + N, N + M, s.condition, stride, M, nullptr, maps, stride, K, padded);
+      product<A, Product::kSet>(a.weight_rows, N + M, s.feature, stride, N, nullptr, maps, stride, K, padded, &ahead);
+      product<A, Product::kAdd>(a.weight_rows + N, N + M, s.condition, stride, M, nullptr, maps, stride, K, padded,
+                                &ahead);
     }
     for (int64_t k = 0; k < K; ++k) {
       A* row = maps + k * stride;
@@ -402,9 +435,8 @@ void pool_normalise(const A* logits, const A* lse, T* maps, int64_t pixels, int6
 
 template <typename T, typename A>
 const SpatialAttentionPoolKernels<T, A>& spatial_attention_pool_kernels() {
-  static const SpatialAttentionPoolKernels<T, A> table = {pool_scratch_size<T, A>, pool_forward<T, A>,
-                                                          pool_offset_parts<T, A>, pool_backward<T, A>,
-                                                          pool_normalise<T, A>};
+  static const SpatialAttentionPoolKernels<T, A> table = {
+      pool_scratch_size<T, A>, pool_forward<T, A>, pool_offset_parts<T, A>, pool_backward<T, A>, pool_normalise<T, A>};
   return table;
 }
 
@@ -412,4 +444,5 @@ const SpatialAttentionPoolKernels<T, A>& spatial_attention_pool_kernels() {
 template const SpatialAttentionPoolKernels<double, double>& spatial_attention_pool_kernels<double, double>();
 template const SpatialAttentionPoolKernels<float, float>& spatial_attention_pool_kernels<float, float>();
 template const SpatialAttentionPoolKernels<c10::Half, float>& spatial_attention_pool_kernels<c10::Half, float>();
-template const SpatialAttentionPoolKernels<c10::BFloat16, float>& spatial_attention_pool_kernels<c10::BFloat16, float>();
+template const SpatialAttentionPoolKernels<c10::BFloat16, float>&
+spatial_attention_pool_kernels<c10::BFloat16, float>();
