@@ -47,8 +47,8 @@ def folded_conv2d(
     batch, count, features = values.shape
     if maps.dim() != 4 or tuple(maps.shape[:2]) != (batch, count):
         fail("maps", f"shape ({batch}, {count}, H, W)", tuple(maps.shape))
-    extra = 0 if condition is None else condition.shape[1]
-    if condition is not None and (condition.dim() != 4 or condition.shape[::2] != maps.shape[::2]):
+    extra = 0 if condition is None or condition.dim() != 4 else condition.shape[1]
+    if condition is not None and tuple(condition.shape) != (batch, extra, *maps.shape[2:]):
         fail("condition", f"shape ({batch}, M, {maps.shape[2]}, {maps.shape[3]})", tuple(condition.shape))
     if weight.dim() != 4 or weight.shape[1] != features + extra:
         fail("weight", f"shape (O, {features + extra}, kh, kw)", tuple(weight.shape))

@@ -72,7 +72,7 @@ def spatial_attention_pool_reference(
         ``features`` or empty, and the log-sum-exp of the logits (B, K) in the accumulation type.
     """
     acc = _acc_dtype(features.dtype)
-    batch, _, height, width = features.shape
+    height, width = features.shape[2:]
     stacked = torch.cat((features.to(acc), condition.to(acc)), 1).flatten(2)
     logits = torch.matmul(torch.cat((weight_features, weight_condition), 1).to(acc), stacked)
     kept = _kept(mask)
@@ -87,7 +87,7 @@ def spatial_attention_pool_reference(
     values = torch.bmm(maps, flat.transpose(1, 2))
     mean = condition.to(acc).flatten(2).sum(2) / max(height * width, 1)
     lse = torch.logsumexp(logits.detach(), 2) if height * width > 0 else logits.new_full(logits.shape[:2], -torch.inf)
-    picture = maps.reshape(batch, -1, height, width).to(features.dtype) if return_maps else features.new_empty(0)
+    picture = maps.reshape(*maps.shape[:2], height, width).to(features.dtype) if return_maps else features.new_empty(0)
     return values, mean, picture, lse
 
 
