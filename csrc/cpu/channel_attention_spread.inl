@@ -129,21 +129,6 @@ MIXSYN_INLINE void spread_zero_rows(A* turned, int64_t kp, int64_t from, int64_t
   for (int64_t i = from * kp; i < to * kp; i += kLanes<A>) store(turned + i, Vec<A>{});
 }
 
-// What the products leave behind: full vectors of T go to their place, others through a buffer.
-template <typename T, typename A>
-MIXSYN_INLINE void spread_store(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, A* buffer,
-                                int64_t stride, T* to, int64_t to_stride, int64_t rows, int64_t columns, Ahead* ahead) {
-  if constexpr (std::is_same_v<T, A>) {
-    if (columns % kLanes<A> == 0) {
-      product<A, Product::kSet>(x, xs, w, ws, inner, nullptr, to, to_stride, rows, columns, ahead);
-      return;
-    }
-  }
-  product<A, Product::kSet>(x, xs, w, ws, inner, nullptr, buffer, stride, rows, products_padded(columns, kLanes<A>),
-                            ahead);
-  store_tile<T, A>(buffer, stride, to, to_stride, rows, columns);
-}
-
 template <typename T, typename A>
 MIXSYN_INLINE void spread_forward_last(const ChannelAttentionSpread<T, A>& a, const SpreadScratch<T, A>& s,
                                        int64_t part) {
@@ -160,8 +145,8 @@ MIXSYN_INLINE void spread_forward_last(const ChannelAttentionSpread<T, A>& a, co
     transpose_tile<A>(s.turned, kp, s.maps, s.stride, padded, kp);
     spread_softmax<A>(s.maps, s.stride, K, padded);
     transpose_tile<A>(s.maps, s.stride, s.turned, kp, kp, padded);
-    spread_store<T, A>(s.turned, kp, a.value_columns + image * K * s.np, s.np, K, s.features, s.np, a.result + at * N,
-                       N, count, N, &ahead);
+    product_into<T, A>(s.turned, kp, a.value_columns + image * K * s.np, s.np, K, nullptr, s.features, s.np,
+                       a.result + at * N, N, count, N, a.batch * N * P, &ahead);
   }
 }
 
@@ -177,8 +162,8 @@ MIXSYN_INLINE void spread_forward_planes(const ChannelAttentionSpread<T, A>& a, 
     load_tile<T, A>(a.condition + image * M * P + p0, P, s.condition, stride, M, count);
     product<A, Product::kSet>(a.weight_rows, M, s.condition, stride, M, nullptr, s.maps, stride, K, padded, &ahead);
     spread_softmax<A>(s.maps, stride, K, padded);
-    spread_store<T, A>(a.value_rows + image * N * K, K, s.maps, stride, K, s.features, stride,
-                       a.result + image * N * P + p0, P, N, count, &ahead);
+    product_into<T, A>(a.value_rows + image * N * K, K, s.maps, stride, K, nullptr, s.features, stride,
+                       a.result + image * N * P + p0, P, N, count, a.batch * N * P, &ahead);
   }
 }
 
@@ -214,8 +199,8 @@ MIXSYN_INLINE void spread_backward_last(const ChannelAttentionSpread<T, A>& a, c
       outer_product<A>(s.turned_grads, kp, c.data, c.stride, count, nullptr, a.part_weight + part * K * mp, mp, K, mp,
                        &ahead);
     if (a.grad_condition)
-      spread_store<T, A>(s.turned_grads, kp, a.condition_columns, mp, K, s.grad_condition, mp,
-                         a.grad_condition + at * M, M, count, M, &ahead);
+      product_into<T, A>(s.turned_grads, kp, a.condition_columns, mp, K, nullptr, s.grad_condition, mp,
+                         a.grad_condition + at * M, M, count, M, a.batch * M * P, &ahead);
   }
 }
 
@@ -248,8 +233,8 @@ MIXSYN_INLINE void spread_backward_planes(const ChannelAttentionSpread<T, A>& a,
                                 kp, M, kp, &ahead);
     }
     if (a.grad_condition)
-      spread_store<T, A>(a.condition_rows, K, s.grads, stride, K, s.grad_condition, stride,
-                         a.grad_condition + image * M * P + p0, P, M, count, &ahead);
+      product_into<T, A>(a.condition_rows, K, s.grads, stride, K, nullptr, s.grad_condition, stride,
+                         a.grad_condition + image * M * P + p0, P, M, count, a.batch * M * P, &ahead);
   }
 }
 
@@ -266,6 +251,7 @@ void spread_forward(const ChannelAttentionSpread<T, A>& a, A* scratch, int64_t b
   spread_zero_padding<T, A>(a, s);
   for (int64_t part = begin; part < end; ++part)
     a.channels_last ? spread_forward_last<T, A>(a, s, part) : spread_forward_planes<T, A>(a, s, part);
+  products_fence();
 }
 
 template <typename T, typename A>
@@ -274,6 +260,7 @@ void spread_backward(const ChannelAttentionSpread<T, A>& a, A* scratch, int64_t 
   spread_zero_padding<T, A>(a, s);
   for (int64_t part = begin; part < end; ++part)
     a.channels_last ? spread_backward_last<T, A>(a, s, part) : spread_backward_planes<T, A>(a, s, part);
+  products_fence();
 }
 
 template <typename T, typename A>

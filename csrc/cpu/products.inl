@@ -202,19 +202,52 @@ MIXSYN_INLINE void ahead_set(Ahead& a, int which, const T* from, int64_t stride,
 
 MIXSYN_INLINE void ahead_fetch(Ahead* a) {
   if (!a) return;
-  for (int64_t i = 0; i < Ahead::kLines; ++i) {
-    while (a->which < 2 && a->row >= a->rows[a->which]) ++a->which, a->row = 0, a->at = 0;
-    if (a->which == 2) return;
-    __builtin_prefetch(a->from[a->which] + a->row * a->stride[a->which] + a->at, 0, 2);
-    a->at += 64;
-    if (a->at >= a->bytes[a->which]) a->at = 0, ++a->row;
+  for (int64_t left = Ahead::kLines; left > 0 && a->which < 2;) {
+    if (a->row == a->rows[a->which]) {
+      ++a->which, a->row = 0, a->at = 0;
+      continue;
+    }
+    const char* from = a->from[a->which] + a->row * a->stride[a->which];
+    const int64_t end = a->at + left * 64 < a->bytes[a->which] ? a->at + left * 64 : a->bytes[a->which];
+    int64_t at = a->at;
+    for (; at < end; at += 64, --left) __builtin_prefetch(from + at, 0, 2);
+    a->at = at;
+    if (at >= a->bytes[a->which]) a->at = 0, ++a->row;
   }
 }
 
 // ------------------------------------------------------------------------------------------------------ products
 
-// What becomes of the sums: out = sums, out = sums + row[column], out += sums, out = out * row[column] + sums.
-enum class Product { kSet, kBias, kAdd, kScale };
+// What becomes of the sums, which start at row[column] where a row is given: out = sums, the same past the caches,
+// out += sums, out = out * row[column] + sums.
+enum class Product { kSet, kStream, kAdd, kScale };
+
+// A store that does not read the line before nor keep it: for results that no cache would hold until they are used. Only to
+// multiples of 64 bytes; products_fence() ends a series of them.
+template <typename A>
+MIXSYN_INLINE void products_stream(A* to, Vec<A> v) {
+#if defined(MIXSYN_THIRTY_TWO_REGISTERS)
+  if constexpr (std::is_same_v<A, float>)
+    _mm512_stream_ps(to, (__m512)v);
+  else
+    _mm512_stream_pd(to, (__m512d)v);
+#else
+  store(to, v);
+#endif
+}
+MIXSYN_INLINE void products_fence() {
+#if defined(MIXSYN_THIRTY_TWO_REGISTERS)
+  _mm_sfence();
+#endif
+}
+
+// Whether a result of so many elements, written in rows of `stride`, is worth streaming, and can be.
+template <typename A>
+MIXSYN_INLINE bool products_streams(const A* to, int64_t stride, int64_t elements) {
+  constexpr int64_t kLarge = 8 << 20;  // bytes: more than second-level caches hold
+  return elements * static_cast<int64_t>(sizeof(A)) >= kLarge && reinterpret_cast<uintptr_t>(to) % 64 == 0 &&
+         stride % kLanes<A> == 0;
+}
 
 // out[r][j] from sum_i x[r][i] w[i][j] for R rows and V vectors of columns, kept in registers. x is broadcast.
 template <typename A, int R, int V, Product MODE>
@@ -225,7 +258,7 @@ MIXSYN_BLOCK void product_block(const A* x, int64_t xs, const A* w, int64_t ws, 
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[r][v] = MODE == Product::kBias ? load(row + v * L) : Vec<A>{};
+    for (int v = 0; v < V; ++v) sum[r][v] = MODE != Product::kScale && row ? load(row + v * L) : Vec<A>{};
   constexpr int kBases = (R + 3) / 4;  // pointers to every fourth row: with one per row the loop runs out of registers
   const A* base[kBases];
 #pragma GCC unroll 4
@@ -250,7 +283,7 @@ MIXSYN_BLOCK void product_block(const A* x, int64_t xs, const A* w, int64_t ws, 
       A* to = out + r * os + v * L;
       if (MODE == Product::kAdd) sum[r][v] = load(to) + sum[r][v];
       if (MODE == Product::kScale) sum[r][v] = load(to) * load(row + v * L) + sum[r][v];
-      store(to, sum[r][v]);
+      MODE == Product::kStream ? products_stream<A>(to, sum[r][v]) : store(to, sum[r][v]);
     }
 }
 
@@ -291,6 +324,24 @@ void product(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, cons
     if (c < columns)
       product_columns<A, 1, MODE>(x, xs, w + c, ws, inner, row ? row + c : row, out + c, os, r0, r1, ahead);
   }
+}
+
+// A product whose result, (rows, columns) of T, goes to memory: full vectors of the accumulation type to their place, others
+// through a buffer. `size` counts the elements of the whole result, of which this is a tile.
+template <typename T, typename A>
+MIXSYN_INLINE void product_into(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* buffer,
+                                int64_t stride, T* to, int64_t to_stride, int64_t rows, int64_t columns, int64_t size,
+                                Ahead* ahead) {
+  if constexpr (std::is_same_v<T, A>) {
+    if (columns % kLanes<A> == 0) {
+      products_streams<A>(to, to_stride, size)
+          ? product<A, Product::kStream>(x, xs, w, ws, inner, row, to, to_stride, rows, columns, ahead)
+          : product<A, Product::kSet>(x, xs, w, ws, inner, row, to, to_stride, rows, columns, ahead);
+      return;
+    }
+  }
+  product<A, Product::kSet>(x, xs, w, ws, inner, row, buffer, stride, rows, products_padded(columns, kLanes<A>), ahead);
+  store_tile<T, A>(buffer, stride, to, to_stride, rows, columns);
 }
 
 // out[i][j] = out[i][j] * scale[i] + sum_p x[p][i] y[p][j] for I rows of out and V vectors (scale null: 1).

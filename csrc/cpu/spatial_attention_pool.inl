@@ -183,35 +183,12 @@ MIXSYN_INLINE void pool_backward_last(const SpatialAttentionPool<T, A>& a, const
     if (a.part_weight_condition)
       outer_product<A>(s.maps + kp, 2 * kp, c.data, c.stride, count, nullptr, a.part_weight_condition + part * K * mp,
                        mp, K, mp, &ahead);
-    if (a.grad_feature) {
-      const A* back = a.back_columns + image * 2 * kp * np;
-      T* to = a.grad_feature + at * N;
-      if constexpr (std::is_same_v<T, A>) {
-        if (N % L == 0) {
-          product<A, Product::kSet>(s.maps, 2 * kp, back, np, 2 * kp, nullptr, to, N, count, N, &ahead);
-          to = nullptr;
-        }
-      }
-      if (to) {
-        product<A, Product::kSet>(s.maps, 2 * kp, back, np, 2 * kp, nullptr, s.grad_feature, np, count, np, &ahead);
-        store_tile<T, A>(s.grad_feature, np, to, N, count, N);
-      }
-    }
-    if (a.grad_condition) {
-      const A* bias = a.condition_bias + image * mp;
-      T* to = a.grad_condition + at * M;
-      if constexpr (std::is_same_v<T, A>) {
-        if (M % L == 0) {
-          product<A, Product::kBias>(s.maps + kp, 2 * kp, a.condition_columns, mp, K, bias, to, M, count, M, &ahead);
-          to = nullptr;
-        }
-      }
-      if (to) {
-        product<A, Product::kBias>(s.maps + kp, 2 * kp, a.condition_columns, mp, K, bias, s.grad_condition, mp, count,
-                                   mp, &ahead);
-        store_tile<T, A>(s.grad_condition, mp, to, M, count, M);
-      }
-    }
+    if (a.grad_feature)
+      product_into<T, A>(s.maps, 2 * kp, a.back_columns + image * 2 * kp * np, np, 2 * kp, nullptr, s.grad_feature, np,
+                         a.grad_feature + at * N, N, count, N, a.batch * N * P, &ahead);
+    if (a.grad_condition)
+      product_into<T, A>(s.maps + kp, 2 * kp, a.condition_columns, mp, K, a.condition_bias + image * mp,
+                         s.grad_condition, mp, a.grad_condition + at * M, M, count, M, a.batch * M * P, &ahead);
   }
 }
 
@@ -322,36 +299,12 @@ MIXSYN_INLINE void pool_backward_planes(const SpatialAttentionPool<T, A>& a, con
         product<A, Product::kAdd>(s.condition, stride, s.turned, kp, padded, nullptr,
                                   a.part_weight_condition + part * M * kp, kp, M, kp, &ahead);
     }
-    if (a.grad_feature) {
-      const A* back = a.back_rows + image * N * 2 * K;
-      T* to = a.grad_feature + image * N * P + p0;
-      if constexpr (std::is_same_v<T, A>) {
-        if (padded == count) {
-          product<A, Product::kSet>(back, 2 * K, logits, stride, 2 * K, nullptr, to, P, N, count, &ahead);
-          to = nullptr;
-        }
-      }
-      if (to) {
-        product<A, Product::kSet>(back, 2 * K, logits, stride, 2 * K, nullptr, s.grad_feature, stride, N, padded,
-                                  &ahead);
-        store_tile<T, A>(s.grad_feature, stride, to, P, N, count);
-      }
-    }
-    if (a.grad_condition) {
-      const A* back = a.condition_rows + image * M * (K + 1);
-      T* to = a.grad_condition + image * M * P + p0;
-      if constexpr (std::is_same_v<T, A>) {
-        if (padded == count) {
-          product<A, Product::kSet>(back, K + 1, grads, stride, K + 1, nullptr, to, P, M, count, &ahead);
-          to = nullptr;
-        }
-      }
-      if (to) {
-        product<A, Product::kSet>(back, K + 1, grads, stride, K + 1, nullptr, s.grad_condition, stride, M, padded,
-                                  &ahead);
-        store_tile<T, A>(s.grad_condition, stride, to, P, M, count);
-      }
-    }
+    if (a.grad_feature)
+      product_into<T, A>(a.back_rows + image * N * 2 * K, 2 * K, logits, stride, 2 * K, nullptr, s.grad_feature, stride,
+                         a.grad_feature + image * N * P + p0, P, N, count, a.batch * N * P, &ahead);
+    if (a.grad_condition)
+      product_into<T, A>(a.condition_rows + image * M * (K + 1), K + 1, grads, stride, K + 1, nullptr, s.grad_condition,
+                         stride, a.grad_condition + image * M * P + p0, P, M, count, a.batch * M * P, &ahead);
   }
 }
 
@@ -418,6 +371,7 @@ void pool_backward(const SpatialAttentionPool<T, A>& a, A* scratch, int64_t begi
   const PoolScratch<T, A> s = pool_scratch<T, A>(a, scratch);
   for (int64_t part = begin; part < end; ++part)
     a.channels_last ? pool_backward_last<T, A>(a, s, part) : pool_backward_planes<T, A>(a, s, part);
+  products_fence();
 }
 
 template <typename T, typename A>
