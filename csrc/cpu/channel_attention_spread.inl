@@ -14,12 +14,15 @@ struct SpreadScratch {
 template <typename T, typename A>
 MIXSYN_INLINE SpreadScratch<T, A> spread_scratch(const ChannelAttentionSpread<T, A>& a, A* base) {
   constexpr int L = kLanes<A>;
-  SpreadScratch<T, A> s;
+  SpreadScratch<T, A> s = {};
   s.stride = a.tile + L;
   s.kp = products_padded(a.maps, L), s.np = products_padded(a.features, L), s.mp = products_padded(a.conditions, L);
   const int64_t condition = a.channels_last ? a.tile * s.mp : a.conditions * s.stride;
   const int64_t features = a.channels_last ? a.tile * s.np : a.features * s.stride;
   const int64_t maps = s.kp * s.stride, turned = a.tile * s.kp;
+  const int64_t grad_condition = a.grad_condition ? condition : 0;
+  s.size = condition + features + 2 * maps + 2 * turned + grad_condition;
+  if (!base) return s;  // only the size is wanted
   s.condition = base;
   s.features = s.condition + condition;
   s.maps = s.features + features;  // rows of positions
@@ -27,7 +30,6 @@ MIXSYN_INLINE SpreadScratch<T, A> spread_scratch(const ChannelAttentionSpread<T,
   s.turned = s.grads + maps;  // rows of maps
   s.turned_grads = s.turned + turned;
   s.grad_condition = s.turned_grads + turned;
-  s.size = 2 * condition + features + 2 * maps + 2 * turned;
   return s;
 }
 

@@ -17,7 +17,7 @@ struct PoolScratch {
 template <typename T, typename A>
 MIXSYN_INLINE PoolScratch<T, A> pool_scratch(const SpatialAttentionPool<T, A>& a, A* base) {
   constexpr int L = kLanes<A>;
-  PoolScratch<T, A> s;
+  PoolScratch<T, A> s = {};
   s.stride = a.tile + L;
   s.kp = products_padded(a.maps, L), s.np = products_padded(a.features, L), s.mp = products_padded(a.conditions, L);
   const int64_t feature = a.channels_last ? a.tile * s.np : a.features * s.stride;
@@ -25,14 +25,16 @@ MIXSYN_INLINE PoolScratch<T, A> pool_scratch(const SpatialAttentionPool<T, A>& a
   // contiguous: rows of maps, their gradient and a row of ones, then padding rows that a transpose reads
   const int64_t maps = a.channels_last ? a.tile * 2 * s.kp : (2 * s.kp + 1) * s.stride;
   const int64_t turned = (a.channels_last ? s.kp : a.tile) * (a.channels_last ? s.stride : s.kp);
+  const int64_t grad_feature = a.grad_feature ? feature : 0, grad_condition = a.grad_condition ? condition : 0;
+  s.size = feature + condition + maps + turned + s.kp + grad_feature + grad_condition;
+  if (!base) return s;  // only the size is wanted
   s.feature = base;
   s.condition = s.feature + feature;
   s.maps = s.condition + condition;
   s.turned = s.maps + maps;
   s.scale = s.turned + turned;  // of the sums so far, when the running maximum grows: (Kp)
   s.grad_feature = s.scale + s.kp;
-  s.grad_condition = s.grad_feature + feature;
-  s.size = feature + condition + maps + turned + s.kp + feature + condition;
+  s.grad_condition = s.grad_feature + grad_feature;
   return s;
 }
 

@@ -338,3 +338,15 @@ def test_bodies_that_run_without_the_extension() -> None:
     grad = values["grad"].contiguous(memory_format=torch.channels_last)
     for needs in (7, 3, 5):
         torch.testing.assert_close(*(k.backward(grad, *inputs, needs) for k in (module._NATIVE, module._REFERENCE)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("width", [1030, 1040])
+def test_results_larger_than_the_caches(layout: torch.memory_format, width: int) -> None:
+    """Results of 8 MB and more take another kind of store; rows that are no multiple of a cache line must not."""
+    values = make_inputs((1, 32, 80, 65, width), 8, torch.float32, layout)
+    exact = run(values, torch.float64, "reference")
+    reference = run(values, torch.float32, "reference")
+    kernel = run(values, torch.float32, "native")
+    for name, value in exact.items():
+        assert_within_rule(kernel[name], reference[name], value, name)

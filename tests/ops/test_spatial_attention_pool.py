@@ -460,3 +460,16 @@ def test_bodies_that_run_without_the_extension(masked: bool) -> None:
     for needs, grad_maps in itertools.product((15, 6, 9), (None, values["grad_maps"])):
         common = (values["grad_values"], values["grad_mean"], grad_maps, *inputs, mask, forwards[0][0], forwards[0][3])
         torch.testing.assert_close(*(k.backward(*common, needs) for k in (module._NATIVE, module._REFERENCE)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("width", [1030, 1040])
+def test_gradients_larger_than_the_caches(layout: torch.memory_format, width: int) -> None:
+    """Gradients of 8 MB and more take another kind of store; rows that are no multiple of a cache line must not."""
+    values = make_inputs((1, 48, 32, 65, width), 8, torch.float32, layout)
+    exact = run(values, torch.float64, "reference", False, False)
+    reference = run(values, torch.float32, "reference", False, False)
+    kernel = run(values, torch.float32, "native", False, False)
+    for name, value in exact.items():
+        if value is not None:
+            assert_within_rule(kernel[name], reference[name], value, name)  # type: ignore[arg-type]
