@@ -110,3 +110,30 @@ def taps(weight: Tensor) -> Tensor:
     if weight.numel() == 0:
         return weight.reshape(-1, weight.shape[1])
     return _Taps.apply(weight)
+
+
+def low_rank_conv2d(vectors: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
+    """Convolve ``x = sum_k maps_k vectors_k`` without making x: per-image kernels ``weight vectors_k`` on the K maps.
+
+    Exact, with zero padding that keeps the size; K channels in place of S (docs/exact_algebra.md, 5 and 7).
+
+    Args:
+        vectors: (B, K, S).
+        maps: (B, K, H, W), converted to the dtype of ``vectors``.
+        weight: (O, S, kh, kw), kh and kw odd.
+
+    Returns:
+        (B, O, H, W) in the dtype of ``vectors``, differentiable in all three.
+    """
+    batch, count, size = vectors.shape
+    out, _, kernel_height, kernel_width = weight.shape
+    height, width = maps.shape[2:]
+    tap_count = kernel_height * kernel_width
+    kernels = linear(vectors.reshape(batch * count, size), weight.permute(2, 3, 0, 1).reshape(tap_count * out, size))
+    if batch == 0 or height * width == 0:
+        return kernels.new_zeros((batch, out, height, width)) + kernels.sum() * 0 + maps.sum() * 0
+    kernels = kernels.reshape(batch, count, kernel_height, kernel_width, out).permute(0, 4, 1, 2, 3)
+    kernels = kernels.reshape(batch * out, count, kernel_height, kernel_width)
+    flat = maps.to(kernels.dtype).reshape(1, batch * count, height, width)
+    padding = (kernel_height // 2, kernel_width // 2)
+    return F.conv2d(flat, kernels, padding=padding, groups=batch).reshape(batch, out, height, width)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..backend import current_backend, current_plan
 from ..ops.region_norm import region_norm
 from ..region_map import ClassPlan, PatternPlan, RegionMap, as_region_map
-from .algebra import gather_sum, linear, packed, taps
+from .algebra import gather_sum, linear, low_rank_conv2d, packed, taps
 from .derived import derived, may_keep
 
 Regions = RegionMap | Tensor
@@ -394,14 +394,8 @@ def _dense_style_map(vectors: Tensor, regions: RegionMap, size: tuple[int, int])
 
 
 def _effective_style_conv(vectors: Tensor, conv: nn.Conv2d, weights: Tensor) -> Tensor:
-    """conv(style map) with the map's rank K used: per-image kernels (B, O, K, 3, 3) on the K weights (docs: 4)."""
-    batch, count, _ = vectors.shape
-    out = conv.out_channels
-    kernels = linear(vectors.reshape(batch * count, -1), conv.weight.permute(2, 3, 0, 1).reshape(9 * out, -1))
-    kernels = kernels.reshape(batch, count, 3, 3, out).permute(0, 4, 1, 2, 3).reshape(batch * out, count, 3, 3)
-    height, width = weights.shape[2:]
-    flat = weights.to(vectors.dtype).reshape(1, batch * count, height, width)
-    y = F.conv2d(flat, kernels, padding=1, groups=batch).reshape(batch, out, height, width)
+    """conv(style map) with the map's rank K used: per-image kernels (B, O, K, 3, 3) on the K weights (docs/exact_algebra.md, 5)."""
+    y = low_rank_conv2d(vectors, weights, conv.weight)
     return y if conv.bias is None else y + conv.bias[:, None, None]
 
 

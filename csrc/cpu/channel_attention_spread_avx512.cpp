@@ -1,0 +1,23 @@
+// channel_attention_spread for processors with AVX-512.
+#include "isa.h"
+#include "channel_attention_spread.h"
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#if defined(MIXSYN_X86_MULTIVERSION)
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+#define MIXSYN_F16C
+#define MIXSYN_THIRTY_TWO_REGISTERS
+namespace mixsyn_fast::cpu::avx512 {
+#include "vec.inl"
+
+#include "products.inl"
+
+#include "channel_attention_spread.inl"
+}  // namespace mixsyn_fast::cpu::avx512
+#endif

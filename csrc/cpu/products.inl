@@ -1,0 +1,404 @@
+// What attention kernels are made of: exp, transposes, tiles converted to the accumulation type, and two matrix products
+// on tiles that lie in the cache. Included after vec.inl, once per instruction set. Everything here works on whole vectors:
+// rows are padded to kLanes elements, and rows of the accumulation type start at multiples of 64 bytes where it matters.
+
+#if defined(MIXSYN_THIRTY_TWO_REGISTERS)
+#define MIXSYN_PRODUCT_ROWS 8  // rows x vectors of the register block, one register each
+#define MIXSYN_PRODUCT_TALL 16
+#else
+#define MIXSYN_PRODUCT_ROWS 2  // a vector is two or four registers, of which there are sixteen
+#define MIXSYN_PRODUCT_TALL 4
+#endif
+
+// Register blocks are functions of their own: inlined into the loops around them, the compiler runs out of registers.
+#define MIXSYN_BLOCK static __attribute__((noinline))
+
+MIXSYN_INLINE int64_t products_padded(int64_t n, int64_t lanes) { return (n + lanes - 1) / lanes * lanes; }
+
+// All lanes the same; the compiler makes one instruction of this, and of a scalar times a vector.
+template <typename A>
+MIXSYN_INLINE Vec<A> all_lanes(A value) {
+  return value - Vec<A>{};
+}
+
+// exp: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial in r (interpolation at Chebyshev nodes, relative error 1e-8 in
+// float and 2e-17 in double), times 2^n. Exactly zero near the smallest normal number, infinite from 2^127.5 on, NaN for
+// NaN. Adding 1.5 * 2^mantissa rounds to an integer, which then stands in the low bits.
+MIXSYN_INLINE Vec<float> products_exp(Vec<float> x) {
+  const Vec<float> shifted = x * 1.44269504f + 12582912.0f;
+  const Vec<float> n = shifted - 12582912.0f;
+  const Vec<float> r = (x - n * 0.693145751953125f) - n * 1.42860682e-6f;
+  Vec<float> q = all_lanes<float>(0.00139262133f);
+  q = q * r + 0.00836320297f;
+  q = q * r + 0.0416665544f;
+  q = q * r + 0.166665768f;
+  q = q * r + 0.5f;
+  q = (q * r) * r + r;
+  VecOf<float>::mask bits;
+  __builtin_memcpy(&bits, &shifted, 64);
+  bits = (bits << 23) + 0x3f800000;
+  Vec<float> power;
+  __builtin_memcpy(&power, &bits, 64);
+  Vec<float> y = q * power + power;
+  y = x < -87.0f ? Vec<float>{} : y;
+  return x > 88.37f ? all_lanes<float>(__builtin_inff()) : y;
+}
+MIXSYN_INLINE Vec<double> products_exp(Vec<double> x) {
+  const Vec<double> shifted = x * 1.442695040888963407 + 6755399441055744.0;
+  const Vec<double> n = shifted - 6755399441055744.0;
+  const Vec<double> r = (x - n * 0.6931471805592082091607153) - n * 7.37100256516779890e-13;
+  Vec<double> q = all_lanes<double>(2.5100424157005066788e-8);
+  q = q * r + 2.7620138719733995569e-7;
+  q = q * r + 2.7557268378684192873e-6;
+  q = q * r + 2.4801521190217727651e-5;
+  q = q * r + 1.9841269863105968748e-4;
+  q = q * r + 1.3888888917281793308e-3;
+  q = q * r + 8.3333333333300513464e-3;
+  q = q * r + 0.041666666666623991516;
+  q = q * r + 0.16666666666666667456;
+  q = q * r + 0.5;
+  q = (q * r) * r + r;
+  VecOf<double>::mask bits;
+  __builtin_memcpy(&bits, &shifted, 64);
+  bits = (bits << 52) + 0x3ff0000000000000;
+  Vec<double> power;
+  __builtin_memcpy(&power, &bits, 64);
+  Vec<double> y = q * power + power;
+  y = x < -708.0 ? Vec<double>{} : y;
+  return x > 709.43 ? all_lanes<double>(__builtin_inf()) : y;
+}
+
+template <typename A>
+MIXSYN_INLINE A lane_max(Vec<A> v) {
+  A high = v[0];
+  for (int i = 1; i < kLanes<A>; ++i) high = v[i] > high ? v[i] : high;
+  return high;
+}
+
+// Step by step of a transpose: where the lanes of a pair of rows go, and which of the two.
+template <typename A>
+struct TransposeLanes {
+  std::conditional_t<sizeof(A) == 4, int32_t, int64_t> low[4][kLanes<A>] = {}, high[4][kLanes<A>] = {};
+  constexpr TransposeLanes() {
+    constexpr int L = kLanes<A>;
+    for (int i = 0; i < 4; ++i)
+      for (int l = 0; l < L; ++l) {
+        const int step = 1 << i;
+        low[i][l] = l & step ? L + l - step : l;
+        high[i][l] = l & step ? L + l : l + step;
+      }
+  }
+};
+template <typename A>
+inline constexpr TransposeLanes<A> kTransposeLanes = {};
+
+// to[c][r] = from[r][c] for whole vectors in both directions: kLanes x kLanes blocks, exchanging halves, quarters and so on.
+template <typename A>
+void transpose_tile(const A* from, int64_t from_stride, A* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  constexpr int L = kLanes<A>;
+  for (int64_t r0 = 0; r0 < rows; r0 += L)
+    for (int64_t c0 = 0; c0 < columns; c0 += L) {
+      const A* source = from + r0 * from_stride + c0;
+      A* target = to + c0 * to_stride + r0;
+#if defined(__GNUC__) && !defined(__clang__)
+      Vec<A> v[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) v[i] = load(source + i * from_stride);
+#pragma GCC unroll 4
+      for (int n = 0; 1 << n < L; ++n) {
+        const int step = 1 << n;
+        typename VecOf<A>::mask low, high;
+        __builtin_memcpy(&low, kTransposeLanes<A>.low[n], 64);
+        __builtin_memcpy(&high, kTransposeLanes<A>.high[n], 64);
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) {
+          if (i & step) continue;
+          const Vec<A> a = v[i], b = v[i + step];
+          v[i] = __builtin_shuffle(a, b, low);
+          v[i + step] = __builtin_shuffle(a, b, high);
+        }
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) store(target + i * to_stride, v[i]);
+#else
+      for (int r = 0; r < L; ++r)
+        for (int c = 0; c < L; ++c) target[c * to_stride + r] = source[r * from_stride + c];
+#endif
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ tiles in and out
+
+// rows x columns elements of T into rows of A padded with zeros to whole vectors.
+template <typename T, typename A>
+void load_tile(const T* from, int64_t from_stride, A* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  constexpr int L = kLanes<A>;
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* source = from + r * from_stride;
+    A* target = to + r * to_stride;
+    int64_t c = 0;
+    for (; c + L <= columns; c += L) store(target + c, load(source + c));
+    if (c < columns) store(target + c, load_n(source + c, columns - c));
+  }
+}
+
+// The reverse: rows of A, of which `columns` elements count, to T.
+template <typename T, typename A>
+void store_tile(const A* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  constexpr int L = kLanes<A>;
+  for (int64_t r = 0; r < rows; ++r) {
+    const A* source = from + r * from_stride;
+    T* target = to + r * to_stride;
+    int64_t c = 0;
+    for (; c + L <= columns; c += L) store(target + c, load(source + c));
+    if (c < columns) store_n(target + c, load(source + c), columns - c);
+  }
+}
+
+// sums[r] += the columns of row r, lane by lane.
+template <typename A>
+void add_row_lanes(const A* tile, int64_t stride, int64_t rows, int64_t columns, A* sums) {
+  constexpr int L = kLanes<A>;
+  for (int64_t r = 0; r < rows; ++r) {
+    Vec<A> sum = {};
+    for (int64_t c = 0; c < columns; c += L) sum += load(tile + r * stride + c);
+    store(sums + r * L, load(sums + r * L) + sum);
+  }
+}
+
+// sums[c] += column c.
+template <typename A, int V>
+MIXSYN_INLINE void add_columns_block(const A* tile, int64_t stride, int64_t rows, A* sums) {
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[V] = {};
+  for (int64_t r = 0; r < rows; ++r)
+    for (int v = 0; v < V; ++v) sum[v] += load(tile + r * stride + v * L);
+  for (int v = 0; v < V; ++v) store(sums + v * L, load(sums + v * L) + sum[v]);
+}
+template <typename A>
+void add_columns(const A* tile, int64_t stride, int64_t rows, int64_t columns, A* sums) {
+  constexpr int L = kLanes<A>;
+  int64_t c = 0;
+  for (; c + 4 * L <= columns; c += 4 * L) add_columns_block<A, 4>(tile + c, stride, rows, sums + c);
+  for (; c < columns; c += L) add_columns_block<A, 1>(tile + c, stride, rows, sums + c);
+}
+
+// Lines of the next tile, asked for a few at a time between the register blocks of this one, so that memory and arithmetic
+// overlap; hardware does not follow so many rows at once. Up to two blocks of rows.
+struct Ahead {
+  static constexpr int64_t kLines = 96;  // per register block
+  const char* from[2] = {nullptr, nullptr};
+  int64_t stride[2] = {0, 0}, rows[2] = {0, 0}, bytes[2] = {0, 0};
+  int64_t which = 0, row = 0, at = 0;
+};
+
+template <typename T>
+MIXSYN_INLINE void ahead_set(Ahead& a, int which, const T* from, int64_t stride, int64_t rows, int64_t columns) {
+  a.from[which] = reinterpret_cast<const char*>(from);
+  a.stride[which] = stride * static_cast<int64_t>(sizeof(T));
+  a.bytes[which] = columns * static_cast<int64_t>(sizeof(T));
+  a.rows[which] = columns > 0 ? rows : 0;
+}
+
+MIXSYN_INLINE void ahead_fetch(Ahead* a) {
+  if (!a) return;
+  for (int64_t left = Ahead::kLines; left > 0 && a->which < 2;) {
+    if (a->row == a->rows[a->which]) {
+      ++a->which, a->row = 0, a->at = 0;
+      continue;
+    }
+    const char* from = a->from[a->which] + a->row * a->stride[a->which];
+    const int64_t end = a->at + left * 64 < a->bytes[a->which] ? a->at + left * 64 : a->bytes[a->which];
+    int64_t at = a->at;
+    for (; at < end; at += 64, --left) __builtin_prefetch(from + at, 0, 2);
+    a->at = at;
+    if (at >= a->bytes[a->which]) a->at = 0, ++a->row;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------ products
+
+// What becomes of the sums, which start at row[column] where a row is given: out = sums, the same past the caches,
+// out += sums, out = out * row[column] + sums.
+enum class Product { kSet, kStream, kAdd, kScale };
+
+// A store that does not read the line before nor keep it: for results that no cache would hold until they are used. Only to
+// multiples of 64 bytes; products_fence() ends a series of them.
+template <typename A>
+MIXSYN_INLINE void products_stream(A* to, Vec<A> v) {
+#if defined(MIXSYN_THIRTY_TWO_REGISTERS)
+  if constexpr (std::is_same_v<A, float>)
+    _mm512_stream_ps(to, (__m512)v);
+  else
+    _mm512_stream_pd(to, (__m512d)v);
+#else
+  store(to, v);
+#endif
+}
+MIXSYN_INLINE void products_fence() {
+#if defined(MIXSYN_THIRTY_TWO_REGISTERS)
+  _mm_sfence();
+#endif
+}
+
+// Whether a result of so many elements, written in rows of `stride`, is worth streaming, and can be.
+template <typename A>
+MIXSYN_INLINE bool products_streams(const A* to, int64_t stride, int64_t elements) {
+  constexpr int64_t kLarge = 8 << 20;  // bytes: more than second-level caches hold
+  return elements * static_cast<int64_t>(sizeof(A)) >= kLarge && reinterpret_cast<uintptr_t>(to) % 64 == 0 &&
+         stride % kLanes<A> == 0;
+}
+
+// out[r][j] from sum_i x[r][i] w[i][j] for R rows and V vectors of columns, kept in registers. x is broadcast.
+template <typename A, int R, int V, Product MODE>
+MIXSYN_BLOCK void product_block(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out,
+                                int64_t os) {
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sum[r][v] = MODE != Product::kScale && row ? load(row + v * L) : Vec<A>{};
+  constexpr int kBases = (R + 3) / 4;  // pointers to every fourth row: with one per row the loop runs out of registers
+  const A* base[kBases];
+#pragma GCC unroll 4
+  for (int b = 0; b < kBases; ++b) base[b] = x + 4 * b * xs;
+  for (int64_t i = 0; i < inner; ++i) {
+    Vec<A> column[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) column[v] = load(w + v * L);
+    w += ws;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const A value = base[r / 4][(r % 4) * xs];
+      if (r % 4 == 3 || r == R - 1) ++base[r / 4];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[r][v] += value * column[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      A* to = out + r * os + v * L;
+      if (MODE == Product::kAdd) sum[r][v] = load(to) + sum[r][v];
+      if (MODE == Product::kScale) sum[r][v] = load(to) * load(row + v * L) + sum[r][v];
+      MODE == Product::kStream ? products_stream<A>(to, sum[r][v]) : store(to, sum[r][v]);
+    }
+}
+
+template <typename A, int R, int V, Product MODE>
+MIXSYN_INLINE int64_t product_rows(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out,
+                                   int64_t os, int64_t begin, int64_t end, Ahead* ahead) {
+  int64_t r = begin;
+  for (; r + R <= end; r += R) {
+    ahead_fetch(ahead);
+    product_block<A, R, V, MODE>(x + r * xs, xs, w, ws, inner, row, out + r * os, os);
+  }
+  return r;
+}
+
+template <typename A, int V, Product MODE>
+MIXSYN_INLINE void product_columns(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out,
+                                   int64_t os, int64_t begin, int64_t end, Ahead* ahead) {
+  int64_t r = begin;
+  if (V == 1) r = product_rows<A, MIXSYN_PRODUCT_TALL, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end, ahead);
+  r = product_rows<A, MIXSYN_PRODUCT_ROWS, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end, ahead);
+  if (MIXSYN_PRODUCT_ROWS > 4) r = product_rows<A, 4, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end, ahead);
+  product_rows<A, 1, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end, ahead);
+}
+
+// out (rows, columns) from x (rows, inner) w (inner, columns); columns in whole vectors. Every element is summed over i in
+// order, whatever the blocks are: the same numbers come out of a product of more rows or more columns.
+template <typename A, Product MODE>
+void product(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out, int64_t os,
+             int64_t rows, int64_t columns, Ahead* ahead = nullptr) {
+  constexpr int L = kLanes<A>;
+  // w stays in the first-level cache: all of it while blocks of rows pass, or a panel of columns while all rows pass
+  const int64_t block = inner * columns * static_cast<int64_t>(sizeof(A)) <= 32768 ? 16 : rows;
+  for (int64_t r0 = 0; r0 < rows; r0 += block) {
+    const int64_t r1 = r0 + block < rows ? r0 + block : rows;
+    int64_t c = 0;
+    for (; c + 2 * L <= columns; c += 2 * L)
+      product_columns<A, 2, MODE>(x, xs, w + c, ws, inner, row ? row + c : row, out + c, os, r0, r1, ahead);
+    if (c < columns)
+      product_columns<A, 1, MODE>(x, xs, w + c, ws, inner, row ? row + c : row, out + c, os, r0, r1, ahead);
+  }
+}
+
+// A product whose result, (rows, columns) of T, goes to memory: full vectors of the accumulation type to their place, others
+// through a buffer. `size` counts the elements of the whole result, of which this is a tile.
+template <typename T, typename A>
+MIXSYN_INLINE void product_into(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* buffer,
+                                int64_t stride, T* to, int64_t to_stride, int64_t rows, int64_t columns, int64_t size,
+                                Ahead* ahead) {
+  if constexpr (std::is_same_v<T, A>) {
+    if (columns % kLanes<A> == 0) {
+      products_streams<A>(to, to_stride, size)
+          ? product<A, Product::kStream>(x, xs, w, ws, inner, row, to, to_stride, rows, columns, ahead)
+          : product<A, Product::kSet>(x, xs, w, ws, inner, row, to, to_stride, rows, columns, ahead);
+      return;
+    }
+  }
+  product<A, Product::kSet>(x, xs, w, ws, inner, row, buffer, stride, rows, products_padded(columns, kLanes<A>), ahead);
+  store_tile<T, A>(buffer, stride, to, to_stride, rows, columns);
+}
+
+// out[i][j] = out[i][j] * scale[i] + sum_p x[p][i] y[p][j] for I rows of out and V vectors (scale null: 1).
+template <typename A, int I, int V>
+MIXSYN_BLOCK void outer_block(const A* x, int64_t xs, const A* y, int64_t ys, int64_t count, const A* scale, A* out,
+                              int64_t os) {
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[I][V];
+#pragma GCC unroll 16
+  for (int i = 0; i < I; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sum[i][v] = Vec<A>{};
+  for (int64_t p = 0; p < count; ++p) {
+    Vec<A> value[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) value[v] = load(y + p * ys + v * L);
+#pragma GCC unroll 16
+    for (int i = 0; i < I; ++i) {
+      const A factor = x[p * xs + i];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[i][v] += factor * value[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < I; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      A* to = out + i * os + v * L;
+      store(to, scale ? load(to) * scale[i] + sum[i][v] : load(to) + sum[i][v]);
+    }
+}
+
+template <typename A, int I>
+MIXSYN_INLINE int64_t outer_rows(const A* x, int64_t xs, const A* y, int64_t ys, int64_t count, const A* scale, A* out,
+                                 int64_t os, int64_t i, int64_t rows, int64_t columns, Ahead* ahead) {
+  constexpr int L = kLanes<A>;
+  for (; i + I <= rows; i += I) {
+    const A* factor = scale ? scale + i : scale;
+    int64_t c = 0;
+    for (; c + 2 * L <= columns; c += 2 * L) {
+      ahead_fetch(ahead);
+      outer_block<A, I, 2>(x + i, xs, y + c, ys, count, factor, out + i * os + c, os);
+    }
+    if (c < columns) outer_block<A, I, 1>(x + i, xs, y + c, ys, count, factor, out + i * os + c, os);
+  }
+  return i;
+}
+
+// out (rows, columns) = scale * out + x^T y with x (count, rows), y (count, columns); columns in whole vectors.
+template <typename A>
+void outer_product(const A* x, int64_t xs, const A* y, int64_t ys, int64_t count, const A* scale, A* out, int64_t os,
+                   int64_t rows, int64_t columns, Ahead* ahead = nullptr) {
+  int64_t i = outer_rows<A, MIXSYN_PRODUCT_ROWS>(x, xs, y, ys, count, scale, out, os, 0, rows, columns, ahead);
+  if (MIXSYN_PRODUCT_ROWS > 4) i = outer_rows<A, 4>(x, xs, y, ys, count, scale, out, os, i, rows, columns, ahead);
+  outer_rows<A, 1>(x, xs, y, ys, count, scale, out, os, i, rows, columns, ahead);
+}
+
+#undef MIXSYN_BLOCK
+#undef MIXSYN_PRODUCT_ROWS
+#undef MIXSYN_PRODUCT_TALL
