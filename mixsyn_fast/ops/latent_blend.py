@@ -384,8 +384,8 @@ def latent_blend(
 ) -> Any:
     """Blend two style codes, ``a + q (b - a)``, with ``q = sigmoid(logit)`` of each channel's decisive logit.
 
-    Equal, value for value, to upsampling both codes to D, blending there with ``sigmoid(logits)`` and max-pooling back to the
-    width of every layer, in one kernel for all layers.
+    Equal, value for value, to upsampling both codes to D, blending there with ``sigmoid(logits)`` and max-pooling back to
+    the width of every layer, in one kernel for all layers.
 
     Args:
         a: (B, S) float32, float64, float16 or bfloat16, any strides (other than dense ones are made dense first). B may be
