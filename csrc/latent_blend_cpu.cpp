@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor> latent_blend_cpu(Tensor a, Tensor b, Tensor logits, s
     auto problem = blend_problem<T>(a, b, logits, channels, offsets, q_on_b);
     problem.blended = mutable_data<T>(blended), problem.q = mutable_data<T>(q);
     const auto& kernels = MIXSYN_BEST_OF(latent_blend_kernels<T, A>);
-    parallel_for(0, a.size(0) * problem.layers, grain(2 * problem.depth),
+    parallel_for(0, a.size(0) * problem.layers, grain(problem.depth),
                  [&](int64_t begin, int64_t end) { kernels.forward(problem, begin, end); });
   });
   return std::make_tuple(blended, q);
@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor, Tensor> latent_blend_backward_cpu(std::optional<Tenso
     problem.grad_a = mutable_data<T>(grad_a), problem.grad_b = mutable_data<T>(grad_b);
     problem.grad_logits = mutable_data<T>(grad_logits);
     const auto& kernels = MIXSYN_BEST_OF(latent_blend_kernels<T, A>);
-    parallel_for(0, a.size(0) * problem.layers, grain(4 * problem.depth),
+    parallel_for(0, a.size(0) * problem.layers, grain(2 * problem.depth),
                  [&](int64_t begin, int64_t end) { kernels.backward(problem, begin, end); });
   });
   return std::make_tuple(grad_a, grad_b, grad_logits);

@@ -132,9 +132,15 @@ def _groups(layout: StyleLayout, extra_layers: tuple[int, ...]) -> tuple[_Group,
 class _Chain:
     """The folded network of a blender."""
 
-    first: list[Tensor]  # per group (H, 2c) or (H, 3c) with extra
-    bias: Tensor  # (L, H), in the order of the groups
+    first: list[Tensor]  # per group (H, 2c + layers) or, with extra, (H, 3c + layers): the last columns are biases per layer
     later: list[tuple[Tensor, Tensor]]
+
+
+def _activated(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Linear layer and leaky ReLU; one pass where the weight is packed and no gradient is wanted."""
+    if weight.is_mkldnn and x.numel() > 0 and not (torch.is_grad_enabled() and x.requires_grad):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "leaky_relu", [_SLOPE], "")
+    return F.leaky_relu_(linear(x, weight, bias), _SLOPE)
 
 
 # --- one blender ------------------------------------------------------------------------------------------------------
@@ -237,13 +243,13 @@ class LatentBlender(nn.Module):
         def summed(part: Tensor, width: int) -> Tensor:
             return part if width == self.depth else part.unflatten(1, (width, self.depth // width)).sum(2)
 
+        per_layer = bias + F.linear(self.indicator[int(rgb_bit)].to(weight.dtype), for_indicator)  # (L, H)
         first = []
         for group in self.groups:
             parts = [for_a, for_b, for_extra] if group.extra else [for_a, for_b]
-            first.append(finish(torch.cat([summed(part, group.width) for part in parts], 1)))
-        layers = [layer for group in self.groups for layer in group.layers]
-        per_layer = bias + F.linear(self.indicator[int(rgb_bit), layers].to(weight.dtype), for_indicator)
-        return _Chain(first, per_layer, [(finish(w), b) for w, b in weights[1:]])
+            biases = per_layer[list(group.layers)].t()
+            first.append(finish(torch.cat([*(summed(part, group.width) for part in parts), biases], 1)))
+        return _Chain(first, [(finish(w), b) for w, b in weights[1:]])
 
     def chain(self, rgb_bit: bool) -> _Chain:
         """Return the folded network, kept while the weights stay as they are."""
@@ -259,16 +265,16 @@ class LatentBlender(nn.Module):
         batch, depth = a.shape[0], self.depth
         hidden = []
         for group, weight in zip(self.groups, chain.first, strict=True):
+            count = len(group.layers)
             parts = [group.rows(a), group.rows(b)]
             if group.extra:
-                rows = group.rows(a)
-                parts.append(torch.zeros_like(rows) if extra is None else group.rows(extra, extra=True))
-            rows = torch.cat(parts, 2)
-            hidden.append(linear(rows.flatten(0, 1), weight).unflatten(0, (batch, len(group.layers))))
-        x = (hidden[0] if len(hidden) == 1 else torch.cat(hidden, 1)).add_(chain.bias)
-        x = F.leaky_relu_(x, _SLOPE).flatten(0, 1)
+                parts.append(torch.zeros_like(parts[0]) if extra is None else group.rows(extra, extra=True))
+            parts.append(torch.eye(count, dtype=a.dtype, device=a.device).expand(batch, -1, -1))  # picks the layer's bias
+            rows = _activated(torch.cat(parts, 2).flatten(0, 1), weight)
+            hidden.append(rows.unflatten(0, (batch, count)))
+        x = (hidden[0] if len(hidden) == 1 else torch.cat(hidden, 1)).flatten(0, 1)
         for weight, bias in chain.later:
-            x = F.leaky_relu_(linear(x, weight, bias), _SLOPE)
+            x = _activated(x, weight, bias)
         x = x.view(batch, len(self.layout.layers), depth)
         return x if self.in_order else x.index_select(1, self.order)
 

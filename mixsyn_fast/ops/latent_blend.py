@@ -243,17 +243,16 @@ _BACKWARD = (
 )
 
 
-@torch.library.custom_op("mixsyn_fast::latent_blend", mutates_args=(), schema=_FORWARD)
-def _latent_blend_op(a: Tensor, b: Tensor, logits: Tensor, channels: Sequence[int], q_on_b: bool) -> tuple[Tensor, Tensor]:
-    return latent_blend_reference(a, b, logits, channels, q_on_b)
+_latent_blend_op = torch.library.custom_op(
+    "mixsyn_fast::latent_blend", latent_blend_reference, mutates_args=(), schema=_FORWARD
+)
 
 
 def _latent_blend_fake(a, b, logits, channels, q_on_b):  # type: ignore[no-untyped-def]
     return a.new_empty(a.shape), a.new_empty(a.shape)
 
 
-@torch.library.custom_op("mixsyn_fast::latent_blend_backward", mutates_args=(), schema=_BACKWARD)
-def _backward_op(
+def _backward_reference(
     grad: Tensor | None,
     grad_q: Tensor | None,
     a: Tensor,
@@ -277,6 +276,11 @@ def _backward_op(
     grad_first, grad_second = (g * (1 - q)).to(a.dtype), (g * q).to(a.dtype)
     grad_a, grad_b = (grad_first, grad_second) if q_on_b else (grad_second, grad_first)
     return grad_a, grad_b, grad_logits.to(logits.dtype)
+
+
+_backward_op = torch.library.custom_op(
+    "mixsyn_fast::latent_blend_backward", _backward_reference, mutates_args=(), schema=_BACKWARD
+)
 
 
 def _backward_fake(grad, grad_q, a, b, logits, channels, q_on_b):  # type: ignore[no-untyped-def]
