@@ -5,7 +5,7 @@ comes from five fully-connected layers that see one layer of the S space at a ti
 codes to a third one on the coarse layers (Appendix A.4) and fuses the results (Fig. 5).
 
 What the published form computes layer by layer and sample by sample is one chain of matrix products here, and the numbers
-stay the same (docs/exact_algebra.md):
+stay the same (docs/ops/latent_blend.md):
 
 * nearest upsampling of a vector of c values before the first linear layer = summing groups of its columns;
 * the indicator of the layer is constant = a bias per layer;
@@ -298,7 +298,8 @@ class LatentBlender(nn.Module):
             blended, qs = [], []
             inputs = self.upsampled(_each(lambda code, i=i: code[i : i + 1], codes), rgb_bit)  # type: ignore[misc]
             for width, parts in zip(self.layout.channels, inputs, strict=True):
-                q = torch.sigmoid(self.disentangle_net(torch.cat(parts, 1)))
+                rows = torch.cat(parts, 1).to(self.linears[0].weight.dtype)
+                q = torch.sigmoid(self.disentangle_net(rows)).to(parts[0].dtype)
                 first, second = parts[:2] if self.q_on == "b" else (parts[1], parts[0])
                 value, index = F.max_pool1d(first + q * (second - first), self.depth // width, return_indices=True)
                 blended.append(value)
@@ -352,6 +353,7 @@ class _Stack:
     """The networks of several blenders without biases, for batched products: see :func:`_stack`."""
 
     index: Tensor  # (L * K): input of the first layer as positions in (a, b, extra, 0, 1)
+    constant: Tensor  # (1, 1, 2): 0 and 1
     matrices: list[Tensor]  # (N, K, H), (N, H, H), ...
 
 
@@ -399,8 +401,8 @@ def _stack(blenders: Sequence[LatentBlender], rgb_bit: bool, has_extra: bool) ->
             if not last:
                 matrix[inner, out] = 1
             stacks[number].append(matrix)
-    device = one.linears[0].weight.device
-    return _Stack(index.flatten().to(device), [torch.stack(matrices) for matrices in stacks])
+    constant = torch.tensor([[[0, 1]]], dtype=weight.dtype)
+    return _Stack(index.flatten().to(weight.device), constant.to(weight.device), [torch.stack(m) for m in stacks])
 
 
 def _stacked_logits(blenders: Sequence[LatentBlender], codes: Codes, rgb_bit: bool) -> Tensor:
@@ -410,10 +412,8 @@ def _stacked_logits(blenders: Sequence[LatentBlender], codes: Codes, rgb_bit: bo
     name = ("stack", rgb_bit, len(present), tuple(id(blender) for blender in blenders))
     stack = derived(blenders[0], name, parameters, lambda: _stack(blenders, rgb_bit, len(present) == 3))
     nodes, batch, _ = present[0].shape
-    constant = present[0].new_zeros((nodes, batch, 2))
-    constant[:, :, 1] = 1
     layers, depth = len(blenders[0].layout.layers), blenders[0].depth
-    x = torch.cat([*present, constant], 2).index_select(2, stack.index)
+    x = torch.cat([*present, stack.constant.expand(nodes, batch, 2)], 2).index_select(2, stack.index)
     x = x.view(nodes, batch * layers, stack.index.numel() // layers)
     for matrix in stack.matrices:
         x = F.leaky_relu_(torch.bmm(x, matrix), _SLOPE)
@@ -443,22 +443,19 @@ def _takes_stack(blenders: Sequence[LatentBlender], codes: Codes) -> bool:
 def _logits(blenders: Sequence[LatentBlender], codes: Codes, rgb_bit: bool) -> Tensor:
     """(N, B, S) each -> (N, B, L, depth) in the codes' dtype; blender n serves slice n."""
     dtype = codes[0].dtype
-    weight = blenders[0].linears[0].weight
-    codes = _each(lambda code: code.to(weight.dtype), codes)
-    if current_plan() == "dense":
-        results = []
-        for n, blender in enumerate(blenders):
-            inputs = blender.upsampled(_each(lambda code, n=n: code[n], codes), rgb_bit)  # type: ignore[misc]
-            results.append(blender.disentangle_net(torch.stack([torch.cat(parts, 1) for parts in inputs], 1)))
-        return torch.stack(results).to(dtype)
-    if _takes_stack(blenders, codes):
-        return _stacked_logits(blenders, codes, rgb_bit).to(dtype)
+    if current_plan() != "dense" and _takes_stack(blenders, codes):
+        weight = blenders[0].linears[0].weight
+        return _stacked_logits(blenders, _each(lambda code: code.to(weight.dtype), codes), rgb_bit).to(dtype)
     # A loop costs nothing here: the weights of the nodes differ, so no product could serve two of them.
-    results = [
-        blender.folded_logits(_each(lambda code, n=n: code[n], codes), rgb_bit)  # type: ignore[misc]
-        for n, blender in enumerate(blenders)
-    ]
-    return (results[0][None] if len(results) == 1 else torch.stack(results)).to(dtype)
+    results = []
+    for n, blender in enumerate(blenders):
+        own = _each(lambda code, n=n, like=blender.linears[0].weight: code[n].to(like.dtype), codes)  # type: ignore[misc]
+        if current_plan() == "dense":
+            rows = [torch.cat(parts, 1) for parts in blender.upsampled(own, rgb_bit)]
+            results.append(blender.disentangle_net(torch.stack(rows, 1)).to(dtype))
+        else:
+            results.append(blender.folded_logits(own, rgb_bit).to(dtype))
+    return results[0][None] if len(results) == 1 else torch.stack(results)
 
 
 def _blend(blenders: Sequence[LatentBlender], codes: Codes, rgb_bit: bool = False) -> tuple[Tensor, Tensor]:
@@ -573,8 +570,8 @@ class FusionNet(nn.Module):
     def fuse(self, s0: Tensor, s1: Tensor, s_align: Tensor) -> Fusion:
         """As :meth:`forward`, with the intermediate results that training needs."""
         _check_codes("FusionNet", [("s0", s0), ("s1", s1), ("s_align", s_align)], self.layout)
-        code, aligned, q_align, q_fuse = fuse_level([self], s0[None], s1[None], s_align[None])
-        return Fusion(code[0], (aligned[0, 0], aligned[0, 1]), (q_align[0, 0], q_align[0, 1]), q_fuse[0])
+        code, aligned, q_align, q_fuse = fuse_level([self], torch.stack((s0, s1))[:, None], s_align[None])
+        return Fusion(code[0], (aligned[0, 0], aligned[1, 0]), (q_align[0, 0], q_align[1, 0]), q_fuse[0])
 
     def forward(self, s0: Tensor, s1: Tensor, s_align: Tensor) -> Tensor:
         """Fuse two codes.
@@ -594,24 +591,24 @@ class FusionNet(nn.Module):
         return self.fuse(s0, s1, s_align).code
 
 
-def fuse_level(nets: Sequence[FusionNet], s0: Tensor, s1: Tensor, s_align: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def fuse_level(nets: Sequence[FusionNet], codes: Tensor, s_align: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Several FusionNets of one layout at once: two chains of products and two blends for all of them.
 
     Args:
         nets: N networks.
-        s0: (N, B, S).
-        s1: (N, B, S).
+        codes: (2, N, B, S), the codes of the first and of the second regions.
         s_align: (N, B, S).
 
     Returns:
-        code (N, B, S), aligned codes (N, 2, B, S), their q (N, 2, B, S_coarse), q of the fusion (N, B, S).
+        code (N, B, S), aligned codes (2, N, B, S), their q (2, N, B, S_coarse), q of the fusion (N, B, S).
     """
-    net = nets[0]
-    nodes, batch, _ = s0.shape
-    codes = torch.stack((s0, s1), 1)
-    first = net.coarse_part(codes).flatten(1, 2)
+    net, batch = nets[0], codes.shape[2]
+    # both codes of a node are rows of one product: (N, 2 B, S_coarse)
+    first = net.coarse_part(codes.transpose(0, 1)).flatten(1, 2)
     second = net.coarse_part(s_align)[:, None].expand(-1, 2, -1, -1).flatten(1, 2)
-    blended, q_align = _blend([n.blender_common for n in nets], (first, second, None))
-    aligned = net.with_coarse_part(codes, blended.unflatten(1, (2, batch)))
-    code, q_fuse = _blend([n.blender_segments for n in nets], (aligned[:, 0], aligned[:, 1], s_align))
-    return code, aligned, q_align.unflatten(1, (2, batch)), q_fuse
+    pair = [
+        t.unflatten(1, (2, batch)).transpose(0, 1) for t in _blend([n.blender_common for n in nets], (first, second, None))
+    ]
+    aligned = net.with_coarse_part(codes, pair[0])
+    code, q_fuse = _blend([n.blender_segments for n in nets], (aligned[0], aligned[1], s_align))
+    return code, aligned, pair[1], q_fuse

@@ -184,10 +184,10 @@ class FusionHierarchy(nn.Module):
         values = dict(codes)
         for names in levels:
             children = [self.tree[name] for name in names]
-            s0 = torch.stack([values[first] for first, _ in children])
-            s1 = torch.stack([values[second] for _, second in children])
+            regions = [values[first] for first, _ in children] + [values[second] for _, second in children]
+            pairs = torch.stack(regions).unflatten(0, (2, len(names)))
             s_align = torch.stack([codes[name] for name in names])
-            fused = fuse_level([self._net(name) for name in names], s0, s1, s_align)[0]
+            fused = fuse_level([self._net(name) for name in names], pairs, s_align)[0]
             values |= zip(names, fused.unbind(0), strict=True)
         return values[self.root]
 

@@ -110,14 +110,16 @@ def test_equals_the_published_form_as_one_stack(name: str, stacked: None) -> Non
     nets, references = zip(*(pair(name, seed=seed) for seed in (1, 2, 3)), strict=True)
     size = nets[0].layout.size
     inputs = [torch.stack(codes(size, seed=seed)) for seed in (4, 5, 6)]
+    pairs, s_align = torch.stack(inputs[:2]), inputs[2]
     with torch.no_grad():
-        code, aligned, q_align, q_fuse = fuse_level([net.eval() for net in nets], *inputs)
+        code, aligned, q_align, q_fuse = fuse_level([net.eval() for net in nets], pairs, s_align)
+        assert q_align.shape[:3] == aligned.shape[:3] == (2, 3, 3) and q_fuse.shape == code.shape
         for n, theirs in enumerate(references):
             assert relative_error(code[n], theirs(*(i[n] for i in inputs), *LAYOUTS[name][:2])) < 1e-12
-        assert fuse_level(nets, *(i[:, :0] for i in inputs))[0].shape == (3, 0, size)
+        assert fuse_level(nets, pairs[:, :, :0], s_align[:, :0])[0].shape == (3, 0, size)
         randomised(nets[1], 9)  # kept stacks notice
         references[1].load_state_dict(nets[1].state_dict())
-        again = fuse_level(nets, *inputs)[0]
+        again = fuse_level(nets, pairs, s_align)[0]
         assert relative_error(again[1], references[1](*(i[1] for i in inputs), *LAYOUTS[name][:2])) < 1e-12
         assert torch.equal(again[0], code[0])
 
@@ -140,8 +142,11 @@ def test_codes_of_another_dtype_than_the_weights() -> None:
     inputs = codes(LAYOUT.size, dtype=torch.float32)
     with torch.no_grad():
         expected = net(*inputs)
-        y = net.to(torch.bfloat16)(*inputs)
-    assert y.dtype == torch.float32 and 0 < relative_error(y, expected) < 0.05
+        net.to(torch.bfloat16)
+        for way, enter in WAYS.items():
+            with enter():
+                y = net(*inputs)
+            assert y.dtype == torch.float32 and 0 < relative_error(y, expected) < 0.05, way
 
 
 def gradients(net: nn.Module, inputs: list[Tensor], *arguments: Any) -> list[Tensor]:

@@ -81,7 +81,7 @@ def test_kernels_follow_the_reference(dtype: torch.dtype, name: str, q_on: str) 
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("q_on", ["a", "b"])
 def test_equals_blending_at_full_depth_and_pooling(name: str, q_on: str) -> None:
-    """docs/exact_algebra.md, 6: difference zero, in the reference and in the kernel."""
+    """docs/ops/latent_blend.md: difference zero, in the reference and in the kernel."""
     layout, depth = LAYOUTS[name]
     a, b, logits = make_inputs(layout, depth)
     expected = published(a, b, logits, layout, q_on)
