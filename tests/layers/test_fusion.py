@@ -404,6 +404,51 @@ def test_levels_run_together(monkeypatch: pytest.MonkeyPatch, stacked: None) -> 
         assert relative_error(tree(given), y) < 1e-13
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 4, 100])
+def test_on_a_gpu_as_one_graph(batch: int) -> None:
+    """No synchronisation and no allocation outside the pool: a pass can be captured and replayed on other codes."""
+    tree = hierarchy(torch.float32).cuda()
+    first, second = (
+        dict(zip(tree.names, (c.cuda() for c in codes(LAYOUT.size, batch, torch.float32, 11, seed)), strict=True))
+        for seed in (1, 2)
+    )
+    with torch.no_grad():
+        expected = [by_hand(tree, {n: c.double().cpu() for n, c in given.items()}) for given in (first, second)]
+        assert relative_error(tree(first), expected[0]) < 1e-5
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = tree(first)
+        for name, code in first.items():
+            code.copy_(second[name])
+        graph.replay()
+        assert relative_error(y, expected[1]) < 1e-5
+
+
+@pytest.mark.gpu
+def test_gradients_on_a_gpu() -> None:
+    net, _ = pair(dtype=torch.float32)
+    inputs = codes(LAYOUT.size, dtype=torch.float32)
+    expected = gradients(copy.deepcopy(net).double(), [i.double() for i in inputs])
+    net.cuda()
+    on_gpu = [i.cuda() for i in inputs]
+    first = gradients(net, on_gpu)
+    for ours, theirs in zip(first, expected, strict=True):
+        assert relative_error(ours, theirs) < 1e-4
+    assert all(map(torch.equal, gradients(net, on_gpu), first))
+
+
+def test_networks_of_different_widths_in_one_level() -> None:
+    nets = [FusionNet(LAYOUT, hidden=hidden, depth=DEPTH).double().eval() for hidden in (8, 24)]
+    nets[1].float()
+    pairs, s_align = torch.randn(2, 2, 3, LAYOUT.size, dtype=torch.float64), torch.randn(2, 3, LAYOUT.size).double()
+    with torch.no_grad():
+        code = fuse_level(nets, pairs, s_align)[0]
+        for n, net in enumerate(nets):
+            assert relative_error(code[n], net(pairs[0, n], pairs[1, n], s_align[n])) < 1e-13
+
+
 def test_gradients_reach_every_code() -> None:
     tree = hierarchy().train()
     given = {n: c.requires_grad_() for n, c in zip(tree.names, codes(LAYOUT.size, 2, count=11), strict=True)}
