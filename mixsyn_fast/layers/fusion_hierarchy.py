@@ -1,0 +1,274 @@
+"""Trees of FusionNets (StyleFusion, Sec. 4.5 and Appendix A.1), and loading of published FusionNet weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.latent_blend import StyleLayout
+from .fusion import FusionNet, fuse_level
+
+Tree = Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """A hierarchy of regions.
+
+    Attributes:
+        tree: the two children of every inner node, first region first; names without an entry are leaves.
+        layout: the S space of the generator.
+        hidden: width of the hidden layers of all networks.
+    """
+
+    tree: Tree
+    layout: StyleLayout = field(default_factory=StyleLayout.stylegan2)
+    hidden: int = 2560
+
+
+FACES = FusionConfig(
+    {
+        "all": ("face", "bg_hair_clothes"),
+        "face": ("skin_mouth", "eyes"),
+        "skin_mouth": ("mouth", "skin"),
+        "bg_hair_clothes": ("bg_clothes", "hair"),
+        "bg_clothes": ("clothes", "bg"),
+    }
+)
+CARS = FusionConfig(
+    {
+        "all": ("car", "background"),
+        "car": ("car_body", "wheels"),
+        "background": ("background_top", "background_bottom"),
+    },
+    StyleLayout.stylegan2(512),
+)
+CHURCHES = FusionConfig({"all": ("church", "background")}, StyleLayout.stylegan2(256))
+
+
+def _checked_tree(tree: Tree) -> tuple[dict[str, tuple[str, str]], str]:
+    """Return the tree with its inner nodes in order from the root down, and the root."""
+
+    def fail(expected: str, got: object) -> None:
+        raise ValueError(f"FusionHierarchy: tree: expected {expected}, got {got}")
+
+    parent: dict[str, str] = {}
+    for name, children in tree.items():
+        if isinstance(children, str) or len(children) != 2:
+            fail(f"two children of {name!r}", repr(children))
+        for child in children:
+            if child in parent:
+                fail(f"one parent per node, {child!r} is a child of {parent[child]!r}", f"{name!r} as well")
+            parent[child] = name
+    roots = [name for name in tree if name not in parent]
+    if len(roots) != 1:
+        fail("one node that is no child", f"{len(roots)}: {roots}")
+    ordered: dict[str, tuple[str, str]] = {}
+    waiting = [roots[0]]
+    while waiting:
+        name = waiting.pop(0)
+        if name in tree:
+            first, second = tree[name]
+            ordered[name] = (first, second)
+            waiting += (first, second)
+    if len(ordered) != len(tree):
+        fail("every node below the root", f"a cycle of {sorted(set(tree) - set(ordered))}")
+    return ordered, roots[0]
+
+
+class FusionHierarchy(nn.Module):
+    """A tree of FusionNets: from one code per region to one code of the image (Fig. 7).
+
+    Args:
+        config: tree, S space and hidden width; :data:`FACES`, :data:`CARS`, :data:`CHURCHES`, or one's own. A plain
+            mapping from a node to its two children takes the other settings from the defaults.
+        nets: a FusionNet per inner node, loaded ones for instance; None for new ones.
+
+    Raises:
+        ValueError: not a binary tree, or networks that are missing, unknown or of another S space.
+    """
+
+    def __init__(self, config: FusionConfig | Tree, nets: Mapping[str, FusionNet] | None = None) -> None:
+        super().__init__()
+        config = config if isinstance(config, FusionConfig) else FusionConfig(config)
+        self.tree, self.root = _checked_tree(config.tree)
+        self.layout = config.layout
+        if nets is None:
+            nets = {name: FusionNet(config.layout, hidden=config.hidden) for name in self.tree}
+        if set(nets) != set(self.tree):
+            missing, unknown = sorted(set(self.tree) - set(nets)), sorted(set(nets) - set(self.tree))
+            raise ValueError(
+                f"FusionHierarchy: nets: expected one per inner node, got missing {missing} and unknown {unknown}"
+            )
+        for name, net in nets.items():
+            like = nets[self.root]
+            if net.layout != config.layout or net.coarse_layers != like.coarse_layers:
+                raise ValueError(
+                    f"FusionHierarchy: nets: expected layout and coarse layers of the tree for {name!r}, "
+                    f"got S={net.layout.size} and {len(net.coarse_layers)} coarse layers"
+                )
+            if net.q_on != like.q_on:
+                raise ValueError(f"FusionHierarchy: nets: expected q_on {like.q_on!r} for {name!r}, got {net.q_on!r}")
+        self.nets = nn.ModuleDict({name: nets[name] for name in self.tree})
+        self.names = tuple(dict.fromkeys([*self.tree, *(c for pair in self.tree.values() for c in pair)]))
+
+    def _net(self, name: str) -> FusionNet:
+        return self.nets[name]  # type: ignore[return-value]
+
+    def _levels(self, given: frozenset[str]) -> list[list[str]]:
+        """Inner nodes that run, by height: everything that a level needs comes from the levels before it."""
+        height: dict[str, int] = {}
+        has_codes: dict[str, bool] = {}
+        for name in reversed(self.tree):
+            has_codes[name] = any(child in given or has_codes.get(child, False) for child in self.tree[name])
+        levels: list[list[str]] = []
+
+        def need(name: str, why: str) -> None:
+            if name not in given:
+                raise ValueError(f"FusionHierarchy: codes: expected an entry {name!r} ({why}), got none")
+
+        def visit(name: str) -> None:
+            if not has_codes.get(name, False):
+                why = "a region" if name not in self.tree else "a node without codes below it passes its own"
+                need(name, why)
+                height[name] = 0
+                return
+            need(name, "the global code of a node whose children have codes")
+            for child in self.tree[name]:
+                visit(child)
+            height[name] = 1 + max(height[child] for child in self.tree[name])
+            while len(levels) < height[name]:
+                levels.append([])
+            levels[height[name] - 1].append(name)
+
+        visit(self.root)
+        return levels
+
+    def forward(self, codes: Mapping[str, Tensor]) -> Tensor:
+        """Fuse the codes of all regions.
+
+        Args:
+            codes: code (B, S) by name, B may be 0, all of one shape, dtype and device. A leaf's entry is the code of the
+                region; an inner node's entry is its global code (s_align). An inner node none of whose descendants has an
+                entry is bypassed: it passes its own code.
+
+        Returns:
+            (B, S), the code of the whole image.
+
+        Raises:
+            ValueError: an entry is missing or unknown, or shapes or devices differ.
+            TypeError: dtypes differ.
+        """
+        unknown = sorted(set(codes) - set(self.names))
+        if unknown:
+            raise ValueError(f"FusionHierarchy: codes: expected names among {', '.join(self.names)}, got {unknown}")
+        levels = self._levels(frozenset(codes))
+        entries = [(f"codes[{name!r}]", codes[name]) for name in self.names if name in codes]
+        like_name, like = entries[0]
+        for name, code in entries:
+            if code.dim() != 2 or code.shape[1] != self.layout.size:
+                raise ValueError(f"FusionHierarchy: {name}: expected shape (B, {self.layout.size}), got {tuple(code.shape)}")
+            if code.shape != like.shape:
+                raise ValueError(
+                    f"FusionHierarchy: {name}: expected batch {like.shape[0]} as {like_name}, got {code.shape[0]}"
+                )
+            if code.dtype != like.dtype:
+                raise TypeError(f"FusionHierarchy: {name}: expected {like.dtype} as {like_name}, got {code.dtype}")
+            if code.device != like.device:
+                raise ValueError(f"FusionHierarchy: {name}: expected device {like.device} as {like_name}, got {code.device}")
+        values = dict(codes)
+        for names in levels:
+            children = [self.tree[name] for name in names]
+            regions = [values[first] for first, _ in children] + [values[second] for _, second in children]
+            pairs = torch.stack(regions).unflatten(0, (2, len(names)))
+            s_align = torch.stack([codes[name] for name in names])
+            fused = fuse_level([self._net(name) for name in names], pairs, s_align)[0]
+            values |= zip(names, fused.unbind(0), strict=True)
+        return values[self.root]
+
+
+# --- published weights --------------------------------------------------------------------------------------------------
+
+_BLENDERS = ("blender_common", "blender_segments")
+_ENTRIES = tuple(f"disentangle_net.{i}.{kind}" for i in range(5) for kind in ("weight", "bias"))
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise ImportError(f"{path}: reading it needs safetensors (pip install safetensors)") from error
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_fusion_net(
+    source: str | Path | Mapping[str, Any], layout: StyleLayout | None = None, *, coarse: int = 5, q_on: str = "b"
+) -> FusionNet:
+    """Make a FusionNet from published weights; widths are taken from the shapes.
+
+    Args:
+        source: a ``.safetensors`` file, a file of ``torch.save`` (read with ``weights_only=True``), or its content. The
+            entries ``blender_common|blender_segments.disentangle_net.{0..4}.{weight,bias}`` may lie below ``"state_dict"``
+            and carry the prefix ``module.``. Which blender fuses is told by its wider input, not by its name.
+        layout: the S space; StyleGAN2 at 1024 by default.
+        coarse: how many layers of each list are aligned.
+        q_on: see :class:`mixsyn_fast.layers.fusion.LatentBlender`.
+
+    Returns:
+        the network, in eval mode, in the file's dtype.
+
+    Raises:
+        ValueError: entries are missing or unexpected, or have shapes that fit no FusionNet; nothing is half loaded.
+        ImportError: a ``.safetensors`` file without safetensors installed.
+    """
+    where = "load_fusion_net"
+    state = _read(Path(source)) if isinstance(source, str | Path) else source
+    while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{where}: source: expected a mapping of tensors, got {type(state).__name__}")
+    tensors = {str(name).removeprefix("module."): value for name, value in state.items()}
+    expected = [f"{blender}.{entry}" for blender in _BLENDERS for entry in _ENTRIES]
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
+    if missing or unexpected:
+        parts = [f"{len(n)} {t}:\n  " + "\n  ".join(n) for t, n in (("missing", missing), ("unexpected", unexpected)) if n]
+        raise ValueError(f"{where}: source: expected the 20 entries of a FusionNet; entries " + "\n".join(parts))
+    not_tensors = [name for name in expected if not isinstance(tensors[name], Tensor)]
+    if not_tensors:
+        raise ValueError(f"{where}: source: expected tensors, got something else at {', '.join(not_tensors)}")
+    first = {blender: tensors[f"{blender}.disentangle_net.0.weight"] for blender in _BLENDERS}
+    for blender, weight in first.items():
+        if weight.dim() != 2:
+            name = f"{blender}.disentangle_net.0.weight"
+            raise ValueError(f"{where}: {name}: expected shape (hidden, inputs), got {tuple(weight.shape)}")
+    depth = int(tensors["blender_common.disentangle_net.4.bias"].numel())
+    aligner, fuser = sorted(_BLENDERS, key=lambda blender: first[blender].shape[1])
+    hidden, inputs = (int(n) for n in first[aligner].shape)
+    indicator = inputs - 2 * depth
+    if first[fuser].shape[1] - inputs != depth or indicator < 20 or indicator % 10 != 0:
+        got = " and ".join(f"{first[blender].shape[1]}" for blender in _BLENDERS)
+        raise ValueError(
+            f"{where}: source: expected first layers of 2 * {depth} + 10 * (layers + 1) inputs and {depth} more, got {got}"
+        )
+    net = FusionNet(layout, hidden=hidden, coarse=coarse, depth=depth, num_layers=indicator // 10 - 1, q_on=q_on)
+    ours = {"blender_common": aligner, "blender_segments": fuser}
+    target = net.state_dict()
+    found = {f"{name}.{entry}": tensors[f"{ours[name]}.{entry}"] for name in _BLENDERS for entry in _ENTRIES}
+    wrong = [
+        f"{ours[name.split('.')[0]]}.{name.split('.', 1)[1]}: expected {tuple(value.shape)}, got {tuple(found[name].shape)}"
+        for name, value in target.items()
+        if found[name].shape != value.shape
+    ]
+    if wrong:
+        raise ValueError(f"{where}: source: entries of another shape:\n  " + "\n  ".join(wrong))
+    net.to(first[aligner].dtype)
+    net.load_state_dict(found)
+    return net.eval()
