@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .nearest import resize_nearest
 from .ops.label_patterns import MAX_REGIONS, label_patterns
 
 Size = tuple[int, int]
@@ -49,31 +50,6 @@ class PatternPlan(NamedTuple):
     regions present (:meth:`RegionMap.present`); code B * N is zero."""
     centre: Tensor
     """(P,): the 3x3 pattern, in [0, Z), at the centre of every row."""
-
-
-def nearest_source(size: int, full: int, device: torch.device | str | None = None) -> Tensor:
-    """Source positions of ``F.interpolate(mode="nearest")`` from ``full`` to ``size`` pixels.
-
-    Args:
-        size: pixels of the result.
-        full: pixels of the source.
-        device: where the result lives.
-
-    Returns:
-        (size,) int64: ``min(floor(i * float32(full / size)), full - 1)``. Integer division differs, e.g. at 133 -> 49.
-    """
-    scale = torch.tensor(full, dtype=torch.float32) / torch.tensor(max(size, 1), dtype=torch.float32)
-    source = torch.floor(torch.arange(size, dtype=torch.float32) * scale).to(torch.int64)
-    return source.clamp_(max=max(full - 1, 0)).to(device)
-
-
-def _resized(t: Tensor, size: Size) -> Tensor:
-    """Nearest-resize the last two dimensions."""
-    height, width = t.shape[-2:]
-    if (height, width) == size:
-        return t
-    rows, columns = nearest_source(size[0], height, t.device), nearest_source(size[1], width, t.device)
-    return t.index_select(-2, rows).index_select(-1, columns)
 
 
 def _fail(argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
@@ -310,12 +286,12 @@ class RegionMap:
     def labels_at(self, size: Size | None = None) -> Tensor:
         """Return (B, h, w) int32 labels at a size, -1 where a pixel belongs to no region."""
         labels, size = self._hard("labels_at"), self._checked(size)
-        return self._cached(("labels", size), lambda: _resized(labels, size))
+        return self._cached(("labels", size), lambda: resize_nearest(labels, size))
 
     def edges_at(self, size: Size | None = None) -> Tensor | None:
         """Return (B, h, w) bool edges at a size, or None."""
         edges, size = self.edges, self._checked(size)
-        return None if edges is None else self._cached(("edges", size), lambda: _resized(edges, size))
+        return None if edges is None else self._cached(("edges", size), lambda: resize_nearest(edges, size))
 
     def weights_at(self, size: Size | None = None) -> Tensor:
         """Return (B, K, h, w) weights of a soft map at a size (nearest-resized, differentiable)."""
@@ -323,7 +299,7 @@ class RegionMap:
             raise TypeError("RegionMap.weights_at: expected a soft map, got a hard one")
         weights, size = self.weights, self._checked(size)
         # not cached: the graph of the weights belongs to one forward pass
-        return _resized(weights, size)
+        return resize_nearest(weights, size)
 
     def onehot(self, size: Size | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return (B, K, h, w), one more channel with edges: one-hot labels, or the weights of a soft map."""

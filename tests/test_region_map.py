@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mixsyn_fast import RegionMap, as_region_map
-from mixsyn_fast.region_map import nearest_source
+from mixsyn_fast.nearest import nearest_source
 
 LABELS = torch.randint(0, 5, (2, 12, 10), generator=torch.Generator().manual_seed(3))
 

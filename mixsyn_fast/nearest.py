@@ -1,0 +1,36 @@
+"""Nearest resizing by the pixel rule of ``F.interpolate(mode="nearest")``, for integer maps as well."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def nearest_source(size: int, full: int, device: torch.device | str | None = None) -> Tensor:
+    """Source positions of ``F.interpolate(mode="nearest")`` from ``full`` to ``size`` pixels.
+
+    Args:
+        size: pixels of the result.
+        full: pixels of the source.
+        device: where the result lives.
+
+    Returns:
+        (size,) int64: ``min(floor(i * float32(full / size)), full - 1)``. Integer division differs, e.g. at 133 -> 49.
+    """
+    scale = torch.tensor(full, dtype=torch.float32) / torch.tensor(max(size, 1), dtype=torch.float32)
+    source = torch.floor(torch.arange(size, dtype=torch.float32) * scale).to(torch.int64)
+    return source.clamp_(max=max(full - 1, 0)).to(device)
+
+
+def resize_nearest(t: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-resize the last two dimensions of a tensor of any dtype; the tensor itself where the size is right already.
+
+    Args:
+        t: (..., H, W).
+        size: (h, w).
+    """
+    height, width = t.shape[-2:]
+    if (height, width) == size:
+        return t
+    rows, columns = nearest_source(size[0], height, t.device), nearest_source(size[1], width, t.device)
+    return t.index_select(-2, rows).index_select(-1, columns)

@@ -1,0 +1,357 @@
+r"""Masked RoI pooling: the maximum or the mean of features over every region of a label map, all regions in one pass.
+
+.. math::
+
+    r(\Omega_k, H)_c = \max_{p \in \Omega_k} H_{c,p}
+    \qquad\text{or}\qquad
+    \frac{1}{|\Omega_k|} \sum_{p \in \Omega_k} H_{c,p}
+
+Sources: Eq. 16-17 of "Diversifying Semantic Image Synthesis and Editing via Class- and Layer-wise VAEs" (maximum); the
+region-wise average pooling of SEAN's style encoder (mean). On a soft map the mean is weighted,
+:math:`\sum_p w_{k,p} H_{c,p} / \sum_p w_{k,p}`.
+
+The gradient of the maximum goes to the one position that was taken, the first of equal ones; that of the mean is shared by
+the pixels of the region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, overload
+
+import torch
+from torch import Tensor
+
+from ..backend import select_backend
+from ..nearest import resize_nearest
+from ._common import FLOATING, INTEGERS, acc_dtype, dense, is_channels_last, no_double_backward
+
+MODES = ("max", "mean")
+
+
+class Regions(Protocol):
+    """What the op needs of a region map (:class:`mixsyn_fast.RegionMap`)."""
+
+    num_regions: int
+
+    @property
+    def is_soft(self) -> bool:
+        """True for a map of weights."""
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the map."""
+
+    def labels_at(self, size: tuple[int, int]) -> Tensor:
+        """Return (B, h, w) int32 labels, -1 for none."""
+
+    def weights_at(self, size: tuple[int, int]) -> Tensor:
+        """Return (B, K, h, w) weights."""
+
+
+def _first_maximum(features: Tensor, labels: Tensor, num_regions: int) -> Tensor:
+    """Position of the first maximum of every region, (B, K, C) int64; -1 where the region is absent.
+
+    A NaN is larger than everything else, so the first NaN of a region is its maximum.
+    """
+    batch, channels, height, width = features.shape
+    pixels = height * width
+    flat = features.detach().reshape(batch, channels, pixels)
+    # pixels of no region go to a row of their own, which is cut off at the end
+    row = torch.where(labels < 0, num_regions, labels).to(torch.int64).reshape(batch, 1, pixels).expand_as(flat)
+    shape = (batch, channels, num_regions + 1)
+    nan = flat.isnan()
+    clean = torch.where(nan, torch.inf, flat)
+    largest = torch.full(shape, -torch.inf, dtype=flat.dtype, device=flat.device).scatter_reduce(2, row, clean, "amax")
+    has_nan = torch.zeros(shape, dtype=torch.int32, device=flat.device).scatter_reduce(2, row, nan.to(torch.int32), "amax")
+    taken = torch.where(has_nan.gather(2, row) > 0, nan, clean == largest.gather(2, row))
+    pixel = torch.where(taken, torch.arange(pixels, device=flat.device), pixels)
+    first = torch.full(shape, pixels, device=flat.device).scatter_reduce(2, row, pixel, "amin")
+    return torch.where(first == pixels, -1, first)[:, :, :num_regions].transpose(1, 2)
+
+
+def masked_roi_pool_reference(
+    features: Tensor, labels: Tensor, num_regions: int, maximum: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Plain differentiable PyTorch: the specification of the op ``mixsyn_fast::masked_roi_pool``.
+
+    Args:
+        features: (B, C, H, W) floating.
+        labels: (B, H, W) int32, region or -1 for none.
+        num_regions: K.
+        maximum: the maximum, else the mean.
+
+    Returns:
+        pooled (B, K, C) in the features' dtype, 0 for an absent region;
+        position (B, K, C) int32, y * W + x of the first maximum, -1 for an absent region; empty for the mean;
+        area (B, K) float32 (float64 for float64), pixels per region; empty for the maximum.
+
+    Raises:
+        ValueError: a label is out of range.
+    """
+    if bool(((labels < -1) | (labels >= num_regions)).any()):
+        wrong = labels[(labels < -1) | (labels >= num_regions)][0]
+        raise ValueError(
+            f"mixsyn_fast::masked_roi_pool: labels: expected values in [0, {num_regions}) or -1, got {int(wrong)}"
+        )
+    batch, channels, height, width = features.shape
+    acc = acc_dtype(features.dtype)
+    flat = features.reshape(batch, channels, height * width)
+    if maximum:
+        position = _first_maximum(features, labels, num_regions)
+        absent = position < 0
+        if flat.shape[2] == 0:
+            pooled = flat.new_zeros(position.shape)
+        else:
+            pooled = flat.gather(2, position.clamp(min=0).transpose(1, 2)).transpose(1, 2)
+        pooled = torch.where(absent, 0, pooled).contiguous()
+        return pooled, position.to(torch.int32).contiguous(), torch.empty(0, dtype=acc, device=features.device)
+    image = torch.arange(batch, device=features.device)[:, None] * (num_regions + 1)
+    row = (image + torch.where(labels < 0, num_regions, labels).reshape(batch, -1)).reshape(-1)
+    pixels = flat.transpose(1, 2).reshape(-1, channels).to(acc)
+    rows = batch * (num_regions + 1)
+    total = torch.zeros(rows, channels, dtype=acc, device=features.device).index_add(0, row, pixels)
+    area = torch.zeros(rows, dtype=acc, device=features.device).index_add(0, row, torch.ones_like(row, dtype=acc))
+    total = total.reshape(batch, num_regions + 1, channels)[:, :num_regions]
+    area = area.reshape(batch, num_regions + 1)[:, :num_regions].contiguous()
+    pooled = (total / torch.where(area == 0, 1, area)[:, :, None]).to(features.dtype)
+    return pooled, torch.empty(0, dtype=torch.int32, device=features.device), area
+
+
+# --- the ops: Python bodies run where no kernel of the device is loaded ---------------------------------------------
+
+
+@torch.library.custom_op("mixsyn_fast::masked_roi_pool", mutates_args=())
+def _masked_roi_pool_op(features: Tensor, labels: Tensor, num_regions: int, maximum: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return masked_roi_pool_reference(features, labels, num_regions, maximum)
+
+
+def _masked_roi_pool_fake(features, labels, num_regions, maximum):  # type: ignore[no-untyped-def]
+    batch, channels = features.shape[:2]
+    acc = acc_dtype(features.dtype)
+    return (
+        features.new_empty((batch, num_regions, channels)),
+        features.new_empty((batch, num_regions, channels) if maximum else (0,), dtype=torch.int32),
+        features.new_empty((0,) if maximum else (batch, num_regions), dtype=acc),
+    )
+
+
+def _backward_reference(
+    grad: Tensor, labels: Tensor, position: Tensor, area: Tensor, maximum: bool, channels_last: bool
+) -> Tensor:
+    batch, height, width = labels.shape
+    regions, channels = grad.shape[1:]
+    if maximum:
+        absent = position < 0
+        values = torch.where(absent, 0, grad).transpose(1, 2)
+        where = position.clamp(min=0).to(torch.int64).transpose(1, 2)
+        flat = grad.new_zeros((batch, channels, height * width))
+        if flat.shape[2] > 0:
+            flat = flat.scatter_add(2, where, values)
+    else:
+        acc = area.dtype
+        share = grad.to(acc) / torch.where(area == 0, 1, area)[:, :, None]
+        share = torch.cat((share, share.new_zeros((batch, 1, channels))), 1).to(grad.dtype)
+        row = torch.where(labels < 0, regions, labels).to(torch.int64).reshape(batch, -1, 1)
+        flat = share.gather(1, row.expand(-1, -1, channels)).transpose(1, 2)
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    return flat.reshape(batch, channels, height, width).clone(memory_format=memory)
+
+
+_backward_op = torch.library.custom_op("mixsyn_fast::masked_roi_pool_backward", _backward_reference, mutates_args=())
+
+
+def _backward_fake(grad, labels, position, area, maximum, channels_last):  # type: ignore[no-untyped-def]
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    batch, height, width = labels.shape
+    return grad.new_empty((batch, grad.shape[2], height, width)).to(memory_format=memory)
+
+
+# --- gradient --------------------------------------------------------------------------------------------------------
+
+_Kernel = Callable[..., Any]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    features, labels, _, maximum = inputs
+    _, position, area = output
+    ctx.save_for_backward(labels, position, area)
+    ctx.maximum, ctx.channels_last = maximum, is_channels_last(features)
+
+
+def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
+    raise no_double_backward(
+        "masked_roi_pool", 'run the forward under mixsyn_fast.use_backend("reference"), which is differentiable again'
+    )
+
+
+def _register(forward: Any, backward_op: Any) -> None:
+    """Fake kernels and gradients, the same for every backend's ops."""
+
+    def backward(ctx: Any, grad: Tensor, _position: Tensor, _area: Tensor) -> tuple[Tensor | None, ...]:
+        labels, position, area = ctx.saved_tensors
+        found = backward_op(grad.contiguous(), labels, position, area, ctx.maximum, ctx.channels_last)
+        return found, None, None, None
+
+    forward.register_fake(_masked_roi_pool_fake)
+    backward_op.register_fake(_backward_fake)
+    forward.register_autograd(backward, setup_context=_setup_context)
+    backward_op.register_autograd(_no_double_backward)
+
+
+_register(_masked_roi_pool_op, _backward_op)
+_triton: _Kernel | None = None
+
+
+def _triton_op() -> _Kernel:
+    """Register ``mixsyn_fast::masked_roi_pool_triton`` and its backward on first use: importing triton takes a while."""
+    global _triton
+    if _triton is None:
+        from .triton_kernels import masked_roi_pool as launchers
+
+        def op(name: str, schema_of: Any, body: _Kernel) -> Any:
+            schema = str(schema_of._opoverload._schema)
+            return torch.library.custom_op(f"mixsyn_fast::{name}", body, mutates_args=(), schema=schema[schema.index("(") :])
+
+        forward = op("masked_roi_pool_triton", _masked_roi_pool_op, launchers.masked_roi_pool)
+        _register(forward, op("masked_roi_pool_backward_triton", _backward_op, launchers.masked_roi_pool_backward))
+        _triton = forward
+    return _triton
+
+
+# --- public function -------------------------------------------------------------------------------------------------
+
+
+def _fail(argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
+    raise error(f"masked_roi_pool: {argument}: expected {expected}, got {got}")
+
+
+def _check(features: Sequence[Tensor], regions: Regions | Tensor, num_regions: int | None, mode: str) -> int:
+    """Check all arguments; returns K."""
+    if mode not in MODES:
+        _fail("mode", "'max' or 'mean'", repr(mode))
+    if len(features) == 0:
+        _fail("features", "a tensor or at least one", "an empty sequence")
+    if isinstance(regions, Tensor):
+        if regions.dim() != 3:
+            _fail("regions", "labels of shape (B, h, w), or a RegionMap", f"shape {tuple(regions.shape)}")
+        if regions.dtype not in INTEGERS:
+            _fail("regions", "an integer dtype, or a RegionMap", regions.dtype, TypeError)
+        if not isinstance(num_regions, int) or isinstance(num_regions, bool) or num_regions < 1:
+            _fail("num_regions", "a positive number with labels", num_regions)
+        count, batch = num_regions, regions.shape[0]
+    elif hasattr(regions, "labels_at"):
+        count, batch = regions.num_regions, regions.batch_size
+        if num_regions is not None and num_regions != count:
+            _fail("num_regions", f"None or {count}, that of the region map", num_regions)
+        if regions.is_soft and mode == "max":
+            _fail("mode", "'mean' with a soft region map", "'max'")
+    else:
+        _fail("regions", "labels (B, h, w) or a RegionMap", type(regions).__name__, TypeError)
+    for tensor in features:
+        if not isinstance(tensor, Tensor):
+            _fail("features", "a tensor or a sequence of tensors", type(tensor).__name__, TypeError)
+        if tensor.dim() != 4:
+            _fail("features", "shape (B, C, H, W)", f"shape {tuple(tensor.shape)}")
+        if tensor.dtype not in FLOATING:
+            _fail("features", "float32, float64, float16 or bfloat16", tensor.dtype, TypeError)
+        if tensor.shape[0] != batch:
+            _fail("regions", f"batch {tensor.shape[0]} as features", batch)
+        if tensor.device != regions.device:
+            _fail("regions", f"device {tensor.device} as features", f"device {regions.device}")
+        if isinstance(regions, Tensor) and regions.numel() == 0 and tensor.numel() > 0:
+            _fail("regions", "at least one pixel", f"shape {tuple(regions.shape)}")
+        if tensor.shape[2] * tensor.shape[3] >= 2**31:
+            _fail("features", "fewer than 2^31 pixels", tensor.shape[2] * tensor.shape[3])
+    assert count is not None
+    return count
+
+
+def _weighted_mean(features: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean with a soft map: a matrix product, which torch's library does as well as anything."""
+    acc = acc_dtype(features.dtype)
+    weights = weights.to(acc).flatten(2)
+    total = torch.bmm(weights, features.to(acc).flatten(2).transpose(1, 2))
+    area = weights.sum(2)[:, :, None]
+    return (total / torch.where(area == 0, 1, area)).to(features.dtype)
+
+
+def _pool(features: Tensor, regions: Regions | Tensor, num_regions: int, maximum: bool) -> tuple[Tensor, Tensor]:
+    size = (int(features.shape[2]), int(features.shape[3]))
+    if not isinstance(regions, Tensor) and regions.is_soft:
+        pooled = _weighted_mean(features, regions.weights_at(size))
+        return pooled, torch.empty(0, dtype=torch.int32, device=features.device)
+    if isinstance(regions, Tensor):
+        # a value beyond int32 must not wrap into the range
+        labels = regions.clamp(-2, num_regions) if regions.dtype == torch.int64 else regions
+        labels = resize_nearest(labels, size).to(torch.int32)
+    elif features.numel() == 0:  # a map has no level without pixels
+        labels = torch.full((features.shape[0], *size), -1, dtype=torch.int32, device=features.device)
+    else:
+        labels = regions.labels_at(size)
+    labels = labels.contiguous()
+    backend = select_backend("masked_roi_pool", features.device)
+    if backend == "reference":
+        pooled, position, _ = masked_roi_pool_reference(features, labels, num_regions, maximum)
+        return pooled, position
+    op = _triton_op() if backend == "triton" else _masked_roi_pool_op
+    pooled, position, _ = op(dense(features), labels, num_regions, maximum)
+    return pooled, position
+
+
+@overload
+def masked_roi_pool(
+    features: Tensor, regions: Regions | Tensor, num_regions: int | None = None, mode: str = "max"
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def masked_roi_pool(
+    features: Sequence[Tensor], regions: Regions | Tensor, num_regions: int | None = None, mode: str = "max"
+) -> tuple[list[Tensor], list[Tensor]]: ...
+
+
+def masked_roi_pool(
+    features: Tensor | Sequence[Tensor],
+    regions: Regions | Tensor,
+    num_regions: int | None = None,
+    mode: str = "max",
+) -> tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]:
+    """Pool features over every region: the maximum (class- and layer-wise VAE, Eq. 16-17) or the mean (SEAN's encoder).
+
+    Args:
+        features: (B, C, H, W), float32, float64, float16 or bfloat16; contiguous and channels_last are read as they are,
+            other strides are made dense first. Or several of them, the levels of an encoder, of any channels and sizes: the
+            region map is shared. B, H or W may be 0.
+        regions: a :class:`mixsyn_fast.RegionMap`, or labels (B, h, w) of an integer dtype with values in [0, K) or -1 for a
+            pixel of no region; nearest-resized where its size differs. A soft map pools the weighted mean.
+        num_regions: K; needed with labels.
+        mode: ``"max"`` or ``"mean"``.
+
+    Returns:
+        pooled (B, K, C), dtype of the features; 0 for an absent region.
+        position (B, K, C) int32: y * W + x of the maximum, the first one of equals; -1 for an absent region. Empty (0,) for
+        the mean. With several levels: two lists.
+
+    Raises:
+        ValueError: a shape, ``num_regions``, ``mode`` or a device does not fit; the message names the argument.
+        TypeError: a dtype or type does not fit.
+        RuntimeError: a label is out of range (CPU; ValueError from the reference; on CUDA a device-side assertion), or a
+            second backward is asked of the kernels.
+
+    A NaN counts as larger than any number: a region that holds one gives NaN, at the position of its first. Gradients reach
+    the features (and the weights of a soft map); an absent region gives none. Deterministic on every backend. Sums are
+    float32 (float64 for float64). One pass over the features, whatever K is, and no host synchronisation; a soft map costs a
+    matrix product with K rows. Under autocast the op runs in the features' dtype.
+    """
+    several = not isinstance(features, Tensor)
+    levels: list[Tensor] = list(features) if several else [features]  # type: ignore[list-item]
+    count = _check(levels, regions, num_regions, mode)
+    results = [_pool(level, regions, count, mode == "max") for level in levels]
+    if several:
+        return [pooled for pooled, _ in results], [position for _, position in results]
+    return results[0]
