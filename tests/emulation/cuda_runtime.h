@@ -152,6 +152,13 @@ inline T atomicMin(T* p, T value) {
   return old;
 }
 
+template <typename T>
+inline T atomicMax(T* p, T value) {
+  const T old = *p;
+  *p = std::max(old, value);
+  return old;
+}
+
 template <typename To, typename From>
 inline To cuda_bits(From v) {
   static_assert(sizeof(To) == sizeof(From), "same size");
