@@ -6,6 +6,8 @@ run in the kernel's type (plus rounding).
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -310,6 +312,39 @@ def test_errors_name_the_argument(target: Target) -> None:
         target.backward(grad, labels, position[:, 1:], area, True, True)
     with pytest.raises(RuntimeError, match="mixsyn_fast::masked_roi_pool_backward: area: expected shape"):
         target.backward(grad, labels, position, area, False, True)
+
+
+@pytest.mark.parametrize("call", ["max", "mean", "backward"])
+@LAYOUTS
+def test_device_assertions(target: Target, call: str, channels_last: bool) -> None:
+    """A label out of range stops the kernel with a message: in its own process, which it ends."""
+    if target.name == "triton":
+        pytest.skip("Triton does not look at the range")
+    if target.device == "cpu":
+        folder = Path(emulated.__file__).parent
+        load = f"import sys; sys.path.insert(0, {str(folder)!r}); import emulated; ops = emulated.ops()"
+    else:
+        load = "from mixsyn_fast import extension; extension.ensure_loaded(); import mixsyn_fast.ops.masked_roi_pool"
+        load += "; ops = torch.ops.mixsyn_fast"
+    memory = "torch.channels_last" if channels_last else "torch.contiguous_format"
+    code = f"""
+import torch
+{load}
+labels = torch.tensor([[[0, 3], [-1, 2]]], dtype=torch.int32, device="{target.device}")
+features = torch.zeros(1, 4, 2, 2, device="{target.device}").to(memory_format={memory})
+grad, position = features.new_zeros(1, 3, 4), labels.new_zeros(1, 3, 4)
+if "{call}" == "backward":
+    ops.masked_roi_pool_backward(grad, labels, position, grad, True, {channels_last})
+else:
+    ops.masked_roi_pool(features, labels, 3, {call == "max"})
+torch.cuda.is_available() and torch.cuda.synchronize()
+print("survived")
+"""
+    command, environ = [sys.executable, "-c", code], dict(os.environ)
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=300)
+    assert done.returncode != 0 and "survived" not in done.stdout
+    message = "labels: expected -1 or 0 .. num_regions - 1"
+    assert message in done.stdout + done.stderr, done.stdout + done.stderr
 
 
 # --- only on a device ---
