@@ -100,9 +100,10 @@ __global__ void __launch_bounds__(kThreads, 2) masked_roi_pool_max_kernel(PoolAr
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       const int pixel = base + u < span.end ? base + u : span.end - 1;
-      label[u] = load_label(labels + pixel, args.regions);
+      label[u] = __ldg(labels + pixel);
       load_channels<V>(x[u], image + static_cast<int64_t>(pixel) * args.channels);
     }
+    check_labels(label, args.regions);
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       if (base + u >= span.end) break;
@@ -129,6 +130,7 @@ struct MaxTile {
   static constexpr int kPixels = kVectors * kVector;
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kLoads = kChannels * kVectors / kThreads;
+  static constexpr int kLabels = ceil_div(kPixels, kThreads);
 };
 
 template <typename T, bool VEC>
@@ -151,7 +153,16 @@ __global__ void __launch_bounds__(kThreads, 2)
   const bool exists = c0 + lane < args.channels;
   Key* rows = table + image * args.regions * args.channels + c0 + lane;
 
-  uint4 ahead[Tile::kLoads];  // the next tile, on its way while this one is walked over
+  // the next tile, on its way while this one is walked over
+  uint4 ahead[Tile::kLoads];
+  int labels_ahead[Tile::kLabels];
+  const auto fetch_labels = [&](int base) {
+#pragma unroll
+    for (int i = 0; i < Tile::kLabels; ++i) {
+      const int pixel = base + id + i * kThreads;
+      labels_ahead[i] = pixel < last && id + i * kThreads < Tile::kPixels ? __ldg(labels + pixel) : -1;
+    }
+  };
   const auto fetch = [&](int base) {
 #pragma unroll
     for (int i = 0; i < Tile::kLoads; ++i) {
@@ -165,6 +176,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   };
 
   MaxRun<A, 1> run;
+  fetch_labels(first);
   if constexpr (VEC) fetch(first);
   for (int base = first; base < last; base += Tile::kPixels) {
     __syncthreads();  // the last tile has been walked over
@@ -184,12 +196,15 @@ __global__ void __launch_bounds__(kThreads, 2)
         }
       }
     }
-    for (int i = id; i < Tile::kPixels; i += kThreads) {
-      tile_labels[i] = base + i < last ? load_label(labels + base + i, args.regions) : -1;
+    check_labels(labels_ahead, args.regions);
+#pragma unroll
+    for (int i = 0; i < Tile::kLabels; ++i) {
+      if (id + i * kThreads < Tile::kPixels) tile_labels[id + i * kThreads] = labels_ahead[i];
     }
     __syncthreads();
-    if constexpr (VEC) {
-      if (base + Tile::kPixels < last) fetch(base + Tile::kPixels);
+    if (base + Tile::kPixels < last) {
+      fetch_labels(base + Tile::kPixels);
+      if constexpr (VEC) fetch(base + Tile::kPixels);
     }
     constexpr int kSteps = Tile::kVectors / Tile::kWarps;
     for (int step = 0; step < kSteps; ++step) {

@@ -63,10 +63,13 @@ cudaError_t dispatch_width(int64_t channels, const void* map, Body&& body) {
   return dispatch_width<T, 16 / static_cast<int>(sizeof(T))>(channels, reinterpret_cast<uintptr_t>(map), body);
 }
 
-__device__ __forceinline__ int load_label(const int32_t* p, int regions) {
-  const int label = __ldg(p);
-  MIXSYN_DEVICE_ASSERT(label >= -1 && label < regions, "masked_roi_pool: labels: expected -1 or 0 .. num_regions - 1");
-  return label;
+// The assertion comes after all loads of a step have been issued: no load may pass it.
+template <int U>
+__device__ __forceinline__ void check_labels(const int (&label)[U], int regions) {
+  bool ok = true;
+#pragma unroll
+  for (int u = 0; u < U; ++u) ok = ok && label[u] >= -1 && label[u] < regions;
+  MIXSYN_DEVICE_ASSERT(ok, "masked_roi_pool: labels: expected -1 or 0 .. num_regions - 1");
 }
 
 // V consecutive channels, read once.

@@ -35,8 +35,9 @@ __global__ void __launch_bounds__(kThreads, 3) masked_roi_pool_backward_kernel(P
     int label[U];
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      label[u] = load_label(labels + (base + u < span.end ? base + u : span.end - 1), args.regions);
+      label[u] = __ldg(labels + (base + u < span.end ? base + u : span.end - 1));
     }
+    check_labels(label, args.regions);
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       const int pixel = base + u;
@@ -81,11 +82,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   int label[W];
   A area[W];
 #pragma unroll
-  for (int w = 0; w < W; ++w) {
-    label[w] = load_label(args.labels + image * args.pixels + pixel + w, args.regions);
-    area[w] = A(1);
-    if constexpr (!MAX) {
-      if (label[w] >= 0) area[w] = __ldg(grads.area + image * args.regions + label[w]);
+  for (int w = 0; w < W; ++w) label[w] = __ldg(args.labels + image * args.pixels + pixel + w);
+  check_labels(label, args.regions);
+  if constexpr (!MAX) {
+#pragma unroll
+    for (int w = 0; w < W; ++w) {
+      area[w] = label[w] < 0 ? A(1) : __ldg(grads.area + image * args.regions + label[w]);
     }
   }
   const int c0 = static_cast<int>(blockIdx.y) * kGradChannels;

@@ -29,16 +29,25 @@ constexpr uint32_t kNone = 0xffffffffu;  // key of a pixel of no region: sorts l
 
 __device__ __forceinline__ uint32_t label_of(uint32_t key) { return key >> kPieceBits; }
 
-// Bitonic sort, ascending. keys (kPiece,) written by any thread before; sorted for all threads after.
+// Bitonic sort, ascending. keys (kPiece,) written by any thread before; sorted for all threads after. A warp
+// owns 64 keys side by side, which steps of strides up to 32 do not leave.
 __device__ __forceinline__ void sort_keys(uint32_t* keys) {
+  static_assert(kPiece <= 2 * kThreads, "one pair a thread");
+  const int id = static_cast<int>(threadIdx.x);
+  __syncthreads();
   for (int size = 2; size <= kPiece; size *= 2) {
     for (int stride = size / 2; stride > 0; stride /= 2) {
-      __syncthreads();
-      for (int i = static_cast<int>(threadIdx.x); i < kPiece / 2; i += kThreads) {
-        const int low = 2 * i - (i & (stride - 1)), high = low + stride;
+      if (id < kPiece / 2) {
+        const int low = 2 * id - (id & (stride - 1)), high = low + stride;
         const uint32_t a = keys[low], b = keys[high];
         if ((a > b) == ((low & size) == 0)) keys[low] = b, keys[high] = a;
       }
+      // the next step is of half the stride, or of the next size's
+      const bool leaves = stride > 1 ? stride / 2 > 32 : size > 32;
+      if (leaves || stride > 32)
+        __syncthreads();
+      else
+        __syncwarp();
     }
   }
   __syncthreads();
@@ -123,9 +132,18 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int base = static_cast<int>(first_pixel);
     const int present = args.pixels - base < kPiece ? args.pixels - base : kPiece;
     __syncthreads();  // keys may still be read
-    for (int i = id; i < kPiece; i += kThreads) {
-      const int label = i < present ? load_label(labels + base + i, args.regions) : -1;
-      keys[i] = label < 0 ? kNone : (static_cast<uint32_t>(label) << kPieceBits) | static_cast<uint32_t>(i);
+    constexpr int kLabels = ceil_div(kPiece, kThreads);
+    int label[kLabels];
+#pragma unroll
+    for (int k = 0; k < kLabels; ++k)
+      label[k] = id + k * kThreads < present ? __ldg(labels + base + id + k * kThreads) : -1;
+    check_labels(label, args.regions);
+#pragma unroll
+    for (int k = 0; k < kLabels; ++k) {
+      const int i = id + k * kThreads;
+      if (i < kPiece) {
+        keys[i] = label[k] < 0 ? kNone : (static_cast<uint32_t>(label[k]) << kPieceBits) | static_cast<uint32_t>(i);
+      }
     }
     sort_keys(keys);
 
@@ -175,11 +193,11 @@ __global__ void __launch_bounds__(kThreads, 2)
         for (int v = 0; v < V; ++v) row[v] = add ? row[v] + sum[v] : sum[v];
       };
       A sum[V] = {};
-      uint32_t label = label_of(kNone);
+      uint32_t current = label_of(kNone);
       bool carried = false;
       if (exists) {
-        label = label_of(keys[begin]);
-        carried = begin > 0 && label_of(keys[begin - 1]) == label;
+        current = label_of(keys[begin]);
+        carried = begin > 0 && label_of(keys[begin - 1]) == current;
         for (int i = begin; i < end; i += U) {
           uint32_t key[U];
           A x[U][V];
@@ -197,14 +215,14 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
           for (int u = 0; u < U; ++u) {
             if (key[u] == kNone) break;  // no region: all that follow are the same
-            if (label_of(key[u]) != label) {
+            if (label_of(key[u]) != current) {
               if (carried) {
 #pragma unroll
                 for (int v = 0; v < V; ++v) carry[v * kThreads + id] = sum[v];
               } else {
-                write(label, sum);
+                write(current, sum);
               }
-              label = label_of(key[u]);
+              current = label_of(key[u]);
               carried = false;
 #pragma unroll
               for (int v = 0; v < V; ++v) sum[v] = A(0);
@@ -219,13 +237,13 @@ __global__ void __launch_bounds__(kThreads, 2)
         }
       }
       __syncthreads();
-      if (exists && !carried && label != label_of(kNone)) {
-        for (int other = 1; begin + other * length < kPiece && label_of(keys[begin + other * length]) == label;
+      if (exists && !carried && current != label_of(kNone)) {
+        for (int other = 1; begin + other * length < kPiece && label_of(keys[begin + other * length]) == current;
              ++other) {
 #pragma unroll
           for (int v = 0; v < V; ++v) sum[v] += carry[v * kThreads + id + other * plan.groups];
         }
-        write(label, sum);
+        write(current, sum);
       }
     }
 
