@@ -72,9 +72,9 @@ struct MaxRun {
     if constexpr (V > 1) {
 #pragma unroll
       for (int v = 0; v < V; v += 2) {
-        const uint4 seen = __ldcg(reinterpret_cast<const uint4*>(row + v));
-        if (key[v] > ((static_cast<Key>(seen.y) << 32) | seen.x)) atomicMax(row + v, key[v]);
-        if (key[v + 1] > ((static_cast<Key>(seen.w) << 32) | seen.z)) atomicMax(row + v + 1, key[v + 1]);
+        const ulonglong2 seen = __ldcg(reinterpret_cast<const ulonglong2*>(row + v));  // no half of a key is newer
+        if (key[v] > seen.x) atomicMax(row + v, key[v]);
+        if (key[v + 1] > seen.y) atomicMax(row + v + 1, key[v + 1]);
       }
     } else {
       if (key[0] > __ldcg(row)) atomicMax(row, key[0]);

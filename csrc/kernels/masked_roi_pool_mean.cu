@@ -18,9 +18,11 @@ namespace {
 #ifdef MIXSYN_EMULATE_CUDA
 constexpr int kPiece = 64;
 constexpr int64_t kFreely = 1 << 14;
+constexpr int64_t kMeanBlocks = 3;
 #else
 constexpr int kPiece = 512;
 constexpr int64_t kFreely = int64_t{128} << 20;
+constexpr int64_t kMeanBlocks = 512;  // fewer than this leave multiprocessors idle
 #endif
 constexpr int kPieceBits = kPiece == 64 ? 6 : 9;
 static_assert(kPiece == 1 << kPieceBits, "a key holds the pixel's number in the piece");
@@ -35,7 +37,9 @@ __device__ __forceinline__ void sort_keys(uint32_t* keys) {
   static_assert(kPiece <= 2 * kThreads, "one pair a thread");
   const int id = static_cast<int>(threadIdx.x);
   __syncthreads();
+#pragma unroll 1
   for (int size = 2; size <= kPiece; size *= 2) {
+#pragma unroll 1
     for (int stride = size / 2; stride > 0; stride /= 2) {
       if (id < kPiece / 2) {
         const int low = 2 * id - (id & (stride - 1)), high = low + stride;
@@ -70,6 +74,15 @@ constexpr int mean_tile_channels() {
   return 64 / static_cast<int>(sizeof(T));
 }
 
+template <typename I>
+I min_of(I a, I b) {
+  return a < b ? a : b;
+}
+template <typename I>
+I max_of(I a, I b) {
+  return a < b ? b : a;
+}
+
 int64_t acc_bytes(const MaskedRoiPool& op) { return op.dtype == DType::kDouble ? 8 : 4; }
 int64_t element_bytes(const MaskedRoiPool& op) {
   return op.dtype == DType::kDouble ? 8 : (op.dtype == DType::kFloat ? 4 : 2);
@@ -79,10 +92,10 @@ int64_t element_bytes(const MaskedRoiPool& op) {
 void plan_pixels(const MaskedRoiPool& op, MeanPlan* plan) {
   const int64_t total = ceil_div<int64_t>(op.pixels, kPiece);
   const int64_t features = op.batch * op.channels * op.pixels * element_bytes(op);
-  const int64_t limit = features / 4 > kFreely ? features / 4 : kFreely;
+  const int64_t limit = max_of(features / 4, kFreely);
   const int64_t table = op.batch * op.regions * (op.channels * acc_bytes(op) + 4);  // of one block of every image
-  const int64_t most = table > 0 ? limit / table : total;
-  const int64_t pieces = ceil_div(total, most < 1 ? int64_t{1} : (most < total ? most : total));
+  const int64_t most = min_of(max_of<int64_t>(limit / table, 1), total);
+  const int64_t pieces = ceil_div(total, most);
   plan->pieces = static_cast<int>(pieces);
   plan->blocks = static_cast<int>(ceil_div(total, pieces));
 }
@@ -92,19 +105,26 @@ MeanPlan make_plan(const MaskedRoiPool& op, int v) {
   MeanPlan plan{};
   plan_pixels(op, &plan);
   const int64_t groups = ceil_div<int64_t>(op.channels, v);
-  const int64_t most = op.channels_last ? kThreads : mean_tile_channels<T>();
-  plan.slices = static_cast<int>(ceil_div(groups, most));
-  plan.groups = op.channels_last ? static_cast<int>(groups > 0 ? ceil_div<int64_t>(groups, plan.slices) : 1)
-                                 : mean_tile_channels<T>();
+  const int64_t image_blocks = op.batch * plan.blocks;
+  if (op.channels_last) {
+    // small maps are cut along the channels as well, into slices of 16 groups at least
+    const int64_t cuts = min_of(ceil_div(kMeanBlocks, image_blocks), ceil_div<int64_t>(groups, 16));
+    plan.slices = static_cast<int>(max_of(cuts, ceil_div<int64_t>(groups, kThreads)));
+    plan.groups = static_cast<int>(ceil_div<int64_t>(groups, plan.slices));
+    plan.slices = static_cast<int>(ceil_div<int64_t>(groups, plan.groups));
+  } else {
+    plan.groups = mean_tile_channels<T>();
+    plan.slices = static_cast<int>(ceil_div<int64_t>(groups, plan.groups));
+  }
   plan.lanes = kThreads / plan.groups;
-  const int64_t wanted = ceil_div<int64_t>(kPoolBlocks, op.batch * plan.blocks);
-  plan.columns = static_cast<int>(plan.slices < 1 ? 1 : (wanted < plan.slices ? wanted : plan.slices));
+  plan.columns =
+      static_cast<int>(max_of<int64_t>(min_of<int64_t>(ceil_div(kPoolBlocks, image_blocks), plan.slices), 1));
   return plan;
 }
 
 // partial (B, blocks, K, C); counts (B, blocks, columns, K), zero before.
 template <typename T, int V, bool CL, bool VEC>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, CL ? 3 : 2)
     masked_roi_pool_mean_kernel(PoolArgs<T> args, MeanPlan plan, acc_t<T>* partial, int32_t* counts) {
   using A = acc_t<T>;
   constexpr int U = pool_depth<T, V>();
