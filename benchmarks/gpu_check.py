@@ -91,6 +91,36 @@ def sanitizer_targets() -> dict[str, Callable[[], None]]:
 
         return call
 
+    def masked_roi_pool(dtype: torch.dtype, mode: str, channels_last: bool, channels: int) -> Callable[[], None]:
+        def call() -> None:
+            from mixsyn_fast.ops.masked_roi_pool import masked_roi_pool as op
+
+            memory = torch.channels_last if channels_last else torch.contiguous_format
+            g = torch.Generator().manual_seed(0)
+            x = torch.randn(2, channels, 29, 40, generator=g).to("cuda", dtype, memory_format=memory).requires_grad_()
+            labels = torch.randint(-1, 6, (2, 5, 8), generator=g).cuda()
+            with mixsyn_fast.use_backend("native"):
+                pooled, _ = op(x, labels, 9, mode)
+                pooled.float().square().sum().backward()
+            assert x.grad is not None and torch.isfinite(x.grad).all()
+
+        return call
+
+    def latent_blend(dtype: torch.dtype, q_on: str) -> Callable[[], None]:
+        def call() -> None:
+            from mixsyn_fast.ops.latent_blend import StyleLayout
+            from mixsyn_fast.ops.latent_blend import latent_blend as op
+
+            layout = StyleLayout.stylegan2(size=64)
+            g = torch.Generator().manual_seed(0)
+            a, b = (torch.randn(3, layout.size, generator=g).to("cuda", dtype).requires_grad_() for _ in range(2))
+            logits = torch.randn(3, len(layout.layers), 512, generator=g).to("cuda", dtype).requires_grad_()
+            with mixsyn_fast.use_backend("native"):
+                op(a, b, logits, layout, q_on=q_on).float().square().sum().backward()
+            assert logits.grad is not None and torch.isfinite(logits.grad).all()
+
+        return call
+
     targets = {f"label_patterns_r{r}": label_patterns(r, None if r else 2000) for r in (0, 1, 2)}
     for channels_last in (True, False):
         for dtype in (torch.bfloat16, torch.float32, torch.float64):
@@ -104,6 +134,12 @@ def sanitizer_targets() -> dict[str, Callable[[], None]]:
                 layout = "last" if channels_last else "first"
                 name = f"region_norm_{params}_{norm}_c{channels}_{layout}_{str(dtype).split('.')[1]}"
                 targets[name] = region_norm(dtype, params, norm, channels_last, channels, noisy)
+            for mode, channels in (("max", 64), ("max", 5), ("mean", 64), ("mean", 5)):
+                name = f"masked_roi_pool_{mode}_c{channels}_{layout}_{str(dtype).split('.')[1]}"
+                targets[name] = masked_roi_pool(dtype, mode, channels_last, channels)
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        for q_on in ("a", "b"):
+            targets[f"latent_blend_q_on_{q_on}_{str(dtype).split('.')[1]}"] = latent_blend(dtype, q_on)
     return targets
 
 

@@ -38,6 +38,9 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+struct alignas(16) ulonglong2 {
+  unsigned long long x, y;
+};
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
@@ -129,6 +132,9 @@ inline void run(dim3 grid, dim3 block, const std::function<void()>& kernel) {
 
 inline void __syncthreads() { swapcontext(&cuda_emulation::current->context, &cuda_emulation::scheduler); }
 
+// Stricter than a warp needs: all threads of the block wait.
+inline void __syncwarp() { __syncthreads(); }
+
 template <typename T>
 inline T __ldg(const T* p) {
   if (reinterpret_cast<uintptr_t>(p) % sizeof(T) != 0) cuda_emulation::fail("misaligned access");
@@ -149,6 +155,13 @@ template <typename T>
 inline T atomicMin(T* p, T value) {
   const T old = *p;
   *p = std::min(old, value);
+  return old;
+}
+
+template <typename T>
+inline T atomicMax(T* p, T value) {
+  const T old = *p;
+  *p = std::max(old, value);
   return old;
 }
 

@@ -1,0 +1,162 @@
+"""masked_roi_pool's Triton kernels without a GPU: run in Triton's interpreter, and compiled for sm_80 and sm_90.
+
+The interpreter is chosen by TRITON_INTERPRET=1 before triton is imported, and must not leak into a process that
+launches kernels on a GPU, so the tests of this file run in a process of their own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+ROOT = Path(__file__).resolve().parents[2]
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+if INTERPRETED:
+    import test_masked_roi_pool_cuda as shared
+    from test_masked_roi_pool_cuda import DTYPES, KINDS, LAYOUTS, Case, Target, check, make, run
+
+    from mixsyn_fast.ops.triton_kernels import masked_roi_pool as launchers
+
+    TARGET = Target("interpreted", "cpu", launchers.masked_roi_pool, launchers.masked_roi_pool_backward)
+
+    @LAYOUTS
+    @KINDS
+    @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).split(".")[1])
+    @pytest.mark.parametrize("shape", [(2, 16, 5, 7), (1, 3, 9, 11), (2, 8, 1, 1), (1, 1, 4, 3)], ids=str)
+    def test_dtypes_and_shapes(shape: Any, dtype: torch.dtype, maximum: bool, channels_last: bool) -> None:
+        check(Case(shape, maximum=maximum, channels_last=channels_last), dtype, TARGET)
+
+    @LAYOUTS
+    @KINDS
+    @pytest.mark.parametrize("regions", [1, 3, 151])
+    @pytest.mark.parametrize("patch", [0, 5, 64], ids=["noise", "patches", "one label"])
+    def test_regions(patch: int, regions: int, maximum: bool, channels_last: bool) -> None:
+        """A region of more pixels than a piece holds, and more regions than pixels."""
+        check(Case((2, 3, 13, 17), regions, maximum, channels_last, patch=patch), torch.float32, TARGET)
+
+    @LAYOUTS
+    @KINDS
+    def test_many_blocks_and_channel_blocks(maximum: bool, channels_last: bool) -> None:
+        check(Case((1, 130, 20, 30), 9, maximum, channels_last, patch=7), torch.float32, TARGET)
+
+    def test_a_program_walks_over_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(launchers, "_BLOCKS", 1)
+        for maximum in (True, False):
+            for dtype in (torch.float32, torch.float64):
+                check(Case((1, 5, 40, 30), 9, maximum, False, patch=7), dtype, TARGET)
+
+    def test_strides_of_any_kind() -> None:
+        """A slice is made dense."""
+        case = Case((2, 6, 8, 5), channels_last=False)
+        features, labels, grad = make(case, torch.float32, "cpu")
+        spread = torch.zeros(2, 12, 8, 5)
+        spread[:, ::2] = features
+        check(case, torch.float32, TARGET, (spread[:, ::2], labels, grad))
+
+    @LAYOUTS
+    @KINDS
+    @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).split(".")[1])
+    def test_nan_propagates(dtype: torch.dtype, maximum: bool, channels_last: bool) -> None:
+        shared.test_nan_propagates(TARGET, dtype, maximum, channels_last)
+
+    @LAYOUTS
+    @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).split(".")[1])
+    def test_ties_go_to_the_first_position(dtype: torch.dtype, channels_last: bool) -> None:
+        shared.test_ties_go_to_the_first_position(TARGET, dtype, channels_last)
+
+    @LAYOUTS
+    @KINDS
+    @pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 0, 4, 4), (2, 8, 0, 4)], ids=str)
+    def test_empty(shape: Any, maximum: bool, channels_last: bool) -> None:
+        shared.test_empty(TARGET, shape, maximum, channels_last)
+
+    def test_gradient_of_absent_regions_and_of_no_region() -> None:
+        shared.test_gradient_of_absent_regions_and_of_no_region(TARGET)
+
+    @KINDS
+    def test_repeatable(maximum: bool) -> None:
+        case = Case((2, 16, 24, 20), 9, maximum, patch=4)
+        data = make(case, torch.float32, "cpu")
+        for value, other in zip(run(case, data, TARGET), run(case, data, TARGET), strict=True):
+            assert torch.equal(value, other)
+
+else:
+
+    def test_in_the_interpreter() -> None:
+        """Run this file's tests with TRITON_INTERPRET=1."""
+        environ = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), environ.get("PYTHONPATH", "")])
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+        done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=ROOT, timeout=900)
+        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+        print(done.stdout.splitlines()[-1])
+
+    def signature(fn: Any, dtype: str, acc: str, absent: set[str], ones: set[str]) -> tuple[dict, dict]:
+        """Types and constants of a kernel's arguments, told from their names."""
+        kinds = {"labels": "*i32", "position": "*i32", "table": "*i64"}
+        kinds |= dict.fromkeys(("order", "begins", "ends", "piece_starts"), "*i64")
+        kinds |= dict.fromkeys(("x", "grad", "grad_x", "pooled"), f"*{dtype}")
+        types, constants = {}, {}
+        for p in fn.params:
+            if p.is_constexpr:
+                types[p.name] = "constexpr"
+            elif p.name in absent or p.name in ones:
+                types[p.name] = "constexpr"
+                constants[p.name] = None if p.name in absent else 1
+            elif p.name.isupper():
+                types[p.name] = "i32"
+            else:
+                types[p.name] = kinds.get(p.name, f"*{acc}")
+        return types, constants
+
+    @pytest.mark.parametrize("capability", [80, 90])
+    def test_compiles(capability: int) -> None:
+        """Every kernel becomes machine code, in the forms that differ: dtypes, layouts, sizes of one."""
+        compiler = pytest.importorskip("triton.compiler")
+        backends = pytest.importorskip("triton.backends.compiler")
+        import triton
+        import triton.language as tl
+
+        if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 4):
+            pytest.skip(f"triton {triton.__version__} describes kernels in another way")
+        if "nvidia" not in triton.backends.backends:
+            pytest.skip("this triton has no NVIDIA backend")
+        from mixsyn_fast.ops.triton_kernels import masked_roi_pool as kernels
+
+        target = backends.GPUTarget("cuda", capability, 32)
+        everything_one = {"C", "N", "K", "SC", "SP", "CHUNK", "PARTS", "TOTAL"}
+        forms = [  # dtype, accumulation, arguments equal to one, maximum
+            ("bf16", "fp32", {"SC"}, True),
+            ("fp16", "fp32", {"SP"}, False),
+            ("fp32", "fp32", everything_one, True),
+            ("fp64", "fp64", {"SC"}, False),
+        ]
+        names = [name for name in vars(kernels) if name.endswith("_kernel")]
+        assert len(names) == 6
+        for name in names:
+            fn = getattr(kernels, name)
+            for dtype, acc, ones, maximum in forms:
+                if name == "_position_kernel" and dtype != "fp64":
+                    continue
+                absent = ({"area"} if maximum else {"position"}) if name == "_backward_kernel" else set()
+                types, constants = signature(fn, dtype, acc, absent, ones)
+                settings = {"MAXIMUM": maximum, "DOUBLE": dtype == "fp64", "LOWEST": kernels._LOWEST}
+                settings |= {"BLOCK": 1024, "BLOCK_P": 32, "BLOCK_C": 64, "BLOCK_K": 16}
+                settings["ACC"] = tl.float64 if acc == "fp64" else tl.float32
+                constants |= {p.name: settings[p.name] for p in fn.params if p.is_constexpr}
+                by_position = {(fn.arg_names.index(k),): v for k, v in constants.items()}
+                source = compiler.ASTSource(fn=fn, signature=types, constexprs=by_position)
+                assert triton.compile(source, target=target).asm["cubin"]
