@@ -1,0 +1,280 @@
+r"""Channel attention and aggregation of the masked spatial-channel attention (MSCA) in one pass over the target's condition.
+
+.. math::
+
+    \beta_{b,k,p} = \frac{e^{l_{b,k,p}}}{\sum_j e^{l_{b,j,p}}}, \qquad
+    l_{b,k,p} = \sum_m \psi_{k,m} F^c_{b,m,p}, \qquad
+    F^x_{b,n,p} = \sum_k \beta_{b,k,p} \tilde V_{b,k,n}
+
+Source: MSCA's Eq. 7 (softmax over the K channels at every position) and Eq. 8. The paper has no bias in psi.
+
+Gradient, with beta recomputed and :math:`\bar F` the gradient of the result:
+
+.. math::
+
+    \bar\beta_{b,k,p} = \sum_n \bar F_{b,n,p} \tilde V_{b,k,n}, \qquad
+    \bar l_{b,k,p} = \beta_{b,k,p} \Bigl(\bar\beta_{b,k,p} - \sum_j \beta_{b,j,p} \bar\beta_{b,j,p}\Bigr), \qquad
+    \bar V_{b,k,n} = \sum_p \beta_{b,k,p} \bar F_{b,n,p}
+
+    \bar F^c_{b,m,p} = \sum_k \bar l_{b,k,p} \psi_{k,m}, \qquad \bar\psi_{k,m} = \sum_{b,p} \bar l_{b,k,p} F^c_{b,m,p}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backend import select_backend
+
+MAX_MAPS = 64
+NEED_VALUES, NEED_CONDITION, NEED_WEIGHT = 1, 2, 4
+_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def _acc_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type of logits and sums: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _layout(condition: Tensor) -> torch.memory_format:
+    """Layout of a dense condition, of the result and of its gradient; contiguous where both fit."""
+    return torch.contiguous_format if condition.is_contiguous() else torch.channels_last
+
+
+def channel_attention_spread_reference(values: Tensor, condition: Tensor, weight: Tensor) -> Tensor:
+    """Plain differentiable PyTorch: the specification of the op ``mixsyn_fast::channel_attention_spread``.
+
+    Args:
+        values: (B, K, N).
+        condition: (B, M, H, W) floating.
+        weight: (K, M).
+
+    Returns:
+        (B, N, H, W) in the dtype of ``condition``.
+    """
+    acc = _acc_dtype(condition.dtype)
+    batch, _, height, width = condition.shape
+    logits = torch.matmul(weight.to(acc), condition.to(acc).flatten(2))
+    result = torch.bmm(values.to(acc).transpose(1, 2), torch.softmax(logits, 1))
+    return result.reshape(batch, values.shape[2], height, width).to(condition.dtype)
+
+
+# --- the ops: Python bodies run where no kernel of the device is loaded ---------------------------------------------
+
+
+@torch.library.custom_op("mixsyn_fast::channel_attention_spread", mutates_args=())
+def _spread_op(values: Tensor, condition: Tensor, weight: Tensor) -> Tensor:
+    result = channel_attention_spread_reference(values, condition, weight)
+    return torch.empty(result.shape, dtype=result.dtype, device=result.device, memory_format=_layout(condition)).copy_(
+        result
+    )
+
+
+def _spread_fake(values, condition, weight):  # type: ignore[no-untyped-def]
+    batch, _, height, width = condition.shape
+    shape = (batch, values.shape[2], height, width)
+    return torch.empty(shape, dtype=condition.dtype, device=condition.device, memory_format=_layout(condition))
+
+
+def _backward_reference(
+    grad: Tensor, values: Tensor, condition: Tensor, weight: Tensor, needs: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    acc = _acc_dtype(condition.dtype)
+    flat, grad_flat = condition.to(acc).flatten(2), grad.to(acc).flatten(2)
+    maps = torch.softmax(torch.matmul(weight, flat), 1)
+    grad_maps = torch.bmm(values, grad_flat)
+    grad_logits = maps * (grad_maps - (maps * grad_maps).sum(1, keepdim=True))
+    # an output that is not needed is empty; each has a tensor of its own
+    grad_values, grad_condition, grad_weight = values.new_empty(0), condition.new_empty(0), weight.new_empty(0)
+    if needs & NEED_VALUES:
+        grad_values = torch.bmm(maps, grad_flat.transpose(1, 2))
+    if needs & NEED_CONDITION:
+        grad_condition = torch.matmul(weight.t(), grad_logits).reshape(condition.shape)
+        grad_condition = torch.empty_like(condition).copy_(grad_condition)
+    if needs & NEED_WEIGHT:
+        grad_weight = torch.bmm(grad_logits, flat.transpose(1, 2)).sum(0)
+    return grad_values, grad_condition, grad_weight
+
+
+_backward_op = torch.library.custom_op(
+    "mixsyn_fast::channel_attention_spread_backward", _backward_reference, mutates_args=()
+)
+
+
+def _backward_fake(grad, values, condition, weight, needs):  # type: ignore[no-untyped-def]
+    return (
+        values.new_empty(values.shape if needs & NEED_VALUES else (0,)),
+        torch.empty_like(condition) if needs & NEED_CONDITION else condition.new_empty((0,)),
+        weight.new_empty(weight.shape if needs & NEED_WEIGHT else (0,)),
+    )
+
+
+# --- gradient --------------------------------------------------------------------------------------------------------
+
+
+class _Kernels:
+    """The two kernels of one backend."""
+
+    def __init__(self, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
+        self.forward = forward
+        self.backward = backward
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(
+        "mixsyn_fast::channel_attention_spread: double backward (create_graph=True) is not available from the kernels; "
+        'run the forward under mixsyn_fast.use_backend("reference"), which is differentiable any number of times'
+    )
+
+
+def _register(kernels: _Kernels) -> None:
+    """Fake kernels and gradients, the same for every backend's ops."""
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, condition, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        needs = sum(1 << i for i, wants in enumerate(wanted) if wants)
+        # whatever follows may hand back a gradient in another layout
+        grad = grad.contiguous(memory_format=_layout(condition))
+        grads = kernels.backward(grad, values, condition, weight, needs)
+        return tuple(grad if wants else None for grad, wants in zip(grads, wanted, strict=True))
+
+    kernels.forward.register_fake(_spread_fake)  # type: ignore[attr-defined]
+    kernels.backward.register_fake(_backward_fake)  # type: ignore[attr-defined]
+    kernels.forward.register_autograd(backward, setup_context=_setup_context)  # type: ignore[attr-defined]
+    kernels.backward.register_autograd(_no_double_backward)  # type: ignore[attr-defined]
+
+
+_NATIVE = _Kernels(_spread_op, _backward_op)
+_register(_NATIVE)
+_REFERENCE = _Kernels(channel_attention_spread_reference, _backward_reference)
+_TRITON: _Kernels | None = None
+
+
+def _triton_kernels() -> _Kernels:
+    """Register ``mixsyn_fast::channel_attention_spread_triton`` and its backward on first use: importing triton takes long."""
+    global _TRITON
+    if _TRITON is None:
+        from .triton_kernels import channel_attention_spread as launchers
+
+        def op(name: str, schema_of: Any, body: Callable[..., Any]) -> Any:
+            schema = str(schema_of._opoverload._schema)
+            schema = schema[schema.index("(") :]
+            return torch.library.custom_op(f"mixsyn_fast::{name}", body, mutates_args=(), schema=schema)
+
+        _TRITON = _Kernels(
+            op("channel_attention_spread_triton", _spread_op, launchers.channel_attention_spread),
+            op("channel_attention_spread_backward_triton", _backward_op, launchers.channel_attention_spread_backward),
+        )
+        _register(_TRITON)
+    return _TRITON
+
+
+# --- public functions ------------------------------------------------------------------------------------------------
+
+
+def _fail(op: str, argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
+    raise error(f"{op}: {argument}: expected {expected}, got {got}")
+
+
+def _check(op: str, condition: Tensor, weight: Tensor) -> None:
+    if condition.dim() != 4:
+        _fail(op, "condition", "shape (B, M, H, W)", f"shape {tuple(condition.shape)}")
+    if condition.dtype not in _FLOATING:
+        _fail(op, "condition", "float32, float64, float16 or bfloat16", condition.dtype, TypeError)
+    if weight.dim() != 2 or weight.shape[1] != condition.shape[1]:
+        _fail(op, "weight", f"shape (K, {condition.shape[1]})", f"shape {tuple(weight.shape)}")
+    if not 1 <= weight.shape[0] <= MAX_MAPS:
+        _fail(op, "weight", f"1 to {MAX_MAPS} rows", weight.shape[0])
+    if weight.dtype not in _FLOATING:
+        _fail(op, "weight", "a floating dtype", weight.dtype, TypeError)
+    if weight.device != condition.device:
+        _fail(op, "weight", f"device {condition.device}", f"device {weight.device}")
+
+
+def _check_values(values: Tensor, condition: Tensor, weight: Tensor) -> None:
+    op, leading = "channel_attention_spread", (condition.shape[0], weight.shape[0])
+    if values.dim() != 3 or tuple(values.shape[:2]) != leading:
+        _fail(op, "values", f"shape ({leading[0]}, {leading[1]}, N)", f"shape {tuple(values.shape)}")
+    if values.dtype not in _FLOATING:
+        _fail(op, "values", "a floating dtype", values.dtype, TypeError)
+    if values.device != condition.device:
+        _fail(op, "values", f"device {condition.device}", f"device {values.device}")
+
+
+def _dense(condition: Tensor) -> Tensor:
+    """Contiguous or channels_last memory: the two layouts that kernels read."""
+    if condition.is_contiguous() or condition.is_contiguous(memory_format=torch.channels_last):
+        return condition
+    # a slice along channels of a channels_last tensor stays channels_last: its channels are still adjacent
+    channels_last = condition.stride(1) == 1 and condition.shape[1] > 1
+    return condition.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _spread(values: Tensor, condition: Tensor, weight: Tensor) -> Tensor:
+    backend = select_backend("channel_attention_spread", condition.device)
+    if backend == "reference":
+        return channel_attention_spread_reference(values, condition, weight)
+    kernels = _triton_kernels() if backend == "triton" else _NATIVE
+    acc = _acc_dtype(condition.dtype)
+    return kernels.forward(values.to(acc).contiguous(), _dense(condition), weight.to(acc).contiguous())
+
+
+def channel_attention_spread(values: Tensor, condition: Tensor, weight: Tensor) -> Tensor:
+    """Give every position a mixture of K feature vectors, chosen by its condition, in one pass (MSCA's Eq. 7 and 8).
+
+    ``beta = softmax over k of (weight condition)`` and ``result = sum_k beta_k values_k``; beta is not stored.
+
+    Args:
+        values: (B, K, N) floating, the (gated) feature vectors; used in float32 (float64 for a float64 condition).
+        condition: (B, M, H, W), float32, float64, float16 or bfloat16; contiguous and channels_last are read as they are,
+            other strides are made dense first. B, H and W may be 0; the size need not be that of the exemplar.
+        weight: (K, M) floating, K from 1 to 64; used as ``values``.
+
+    Returns:
+        (B, N, H, W), dtype and memory layout of ``condition``.
+
+    Raises:
+        ValueError: a shape, K or a device does not fit; the message names the argument.
+        TypeError: a dtype does not fit.
+        RuntimeError: a second backward is asked of the kernels.
+
+    Gradients reach values, condition and weight and recompute beta. The backward of the kernels cannot be differentiated
+    again (a clear error); the ``reference`` backend can. Results are deterministic and, on the CPU, do not depend on the
+    number of threads. A NaN in the input reaches the results. Under autocast the op runs in the dtype of ``condition``;
+    logits and sums are float32 in any case.
+    """
+    _check("channel_attention_spread", condition, weight)
+    _check_values(values, condition, weight)
+    return _spread(values, condition, weight)
+
+
+def channel_attention_maps(condition: Tensor, weight: Tensor) -> Tensor:
+    """Channel attention maps beta (MSCA's Eq. 7): the spread of the identity, exact and by the same kernel.
+
+    For pictures, and for a convolution that follows the spread: it can run on the K maps instead of the N features
+    (docs/exact_algebra.md, 6; ``mixsyn_fast.layers.attention.folded_conv2d``).
+
+    Args:
+        condition: (B, M, H, W), as in :func:`channel_attention_spread`.
+        weight: (K, M), as in :func:`channel_attention_spread`.
+
+    Returns:
+        (B, K, H, W), dtype and memory layout of ``condition``; sums to one over K.
+
+    Raises:
+        ValueError: a shape, K or a device does not fit; the message names the argument.
+        TypeError: a dtype does not fit.
+        RuntimeError: a second backward is asked of the kernels.
+    """
+    _check("channel_attention_maps", condition, weight)
+    maps = weight.shape[0]
+    identity = torch.eye(maps, dtype=_acc_dtype(condition.dtype), device=condition.device)
+    return _spread(identity.expand(condition.shape[0], maps, maps), condition, weight)
