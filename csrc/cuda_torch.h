@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "check.h"
+#include "kernels/dtype.h"
 
 #ifdef MIXSYN_EMULATE_CUDA
 #define MIXSYN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(mixsyn_fast_emulated, CPU, m)
@@ -65,6 +66,29 @@ inline Tensor zeros_of(const Tensor& like, const std::vector<int64_t>& shape, Sc
 template <typename T>
 T* mutable_data(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
+}
+
+// The element type of a tensor, for the launchers.
+inline kernels::DType kernel_dtype(const char* op, const char* argument, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Double:
+      return kernels::DType::kDouble;
+    case ScalarType::Float:
+      return kernels::DType::kFloat;
+    case ScalarType::Half:
+      return kernels::DType::kHalf;
+    case ScalarType::BFloat16:
+      return kernels::DType::kBFloat16;
+    default:
+      MIXSYN_CHECK(false, op, argument, "float64, float32, float16 or bfloat16",
+                   torch::headeronly::toString(t.scalar_type()));
+  }
+  return kernels::DType::kFloat;
+}
+
+// Type of sums and statistics of elements of `dtype`.
+inline ScalarType acc_scalar_type(kernels::DType dtype) {
+  return dtype == kernels::DType::kDouble ? ScalarType::Double : ScalarType::Float;
 }
 
 inline const void* data_or_null(const std::optional<Tensor>& t) { return t ? t->const_data_ptr() : nullptr; }

@@ -44,8 +44,8 @@ struct Problem {
       : name(name), x(x), norm(norm) {
     MIXSYN_CHECK(x.dim() == 4, name, "x", "shape (B, C, H, W)", "shape " + shape_string(x));
     const int64_t b = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
-    op.dtype = kernel_dtype();
-    acc = op.dtype == kernels::DType::kDouble ? ScalarType::Double : ScalarType::Float;
+    op.dtype = kernel_dtype(name, "x", x);
+    acc = acc_scalar_type(op.dtype);
     layout = layout_of(x);
     MIXSYN_CHECK(layout != Layout4d::kOther, name, "x", "contiguous or channels_last memory", "other strides");
     MIXSYN_CHECK(norm >= kNone && norm <= kBatch, name, "norm", "0, 1, 2 or 3", norm);
@@ -130,23 +130,6 @@ struct Problem {
   }
 
  private:
-  kernels::DType kernel_dtype() const {
-    switch (x.scalar_type()) {
-      case ScalarType::Double:
-        return kernels::DType::kDouble;
-      case ScalarType::Float:
-        return kernels::DType::kFloat;
-      case ScalarType::Half:
-        return kernels::DType::kHalf;
-      case ScalarType::BFloat16:
-        return kernels::DType::kBFloat16;
-      default:
-        MIXSYN_CHECK(false, name, "x", "float64, float32, float16 or bfloat16",
-                     torch::headeronly::toString(x.scalar_type()));
-    }
-    return kernels::DType::kFloat;
-  }
-
   // Whether the parameters are in the accumulation type rather than in x's.
   bool parameter_dtype(const char* what, const Tensor& t) const {
     if (t.scalar_type() == x.scalar_type()) return false;

@@ -2,6 +2,7 @@
 // tile, and the choice of the template instance.
 #pragma once
 
+#include "dtype.cuh"
 #include "region_norm.h"
 #include "vec.cuh"
 
@@ -91,8 +92,6 @@ __device__ __forceinline__ void load_modulation(const Args<T, P>& args, int64_t 
   }
 }
 
-inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 inline int64_t acc_bytes(const RegionNorm& op) { return op.dtype == DType::kDouble ? 8 : 4; }
 
 template <typename T>
@@ -138,28 +137,13 @@ Args<T, P> make_args(const RegionNorm& op) {
   return a;
 }
 
-template <typename T>
-struct Type {
-  using type = T;
-};
-template <bool B>
-using Bool = std::integral_constant<bool, B>;
 template <Mode M>
 using ModeTag = std::integral_constant<Mode, M>;
 
 // body(Type<T>{}) for the op's dtype.
 template <typename Body>
 cudaError_t dispatch_type(const RegionNorm& op, Body&& body) {
-  switch (op.dtype) {
-    case DType::kDouble:
-      return body(Type<double>{});
-    case DType::kFloat:
-      return body(Type<float>{});
-    case DType::kHalf:
-      return body(Type<__half>{});
-    default:
-      return body(Type<__nv_bfloat16>{});
-  }
+  return dispatch_type(op.dtype, body);
 }
 
 // body(CL, VEC) as compile-time booleans.

@@ -12,9 +12,9 @@
 
 #include <cstdint>
 
-namespace mixsyn_fast::kernels {
+#include "dtype.h"
 
-enum class DType { kDouble, kFloat, kHalf, kBFloat16 };
+namespace mixsyn_fast::kernels {
 
 // Largest number of pixels of a batch (B*H*W): pixel numbers and their sums with a block's span stay below
 // 2^31.
