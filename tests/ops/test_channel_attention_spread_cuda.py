@@ -1,4 +1,4 @@
-"""channel_attention_spread's CUDA and Triton kernels against the float64 reference; without a GPU the CUDA sources, emulated.
+"""channel_attention_spread's CUDA and Triton kernels against the float64 reference; without a GPU the sources, emulated.
 
 Rule: the kernel's error is at most twice the error of the reference run in the kernel's type (plus rounding).
 """
@@ -17,9 +17,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "emulation"))
 import emulated  # noqa: E402
 
-import mixsyn_fast.ops.channel_attention_spread  # noqa: E402
-
-reference = sys.modules["mixsyn_fast.ops.channel_attention_spread"].channel_attention_spread_reference
+from mixsyn_fast.ops.channel_attention_spread import channel_attention_spread_reference as reference  # noqa: E402
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -130,7 +128,9 @@ def check_error(name: str, got: Tensor, exact: Tensor, own: Tensor, slack: float
         return
     scale = max(exact.abs().max().item(), 1.0)  # inputs are of order one
     error, allowed = (got - exact).abs().max().item(), (own - exact).abs().max().item()
-    assert error <= 2 * allowed + scale * (slack + rounding), f"{name}: error {error:.3e}, reference in its type {allowed:.3e}"
+    assert error <= 2 * allowed + scale * (slack + rounding), (
+        f"{name}: error {error:.3e}, reference in its type {allowed:.3e}"
+    )
 
 
 def check(case: Case, dtype: torch.dtype, target: Target) -> dict[str, Tensor]:
@@ -149,7 +149,14 @@ def check(case: Case, dtype: torch.dtype, target: Target) -> dict[str, Tensor]:
 
 
 # B, N, M, H, W, K: vectors and scalars, odd sizes, one position, one channel, no condition
-SHAPES = [(2, 16, 8, 6, 10, 8), (1, 13, 5, 9, 11, 3), (2, 4, 4, 1, 1, 2), (3, 3, 2, 5, 7, 1), (1, 20, 0, 8, 8, 16), (1, 8, 4, 3, 40, 5)]  # fmt: skip
+SHAPES = [
+    (2, 16, 8, 6, 10, 8),
+    (1, 13, 5, 9, 11, 3),
+    (2, 4, 4, 1, 1, 2),
+    (3, 3, 2, 5, 7, 1),
+    (1, 20, 0, 8, 8, 16),
+    (1, 8, 4, 3, 40, 5),
+]
 
 
 @LAYOUTS
@@ -274,12 +281,12 @@ def test_errors_name_the_argument(target: Target) -> None:
 
 # --- only on a device ---
 
+REAL_SHAPES = [(2, 128, 64, 128, 128, 16), (1, 512, 512, 64, 64, 64), (1, 256, 151, 97, 61, 8), (1, 64, 32, 512, 512, 8)]
+
 
 @pytest.mark.gpu
 @NO_GPU
-@pytest.mark.parametrize(
-    "shape", [(2, 128, 64, 128, 128, 16), (1, 512, 512, 64, 64, 64), (1, 256, 151, 97, 61, 8), (1, 64, 32, 512, 512, 8)], ids=str
-)  # fmt: skip
+@pytest.mark.parametrize("shape", REAL_SHAPES, ids=str)
 @LAYOUTS
 def test_real_shapes(target: Target, shape: Any, channels_last: bool) -> None:
     if target.device == "cpu":

@@ -137,6 +137,8 @@ else:
         import triton
         import triton.language as tl
 
+        from mixsyn_fast.ops.triton_kernels.attention import LAUNCH
+
         if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 4):
             pytest.skip(f"triton {triton.__version__} describes kernels in another way")
         if "nvidia" not in triton.backends.backends:
@@ -174,6 +176,6 @@ else:
                         types[p.name] = "*u8" if p.name == "mask" else f"*{dtype if p.name in MAPS else acc}"
                 by_position = {(fn.arg_names.index(k),): v for k, v in constants.items()}
                 source = compiler.ASTSource(fn=fn, signature=types, constexprs=by_position)
-                compiled = triton.compile(source, target=target)
+                compiled = triton.compile(source, target=target, options=LAUNCH)
                 assert compiled.asm["cubin"]
                 assert compiled.metadata.shared <= 96 * 1024, f"{name} {dtype}: {compiled.metadata.shared} bytes shared"

@@ -21,6 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCKS = 512  # programs aimed at; a constant, so that sums are split alike everywhere
+# fewer warps or more stages of the backward kernels spill more registers
+LAUNCH = {"num_warps": 8, "num_stages": 1}
 _LEAST_TILES = 4  # tiles of a program: what it stores besides is worth about one tile
 
 
@@ -114,6 +116,7 @@ class Plan:
 
     @property
     def empty(self) -> bool:
+        """Whether there are no positions."""
         return self.batch * self.pixels == 0
 
     def strides(self, channels: int) -> tuple[int, int]:
@@ -128,7 +131,10 @@ class Plan:
     def constants(self) -> dict[str, Any]:
         """Arguments that all kernels share."""
         precision = "ieee" if self.acc == torch.float64 else "tf32x3"
-        return {"ACC": tl_dtype(self.acc), "PRECISION": precision, "BLOCK_P": self.block_p, "BLOCK_K": self.block_k}
+        return {
+            "ACC": tl_dtype(self.acc), "PRECISION": precision, "BLOCK_P": self.block_p, "BLOCK_K": self.block_k,
+            **LAUNCH,
+        }  # fmt: skip
 
     def new(self, *shape: int) -> Tensor:
         """Uninitialised tensor of the accumulation type."""

@@ -95,7 +95,8 @@ def _backward_kernel(
         of_logits = tl.where(is_map[:, None] & (p < P)[None, :], maps * (of_maps - dot[None, :]), 0.0)
         if WRITE:
             if ONE:
-                out = tl.dot(tl.trans(rows_w), of_logits, input_precision=PRECISION, out_dtype=ACC)
+                rows = tl.trans(load_rows(weight, k, m, K, M))
+                out = tl.dot(rows, of_logits, input_precision=PRECISION, out_dtype=ACC)
                 store_tile(grad_condition, out, image, m, p, M, P, CC, CP)
             else:
                 for m0 in range(0, M, BLOCK_M):

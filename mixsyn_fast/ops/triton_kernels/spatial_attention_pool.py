@@ -231,11 +231,15 @@ def _backward_kernel(
         grad = tl.where(used, weight * (grad - offset[:, None]), 0.0)  # of the logits
         if ONE:
             if WRITE_F:
-                out = tl.dot(tl.trans(rows_g), weight, input_precision=PRECISION, out_dtype=ACC)
-                out += tl.dot(tl.trans(rows_f), grad, input_precision=PRECISION, out_dtype=ACC)
+                # read again (from L1): kept in a second order, the rows would take half of the shared memory
+                rows = tl.trans(load_rows(gradient, k, n, K, N))
+                out = tl.dot(rows, weight, input_precision=PRECISION, out_dtype=ACC)
+                rows = tl.trans(load_rows(weight_features, k, n, K, N))
+                out += tl.dot(rows, grad, input_precision=PRECISION, out_dtype=ACC)
                 store_tile(grad_features, out, image, n, p, N, P, FC, FP)
             if WRITE_C:
-                out = tl.dot(tl.trans(rows_c), grad, input_precision=PRECISION, out_dtype=ACC)
+                rows = tl.trans(load_rows(weight_condition, k, m, K, M))
+                out = tl.dot(rows, grad, input_precision=PRECISION, out_dtype=ACC)
                 out += (tl.load(grad_mean + image * M + m, mask=m < M, other=0) / P)[:, None]
                 store_tile(grad_condition, out, image, m, p, M, P, CC, CP)
         else:
