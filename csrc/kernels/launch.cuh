@@ -43,17 +43,32 @@ constexpr I round_up(I a, I b) {
 }
 
 // Launches and returns the launch error, if any (no synchronisation: errors of the run itself surface later).
+// `shared_bytes`: dynamic shared memory, which the kernel gets from MIXSYN_DYNAMIC_SHARED.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_shared(void (*kernel)(Parameters...), dim3 grid, int threads, int64_t shared_bytes,
+                          cudaStream_t stream, const Arguments&... arguments) {
+#ifdef MIXSYN_EMULATE_CUDA
+  (void)stream;
+  cuda_emulation::run(grid, dim3(static_cast<unsigned>(threads)), static_cast<size_t>(shared_bytes),
+                      [&] { kernel(Parameters(arguments)...); });
+  return cudaSuccess;
+#else
+  if (shared_bytes > 48 * 1024) {  // more than a kernel may have unasked
+    const cudaError_t status =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes));
+    if (status != cudaSuccess) return status;
+  }
+  kernel<<<grid, dim3(static_cast<unsigned>(threads)), static_cast<size_t>(shared_bytes), stream>>>(
+      Parameters(arguments)...);
+  return cudaGetLastError();
+#endif
+}
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, cudaStream_t stream,
                    const Arguments&... arguments) {
-#ifdef MIXSYN_EMULATE_CUDA
-  (void)stream;
-  cuda_emulation::run(grid, dim3(static_cast<unsigned>(threads)), [&] { kernel(Parameters(arguments)...); });
-  return cudaSuccess;
-#else
-  kernel<<<grid, dim3(static_cast<unsigned>(threads)), 0, stream>>>(Parameters(arguments)...);
-  return cudaGetLastError();
-#endif
+  return launch_shared(kernel, grid, threads, 0, stream, arguments...);
 }
 
 }  // namespace mixsyn_fast::kernels
@@ -64,6 +79,13 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, cudaSt
     const cudaError_t status_ = (expression);   \
     if (status_ != cudaSuccess) return status_; \
   } while (0)
+
+// Declares `name`, the dynamic shared memory of the block, aligned to 16 bytes.
+#ifdef MIXSYN_EMULATE_CUDA
+#define MIXSYN_DYNAMIC_SHARED(name) unsigned char* name = cuda_emulation::dynamic_shared
+#else
+#define MIXSYN_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
 
 // Device-side assertion that stays on in release builds: prints the text, stops the kernel, and the next
 // synchronising call reports cudaErrorAssert. (A printf would cost every thread a stack frame; this costs

@@ -1,10 +1,11 @@
 // The part of CUDA that this library's kernels use, on the CPU: for tests on machines without a GPU.
 //
-// A block's threads are fibers (ucontext) that run until the next __syncthreads, one after another, in an
-// order chosen by CUDA_EMULATION_ORDER: forward (default), reverse, or shuffle. Blocks run one after another
-// in the same order, so a result that depends on the order is a race. Checked on the way: alignment of
-// accesses, threads that leave a kernel while others wait at a barrier, launch limits. Shared memory is
-// static: it starts with what the last block left.
+// A block's threads are fibers (ucontext) that run until the next barrier of the block or of their warp, one
+// after another, in an order chosen by CUDA_EMULATION_ORDER: forward (default), reverse, or shuffle. Blocks
+// run one after another in the same order, so a result that depends on the order is a race. Checked on the
+// way: alignment of accesses, threads that leave a kernel while others wait at a barrier, barriers that not all
+// threads reach, launch limits. Static shared memory starts with what the last block left, dynamic shared
+// memory is filled with NaN for every block and ends where its allocation ends.
 #pragma once
 
 #include <assert.h>
@@ -17,6 +18,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -65,9 +67,14 @@ namespace cuda_emulation {
   abort();
 }
 
+enum class Waits { kNot, kForBlock, kForWarp };
+
 struct Fiber {
   ucontext_t context;
   bool done;
+  Waits waits;
+  int lane, warp;
+  unsigned exchanges;  // values handed to the warp so far
 };
 
 inline ucontext_t scheduler;
@@ -89,12 +96,39 @@ inline std::vector<int> order(int n, std::mt19937& random) {
   return ids;
 }
 
-inline void run(dim3 grid, dim3 block, const std::function<void()>& kernel) {
+inline unsigned char* dynamic_shared = nullptr;
+
+// Lets go of the threads that wait for nothing more; false if there are none.
+inline bool release(std::vector<Fiber>& fibers) {
+  const size_t threads = fibers.size();
+  size_t at_barrier = 0, done = 0;
+  bool any = false;
+  for (size_t first = 0; first < threads; first += 32) {
+    size_t at_warp = 0, done_in_warp = 0;
+    for (size_t t = first; t < first + 32; ++t) {
+      at_warp += !fibers[t].done && fibers[t].waits == Waits::kForWarp;
+      at_barrier += !fibers[t].done && fibers[t].waits == Waits::kForBlock;
+      done_in_warp += fibers[t].done;
+    }
+    done += done_in_warp;
+    if (at_warp > 0 && done_in_warp > 0) fail("some lanes ended while others wait for their warp");
+    if (at_warp < 32) continue;
+    for (size_t t = first; t < first + 32; ++t) fibers[t].waits = Waits::kNot;
+    any = true;
+  }
+  if (at_barrier > 0 && done > 0) fail("some threads ended while others wait at a barrier");
+  if (at_barrier < threads) return any;
+  for (Fiber& f : fibers) f.waits = Waits::kNot;
+  return true;
+}
+
+inline void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
   constexpr size_t kStack = 64 * 1024;
   const int threads = static_cast<int>(block.x);
   const int64_t blocks = int64_t{grid.x} * grid.y;
   if (threads < 1 || threads > 1024 || threads % 32 != 0) fail("bad number of threads");
   if (grid.x < 1 || grid.y < 1 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z != 1) fail("bad grid");
+  if (shared_bytes > 227 * 1024) fail("too much shared memory");
   static std::vector<char> stacks;
   if (stacks.size() < kStack * static_cast<size_t>(threads))
     stacks.resize(kStack * static_cast<size_t>(threads));
@@ -102,11 +136,15 @@ inline void run(dim3 grid, dim3 block, const std::function<void()>& kernel) {
   std::mt19937 random(12345);
   body = &kernel;
   gridDim = grid, blockDim = block;
+  const std::unique_ptr<unsigned char, void (*)(void*)> shared(
+      static_cast<unsigned char*>(aligned_alloc(128, (shared_bytes + 128) / 128 * 128)), free);
+  dynamic_shared = shared.get();
   for (const int b : order(static_cast<int>(blocks), random)) {
     blockIdx = dim3(static_cast<unsigned>(b) % grid.x, static_cast<unsigned>(b) / grid.x);
+    memset(dynamic_shared, 0xff, (shared_bytes + 128) / 128 * 128);
     for (int t = 0; t < threads; ++t) {
       Fiber& f = fibers[static_cast<size_t>(t)];
-      f.done = false;
+      f.done = false, f.waits = Waits::kNot, f.lane = t % 32, f.warp = t / 32, f.exchanges = 0;
       getcontext(&f.context);
       f.context.uc_stack.ss_sp = stacks.data() + kStack * static_cast<size_t>(t);
       f.context.uc_stack.ss_size = kStack;
@@ -114,23 +152,74 @@ inline void run(dim3 grid, dim3 block, const std::function<void()>& kernel) {
       makecontext(&f.context, fiber_main, 0);
     }
     for (int left = threads; left > 0;) {
-      const int before = left;
       for (const int t : order(threads, random)) {
         Fiber& f = fibers[static_cast<size_t>(t)];
-        if (f.done) continue;
+        if (f.done || f.waits != Waits::kNot) continue;
         current = &f;
         threadIdx = dim3(static_cast<unsigned>(t));
         swapcontext(&scheduler, &f.context);
         if (f.done) --left;
       }
-      if (left > 0 && left != before) fail("some threads ended while others wait at a barrier");
+      if (left > 0 && !release(fibers)) fail("threads wait at different barriers");
     }
   }
 }
 
+inline void wait(Waits what) {
+  current->waits = what;
+  swapcontext(&current->context, &scheduler);
+}
+
+// Hands `value` to the other lanes of the warp and returns the values of all lanes. They stay until the lane's
+// next exchange but one: a lane that begins the next has read them.
+template <typename V>
+inline const V (&exchange(const V& value))[32] {
+  static V slots[32][2][32];  // by warp
+  V(&mine)[32] = slots[current->warp][current->exchanges++ % 2];
+  mine[current->lane] = value;
+  wait(Waits::kForWarp);
+  return mine;
+}
+
 }  // namespace cuda_emulation
 
-inline void __syncthreads() { swapcontext(&cuda_emulation::current->context, &cuda_emulation::scheduler); }
+inline void __syncthreads() { cuda_emulation::wait(cuda_emulation::Waits::kForBlock); }
+inline void __syncwarp() { cuda_emulation::wait(cuda_emulation::Waits::kForWarp); }
+
+template <typename V>
+inline V __shfl_xor_sync(unsigned mask, V value, int lanes) {
+  if (mask != 0xffffffffu) cuda_emulation::fail("only whole warps are emulated");
+  return cuda_emulation::exchange(value)[cuda_emulation::current->lane ^ lanes];
+}
+
+// mma.m16n8k8, row.col: d (16, 8) += a (16, 8) b (8, 8), spread over the lanes as the PTX manual says. Operands of
+// type float are cut to TF32 as the tensor cores do.
+template <typename A>
+inline void cuda_emulation_mma(A (&d)[4], const A (&a)[4], const A (&b)[2]) {
+  struct Operands {
+    A a[4], b[2];
+  };
+  const auto cut = [](A v) {
+    if constexpr (sizeof(A) == 4) {
+      uint32_t bits;
+      memcpy(&bits, &v, 4);
+      bits &= 0xffffe000u;
+      memcpy(&v, &bits, 4);
+    }
+    return v;
+  };
+  Operands own{{cut(a[0]), cut(a[1]), cut(a[2]), cut(a[3])}, {cut(b[0]), cut(b[1])}};
+  const Operands(&all)[32] = cuda_emulation::exchange(own);
+  const int group = cuda_emulation::current->lane / 4, in_group = cuda_emulation::current->lane % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int column = 2 * in_group + i % 2;  // of d
+    for (int k = 0; k < 8; ++k) {
+      const Operands& left = all[group * 4 + k % 4];     // holds rows group and group + 8, columns k % 4 and k % 4 + 4
+      const Operands& right = all[column * 4 + k % 4];  // holds rows k % 4 and k % 4 + 4 of its column
+      d[i] += left.a[i / 2 + 2 * (k / 4)] * right.b[k / 4];
+    }
+  }
+}
 
 // Stricter than a warp needs: all threads of the block wait.
 inline void __syncwarp() { __syncthreads(); }
