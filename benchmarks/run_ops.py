@@ -48,9 +48,20 @@ from .timing import (
     transfers,
 )
 
+LARGEST_PROBE = 2**27  # no cache holds more
+SCRATCH_SEEN = 2**20  # bytes beyond its tensors by which a process grows before they count as scratch memory
+
 
 def _seconds(entry: Entry | None) -> float | None:
     return entry.timing.median if entry is not None and entry.timing is not None else None
+
+
+def scratch(entry: Entry) -> int:
+    """Bytes that a call took beside its tensors: the growth of the process beyond their peak, if it can be told."""
+    if entry.resident_bytes is None or entry.peak_bytes is None:
+        return 0
+    beyond = entry.resident_bytes - entry.peak_bytes
+    return beyond if beyond > SCRATCH_SEEN else 0
 
 
 def measured(what: str, own: str, entries: Mapping[str, Entry], row: Mapping[str, Any], baseline: str) -> float | None:
@@ -71,7 +82,7 @@ def measured(what: str, own: str, entries: Mapping[str, Entry], row: Mapping[str
         return seconds / floor if floor else None
     if what == "temporary":
         ours, theirs = (entries[n].temporary_bytes if n in entries else None for n in (own, baseline))
-        return ours / theirs if ours is not None and theirs else None
+        return (ours + scratch(entries[own])) / theirs if ours is not None and theirs else None
     other = _seconds(entries.get(what))
     return other / seconds if other else None
 
@@ -83,6 +94,7 @@ def run_mode(
     passing = {name: verdict for name, verdict in verdicts.items() if verdict.passed}
     parts = bench.parts(mode)
     kinds = {kind for part in parts for kind in part.kinds}
+    probe = min(bench.probe_bytes, LARGEST_PROBE)
     entries = compare(
         bench.calls(mode, list(passing)),
         passing,
@@ -90,12 +102,12 @@ def run_mode(
         repeat=options.repeat,
         budget_s=options.seconds,
         seldom=bench.seldom,
-        probes=transfers(bench.probe_bytes, options.device, kinds),
+        probes=transfers(probe, options.device, kinds),
         resident=options.resident,
         what=f"{bench.case.name} {mode}",
     )
     medians = {name: _seconds(entries.pop(name)) for name in list(entries) if name not in verdicts}
-    own_rates = transfer_rates(bench.probe_bytes, {name: value for name, value in medians.items() if value is not None})
+    own_rates = transfer_rates(probe, {name: value for name, value in medians.items() if value is not None})
     for name, verdict in verdicts.items():
         if name not in entries:
             note = f"wrong result: {verdict.what}, error {verdict.error:.1e}, {verdict.allowed:.1e} allowed"

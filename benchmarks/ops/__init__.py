@@ -6,6 +6,7 @@ from typing import Any
 
 from .attention import PairBench, PoolAttentionBench, SpreadBench
 from .base import MODES, OpBench, backends_for, is_ours
+from .fusion import FusionBench
 from .label_patterns import PatternBench
 from .latent_blend import BlendBench
 from .masked_roi_pool import PoolBench
@@ -18,6 +19,7 @@ BENCHES: tuple[type[OpBench], ...] = (
     PoolAttentionBench,
     SpreadBench,
     BlendBench,
+    FusionBench,
     NormBench,
 )
 
