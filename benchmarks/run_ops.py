@@ -102,6 +102,7 @@ def run_mode(
         repeat=options.repeat,
         budget_s=options.seconds,
         seldom=bench.seldom,
+        least=bench.least,
         probes=transfers(probe, options.device, kinds),
         resident=options.resident,
         what=f"{bench.case.name} {mode}",

@@ -161,7 +161,7 @@ def interleave(
         warmup: untimed calls of each contender first.
         budget_s: stop after this many seconds, but not before `least` rounds.
         least: see `budget_s`.
-        seldom: slow contenders, warmed up once and sampled in the first `least` rounds only.
+        seldom: slow contenders that have run before: not warmed up, sampled in the first `least` rounds only.
 
     Returns:
         name -> Timing.
@@ -170,8 +170,8 @@ def interleave(
     inner: dict[str, int] = {}
     start = time.perf_counter()
     for name, call in contenders.items():
-        fastest = float("inf")
-        for _ in range(1 if name in seldom else max(warmup, 1)):
+        fastest = SHORTEST_SAMPLE_S if name in seldom else float("inf")
+        for _ in range(0 if name in seldom else max(warmup, 1)):
             fastest = min(fastest, clock.sample(call, 1))
         inner[name] = 1 if clock.cuda else max(1, min(200, int(SHORTEST_SAMPLE_S / max(fastest, 1e-7))))
     names = list(contenders)
@@ -495,6 +495,7 @@ def compare(
     what: str = "",
     seldom: Collection[str] = (),
     probes: Mapping[str, Call] | None = None,
+    least: int = 3,
     resident: bool = False,
 ) -> dict[str, Entry]:
     """Time the contenders that passed their gate; those without one (a copy, a floor) are always timed.
@@ -508,7 +509,8 @@ def compare(
         memory: measure memory.
         warmup: untimed calls of each first.
         what: for the progress line.
-        seldom: slow contenders, see :func:`interleave`.
+        seldom: slow contenders, see :func:`interleave`; their memory is not measured.
+        least: rounds whatever the budget says.
         probes: calls that take their turns with the contenders and are only timed.
         resident: measure the growth of the process as well (CPU only).
 
@@ -526,12 +528,18 @@ def compare(
             runnable[name] = call
     with progress(f"timing {what}" if what else "timing"):
         timings = interleave(
-            {**runnable, **probes}, device=device, repeat=repeat, budget_s=budget_s, warmup=warmup, seldom=seldom
+            {**runnable, **probes},
+            device=device,
+            repeat=repeat,
+            budget_s=budget_s,
+            warmup=warmup,
+            seldom=seldom,
+            least=least,
         )
     for name, timing in timings.items():
         entries[name].timing = timing
     for name, call in runnable.items():
-        if memory and (found := memory_of(call, device)):
+        if memory and name not in seldom and (found := memory_of(call, device)):
             entries[name].peak_bytes, entries[name].temporary_bytes = found.peak, found.temporary
         if resident and name not in seldom and torch.device(device).type == "cpu":
             entries[name].resident_bytes = resident_growth(call)

@@ -138,6 +138,7 @@ class OpBench(ABC):
     outputs: ClassVar[tuple[str, ...]] = ("y",)
     modes: tuple[str, ...] = MODES
     seldom: tuple[str, ...] = ()  # contenders too slow for many samples
+    least: int = 3  # rounds, whatever the time limit of a row says
     threads: int | None = None  # of torch, for the whole row
     baseline: str = "eager"  # the contender whose memory ours is compared with
     same_as_reference: str = ""  # the contender that is the reference itself

@@ -63,7 +63,8 @@ class FusionBench(OpBench):
         config = FusionConfig(FACES.tree, StyleLayout.stylegan2(case.size), case.hidden)
         self.hierarchy = FusionHierarchy(config).eval().requires_grad_(False)
         self.hierarchy.to(self.device, DTYPES[case.dtype])
-        self.seldom = ("eager",) if case.batch > 1 else ()
+        if case.batch > 1:
+            self.seldom, self.least = ("eager",), 2
         normal = Normal(self.device, DTYPES[case.dtype])
         self.inputs = {name: normal(case.batch, config.layout.size) for name in self.hierarchy.names}
 
