@@ -22,7 +22,7 @@ import argparse
 import gc
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +142,17 @@ def run_mode(
 
 
 def run_case(
-    kind: type[OpBench], case: Any, labels: Labels, rates: Mapping[str, float], options: argparse.Namespace
+    kind: type[OpBench],
+    case: Any,
+    labels: Labels,
+    rates: Mapping[str, float],
+    options: argparse.Namespace,
+    without: Collection[str] = (),
 ) -> list[dict[str, Any]]:
-    """All modes of one case as JSON rows."""
+    """All modes of one case as JSON rows; `without` names contenders that are left out."""
     bench = kind(case, labels, options.device, compiled=options.compile)
+    for name in without:
+        bench.functions.pop(name, None)
     with bench.thread_count():
         verdicts = bench.gates()
         gc.collect()

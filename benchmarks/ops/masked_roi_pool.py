@@ -35,16 +35,22 @@ class PoolCase:
     channels: int
     side: int
     batch: int = 4
-    labels: str = "street"  # 151 classes; face: 19
+    labels: str = "street"  # 151 classes; face: 19; cells: random contiguous regions, `cells` of them
     mode: str = "max"
     layout: str = "channels_last"
     dtype: str = "float32"
+    cells: int = 0
+
+    @property
+    def regions(self) -> int:
+        """K."""
+        return self.cells if self.labels == "cells" else NUM_CLASSES[self.labels]
 
     @property
     def name(self) -> str:
         """Unique, readable, good for --cases."""
         shape = f"{self.batch}x{self.channels}x{self.side}x{self.side}"
-        return f"masked_roi_pool/{self.mode}/k{NUM_CLASSES[self.labels]}/{shape}/{self.layout}/{self.dtype}"
+        return f"masked_roi_pool/{self.mode}/k{self.regions}/{shape}/{self.layout}/{self.dtype}"
 
 
 def per_class(features: Tensor, labels: Tensor, num_regions: int, maximum: bool) -> Tensor:
@@ -81,6 +87,18 @@ def scatter(features: Tensor, labels: Tensor, num_regions: int, maximum: bool) -
     total = wide.new_zeros(shape).scatter_add(2, row.expand_as(flat), wide)
     area = wide.new_zeros((batch, 1, num_regions + 1)).scatter_add(2, row, torch.ones_like(row, dtype=wide.dtype))
     return (total / area.clamp(min=1))[..., :num_regions].transpose(1, 2).to(flat.dtype)
+
+
+def draw_cells(batch: int, side: int, count: int, seed: int = 5) -> Tensor:
+    """(batch, side, side) int32 Voronoi cells of `count` random pixels: contiguous regions, none empty."""
+    generator = torch.Generator().manual_seed(seed)
+    where = torch.arange(side, dtype=torch.float32)
+    maps = []
+    for _ in range(batch):
+        pixel = torch.randperm(side * side, generator=generator)[:count]
+        squares = [(where[:, None] - centre).square() for centre in (pixel // side, pixel % side)]
+        maps.append(torch.stack([(squares[0][y, None] + squares[1]).argmin(1) for y in range(side)]))
+    return torch.stack(maps).to(torch.int32)
 
 
 def plant_maxima(features: Tensor, labels: Tensor, num_regions: int, seed: int = 11) -> None:
@@ -122,9 +140,12 @@ class PoolBench(OpBench):
     def prepare(self, labels: Labels) -> None:
         """Draw features; label maps at 256 x 256 are nearest-resized to them."""
         case = self.case
-        self.regions = NUM_CLASSES[case.labels]
-        _, maps = labels.tensors(case.labels, case.batch, 256, self.device)
-        self.labels = RegionMap(maps, self.regions).labels_at((case.side, case.side)).contiguous()
+        self.regions = case.regions
+        if case.labels == "cells":
+            self.labels = draw_cells(case.batch, case.side, case.cells).to(self.device)
+        else:
+            _, maps = labels.tensors(case.labels, case.batch, 256, self.device)
+            self.labels = RegionMap(maps, self.regions).labels_at((case.side, case.side)).contiguous()
         self.wide = self.labels.to(torch.int64)
         normal = Normal(self.device, DTYPES[case.dtype])
         features = normal(case.batch, case.channels, case.side, case.side, layout=LAYOUTS[case.layout])
