@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -111,6 +112,8 @@ def draw(result: Mapping[str, Any], folder: Path, device: str) -> list[Path]:
             colour, line = _STYLES.get(name, ("#76b7b2", "-"))
             axes.plot(*zip(*points, strict=True), line, color=colour, marker="" if name == "floor" else "o", label=name)
         axes.set_xscale("log", base=2)
+        axes.set_xticks([row["x"] for row in rows], [_tick(plot, row["x"]) for row in rows])
+        axes.minorticks_off()
         axes.set_yscale("log")
         axes.set_xlabel(axis)
         axes.set_ylabel("ms, forward")
@@ -122,6 +125,10 @@ def draw(result: Mapping[str, Any], folder: Path, device: str) -> list[Path]:
         figure.savefig(files[-1], dpi=150, bbox_inches="tight")
         pyplot.close(figure)
     return files
+
+
+def _tick(plot: str, x: int) -> str:
+    return str(x) if plot == "pool" else f"{math.isqrt(x)}\u00b2"
 
 
 def _shape(plot: str, settings: Mapping[str, Any]) -> str:

@@ -85,11 +85,11 @@ class Target:
 
 
 def backends_for(device: torch.device | str, *ops: str) -> list[str]:
-    """The package's backends that would really run all of `ops` on `device`."""
+    """The package's backends that would really run all of `ops` (of the package's ops, when none are named) on `device`."""
     found = []
     for name in ("native", "triton"):
         with backend.use_backend(name):
-            if all(backend.explain(op, device)[0] == name for op in ops):
+            if all(backend.explain(op, device)[0] == name for op in ops or backend.OPS):
                 found.append(name)
     return found
 
