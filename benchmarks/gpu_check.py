@@ -48,8 +48,12 @@ class Stage:
 # --- what compute-sanitizer watches ----------------------------------------------------------------------------------
 
 
-def sanitizer_targets() -> dict[str, Callable[[], None]]:
-    """One small call per kernel, odd sizes included; run by name in a process under compute-sanitizer."""
+def sanitizer_targets(device: str = "cuda") -> dict[str, Callable[[], None]]:
+    """One small call per kernel, odd sizes included; run by name in a process under compute-sanitizer.
+
+    Args:
+        device: another one tries the calls out where there is no GPU.
+    """
     import torch
 
     import mixsyn_fast
@@ -63,14 +67,14 @@ def sanitizer_targets() -> dict[str, Callable[[], None]]:
         def call() -> None:
             memory = torch.channels_last if channels_last else torch.contiguous_format
             g = torch.Generator().manual_seed(0)
-            x = torch.randn(2, channels, 6, 10, generator=g).to("cuda", dtype, memory_format=memory).requires_grad_()
+            x = torch.randn(2, channels, 6, 10, generator=g).to(device, dtype, memory_format=memory).requires_grad_()
             arguments: dict[str, Any] = {"norm": norm, "training": True, "negative_slope": 0.2}
             if noisy:
-                arguments["noise"] = torch.randn(2, 1, 6, 10, generator=g).to("cuda", dtype)
-                arguments["noise_scale"] = torch.randn(channels, generator=g).to("cuda", dtype).requires_grad_()
+                arguments["noise"] = torch.randn(2, 1, 6, 10, generator=g).to(device, dtype)
+                arguments["noise_scale"] = torch.randn(channels, generator=g).to(device, dtype).requires_grad_()
             if params == "table":
-                arguments["index"] = torch.randint(0, 5, (2, 6, 10), generator=g, dtype=torch.int32).cuda()
-                arguments["table"] = torch.randn(7, 2 * channels, generator=g).to("cuda", dtype).requires_grad_()
+                arguments["index"] = torch.randint(0, 5, (2, 6, 10), generator=g, dtype=torch.int32).to(device)
+                arguments["table"] = torch.randn(7, 2 * channels, generator=g).to(device, dtype).requires_grad_()
             elif params == "maps":
                 for name in ("scale", "shift"):
                     arguments[name] = torch.randn_like(x).detach().requires_grad_()
@@ -84,8 +88,8 @@ def sanitizer_targets() -> dict[str, Callable[[], None]]:
         def call() -> None:
             from mixsyn_fast.ops.label_patterns import label_patterns as op
 
-            labels = torch.randint(-1, 6, (3, 13, 37), generator=torch.Generator().manual_seed(0)).cuda()
-            edges = torch.rand(3, 13, 37, generator=torch.Generator().manual_seed(1)).cuda() < 0.2
+            labels = torch.randint(-1, 6, (3, 13, 37), generator=torch.Generator().manual_seed(0)).to(device)
+            edges = torch.rand(3, 13, 37, generator=torch.Generator().manual_seed(1)).to(device) < 0.2
             with mixsyn_fast.use_backend("native"):
                 index, patterns, _ = op(labels, 6, radius, edges=edges, per_image=radius == 1, max_rows=max_rows)
             assert int(index.max()) < len(patterns)
@@ -94,7 +98,7 @@ def sanitizer_targets() -> dict[str, Callable[[], None]]:
 
     def normal(g: torch.Generator, dtype: torch.dtype, *shape: int, channels_last: bool = False) -> torch.Tensor:
         memory = torch.channels_last if channels_last else torch.contiguous_format
-        return torch.randn(*shape, generator=g).to("cuda", dtype, memory_format=memory).requires_grad_()
+        return torch.randn(*shape, generator=g).to(device, dtype, memory_format=memory).requires_grad_()
 
     def forward_and_backward(
         function: Callable[..., Sequence[torch.Tensor]], make: Callable[[torch.Generator], list[torch.Tensor]]
@@ -113,7 +117,9 @@ def sanitizer_targets() -> dict[str, Callable[[], None]]:
     ) -> Callable[[], None]:
         from mixsyn_fast.ops.masked_roi_pool import masked_roi_pool as op
 
-        labels = torch.randint(-1, regions, (2, 7, 11), generator=torch.Generator().manual_seed(1), dtype=torch.int32).cuda()
+        labels = torch.randint(-1, regions, (2, 7, 11), generator=torch.Generator().manual_seed(1), dtype=torch.int32).to(
+            device
+        )
         return forward_and_backward(
             lambda features: op(features, labels, regions, mode)[:1],
             lambda g: [normal(g, dtype, 2, channels, 7, 11, channels_last=channels_last)],
@@ -124,7 +130,7 @@ def sanitizer_targets() -> dict[str, Callable[[], None]]:
     ) -> Callable[[], None]:
         from mixsyn_fast.ops.spatial_attention_pool import spatial_attention_pool as op
 
-        mask = (torch.rand(2, 7, 19, generator=torch.Generator().manual_seed(1)) < 0.6).cuda() if masked else None
+        mask = (torch.rand(2, 7, 19, generator=torch.Generator().manual_seed(1)) < 0.6).to(device) if masked else None
         return forward_and_backward(
             lambda *leaves: op(*leaves, mask=mask, return_maps=masked)[: 3 if masked else 2],
             lambda g: [
