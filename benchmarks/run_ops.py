@@ -102,7 +102,6 @@ def run_mode(
         repeat=options.repeat,
         budget_s=options.seconds,
         seldom=bench.seldom,
-        least=bench.least,
         probes=transfers(probe, options.device, kinds),
         resident=options.resident,
         what=f"{bench.case.name} {mode}",
@@ -150,7 +149,7 @@ def run_case(
     without: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """All modes of one case as JSON rows; `without` names contenders that are left out."""
-    bench = kind(case, labels, options.device, compiled=options.compile)
+    bench = kind(case, labels, options.device, compiled=options.compile and (options.every or kind.compiles(case)))
     for name in without:
         bench.functions.pop(name, None)
     with bench.thread_count():
@@ -173,7 +172,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cases", metavar="REGEX", help="only rows whose name matches")
     parser.add_argument("--modes", default=",".join(MODES), help="comma-separated: forward, backward, both")
     parser.add_argument("--repeat", type=int, default=15, help="rounds per row (default 15)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="soft limit for the timing of one row and mode")
+    parser.add_argument("--seconds", type=float, default=2.5, help="soft limit for the timing of one row and mode")
     parser.add_argument("--budget", type=float, default=3600.0, help="soft limit for the whole run: later rows are left out")
     parser.add_argument("--out", type=Path, default=None, help="JSON file (default benchmarks/results/ops_<device>.json)")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")

@@ -166,7 +166,7 @@ def interleave(
         warmup: untimed calls of each contender first.
         budget_s: stop after this many seconds, but not before `least` rounds.
         least: see `budget_s`.
-        seldom: slow contenders that have run before: not warmed up, sampled in the first `least` rounds only.
+        seldom: slow contenders that have run before: not warmed up, sampled in the first two rounds only.
 
     Returns:
         name -> Timing.
@@ -188,7 +188,7 @@ def interleave(
         for turn in range(repeat):
             for k in range(len(names)):
                 name = names[(turn + k) % len(names)]
-                if turn >= least and name in seldom:
+                if turn >= 2 and name in seldom:
                     continue
                 samples[name].append(clock.sample(contenders[name], inner[name]))
             if budget_s is not None and turn + 1 >= least and time.perf_counter() - start > budget_s:
@@ -500,7 +500,6 @@ def compare(
     what: str = "",
     seldom: Collection[str] = (),
     probes: Mapping[str, Call] | None = None,
-    least: int = 3,
     resident: bool = False,
 ) -> dict[str, Entry]:
     """Time the contenders that passed their gate; those without one (a copy, a floor) are always timed.
@@ -515,7 +514,6 @@ def compare(
         warmup: untimed calls of each first.
         what: for the progress line.
         seldom: slow contenders, see :func:`interleave`; their memory is not measured.
-        least: rounds whatever the budget says.
         probes: calls that take their turns with the contenders and are only timed.
         resident: measure the growth of the process as well (CPU only).
 
@@ -539,7 +537,6 @@ def compare(
             budget_s=budget_s,
             warmup=warmup,
             seldom=seldom,
-            least=least,
         )
     for name, timing in timings.items():
         entries[name].timing = timing

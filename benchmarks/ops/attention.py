@@ -85,6 +85,11 @@ class AttentionBench(OpBench):
         rows += [replace(first, maps=k, features=n, side=side) for k, n, side in scales]
         return rows + [replace(row, layout="contiguous") for row in rows[2:]] if every else rows
 
+    @classmethod
+    def compiles(cls, case: AttentionCase) -> bool:
+        """At the shapes with a target."""
+        return case.layout == "channels_last" and case.features == 128
+
     def prepare(self, labels: Labels) -> None:
         """Draw everything; the weights are such that the maps are neither flat nor single points."""
         case = self.case

@@ -138,7 +138,6 @@ class OpBench(ABC):
     outputs: ClassVar[tuple[str, ...]] = ("y",)
     modes: tuple[str, ...] = MODES
     seldom: tuple[str, ...] = ()  # contenders too slow for many samples
-    least: int = 3  # rounds, whatever the time limit of a row says
     threads: int | None = None  # of torch, for the whole row
     baseline: str = "eager"  # the contender whose memory ours is compared with
     plain_forms: tuple[str, ...] = ()  # contenders as plain as the reference, see gates()
@@ -158,6 +157,11 @@ class OpBench(ABC):
     @abstractmethod
     def cases(cls, *, quick: bool = False, every: bool = False, dtype: str = "float32") -> Sequence[Case]:
         """The rows: a few small ones, the standard ones, or all."""
+
+    @classmethod
+    def compiles(cls, case: Any) -> bool:
+        """Whether torch.compile takes part in a row without --all: compiling costs seconds a row."""
+        return True
 
     @abstractmethod
     def prepare(self, labels: Labels) -> None:

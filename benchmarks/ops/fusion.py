@@ -33,7 +33,6 @@ class FusionCase:
     size: int = 1024  # of the generator's images: decides the layout
     hidden: int = 2560
     dtype: str = "float32"
-    compile: bool = False  # torch.compile unrolls the plain form: minutes
 
     @property
     def name(self) -> str:
@@ -54,7 +53,12 @@ class FusionBench(OpBench):
         """A single image and a batch."""
         if quick:
             return [FusionCase(dtype=dtype)]
-        return [FusionCase(1, dtype=dtype, compile=every), FusionCase(16, dtype=dtype)]
+        return [FusionCase(1, dtype=dtype), FusionCase(16, dtype=dtype)]
+
+    @classmethod
+    def compiles(cls, case: FusionCase) -> bool:
+        """Only with --all: it unrolls the plain form, which takes minutes."""
+        return False
 
     def prepare(self, labels: Labels) -> None:
         """Make the networks and draw the code of every node."""
@@ -64,7 +68,7 @@ class FusionBench(OpBench):
         self.hierarchy = FusionHierarchy(config).eval().requires_grad_(False)
         self.hierarchy.to(self.device, DTYPES[case.dtype])
         if case.batch > 1:
-            self.seldom, self.least = ("eager",), 2
+            self.seldom = ("eager",)
         normal = Normal(self.device, DTYPES[case.dtype])
         self.inputs = {name: normal(case.batch, config.layout.size) for name in self.hierarchy.names}
 
@@ -95,9 +99,9 @@ class FusionBench(OpBench):
         return (folded,)
 
     def contenders(self, *, compiled: bool) -> dict[str, Function]:
-        """Eager, compile where asked for, ours, and on CUDA ours as a graph."""
+        """Eager, compile for a single image, ours, and on CUDA ours as a graph."""
         found: dict[str, Function] = {"eager": self._plain}
-        if compiled and self.case.compile:
+        if compiled and self.case.batch == 1:
             found["compile"] = compile_form(self._plain)
         for name in backends_for(self.device, "latent_blend"):
             found[name] = under_backend(name, self._ours)

@@ -137,6 +137,11 @@ class PoolBench(OpBench):
             rows += [PoolCase(*LARGE, 4, "street", "max", other, dtype), PoolCase(256, 32, 4, "face", "mean", other, dtype)]
         return [*rows, PoolCase(512, 128, 1, "face", "mean", other, dtype)]
 
+    @classmethod
+    def compiles(cls, case: PoolCase) -> bool:
+        """In channels_last."""
+        return case.layout == "channels_last"
+
     def prepare(self, labels: Labels) -> None:
         """Draw features; label maps at 256 x 256 are nearest-resized to them."""
         case = self.case

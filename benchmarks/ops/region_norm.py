@@ -71,12 +71,14 @@ class NormBench(OpBench):
         """Every generator shape with batch statistics, the ends and the middle with the others."""
         if quick:
             return [NormCase(c, s, 1, kind, dtype=dtype) for c, s in ((64, 256), (1024, 16)) for kind in ("batch", "given")]
-        layouts = LAYOUTS if every else ("channels_last",)
-        rows = [NormCase(c, s, b, "batch", layout, dtype) for layout in layouts for b in (1, 4) for c, s in GENERATOR_SHAPES]
-        batches = (1, 4) if every else (1,)
-        rows += [
-            NormCase(c, s, b, k, "channels_last", dtype) for k in ("instance", "given") for b in batches for c, s in _PICKED
-        ]
+        if not every:
+            rows = [NormCase(c, s, 1, dtype=dtype) for c, s in GENERATOR_SHAPES]
+            rows += [NormCase(c, s, b, kind, dtype=dtype) for b, kind in ((4, "batch"), (1, "given")) for c, s in _PICKED]
+            middle = _PICKED[1]
+            return [*rows, NormCase(*middle, 1, "instance", dtype=dtype), NormCase(*middle, dtype=dtype, modulation="maps")]
+        rows = [NormCase(c, s, b, "batch", layout, dtype) for layout in LAYOUTS for b in (1, 4) for c, s in GENERATOR_SHAPES]
+        kinds = ("instance", "given")
+        rows += [NormCase(c, s, b, k, "channels_last", dtype) for k in kinds for b in (1, 4) for c, s in _PICKED]
         return rows + [NormCase(c, s, 1, "batch", "channels_last", dtype, "maps") for c, s in _PICKED]
 
     def prepare(self, labels: Labels) -> None:
