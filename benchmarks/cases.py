@@ -1,7 +1,10 @@
-"""The cases: rows of data. A case names an op or a generator, the shape of the real networks, dtype, layout, labels.
+"""What rows share: names of dtypes and layouts, the generators' rows, and where label maps come from.
 
-Label maps come from `--data DIR` (`DIR/images`, `DIR/labels`), else from `$MIXSYN_FAST_DATA/celebamask_hq/val`,
-else they are drawn by `mixsyn_fast.models.data`.
+A case is a row of data: the shapes of the real networks, dtype, layout, kind of labels. Those of the ops stand in
+`benchmarks/ops`, one file per op.
+
+Label maps come from `--data DIR` (`DIR/images`, `DIR/labels`), else from `$MIXSYN_FAST_DATA/celebamask_hq/val`, else they
+are drawn by `mixsyn_fast.models.data`.
 """
 
 from __future__ import annotations
@@ -18,67 +21,8 @@ import torch
 from mixsyn_fast.models.data import NUM_CLASSES, draw_batch, load_folder
 from torch import Tensor
 
-# Inputs of the normalisation layers of the SEAN and SPADE generators at 256 x 256 with ngf 64: (channels, side).
-GENERATOR_SHAPES = ((128, 256), (64, 256), (256, 128), (512, 64), (1024, 32), (1024, 16))
-STATISTICS = ("instance", "batch", "given")  # given: running statistics, as in eval
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class NormCase:
-    """region_norm on one shape. Rows of the table: the distinct 5x5 label patterns of each image (as in SEAN)."""
-
-    channels: int
-    side: int
-    batch: int = 1
-    statistics: str = "batch"
-    layout: str = "channels_last"
-    dtype: str = "float32"
-    modulation: str = "table"  # "table" or "maps" (dense scale and shift)
-    negative_slope: float | None = 0.2
-    labels: str = "face"
-
-    @property
-    def name(self) -> str:
-        """Unique, readable, good for --cases."""
-        shape = f"{self.batch}x{self.channels}x{self.side}x{self.side}"
-        return f"region_norm/{self.modulation}/{self.statistics}/{shape}/{self.layout}/{self.dtype}"
-
-    @property
-    def elements(self) -> int:
-        """Values of x."""
-        return self.batch * self.channels * self.side**2
-
-    def passes(self, mode: str) -> int:
-        """Passes over a tensor of x's size that no implementation can avoid.
-
-        Computed statistics: 2 reads + 1 write forward, 4 reads + 1 write backward; given ones: one read less each.
-        Dense maps: 2 reads more forward, and 2 reads + 2 writes more backward (the maps and their gradients).
-        """
-        fewer = self.statistics == "given"
-        maps = self.modulation == "maps"
-        forward = 3 - fewer + 2 * maps
-        backward = 5 - fewer + 4 * maps
-        return {"forward": forward, "backward": backward, "both": forward + backward}[mode]
-
-
-@dataclass(frozen=True)
-class PatternCase:
-    """label_patterns on one batch of maps."""
-
-    side: int
-    batch: int = 1
-    radius: int = 2
-    threads: int = 1
-    per_image: bool = False
-    labels: str = "face"
-
-    @property
-    def name(self) -> str:
-        """Unique, readable, good for --cases."""
-        where = "per_image" if self.per_image else "shared"
-        return f"label_patterns/{self.labels}/{self.batch}x{self.side}x{self.side}/r{self.radius}/{where}/t{self.threads}"
 
 
 @dataclass(frozen=True)
@@ -98,33 +42,6 @@ class ModelCase:
     def name(self) -> str:
         """Unique, readable, good for --cases."""
         return f"{self.family}/k{self.label_nc}/b{self.batch}/{self.mode}/{self.size}/ngf{self.ngf}/{self.dtype}"
-
-
-def norm_cases(*, quick: bool = False, dtype: str = "float32") -> list[NormCase]:
-    """The region_norm rows: every generator shape with batch statistics, the ends and the middle with the others."""
-    if quick:
-        shapes: Sequence[tuple[int, int]] = ((64, 256), (1024, 16))
-        return [NormCase(c, s, 1, kind, dtype=dtype) for c, s in shapes for kind in ("batch", "given")]
-    rows = [NormCase(c, s, b, "batch", layout, dtype) for layout in LAYOUTS for b in (1, 4) for c, s in GENERATOR_SHAPES]
-    picked = ((128, 256), (512, 64), (1024, 16))
-    rows += [NormCase(c, s, b, k, "channels_last", dtype) for k in ("instance", "given") for b in (1, 4) for c, s in picked]
-    rows += [NormCase(c, s, 1, "batch", "channels_last", dtype, "maps") for c, s in picked]
-    return rows
-
-
-def pattern_cases(*, quick: bool = False) -> list[PatternCase]:
-    """The label_patterns rows; the first is the one with a target (one core, 256 x 256, radius 2)."""
-    rows = [PatternCase(256), PatternCase(256, labels="street")]
-    if not quick:
-        all_threads = torch.get_num_threads()
-        rows += [
-            PatternCase(256, radius=1),
-            PatternCase(128),
-            PatternCase(512),
-            PatternCase(256, batch=4, threads=all_threads),
-            PatternCase(256, batch=4, threads=all_threads, per_image=True),
-        ]
-    return rows
 
 
 def model_cases(*, quick: bool = False) -> list[ModelCase]:

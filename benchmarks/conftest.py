@@ -8,7 +8,7 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Register the options."""
     group = parser.getgroup("mixsyn_fast benchmarks")
-    group.addoption("--all-cases", action="store_true", help="every row of the op cases, not the quick ones")
+    group.addoption("--all-cases", action="store_true", help="the standard rows of the ops, not the quick ones")
     group.addoption("--bench-data", metavar="DIR", help="folder with images/ and labels/ of faces")
 
 
@@ -20,13 +20,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test per case and mode."""
-    from benchmarks.cases import norm_cases, pattern_cases
+    """One test per row, contender and mode."""
+    if "op_row" not in metafunc.fixturenames:
+        return
+    from benchmarks.ops import all_cases, backends_for
 
     quick = not metafunc.config.getoption("--all-cases", default=False)
-    if "norm_case" in metafunc.fixturenames:
-        rows = norm_cases(quick=quick)
-        metafunc.parametrize("norm_case", rows, ids=[row.name for row in rows], scope="module")
-    if "pattern_case" in metafunc.fixturenames:
-        rows = pattern_cases(quick=quick)
-        metafunc.parametrize("pattern_case", rows, ids=[row.name for row in rows])
+    tests = [
+        (row, contender, mode)
+        for row in all_cases(quick=quick)
+        for contender in (row[0].baseline, *backends_for("cpu"))
+        for mode in row[0].modes
+    ]
+    ids = [f"{case.name}-{contender}-{mode}" for (_, case), contender, mode in tests]
+    metafunc.parametrize(("op_row", "contender", "mode"), tests, ids=ids)

@@ -1,9 +1,10 @@
 """Everything that needs a GPU, in one command: ``python -m benchmarks.gpu_check --out DIR``.
 
 Stages, each in a process of its own with a time limit: the machine; the build of the extension with its CUDA kernels;
-``pytest -m gpu``; compute-sanitizer (memcheck, racecheck, synccheck) on one small call per kernel; the benchmarks of the
-ops in bfloat16 and of the generators. DIR gets one log per stage, the benchmarks' JSON, and summary.json, rewritten
-after every stage so that an interrupted run keeps what it found. A failed stage never stops the next one.
+``pytest -m gpu``; compute-sanitizer (memcheck, racecheck, synccheck) on one small call per kernel, forward and backward; the
+benchmarks of the ops in bfloat16 and float32, with plots, and of the generators. DIR gets one log per stage, the benchmarks'
+JSON, and summary.json, rewritten after every stage so that an interrupted run keeps what it found. A failed stage never
+stops the next one.
 
 Exit status: 0 all stages passed (or were not possible here, with the reason in the summary), 1 something failed, 2 there
 is no GPU.
@@ -47,8 +48,12 @@ class Stage:
 # --- what compute-sanitizer watches ----------------------------------------------------------------------------------
 
 
-def sanitizer_targets() -> dict[str, Callable[[], None]]:
-    """One small call per kernel, odd sizes included; run by name in a process under compute-sanitizer."""
+def sanitizer_targets(device: str = "cuda") -> dict[str, Callable[[], None]]:
+    """One small call per kernel, odd sizes included; run by name in a process under compute-sanitizer.
+
+    Args:
+        device: another one tries the calls out where there is no GPU.
+    """
     import torch
 
     import mixsyn_fast
@@ -62,14 +67,14 @@ def sanitizer_targets() -> dict[str, Callable[[], None]]:
         def call() -> None:
             memory = torch.channels_last if channels_last else torch.contiguous_format
             g = torch.Generator().manual_seed(0)
-            x = torch.randn(2, channels, 6, 10, generator=g).to("cuda", dtype, memory_format=memory).requires_grad_()
+            x = torch.randn(2, channels, 6, 10, generator=g).to(device, dtype, memory_format=memory).requires_grad_()
             arguments: dict[str, Any] = {"norm": norm, "training": True, "negative_slope": 0.2}
             if noisy:
-                arguments["noise"] = torch.randn(2, 1, 6, 10, generator=g).to("cuda", dtype)
-                arguments["noise_scale"] = torch.randn(channels, generator=g).to("cuda", dtype).requires_grad_()
+                arguments["noise"] = torch.randn(2, 1, 6, 10, generator=g).to(device, dtype)
+                arguments["noise_scale"] = torch.randn(channels, generator=g).to(device, dtype).requires_grad_()
             if params == "table":
-                arguments["index"] = torch.randint(0, 5, (2, 6, 10), generator=g, dtype=torch.int32).cuda()
-                arguments["table"] = torch.randn(7, 2 * channels, generator=g).to("cuda", dtype).requires_grad_()
+                arguments["index"] = torch.randint(0, 5, (2, 6, 10), generator=g, dtype=torch.int32).to(device)
+                arguments["table"] = torch.randn(7, 2 * channels, generator=g).to(device, dtype).requires_grad_()
             elif params == "maps":
                 for name in ("scale", "shift"):
                     arguments[name] = torch.randn_like(x).detach().requires_grad_()
@@ -83,45 +88,108 @@ def sanitizer_targets() -> dict[str, Callable[[], None]]:
         def call() -> None:
             from mixsyn_fast.ops.label_patterns import label_patterns as op
 
-            labels = torch.randint(-1, 6, (3, 13, 37), generator=torch.Generator().manual_seed(0)).cuda()
-            edges = torch.rand(3, 13, 37, generator=torch.Generator().manual_seed(1)).cuda() < 0.2
+            labels = torch.randint(-1, 6, (3, 13, 37), generator=torch.Generator().manual_seed(0)).to(device)
+            edges = torch.rand(3, 13, 37, generator=torch.Generator().manual_seed(1)).to(device) < 0.2
             with mixsyn_fast.use_backend("native"):
                 index, patterns, _ = op(labels, 6, radius, edges=edges, per_image=radius == 1, max_rows=max_rows)
             assert int(index.max()) < len(patterns)
 
         return call
 
-    def masked_roi_pool(dtype: torch.dtype, mode: str, channels_last: bool, channels: int) -> Callable[[], None]:
-        def call() -> None:
-            from mixsyn_fast.ops.masked_roi_pool import masked_roi_pool as op
+    def normal(g: torch.Generator, dtype: torch.dtype, *shape: int, channels_last: bool = False) -> torch.Tensor:
+        memory = torch.channels_last if channels_last else torch.contiguous_format
+        return torch.randn(*shape, generator=g).to(device, dtype, memory_format=memory).requires_grad_()
 
-            memory = torch.channels_last if channels_last else torch.contiguous_format
-            g = torch.Generator().manual_seed(0)
-            x = torch.randn(2, channels, 29, 40, generator=g).to("cuda", dtype, memory_format=memory).requires_grad_()
-            labels = torch.randint(-1, 6, (2, 5, 8), generator=g).cuda()
+    def forward_and_backward(
+        function: Callable[..., Sequence[torch.Tensor]], make: Callable[[torch.Generator], list[torch.Tensor]]
+    ) -> Callable[[], None]:
+        def call() -> None:
+            leaves = make(torch.Generator().manual_seed(0))
             with mixsyn_fast.use_backend("native"):
-                pooled, _ = op(x, labels, 9, mode)
-                pooled.float().square().sum().backward()
-            assert x.grad is not None and torch.isfinite(x.grad).all()
+                results = function(*leaves)
+            torch.stack([t.float().square().sum() for t in results]).sum().backward()
+            assert all(leaf.grad is not None and torch.isfinite(leaf.grad).all() for leaf in leaves)
 
         return call
 
-    def latent_blend(dtype: torch.dtype, q_on: str) -> Callable[[], None]:
-        def call() -> None:
-            from mixsyn_fast.ops.latent_blend import StyleLayout
-            from mixsyn_fast.ops.latent_blend import latent_blend as op
+    def masked_roi_pool(
+        dtype: torch.dtype, mode: str, channels_last: bool, channels: int, regions: int
+    ) -> Callable[[], None]:
+        from mixsyn_fast.ops.masked_roi_pool import masked_roi_pool as op
 
-            layout = StyleLayout.stylegan2(size=64)
-            g = torch.Generator().manual_seed(0)
-            a, b = (torch.randn(3, layout.size, generator=g).to("cuda", dtype).requires_grad_() for _ in range(2))
-            logits = torch.randn(3, len(layout.layers), 512, generator=g).to("cuda", dtype).requires_grad_()
-            with mixsyn_fast.use_backend("native"):
-                op(a, b, logits, layout, q_on=q_on).float().square().sum().backward()
-            assert logits.grad is not None and torch.isfinite(logits.grad).all()
+        labels = torch.randint(-1, regions, (2, 29, 40), generator=torch.Generator().manual_seed(1), dtype=torch.int32).to(
+            device
+        )
+        return forward_and_backward(
+            lambda features: op(features, labels, regions, mode)[:1],
+            lambda g: [normal(g, dtype, 2, channels, 29, 40, channels_last=channels_last)],
+        )
 
-        return call
+    def spatial_attention_pool(
+        dtype: torch.dtype, channels_last: bool, maps: int, features: int, condition: int, masked: bool
+    ) -> Callable[[], None]:
+        from mixsyn_fast.ops.spatial_attention_pool import spatial_attention_pool as op
+
+        mask = (torch.rand(2, 7, 19, generator=torch.Generator().manual_seed(1)) < 0.6).to(device) if masked else None
+        return forward_and_backward(
+            lambda *leaves: op(*leaves, mask=mask, return_maps=masked)[: 3 if masked else 2],
+            lambda g: [
+                normal(g, dtype, 2, features, 7, 19, channels_last=channels_last),
+                normal(g, dtype, 2, condition, 7, 19, channels_last=channels_last),
+                normal(g, dtype, maps, features),
+                normal(g, dtype, maps, condition),
+            ],
+        )
+
+    def channel_attention_spread(
+        dtype: torch.dtype, channels_last: bool, maps: int, features: int, condition: int
+    ) -> Callable[[], None]:
+        from mixsyn_fast.ops.channel_attention_spread import channel_attention_spread as op
+
+        return forward_and_backward(
+            lambda *leaves: (op(*leaves),),
+            lambda g: [
+                normal(g, dtype, 2, maps, features),
+                normal(g, dtype, 2, condition, 7, 19, channels_last=channels_last),
+                normal(g, dtype, maps, condition),
+            ],
+        )
+
+    def latent_blend(dtype: torch.dtype, q_on: str, conv: Sequence[int], rgb: Sequence[int]) -> Callable[[], None]:
+        from mixsyn_fast.ops.latent_blend import StyleLayout
+        from mixsyn_fast.ops.latent_blend import latent_blend as op
+
+        layout = StyleLayout.of(conv, rgb)
+        return forward_and_backward(
+            lambda *leaves: op(*leaves, layout, q_on=q_on, return_q=True),
+            lambda g: [
+                normal(g, dtype, 3, layout.size),
+                normal(g, dtype, 3, layout.size),
+                normal(g, dtype, 3, len(layout.layers), 96),
+            ],
+        )
 
     targets = {f"label_patterns_r{r}": label_patterns(r, None if r else 2000) for r in (0, 1, 2)}
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        of_dtype = str(dtype).split(".")[1]
+        for channels_last in (True, False):
+            kind = f"{'last' if channels_last else 'first'}_{of_dtype}"
+            for mode, channels, regions in (("max", 5, 6), ("max", 32, 300), ("mean", 5, 6), ("mean", 32, 300)):
+                name = f"masked_roi_pool_{mode}_c{channels}_k{regions}_{kind}"
+                targets[name] = masked_roi_pool(dtype, mode, channels_last, channels, regions)
+            for maps, features, condition, masked in (
+                (1, 3, 5, True),
+                (5, 7, 3, False),
+                (16, 32, 16, True),
+                (64, 40, 24, False),
+            ):
+                size = f"k{maps}_n{features}_m{condition}"
+                name = f"spatial_attention_pool_{size}{'_masked' if masked else ''}_{kind}"
+                targets[name] = spatial_attention_pool(dtype, channels_last, maps, features, condition, masked)
+                name = f"channel_attention_spread_{size}_{kind}"
+                targets[name] = channel_attention_spread(dtype, channels_last, maps, features, condition)
+        for q_on, conv, rgb in (("b", (96, 48, 32, 3, 1), (96, 24)), ("a", (96,) * 20, (32,) * 6), ("a", (1,), ())):
+            targets[f"latent_blend_q_on_{q_on}_s{sum(conv) + sum(rgb)}_{of_dtype}"] = latent_blend(dtype, q_on, conv, rgb)
     for channels_last in (True, False):
         for dtype in (torch.bfloat16, torch.float32, torch.float64):
             for params, norm, channels, noisy in (
@@ -134,12 +202,6 @@ def sanitizer_targets() -> dict[str, Callable[[], None]]:
                 layout = "last" if channels_last else "first"
                 name = f"region_norm_{params}_{norm}_c{channels}_{layout}_{str(dtype).split('.')[1]}"
                 targets[name] = region_norm(dtype, params, norm, channels_last, channels, noisy)
-            for mode, channels in (("max", 64), ("max", 5), ("mean", 64), ("mean", 5)):
-                name = f"masked_roi_pool_{mode}_c{channels}_{layout}_{str(dtype).split('.')[1]}"
-                targets[name] = masked_roi_pool(dtype, mode, channels_last, channels)
-    for dtype in (torch.bfloat16, torch.float32, torch.float64):
-        for q_on in ("a", "b"):
-            targets[f"latent_blend_q_on_{q_on}_{str(dtype).split('.')[1]}"] = latent_blend(dtype, q_on)
     return targets
 
 
@@ -315,7 +377,7 @@ class Checker:
             environ = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "CUDA_LAUNCH_BLOCKING": "1"}
             target = self.python("-m", "benchmarks.gpu_check", "--sanitizer-target")
             options = ["--tool", check, "--error-exitcode", "99", "--target-processes", "all"]
-            stage = self.run(name, [tool, *options, *target], 900, environ=environ)
+            stage = self.run(name, [tool, *options, *target], 1800, environ=environ)
             text = (self.out / stage.log).read_text(errors="replace")
             summary = re.findall(r"ERROR SUMMARY: \d+ errors?.*|RACECHECK SUMMARY: .*", text)
             stage.facts["summary"], stage.facts["calls"] = summary[-1:], text.count("ran ")
@@ -325,11 +387,16 @@ class Checker:
             self.write()
 
     def benchmarks(self) -> None:
-        """Ops in bfloat16 and float32; generators."""
+        """Ops in bfloat16 and float32, the face hierarchy as a CUDA graph among them; plots; generators."""
         for dtype in ("bfloat16", "float32"):
             out = self.out / f"ops_{dtype}.json"
             command = ["-m", "benchmarks.run_ops", "--device", "cuda", "--dtype", dtype, "--out", str(out)]
-            self._with_json(self.run(f"run_ops_{dtype}", self.python(*command), 1800), out)
+            self._with_json(self.run(f"run_ops_{dtype}", self.python(*command), 2700), out)
+        if importlib.util.find_spec("matplotlib") is None:
+            self.skip("plot_ops", "matplotlib is not installed")
+        else:
+            command = ["-m", "benchmarks.plot_ops", "--device", "cuda", "--out", str(self.out)]
+            self._with_json(self.run("plot_ops", self.python(*command), 900), self.out / "plot_ops_cuda.json")
         out = self.out / "models.json"
         command = ["-m", "benchmarks.run_models", "--device", "cuda", "--out", str(out)]
         self._with_json(self.run("run_models", self.python(*command), 3600), out)

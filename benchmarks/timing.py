@@ -7,6 +7,7 @@ them alike; the median is reported with the 20th and 80th percentile.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -16,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,9 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixsyn_fast.layers.algebra import linear
 from mixsyn_fast.progress import progress
 
 Call = Callable[[], Any]
+KINDS = ("read", "write", "copy")  # of memory traffic
 SHORTEST_SAMPLE_S = 5e-4  # on the CPU, faster calls are repeated inside one sample
 RESULTS = Path(__file__).parent / "results"
 
@@ -55,6 +58,11 @@ def relative_error(value: Tensor, exact: Tensor) -> float:
     return error if error == error else float("inf")
 
 
+def _resolution(dtype: torch.dtype) -> float:
+    """One unit; in float64, where the reference is its own yardstick and off by nothing, a few."""
+    return torch.finfo(dtype).eps * (64 if dtype == torch.float64 else 1)
+
+
 def gate(
     outputs: Mapping[str, Tensor], eager: Mapping[str, Tensor], exact: Mapping[str, Tensor], *, factor: float = 2.0
 ) -> Gate:
@@ -67,13 +75,18 @@ def gate(
         factor: allowed multiple of the reference's own error.
 
     Returns:
-        The verdict of the worst tensor. Allowed is factor * error(eager) + one unit of the dtype's resolution.
+        The verdict of the worst tensor. Allowed is factor * error(eager) + one unit of the dtype's resolution; integers
+        must be equal.
     """
     worst = Gate(True, 0.0, 0.0)
     for name, reference in exact.items():
         if name not in outputs:
             return Gate(False, float("inf"), 0.0, f"{name} is missing")
-        allowed = factor * relative_error(eager[name], reference) + torch.finfo(eager[name].dtype).eps
+        if not reference.is_floating_point():
+            if not torch.equal(outputs[name].to(reference.dtype), reference):
+                return Gate(False, float("inf"), 0.0, name)
+            continue
+        allowed = factor * relative_error(eager[name], reference) + _resolution(eager[name].dtype)
         error = relative_error(outputs[name], reference)
         verdict = Gate(error <= allowed, error, allowed, name)
         if not worst.what or error / allowed > worst.error / worst.allowed:
@@ -142,6 +155,7 @@ def interleave(
     warmup: int = 2,
     budget_s: float | None = None,
     least: int = 3,
+    seldom: Collection[str] = (),
 ) -> dict[str, Timing]:
     """Time several calls against each other.
 
@@ -152,6 +166,7 @@ def interleave(
         warmup: untimed calls of each contender first.
         budget_s: stop after this many seconds, but not before `least` rounds.
         least: see `budget_s`.
+        seldom: slow contenders that have run before: not warmed up, sampled in the first two rounds only.
 
     Returns:
         name -> Timing.
@@ -160,8 +175,8 @@ def interleave(
     inner: dict[str, int] = {}
     start = time.perf_counter()
     for name, call in contenders.items():
-        fastest = float("inf")
-        for _ in range(max(warmup, 1)):
+        fastest = SHORTEST_SAMPLE_S if name in seldom else float("inf")
+        for _ in range(0 if name in seldom else max(warmup, 1)):
             fastest = min(fastest, clock.sample(call, 1))
         inner[name] = 1 if clock.cuda else max(1, min(200, int(SHORTEST_SAMPLE_S / max(fastest, 1e-7))))
     names = list(contenders)
@@ -173,6 +188,8 @@ def interleave(
         for turn in range(repeat):
             for k in range(len(names)):
                 name = names[(turn + k) % len(names)]
+                if turn >= 2 and name in seldom:
+                    continue
                 samples[name].append(clock.sample(contenders[name], inner[name]))
             if budget_s is not None and turn + 1 >= least and time.perf_counter() - start > budget_s:
                 break
@@ -185,32 +202,99 @@ def interleave(
 # -------------------------------------------------------------------------------------------------- peak memory
 
 
-def peak_memory(call: Call, device: torch.device | str = "cpu") -> int | None:
-    """Bytes that one call allocates at its peak, above what was allocated before; None where it cannot be known.
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one call, above what was there before."""
 
-    CUDA: torch.cuda.max_memory_allocated. CPU: the allocation events of torch's profiler (exact for tensors; memory
-    that a kernel takes from the C++ heap is not seen).
+    peak: int  # tensors alive at once, results included
+    temporary: int  # tensors alive at once that are not part of the result
+
+
+def _storages(value: Any) -> dict[int, int]:
+    """Address -> bytes of the storages in a result: tensors in tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        storage = value.untyped_storage()
+        return {storage.data_ptr(): storage.nbytes()}
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return {address: size for part in inner for address, size in _storages(part).items()}
+
+
+def _allocations(roots: Sequence[Any]) -> list[tuple[int, int, int]]:
+    """(time, address, bytes; negative when freed) of all allocation events of a profile, in order of time."""
+    found = []
+    left = list(roots)
+    while left:
+        event = left.pop()
+        left.extend(event.children)
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            found.append((event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size))
+    return sorted(found, key=lambda e: e[0])
+
+
+def memory_of(call: Call, device: torch.device | str = "cpu") -> Memory | None:
+    """Memory that torch's allocators hand out during one call; None where it cannot be known.
+
+    CPU: every allocation and release that torch's profiler sees, by address, so that the blocks of the result are told
+    from the temporary ones. It is exact for tensors; what a kernel takes from the C++ heap is not seen, see
+    :func:`resident_growth`. CUDA: torch.cuda.max_memory_allocated, from which the size of the result is taken off.
     """
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        call()
+        result = call()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        peak = torch.cuda.max_memory_allocated(device) - before
+        return Memory(peak, max(0, peak - sum(_storages(result).values())))
     try:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            call()
-        raw = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-        events = sorted((e.start_ns(), e.nbytes()) for e in raw if e.name() == "[memory]")
+            result = call()
+        events = _allocations(profile.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
     except (AttributeError, RuntimeError):
         return None
-    current = peak = 0
-    for _, size in events:
+    lasting = _storages(result)
+    last_of = {address: i for i, (_, address, size) in enumerate(events) if address in lasting and size > 0}
+    current = temporary = peak = most = 0
+    for i, (_, address, size) in enumerate(events):
         current += size
         peak = max(peak, current)
-    return peak
+        if last_of.get(address) == i:
+            continue  # a block of the result
+        temporary += size
+        most = max(most, temporary)
+    return Memory(peak, most)
+
+
+def peak_memory(call: Call, device: torch.device | str = "cpu") -> int | None:
+    """Bytes that one call allocates at its peak, results included; see :func:`memory_of`."""
+    found = memory_of(call, device)
+    return None if found is None else found.peak
+
+
+def resident_growth(call: Call) -> int | None:
+    """Bytes by which the process grows during one call, results included; None where Linux does not tell.
+
+    Everything counts: tensors, scratch memory of kernels and libraries, whoever allocated it. Freed pages are given back
+    to the system first (malloc_trim), the kernel's high-water mark is reset (/proc/self/clear_refs), then the call runs.
+    Good to about 1 MB. The call should have run before, or its one-time set-up is counted.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+        gc.collect()
+        trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        call()
+        return max(0, _status("VmHWM") - before)
+    except (OSError, AttributeError, KeyError):
+        return None
+
+
+def _status(field_name: str) -> int:
+    """A field of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)[field_name].split()[0]) * 1024
 
 
 # ------------------------------------------------------------------------------------------------ machine and rates
@@ -270,36 +354,65 @@ def machine_line(facts: Mapping[str, Any]) -> str:
     )
 
 
-def measure_rates(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, float]:
-    """What this machine can do now: copy bandwidth (bytes read + written), GEMM and 3x3 convolution rate.
+def transfers(nbytes: int, device: torch.device | str = "cpu", kinds: Collection[str] = KINDS) -> dict[str, Call]:
+    """Calls that only move `nbytes` of memory: "read", "write" and "copy", several ways each, since none is always best.
 
     Returns:
-        copy_gb_s, gemm_gflop_s, conv_gflop_s (2 operations per multiply-accumulate, channels_last convolution).
+        "<kind> <way>" -> call; :func:`transfer_rates` takes the fastest way of each kind.
+    """
+    count = max(1, nbytes // 256) * 64
+    source = torch.ones(count, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    rows = source.view(-1, 64)
+    calls: dict[str, Call] = {
+        "read amax": lambda: torch.amax(source, 0),
+        "read rows": lambda: rows.sum(1),
+        "read dot": lambda: torch.dot(source, source),
+        "write zero": lambda: target.zero_(),
+        "write fill": lambda: target.fill_(1.0),
+        "copy copy": lambda: target.copy_(source),
+    }
+    return {name: call for name, call in calls.items() if name.split()[0] in kinds}
+
+
+def transfer_rates(nbytes: int, medians: Mapping[str, float]) -> dict[str, float]:
+    """GB/s of each kind ("read_gb_s", ...) from the seconds of :func:`transfers`; a copy reads and writes."""
+    moved = max(1, nbytes // 256) * 256
+    best: dict[str, float] = {}
+    for name, seconds in medians.items():
+        kind = name.split()[0]
+        best[kind] = min(best.get(kind, float("inf")), seconds)
+    return {f"{kind}_gb_s": moved * (2 if kind == "copy" else 1) / seconds / 1e9 for kind, seconds in best.items()}
+
+
+def measure_rates(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, float]:
+    """What this machine can do now: bandwidths, and the rate of matrix products and 3x3 convolutions.
+
+    Returns:
+        read_gb_s, write_gb_s, copy_gb_s (bytes read + written), gemm_gflop_s (torch.mm), linear_gflop_s (oneDNN's product
+        on the CPU), conv_gflop_s (channels_last), 2 operations per multiply-accumulate; matrix_gflop_s is the best of
+        these three.
     """
     device = torch.device(device)
     large = device.type == "cuda"
-    count = (2**30 if large else 2**27) // torch.finfo(dtype).bits * 8
-    source, target = torch.ones(count, dtype=dtype, device=device), torch.empty(count, dtype=dtype, device=device)
+    nbytes = 2**30 if large else 2**27
     n = 8192 if large else 1024
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     channels, side, batch = (512, 64, 16) if large else (128, 64, 1)
     x = torch.randn(batch, channels, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    with torch.no_grad(), progress("measuring copy bandwidth, GEMM and convolution rate"):
-        times = interleave(
-            {
-                "copy": lambda: target.copy_(source),
-                "gemm": lambda: a @ b,
-                "conv": lambda: torch.nn.functional.conv2d(x, weight, padding=1),
-            },
-            device=device,
-            repeat=9,
-        )
-    return {
-        "copy_gb_s": 2 * source.nbytes / times["copy"].median / 1e9,
-        "gemm_gflop_s": 2 * n**3 / times["gemm"].median / 1e9,
-        "conv_gflop_s": 2 * 9 * batch * (channels * side) ** 2 / times["conv"].median / 1e9,
+    matrix: dict[str, Call] = {
+        "gemm": lambda: a @ b,
+        "linear": lambda: linear(a, b),
+        "conv": lambda: torch.nn.functional.conv2d(x, weight, padding=1),
     }
+    with torch.no_grad(), progress("measuring bandwidths and the rates of matrix products and convolution"):
+        times = interleave({**transfers(nbytes, device), **matrix}, device=device, repeat=9)
+    medians = {name: timing.median for name, timing in times.items()}
+    operations = {"gemm": 2 * n**3, "linear": 2 * n**3, "conv": 2 * 9 * batch * (channels * side) ** 2}
+    rates = transfer_rates(nbytes, {name: value for name, value in medians.items() if name not in matrix})
+    rates |= {f"{name}_gflop_s": count / medians[name] / 1e9 for name, count in operations.items()}
+    return {**rates, "matrix_gflop_s": max(rates[f"{name}_gflop_s"] for name in operations)}
 
 
 @contextmanager
@@ -369,6 +482,8 @@ class Entry:
     gate: Gate | None = None
     timing: Timing | None = None
     peak_bytes: int | None = None
+    temporary_bytes: int | None = None  # without the result
+    resident_bytes: int | None = None  # growth of the process, result included
     note: str = ""  # why it was not run or not timed
     energy: dict[str, float] = field(default_factory=dict)
 
@@ -383,13 +498,30 @@ def compare(
     memory: bool = True,
     warmup: int = 2,
     what: str = "",
+    seldom: Collection[str] = (),
+    probes: Mapping[str, Call] | None = None,
+    resident: bool = False,
 ) -> dict[str, Entry]:
     """Time the contenders that passed their gate; those without one (a copy, a floor) are always timed.
+
+    Args:
+        contenders: name -> call without arguments.
+        gates: name -> verdict.
+        device: where they run.
+        repeat: rounds.
+        budget_s: soft limit, see :func:`interleave`.
+        memory: measure memory.
+        warmup: untimed calls of each first.
+        what: for the progress line.
+        seldom: slow contenders, see :func:`interleave`; their memory is not measured.
+        probes: calls that take their turns with the contenders and are only timed.
+        resident: measure the growth of the process as well (CPU only).
 
     Returns:
         name -> Entry; a contender that failed has no timing and a note.
     """
-    entries = {name: Entry(gate=gates.get(name)) for name in contenders}
+    probes = probes or {}
+    entries = {name: Entry(gate=gates.get(name)) for name in (*contenders, *probes)}
     runnable: dict[str, Call] = {}
     for name, call in contenders.items():
         verdict = gates.get(name)
@@ -398,12 +530,21 @@ def compare(
         else:
             runnable[name] = call
     with progress(f"timing {what}" if what else "timing"):
-        timings = interleave(runnable, device=device, repeat=repeat, budget_s=budget_s, warmup=warmup)
+        timings = interleave(
+            {**runnable, **probes},
+            device=device,
+            repeat=repeat,
+            budget_s=budget_s,
+            warmup=warmup,
+            seldom=seldom,
+        )
     for name, timing in timings.items():
         entries[name].timing = timing
     for name, call in runnable.items():
-        if memory:
-            entries[name].peak_bytes = peak_memory(call, device)
+        if memory and name not in seldom and (found := memory_of(call, device)):
+            entries[name].peak_bytes, entries[name].temporary_bytes = found.peak, found.temporary
+        if resident and name not in seldom and torch.device(device).type == "cpu":
+            entries[name].resident_bytes = resident_growth(call)
         entries[name].energy = energy_per_call(call, device)
     return entries
 

@@ -44,3 +44,17 @@ def test_the_package_is_found_with_its_models(tmp_path: Path) -> None:
     code = "import mixsyn_fast.models, mixsyn_fast.ops.region_norm, benchmarks"
     stage = checker.run("imports", checker.python("-c", code), 120)
     assert stage.status == "passed", (tmp_path / stage.log).read_text()
+
+
+def test_sanitizer_targets_name_every_op_and_run() -> None:
+    """The same calls on the CPU, where every op has a kernel too."""
+    from mixsyn_fast.backend import OPS
+
+    targets = gpu_check.sanitizer_targets("cpu")
+    for op in OPS:
+        of_op = {name: call for name, call in targets.items() if name.startswith(op)}
+        assert of_op, op
+        for dtype in () if op == "label_patterns" else ("float32", "bfloat16"):
+            assert any(dtype in name for name in of_op), f"{op} {dtype}"
+        for name in list(of_op)[::5]:
+            of_op[name]()

@@ -1,0 +1,237 @@
+"""The attention of MSCA, spatial_attention_pool and channel_attention_spread, each alone and as a pair (Eq. 4, 5, 7, 8).
+
+Contenders: `eager` (plain PyTorch as the equations read: concatenation, 1x1 convolution, softmax over positions, product;
+1x1 convolution, softmax over maps, product), `compile` (torch.compile of it), the package's backends. Floor: the longer of
+reading and writing every feature map once at copy bandwidth, and the operations at the best measured matrix rate.
+
+"temporary" compares the memory that lives beside inputs and results with eager's.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixsyn_fast.ops.channel_attention_spread import channel_attention_spread, channel_attention_spread_reference
+from mixsyn_fast.ops.spatial_attention_pool import spatial_attention_pool, spatial_attention_pool_reference
+
+from ..cases import DTYPES, LAYOUTS, Labels
+from .base import Function, Normal, OpBench, Outputs, Target, Work, backends_for, compile_form, under_backend
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """K maps over N features and M condition channels, exemplar and target of one size."""
+
+    op: str
+    maps: int = 16
+    features: int = 128
+    condition: int = 64
+    side: int = 128
+    batch: int = 2
+    layout: str = "channels_last"
+    dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        """Unique, readable, good for --cases."""
+        channels = f"k{self.maps}/n{self.features}/m{self.condition}"
+        return f"{self.op}/{channels}/{self.batch}x{self.side}x{self.side}/{self.layout}/{self.dtype}"
+
+    @property
+    def positions(self) -> int:
+        """Of the batch."""
+        return self.batch * self.side**2
+
+
+def eager_pool(features: Tensor, condition: Tensor, weight_features: Tensor, weight_condition: Tensor) -> Outputs:
+    """Eq. 4 and 5, and the mean of Eq. 6: values (B, K, N), mean (B, M); arguments as of the op."""
+    stacked = torch.cat((features, condition), 1)
+    weight = torch.cat((weight_features, weight_condition), 1)[:, :, None, None]
+    maps = torch.softmax(F.conv2d(stacked, weight).flatten(2), 2)
+    return torch.bmm(maps, features.flatten(2).transpose(1, 2)), condition.mean((2, 3))
+
+
+def eager_spread(values: Tensor, condition: Tensor, weight: Tensor) -> Tensor:
+    """Eq. 7 and 8: (B, N, H, W); arguments as of the op."""
+    maps = torch.softmax(F.conv2d(condition, weight[:, :, None, None]), 1)
+    return torch.bmm(values.transpose(1, 2), maps.flatten(2)).unflatten(2, condition.shape[2:])
+
+
+class AttentionBench(OpBench):
+    """What the three benches share."""
+
+    case: AttentionCase
+    plain_forms = ("eager",)
+    ops: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def cases(cls, *, quick: bool = False, every: bool = False, dtype: str = "float32") -> Sequence[AttentionCase]:
+        """The row with a target first; the pair also with 8 maps, in the other layout, and at MSCA's other scales."""
+        first = AttentionCase(cls.op, dtype=dtype)
+        if quick:
+            return [replace(first, side=32)]
+        other = replace(first, layout="contiguous")
+        if cls is not PairBench:
+            return [first, other] if every else [first]
+        scales = ((8, 512, 16), (16, 512, 32), (16, 256, 64), (16, 64, 256))
+        rows = [first, other, replace(first, maps=8)]
+        rows += [replace(first, maps=k, features=n, side=side) for k, n, side in scales]
+        return rows + [replace(row, layout="contiguous") for row in rows[2:]] if every else rows
+
+    @classmethod
+    def compiles(cls, case: AttentionCase) -> bool:
+        """At the shapes with a target."""
+        return case.layout == "channels_last" and case.features == 128
+
+    def prepare(self, labels: Labels) -> None:
+        """Draw everything; the weights are such that the maps are neither flat nor single points."""
+        case = self.case
+        normal, layout = Normal(self.device, DTYPES[case.dtype]), LAYOUTS[case.layout]
+        shape = (case.batch, case.features, case.side, case.side)
+        condition_shape = (case.batch, case.condition, case.side, case.side)
+        of_features = normal(case.maps, case.features, scale=(case.features + case.condition) ** -0.5)
+        of_condition = normal(case.maps, case.condition, scale=(case.features + case.condition) ** -0.5)
+        everything = {
+            "features": normal(*shape, layout=layout),
+            "condition": normal(*condition_shape, layout=layout),
+            "weight_features": of_features,
+            "weight_condition": of_condition,
+            "values": normal(case.batch, case.maps, case.features),
+            "target": normal(*condition_shape, layout=layout),
+            "weight_target": normal(case.maps, case.condition, scale=2 * case.condition**-0.5),
+        }
+        self.inputs = {name: everything[name] for name in self.names}
+        grads = {
+            "values": normal(case.batch, case.maps, case.features),
+            "mean": normal(case.batch, case.condition),
+            "y": normal(*shape, layout=layout),
+        }
+        self.output_grads = tuple(grads[name] for name in self.outputs)
+
+    names: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def ours(self, *inputs: Tensor) -> Outputs:
+        """The public functions."""
+
+    @abstractmethod
+    def eager(self, *inputs: Tensor) -> Outputs:
+        """Plain PyTorch, as the equations read."""
+
+    def contenders(self, *, compiled: bool) -> dict[str, Function]:
+        """Eager, compile, ours."""
+        found: dict[str, Function] = {"eager": self.eager}
+        if compiled:
+            found["compile"] = compile_form(self.eager)
+        return found | {name: under_backend(name, self.ours) for name in backends_for(self.device, *self.ops)}
+
+    def _pool_work(self, mode: str) -> Work:
+        case = self.case
+        size = self.inputs["features"].element_size() * case.positions
+        both, k = case.features + case.condition, case.maps
+        if mode == "forward":  # read F, C; logits, values
+            return Work(copied=size * both, operations=2 * case.positions * k * (both + case.features))
+        # read F, C, write both gradients; logits, d maps, two products for grad F, one for grad C, both weights
+        return Work(
+            copied=2 * size * both, operations=2 * case.positions * k * (both + 3 * case.features + case.condition + both)
+        )
+
+    def _spread_work(self, mode: str) -> Work:
+        case = self.case
+        size = self.inputs["target"].element_size() * case.positions
+        n, m, k = case.features, case.condition, case.maps
+        if mode == "forward":  # read C, write F; logits, mixture
+            return Work(copied=size * (m + n), operations=2 * case.positions * k * (m + n))
+        # read C and the gradient of F, write the gradient of C; logits, d maps, grad values, grad C, grad weight
+        return Work(copied=size * (2 * m + n), operations=2 * case.positions * k * (3 * m + 2 * n))
+
+    def targets(self, mode: str) -> Sequence[Target]:
+        """No large temporary memory."""
+        return (Target("temporary", most=0.05),)
+
+
+class PoolAttentionBench(AttentionBench):
+    """One row of spatial_attention_pool."""
+
+    op = "spatial_attention_pool"
+    ops = ("spatial_attention_pool",)
+    names = ("features", "condition", "weight_features", "weight_condition")
+    outputs = ("values", "mean")
+
+    def reference(self, *inputs: Tensor) -> Outputs:
+        """The op's reference."""
+        return tuple(t.to(inputs[0].dtype) for t in spatial_attention_pool_reference(*inputs, None, False)[:2])
+
+    def ours(self, *inputs: Tensor) -> Outputs:
+        """The op."""
+        return spatial_attention_pool(*inputs)[:2]
+
+    def eager(self, *inputs: Tensor) -> Outputs:
+        """See :func:`eager_pool`."""
+        return eager_pool(*inputs)
+
+    def work(self, mode: str) -> Work:
+        """One pass over both maps, and the products."""
+        return self._pool_work(mode)
+
+
+class SpreadBench(AttentionBench):
+    """One row of channel_attention_spread."""
+
+    op = "channel_attention_spread"
+    ops = ("channel_attention_spread",)
+    names = ("values", "target", "weight_target")
+
+    def reference(self, *inputs: Tensor) -> Outputs:
+        """The op's reference."""
+        return (channel_attention_spread_reference(*inputs),)
+
+    def ours(self, *inputs: Tensor) -> Outputs:
+        """The op."""
+        return (channel_attention_spread(*inputs),)
+
+    def eager(self, *inputs: Tensor) -> Outputs:
+        """See :func:`eager_spread`."""
+        return (eager_spread(*inputs),)
+
+    def work(self, mode: str) -> Work:
+        """One pass over the condition and the result, and the products."""
+        return self._spread_work(mode)
+
+    @property
+    def probe_bytes(self) -> int:
+        """Of the result."""
+        return self.output_grads[0].nbytes
+
+
+class PairBench(AttentionBench):
+    """Pool from an exemplar and spread to a target: one row."""
+
+    op = "attention_pair"
+    ops = ("spatial_attention_pool", "channel_attention_spread")
+    names = ("features", "condition", "weight_features", "weight_condition", "target", "weight_target")
+
+    def reference(self, *inputs: Tensor) -> Outputs:
+        """The references of both ops, values in the accumulation type in between."""
+        values = spatial_attention_pool_reference(*inputs[:4], None, False)[0]
+        return (channel_attention_spread_reference(values, *inputs[4:]),)
+
+    def ours(self, *inputs: Tensor) -> Outputs:
+        """Both ops."""
+        return (channel_attention_spread(spatial_attention_pool(*inputs[:4])[0], *inputs[4:]),)
+
+    def eager(self, *inputs: Tensor) -> Outputs:
+        """Both forms."""
+        return (eager_spread(eager_pool(*inputs[:4])[0], *inputs[4:]),)
+
+    def work(self, mode: str) -> Work:
+        """Of both ops."""
+        pool, spread = self._pool_work(mode), self._spread_work(mode)
+        return Work(copied=pool.copied + spread.copied, operations=pool.operations + spread.operations)

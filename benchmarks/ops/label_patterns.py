@@ -1,0 +1,86 @@
+"""label_patterns: distinct label neighbourhoods. No gradient; the gate is equality with the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mixsyn_fast.models.data import NUM_CLASSES
+from torch import Tensor
+
+from mixsyn_fast import backend
+from mixsyn_fast.ops.label_patterns import label_patterns
+
+from ..cases import Labels
+from .base import Function, OpBench, Outputs, backends_for, under_backend
+
+
+@dataclass(frozen=True)
+class PatternCase:
+    """label_patterns on one batch of maps."""
+
+    side: int
+    batch: int = 1
+    radius: int = 2
+    threads: int = 1
+    per_image: bool = False
+    labels: str = "face"
+
+    @property
+    def name(self) -> str:
+        """Unique, readable, good for --cases."""
+        where = "per_image" if self.per_image else "shared"
+        return f"label_patterns/{self.labels}/{self.batch}x{self.side}x{self.side}/r{self.radius}/{where}/t{self.threads}"
+
+
+class PatternBench(OpBench):
+    """One row of label_patterns."""
+
+    op = "label_patterns"
+    same_as_reference = "eager"
+    outputs = ("index", "patterns", "row_image")
+    modes = ("forward",)
+    case: PatternCase
+
+    @classmethod
+    def cases(cls, *, quick: bool = False, every: bool = False, dtype: str = "float32") -> Sequence[PatternCase]:
+        """The first row is the one with a target (one core, 256 x 256, radius 2)."""
+        rows = [PatternCase(256), PatternCase(256, labels="street")]
+        if quick:
+            return rows
+        threads = torch.get_num_threads()
+        return [
+            *rows,
+            PatternCase(256, radius=1),
+            PatternCase(128),
+            PatternCase(512),
+            PatternCase(256, batch=4, threads=threads),
+            PatternCase(256, batch=4, threads=threads, per_image=True),
+        ]
+
+    def prepare(self, labels: Labels) -> None:
+        """Read the label maps."""
+        case = self.case
+        self.threads = case.threads if self.device.type == "cpu" else None
+        self.maps = labels.tensors(case.labels, case.batch, case.side, self.device)[1].to(torch.int32)
+
+    def _op(self, *_: Tensor) -> Outputs:
+        case = self.case
+        return tuple(label_patterns(self.maps, NUM_CLASSES[case.labels], case.radius, per_image=case.per_image))
+
+    def reference(self, *inputs: Tensor) -> Outputs:
+        """The op's reference."""
+        with backend.use_backend("reference"):
+            return self._op()
+
+    def contenders(self, *, compiled: bool) -> dict[str, Function]:
+        """Eager and ours."""
+        ours = {name: under_backend(name, self._op) for name in backends_for(self.device, self.op)}
+        return {"eager": self.reference, **ours}
+
+    def facts(self) -> dict[str, Any]:
+        """Distinct patterns, also per pixel."""
+        count = int(self.reference()[1].shape[0])
+        return {"distinct_patterns": count, "share": count / self.maps.numel()}

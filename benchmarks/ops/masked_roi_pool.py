@@ -1,0 +1,200 @@
+"""masked_roi_pool at the levels of the class-wise VAE's encoder and at the end of SEAN's style encoder.
+
+Contenders, all of torch given int64 labels outside the clock:
+
+* per-class: a loop over all classes, masked_fill(-inf) and amax, or a masked sum;
+* scatter: scatter_reduce(amax) on an index expanded to all channels, or scatter_add;
+* compile: torch.compile of scatter;
+* the package's backends.
+
+Floor: reading the features (forward), writing their gradient (backward), at the bandwidth of reading and of writing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from mixsyn_fast.models.data import NUM_CLASSES
+from torch import Tensor
+
+from mixsyn_fast.ops.masked_roi_pool import masked_roi_pool, masked_roi_pool_reference
+from mixsyn_fast.region_map import RegionMap
+
+from ..cases import DTYPES, LAYOUTS, Labels
+from .base import Function, Normal, OpBench, Outputs, Target, Work, backends_for, compile_form, under_backend
+
+LARGE = (64, 128)  # channels, side
+
+
+@dataclass(frozen=True)
+class PoolCase:
+    """masked_roi_pool on one shape and one kind of label maps."""
+
+    channels: int
+    side: int
+    batch: int = 4
+    labels: str = "street"  # 151 classes; face: 19; cells: random contiguous regions, `cells` of them
+    mode: str = "max"
+    layout: str = "channels_last"
+    dtype: str = "float32"
+    cells: int = 0
+
+    @property
+    def regions(self) -> int:
+        """K."""
+        return self.cells if self.labels == "cells" else NUM_CLASSES[self.labels]
+
+    @property
+    def name(self) -> str:
+        """Unique, readable, good for --cases."""
+        shape = f"{self.batch}x{self.channels}x{self.side}x{self.side}"
+        return f"masked_roi_pool/{self.mode}/k{self.regions}/{shape}/{self.layout}/{self.dtype}"
+
+
+def per_class(features: Tensor, labels: Tensor, num_regions: int, maximum: bool) -> Tensor:
+    """(B, K, C), one class after the other, absent ones 0.
+
+    Args:
+        features: (B, C, H, W).
+        labels: (B, H, W).
+        num_regions: K.
+        maximum: the maximum, else the mean.
+    """
+    found = []
+    for k in range(num_regions):
+        inside = (labels == k)[:, None]
+        if maximum:
+            largest = features.masked_fill(~inside, -torch.inf).amax((2, 3))
+            found.append(torch.where(largest == -torch.inf, 0, largest))
+        else:
+            area = inside.sum((2, 3)).clamp(min=1)
+            found.append((features * inside).sum((2, 3)) / area)
+    return torch.stack(found, 1)
+
+
+def scatter(features: Tensor, labels: Tensor, num_regions: int, maximum: bool) -> Tensor:
+    """(B, K, C) by one scatter over all pixels; arguments as for :func:`per_class`, labels int64, -1 for none."""
+    flat = features.flatten(2)
+    batch, channels, _ = flat.shape
+    row = torch.where(labels < 0, num_regions, labels).view(batch, 1, -1)
+    shape = (batch, channels, num_regions + 1)
+    if maximum:
+        largest = flat.new_full(shape, -torch.inf).scatter_reduce(2, row.expand_as(flat), flat, "amax")[..., :num_regions]
+        return torch.where(largest == -torch.inf, 0, largest).transpose(1, 2)
+    wide = flat.to(torch.promote_types(flat.dtype, torch.float32))
+    total = wide.new_zeros(shape).scatter_add(2, row.expand_as(flat), wide)
+    area = wide.new_zeros((batch, 1, num_regions + 1)).scatter_add(2, row, torch.ones_like(row, dtype=wide.dtype))
+    return (total / area.clamp(min=1))[..., :num_regions].transpose(1, 2).to(flat.dtype)
+
+
+def draw_cells(batch: int, side: int, count: int, seed: int = 5) -> Tensor:
+    """(batch, side, side) int32 Voronoi cells of `count` random pixels: contiguous regions, none empty."""
+    generator = torch.Generator().manual_seed(seed)
+    where = torch.arange(side, dtype=torch.float32)
+    maps = []
+    for _ in range(batch):
+        pixel = torch.randperm(side * side, generator=generator)[:count]
+        squares = [(where[:, None] - centre).square() for centre in (pixel // side, pixel % side)]
+        maps.append(torch.stack([(squares[0][y, None] + squares[1]).argmin(1) for y in range(side)]))
+    return torch.stack(maps).to(torch.int32)
+
+
+def plant_maxima(features: Tensor, labels: Tensor, num_regions: int, seed: int = 11) -> None:
+    """Give every region and channel one largest value, in place, so that all forms agree on its place in any dtype."""
+    batch, channels, height, width = features.shape
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(batch, channels, height * width, generator=generator).to(features.device)
+    row = torch.where(labels < 0, num_regions, labels).view(batch, 1, -1).expand_as(order)
+    latest = order.new_zeros((batch, channels, num_regions + 1)).scatter_reduce(2, row, order, "amax")
+    chosen = ((order == latest.gather(2, row)) & (row < num_regions)).view_as(features)
+    features.masked_fill_(chosen, float(features.abs().max()) + 1)
+
+
+class PoolBench(OpBench):
+    """One row of masked_roi_pool."""
+
+    op = "masked_roi_pool"
+    outputs = ("pooled", "position")
+    seldom = ("per-class",)
+    baseline = "scatter"
+    case: PoolCase
+
+    @classmethod
+    def cases(cls, *, quick: bool = False, every: bool = False, dtype: str = "float32") -> Sequence[PoolCase]:
+        """Two levels of the class-wise VAE's encoder, streets and faces, and SEAN's style encoder."""
+        if quick:
+            return [PoolCase(256, 32, dtype=dtype), PoolCase(256, 32, labels="face", mode="mean", dtype=dtype)]
+        shapes, kinds = (LARGE, (256, 32)), (("street", "max"), ("street", "mean"), ("face", "max"), ("face", "mean"))
+        rows = [PoolCase(c, s, 4, k, m, dtype=dtype) for c, s in shapes for k, m in kinds]
+        rows += [PoolCase(*LARGE, 1, "street", "max", dtype=dtype), PoolCase(256, 32, 1, "face", "max", dtype=dtype)]
+        rows += [PoolCase(512, 128, 1, "face", "mean", dtype=dtype)]
+        other = "contiguous"
+        if every:
+            rows += [PoolCase(c, s, b, k, m, other, dtype) for c, s in shapes for b in (1, 4) for k, m in kinds]
+        else:
+            rows += [PoolCase(*LARGE, 4, "street", "max", other, dtype), PoolCase(256, 32, 4, "face", "mean", other, dtype)]
+        return [*rows, PoolCase(512, 128, 1, "face", "mean", other, dtype)]
+
+    @classmethod
+    def compiles(cls, case: PoolCase) -> bool:
+        """In channels_last."""
+        return case.layout == "channels_last"
+
+    def prepare(self, labels: Labels) -> None:
+        """Draw features; label maps at 256 x 256 are nearest-resized to them."""
+        case = self.case
+        self.regions = case.regions
+        if case.labels == "cells":
+            self.labels = draw_cells(case.batch, case.side, case.cells).to(self.device)
+        else:
+            _, maps = labels.tensors(case.labels, case.batch, 256, self.device)
+            self.labels = RegionMap(maps, self.regions).labels_at((case.side, case.side)).contiguous()
+        self.wide = self.labels.to(torch.int64)
+        normal = Normal(self.device, DTYPES[case.dtype])
+        features = normal(case.batch, case.channels, case.side, case.side, layout=LAYOUTS[case.layout])
+        if case.mode == "max":
+            plant_maxima(features, self.wide, self.regions)
+        self.inputs["features"] = features
+        self.output_grads = (normal(case.batch, self.regions, case.channels),)
+
+    @property
+    def _maximum(self) -> bool:
+        return self.case.mode == "max"
+
+    def reference(self, *inputs: Tensor) -> Outputs:
+        """The op's reference."""
+        return masked_roi_pool_reference(inputs[0], self.labels, self.regions, self._maximum)[:2]
+
+    def _ours(self, *inputs: Tensor) -> Outputs:
+        return masked_roi_pool(inputs[0], self.labels, self.regions, self.case.mode)
+
+    def contenders(self, *, compiled: bool) -> dict[str, Function]:
+        """Per-class, scatter, compile, ours."""
+
+        def of(form: Function) -> Function:
+            return lambda features: (form(features, self.wide, self.regions, self._maximum),)  # type: ignore[return-value]
+
+        found: dict[str, Function] = {"per-class": of(per_class), "scatter": of(scatter)}
+        if compiled:
+            found["compile"] = compile_form(of(scatter))
+        return found | {name: under_backend(name, self._ours) for name in backends_for(self.device, self.op)}
+
+    def work(self, mode: str) -> Work:
+        """Every feature is read once; every gradient is written once."""
+        size = self.inputs["features"].nbytes
+        return Work(read=size) if mode == "forward" else Work(written=size)
+
+    def targets(self, mode: str) -> Sequence[Target]:
+        """Forward: three times the floor, 20 times per-class; at the large shape five times scatter; ahead of compile."""
+        goals = [Target("floor", most=3.0)]
+        if mode == "forward":
+            goals += [Target("per-class", least=20.0), Target("compile", least=1.0)]
+            if (self.case.channels, self.case.side, self.case.batch) == (*LARGE, 4):
+                goals.append(Target("scatter", least=5.0))
+        return goals
+
+    def facts(self) -> dict[str, int]:
+        """Regions present in the batch."""
+        return {"regions_present": int(self.labels.unique().numel())}

@@ -1,0 +1,178 @@
+"""region_norm at the inputs of the normalisation layers of the SEAN and SPADE generators.
+
+Contenders: `eager` (the reference), `compile` (torch.compile of it), the package's backends. Floor: passes over x that no
+implementation can avoid, at copy bandwidth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from mixsyn_fast.models.data import NUM_CLASSES
+from torch import Tensor
+
+from mixsyn_fast.ops.region_norm import NORM_BATCH, NORM_GIVEN, NORM_INSTANCE, region_norm, region_norm_reference
+from mixsyn_fast.region_map import RegionMap
+
+from ..cases import DTYPES, LAYOUTS, Labels
+from .base import Function, Normal, OpBench, Outputs, Target, Work, backends_for, compile_form, under_backend
+
+# (channels, side) of the generators at 256 x 256 with ngf 64
+GENERATOR_SHAPES = ((128, 256), (64, 256), (256, 128), (512, 64), (1024, 32), (1024, 16))
+_PICKED = ((128, 256), (512, 64), (1024, 16))
+_CODES = {"instance": NORM_INSTANCE, "batch": NORM_BATCH, "given": NORM_GIVEN}
+_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class NormCase:
+    """region_norm on one shape. Rows of the table: the distinct 5x5 label patterns of each image (as in SEAN)."""
+
+    channels: int
+    side: int
+    batch: int = 1
+    statistics: str = "batch"  # instance, batch, given (running statistics, as in eval)
+    layout: str = "channels_last"
+    dtype: str = "float32"
+    modulation: str = "table"  # "table" or "maps" (dense scale and shift)
+    negative_slope: float | None = 0.2
+    labels: str = "face"
+
+    @property
+    def name(self) -> str:
+        """Unique, readable, good for --cases."""
+        shape = f"{self.batch}x{self.channels}x{self.side}x{self.side}"
+        return f"region_norm/{self.modulation}/{self.statistics}/{shape}/{self.layout}/{self.dtype}"
+
+    def passes(self, mode: str) -> int:
+        """Passes over a tensor of x's size that no implementation can avoid.
+
+        Computed statistics: 2 reads + 1 write forward, 4 reads + 1 write backward; given ones: one read less each.
+        Dense maps: 2 reads more forward, and 2 reads + 2 writes more backward (the maps and their gradients).
+        """
+        fewer = self.statistics == "given"
+        maps = self.modulation == "maps"
+        forward = 3 - fewer + 2 * maps
+        backward = 5 - fewer + 4 * maps
+        return {"forward": forward, "backward": backward, "both": forward + backward}[mode]
+
+
+class NormBench(OpBench):
+    """One row of region_norm."""
+
+    op = "region_norm"
+    same_as_reference = "eager"
+    case: NormCase
+
+    @classmethod
+    def cases(cls, *, quick: bool = False, every: bool = False, dtype: str = "float32") -> Sequence[NormCase]:
+        """Every generator shape with batch statistics, the ends and the middle with the others."""
+        if quick:
+            return [NormCase(c, s, 1, kind, dtype=dtype) for c, s in ((64, 256), (1024, 16)) for kind in ("batch", "given")]
+        if not every:
+            rows = [NormCase(c, s, 1, dtype=dtype) for c, s in GENERATOR_SHAPES]
+            rows += [NormCase(c, s, b, kind, dtype=dtype) for b, kind in ((4, "batch"), (1, "given")) for c, s in _PICKED]
+            middle = _PICKED[1]
+            return [*rows, NormCase(*middle, 1, "instance", dtype=dtype), NormCase(*middle, dtype=dtype, modulation="maps")]
+        rows = [NormCase(c, s, b, "batch", layout, dtype) for layout in LAYOUTS for b in (1, 4) for c, s in GENERATOR_SHAPES]
+        kinds = ("instance", "given")
+        rows += [NormCase(c, s, b, k, "channels_last", dtype) for k in kinds for b in (1, 4) for c, s in _PICKED]
+        return rows + [NormCase(c, s, 1, "batch", "channels_last", dtype, "maps") for c, s in _PICKED]
+
+    def prepare(self, labels: Labels) -> None:
+        """Draw x, statistics, and the table of the label map's patterns or dense maps."""
+        case = self.case
+        normal, layout = Normal(self.device, DTYPES[case.dtype]), LAYOUTS[case.layout]
+        shape = (case.batch, case.channels, case.side, case.side)
+        self.inputs["x"] = normal(*shape, offset=0.3, layout=layout)
+        grad = normal(*shape, layout=layout)
+        self.mean = self.variance = self.index = None
+        if case.statistics == "given":
+            self.mean = normal(1, case.channels, scale=0.3).float()
+            self.variance = normal(1, case.channels, scale=0.2).float().exp()
+        if case.modulation == "table":
+            classes = NUM_CLASSES[case.labels]
+            _, maps = labels.tensors(case.labels, case.batch, 256, self.device)
+            patterns = RegionMap(maps, classes).patterns((case.side, case.side), 2, per_image=True)
+            self.index = patterns.index
+            table = normal(patterns.patterns.shape[0], 2 * case.channels, scale=0.3)
+            table[:, : case.channels] += 1
+            self.inputs["table"] = table
+        else:
+            self.inputs["scale"] = normal(*shape, scale=0.3, offset=1.0, layout=layout)
+            self.inputs["shift"] = normal(*shape, scale=0.3, layout=layout)
+        self.output_grads = (self._off_the_kink(grad),)
+
+    def _off_the_kink(self, grad: Tensor) -> Tensor:
+        """Zero the incoming gradient where rounding may decide on which side of LeakyReLU's kink a value lies."""
+        if self.case.negative_slope is None:
+            return grad
+        (value,) = self.reference(*(t.double() for t in self.inputs.values()))
+        slack = 16 * torch.finfo(grad.dtype).eps * value.abs().max()
+        return grad.masked_fill_(value.abs() <= slack, 0.0)
+
+    def _split(self, modulation: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return (modulation[0], None, None) if self.case.modulation == "table" else (None, modulation[0], modulation[1])
+
+    def reference(self, *inputs: Tensor) -> Outputs:
+        """The op's reference."""
+        x, *modulation = inputs
+        code = _CODES[self.case.statistics]
+        more = (None, None, code, _EPS, self.case.negative_slope)
+        return (region_norm_reference(x, self.mean, self.variance, self.index, *self._split(modulation), *more)[0],)
+
+    def _ours(self, *inputs: Tensor) -> Outputs:
+        x, *modulation = inputs
+        case = self.case
+        table, scale, shift = self._split(modulation)
+        running = {}
+        if self.mean is not None and self.variance is not None:
+            running = {"running_mean": self.mean[0], "running_var": self.variance[0]}
+        y = region_norm(
+            x,
+            self.index,
+            table,
+            scale=scale,
+            shift=shift,
+            norm="instance" if case.statistics == "instance" else "batch",
+            training=case.statistics == "batch",
+            eps=_EPS,
+            negative_slope=case.negative_slope,
+            **running,
+        )
+        return (y,)
+
+    @property
+    def _compiler_corrupts_memory(self) -> bool:
+        """Torch 2.13's CPU compiler writes out of bounds on the plain reference with a table in contiguous layout.
+
+        The heap check of the C library aborts the process ("invalid next size"), without any kernel of ours in it.
+        """
+        case = self.case
+        return self.device.type == "cpu" and case.modulation == "table" and case.layout == "contiguous"
+
+    def contenders(self, *, compiled: bool) -> dict[str, Function]:
+        """Eager, compile, ours."""
+        found: dict[str, Function] = {"eager": self.reference}
+        if compiled and not self._compiler_corrupts_memory:
+            found["compile"] = compile_form(self.reference)
+        return found | {name: under_backend(name, self._ours) for name in backends_for(self.device, self.op)}
+
+    def work(self, mode: str) -> Work:
+        """Passes over x."""
+        return Work(copied=self.case.passes(mode) * self.inputs["x"].nbytes)
+
+    @property
+    def probe_bytes(self) -> int:
+        """Of x."""
+        return self.inputs["x"].nbytes
+
+    def targets(self, mode: str) -> Sequence[Target]:
+        """One and a half times the floor."""
+        return (Target("memory_floor", most=1.5),)
+
+    def facts(self) -> dict[str, int]:
+        """Rows of the table."""
+        return {"rows_of_table": self.inputs["table"].shape[0] if "table" in self.inputs else 0}
