@@ -1,8 +1,11 @@
 """Drop-in layers: the published attributes and state_dict names, exact and fast inside."""
 
+from .attention import SpatialChannelAttention, folded_conv2d
 from .class_codes import ClassCodes, ClassEmbedding, ClassLatents
 from .conv import FastConv2d, conv2d
 from .derived import forget
+from .fusion import Fusion, FusionNet, LatentBlender
+from .fusion_hierarchy import FusionConfig, FusionHierarchy, load_fusion_net
 from .norms import (
     CLADENorm,
     SEANNorm,
@@ -23,12 +26,20 @@ __all__ = [
     "ClassEmbedding",
     "ClassLatents",
     "FastConv2d",
+    "Fusion",
+    "FusionConfig",
+    "FusionHierarchy",
+    "FusionNet",
+    "LatentBlender",
     "RegionPool2d",
     "SEANNorm",
     "SPADENorm",
+    "SpatialChannelAttention",
     "clade_norm",
     "conv2d",
+    "folded_conv2d",
     "forget",
+    "load_fusion_net",
     "norm_arguments",
     "sean_noise",
     "sean_norm",

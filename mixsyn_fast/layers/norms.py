@@ -394,7 +394,7 @@ def _dense_style_map(vectors: Tensor, regions: RegionMap, size: tuple[int, int])
 
 
 def _effective_style_conv(vectors: Tensor, conv: nn.Conv2d, weights: Tensor) -> Tensor:
-    """conv(style map) with the map's rank K used: per-image kernels (B, O, K, 3, 3) on the K weights (docs/exact_algebra.md, 5)."""
+    """conv(style map) on the K weights instead of the S channels (docs/exact_algebra.md, 5)."""
     y = low_rank_conv2d(vectors, weights, conv.weight)
     return y if conv.bias is None else y + conv.bias[:, None, None]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,11 +41,29 @@ def dense(t: Tensor, like: Tensor | None = None) -> Tensor:
     return t.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def no_double_backward(op: str, how: str) -> RuntimeError:
-    """Return the error of an op whose backward is asked for a gradient.
+def refuse_double_backward(op: str) -> Callable[..., None]:
+    """Return the gradient of a backward op: an error that says what to do instead.
 
     Args:
-        op: name of the op.
-        how: what to do instead.
+        op: name of the op whose backward it is.
     """
-    return RuntimeError(f"mixsyn_fast::{op}: double backward (create_graph=True) is not available from the kernels; {how}")
+
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(
+            f"mixsyn_fast::{op}: double backward (create_graph=True) is not available from the kernels; "
+            'run the forward under mixsyn_fast.use_backend("reference"), which is differentiable any number of times'
+        )
+
+    return refuse
+
+
+def twin(name: str, op: Any, body: Callable[..., Any]) -> Any:
+    """Register an op of its own with the schema of another: two kernels on one dispatch key would shadow each other.
+
+    Args:
+        name: of the new op.
+        op: the custom op whose schema it gets.
+        body: what it runs, on every device.
+    """
+    schema = str(op._opoverload._schema)
+    return torch.library.custom_op(f"mixsyn_fast::{name}", body, mutates_args=(), schema=schema[schema.index("(") :])

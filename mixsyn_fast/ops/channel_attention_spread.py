@@ -28,15 +28,10 @@ import torch
 from torch import Tensor
 
 from ..backend import select_backend
+from ._common import FLOATING, acc_dtype, dense, refuse_double_backward, twin
 
 MAX_MAPS = 64
 NEED_VALUES, NEED_CONDITION, NEED_WEIGHT = 1, 2, 4
-_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-
-
-def _acc_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Type of logits and sums: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _layout(condition: Tensor) -> torch.memory_format:
@@ -55,7 +50,7 @@ def channel_attention_spread_reference(values: Tensor, condition: Tensor, weight
     Returns:
         (B, N, H, W) in the dtype of ``condition``.
     """
-    acc = _acc_dtype(condition.dtype)
+    acc = acc_dtype(condition.dtype)
     batch, _, height, width = condition.shape
     logits = torch.matmul(weight.to(acc), condition.to(acc).flatten(2))
     result = torch.bmm(values.to(acc).transpose(1, 2), torch.softmax(logits, 1))
@@ -82,7 +77,7 @@ def _spread_fake(values, condition, weight):  # type: ignore[no-untyped-def]
 def _backward_reference(
     grad: Tensor, values: Tensor, condition: Tensor, weight: Tensor, needs: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    acc = _acc_dtype(condition.dtype)
+    acc = acc_dtype(condition.dtype)
     flat, grad_flat = condition.to(acc).flatten(2), grad.to(acc).flatten(2)
     maps = torch.softmax(torch.matmul(weight, flat), 1)
     grad_maps = torch.bmm(values, grad_flat)
@@ -127,13 +122,6 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "mixsyn_fast::channel_attention_spread: double backward (create_graph=True) is not available from the kernels; "
-        'run the forward under mixsyn_fast.use_backend("reference"), which is differentiable any number of times'
-    )
-
-
 def _register(kernels: _Kernels) -> None:
     """Fake kernels and gradients, the same for every backend's ops."""
 
@@ -149,7 +137,7 @@ def _register(kernels: _Kernels) -> None:
     kernels.forward.register_fake(_spread_fake)  # type: ignore[attr-defined]
     kernels.backward.register_fake(_backward_fake)  # type: ignore[attr-defined]
     kernels.forward.register_autograd(backward, setup_context=_setup_context)  # type: ignore[attr-defined]
-    kernels.backward.register_autograd(_no_double_backward)  # type: ignore[attr-defined]
+    kernels.backward.register_autograd(refuse_double_backward("channel_attention_spread"))  # type: ignore[attr-defined]
 
 
 _NATIVE = _Kernels(_spread_op, _backward_op)
@@ -164,14 +152,9 @@ def _triton_kernels() -> _Kernels:
     if _TRITON is None:
         from .triton_kernels import channel_attention_spread as launchers
 
-        def op(name: str, schema_of: Any, body: Callable[..., Any]) -> Any:
-            schema = str(schema_of._opoverload._schema)
-            schema = schema[schema.index("(") :]
-            return torch.library.custom_op(f"mixsyn_fast::{name}", body, mutates_args=(), schema=schema)
-
         _TRITON = _Kernels(
-            op("channel_attention_spread_triton", _spread_op, launchers.channel_attention_spread),
-            op("channel_attention_spread_backward_triton", _backward_op, launchers.channel_attention_spread_backward),
+            twin("channel_attention_spread_triton", _spread_op, launchers.channel_attention_spread),
+            twin("channel_attention_spread_backward_triton", _backward_op, launchers.channel_attention_spread_backward),
         )
         _register(_TRITON)
     return _TRITON
@@ -187,13 +170,13 @@ def _fail(op: str, argument: str, expected: str, got: object, error: type[Except
 def _check(op: str, condition: Tensor, weight: Tensor) -> None:
     if condition.dim() != 4:
         _fail(op, "condition", "shape (B, M, H, W)", f"shape {tuple(condition.shape)}")
-    if condition.dtype not in _FLOATING:
+    if condition.dtype not in FLOATING:
         _fail(op, "condition", "float32, float64, float16 or bfloat16", condition.dtype, TypeError)
     if weight.dim() != 2 or weight.shape[1] != condition.shape[1]:
         _fail(op, "weight", f"shape (K, {condition.shape[1]})", f"shape {tuple(weight.shape)}")
     if not 1 <= weight.shape[0] <= MAX_MAPS:
         _fail(op, "weight", f"1 to {MAX_MAPS} rows", weight.shape[0])
-    if weight.dtype not in _FLOATING:
+    if weight.dtype not in FLOATING:
         _fail(op, "weight", "a floating dtype", weight.dtype, TypeError)
     if weight.device != condition.device:
         _fail(op, "weight", f"device {condition.device}", f"device {weight.device}")
@@ -203,19 +186,10 @@ def _check_values(values: Tensor, condition: Tensor, weight: Tensor) -> None:
     op, leading = "channel_attention_spread", (condition.shape[0], weight.shape[0])
     if values.dim() != 3 or tuple(values.shape[:2]) != leading:
         _fail(op, "values", f"shape ({leading[0]}, {leading[1]}, N)", f"shape {tuple(values.shape)}")
-    if values.dtype not in _FLOATING:
+    if values.dtype not in FLOATING:
         _fail(op, "values", "a floating dtype", values.dtype, TypeError)
     if values.device != condition.device:
         _fail(op, "values", f"device {condition.device}", f"device {values.device}")
-
-
-def _dense(condition: Tensor) -> Tensor:
-    """Contiguous or channels_last memory: the two layouts that kernels read."""
-    if condition.is_contiguous() or condition.is_contiguous(memory_format=torch.channels_last):
-        return condition
-    # a slice along channels of a channels_last tensor stays channels_last: its channels are still adjacent
-    channels_last = condition.stride(1) == 1 and condition.shape[1] > 1
-    return condition.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def _spread(values: Tensor, condition: Tensor, weight: Tensor) -> Tensor:
@@ -223,8 +197,8 @@ def _spread(values: Tensor, condition: Tensor, weight: Tensor) -> Tensor:
     if backend == "reference":
         return channel_attention_spread_reference(values, condition, weight)
     kernels = _triton_kernels() if backend == "triton" else _NATIVE
-    acc = _acc_dtype(condition.dtype)
-    return kernels.forward(values.to(acc).contiguous(), _dense(condition), weight.to(acc).contiguous())
+    acc = acc_dtype(condition.dtype)
+    return kernels.forward(values.to(acc).contiguous(), dense(condition), weight.to(acc).contiguous())
 
 
 def channel_attention_spread(values: Tensor, condition: Tensor, weight: Tensor) -> Tensor:
@@ -276,5 +250,5 @@ def channel_attention_maps(condition: Tensor, weight: Tensor) -> Tensor:
     """
     _check("channel_attention_maps", condition, weight)
     maps = weight.shape[0]
-    identity = torch.eye(maps, dtype=_acc_dtype(condition.dtype), device=condition.device)
+    identity = torch.eye(maps, dtype=acc_dtype(condition.dtype), device=condition.device)
     return _spread(identity.expand(condition.shape[0], maps, maps), condition, weight)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ..backend import select_backend
+from ._common import INTEGERS
 
 MAX_REGIONS = 512
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def label_codes(labels: Tensor, edges: Tensor | None, num_regions: int) -> Tensor:
@@ -141,7 +141,7 @@ def label_patterns(
     """
     if labels.dim() != 3:
         _fail("labels", "shape (B, H, W)", f"shape {tuple(labels.shape)}")
-    if labels.dtype not in _INTEGERS:
+    if labels.dtype not in INTEGERS:
         _fail("labels", "an integer dtype", labels.dtype, TypeError)
     if not 1 <= num_regions <= MAX_REGIONS:
         _fail("num_regions", f"1 to {MAX_REGIONS}", num_regions)

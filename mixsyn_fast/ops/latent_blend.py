@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from ..backend import select_backend
+from ._common import FLOATING, acc_dtype, refuse_double_backward, twin
 
-_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 KINDS = ("conv", "rgb")
 
 
@@ -177,11 +177,6 @@ class StyleLayout:
 # --- reference -------------------------------------------------------------------------------------------------------
 
 
-def _acc_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Type of the arithmetic: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _decisive(a: Tensor, b: Tensor, logits: Tensor, channels: Sequence[int], q_on_b: bool) -> Tensor:
     """Index (B, S) of the logit of its layer, in [0, D), that decides each channel: the first of equals."""
     parts = []
@@ -226,7 +221,7 @@ def latent_blend_reference(
     Returns:
         the blended code and q, each (B, S) in a's dtype.
     """
-    acc = _acc_dtype(a.dtype)
+    acc = acc_dtype(a.dtype)
     index = _flat_decisive(a, b, logits, channels, q_on_b)
     q = torch.sigmoid(logits.flatten(1).gather(1, index).to(acc))
     first, second = (a.to(acc), b.to(acc)) if q_on_b else (b.to(acc), a.to(acc))
@@ -261,7 +256,7 @@ def _backward_reference(
     channels: Sequence[int],
     q_on_b: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    acc = _acc_dtype(a.dtype)
+    acc = acc_dtype(a.dtype)
     index = _flat_decisive(a, b, logits, channels, q_on_b)
     q = torch.sigmoid(logits.flatten(1).gather(1, index).to(acc))
     first, second = (a.to(acc), b.to(acc)) if q_on_b else (b.to(acc), a.to(acc))
@@ -305,13 +300,6 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)  # without the regulariser nobody wants q: no zeros for its gradient
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "mixsyn_fast::latent_blend: double backward (create_graph=True) is not available from the kernels; "
-        'run the forward under mixsyn_fast.use_backend("reference"), which is differentiable any number of times'
-    )
-
-
 def _register(kernels: _Kernels) -> None:
     """Fake kernels and gradients, the same for every backend's ops."""
     forward, backward = kernels.forward, kernels.backward
@@ -326,7 +314,7 @@ def _register(kernels: _Kernels) -> None:
     forward.register_fake(_latent_blend_fake)  # type: ignore[attr-defined]
     backward.register_fake(_backward_fake)  # type: ignore[attr-defined]
     forward.register_autograd(gradient, setup_context=_setup_context)  # type: ignore[attr-defined]
-    backward.register_autograd(_no_double_backward)  # type: ignore[attr-defined]
+    backward.register_autograd(refuse_double_backward("latent_blend"))  # type: ignore[attr-defined]
 
 
 _NATIVE = _Kernels(_latent_blend_op, _backward_op)
@@ -340,12 +328,9 @@ def _triton_kernels() -> _Kernels:
     if _TRITON is None:
         from .triton_kernels import latent_blend as launchers
 
-        def op(name: str, body: Callable[..., Any], schema: str) -> Any:
-            return torch.library.custom_op(f"mixsyn_fast::{name}", body, mutates_args=(), schema=schema)
-
         _TRITON = _Kernels(
-            op("latent_blend_triton", launchers.latent_blend, _FORWARD),
-            op("latent_blend_backward_triton", launchers.latent_blend_backward, _BACKWARD),
+            twin("latent_blend_triton", _latent_blend_op, launchers.latent_blend),
+            twin("latent_blend_backward_triton", _backward_op, launchers.latent_blend_backward),
         )
         _register(_TRITON)
     return _TRITON
@@ -365,7 +350,7 @@ def _check(a: Tensor, b: Tensor, logits: Tensor, layout: StyleLayout, q_on: str)
         _fail("q_on", "'a' or 'b'", repr(q_on))
     if a.dim() != 2 or a.shape[1] != layout.size:
         _fail("a", f"shape (B, {layout.size})", f"shape {tuple(a.shape)}")
-    if a.dtype not in _FLOATING:
+    if a.dtype not in FLOATING:
         _fail("a", "float32, float64, float16 or bfloat16", a.dtype, TypeError)
     if b.shape != a.shape:
         _fail("b", f"shape {tuple(a.shape)}", f"shape {tuple(b.shape)}")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..backend import select_backend
 from ..nearest import resize_nearest
-from ._common import FLOATING, INTEGERS, acc_dtype, dense, is_channels_last, no_double_backward
+from ._common import FLOATING, INTEGERS, acc_dtype, dense, is_channels_last, refuse_double_backward, twin
 
 MODES = ("max", "mean")
 
@@ -183,12 +183,6 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.maximum, ctx.channels_last = maximum, is_channels_last(features)
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise no_double_backward(
-        "masked_roi_pool", 'run the forward under mixsyn_fast.use_backend("reference"), which is differentiable again'
-    )
-
-
 def _register(forward: Any, backward_op: Any) -> None:
     """Fake kernels and gradients, the same for every backend's ops."""
 
@@ -200,7 +194,7 @@ def _register(forward: Any, backward_op: Any) -> None:
     forward.register_fake(_masked_roi_pool_fake)
     backward_op.register_fake(_backward_fake)
     forward.register_autograd(backward, setup_context=_setup_context)
-    backward_op.register_autograd(_no_double_backward)
+    backward_op.register_autograd(refuse_double_backward("masked_roi_pool"))
 
 
 _register(_masked_roi_pool_op, _backward_op)
@@ -213,12 +207,8 @@ def _triton_op() -> _Kernel:
     if _triton is None:
         from .triton_kernels import masked_roi_pool as launchers
 
-        def op(name: str, schema_of: Any, body: _Kernel) -> Any:
-            schema = str(schema_of._opoverload._schema)
-            return torch.library.custom_op(f"mixsyn_fast::{name}", body, mutates_args=(), schema=schema[schema.index("(") :])
-
-        forward = op("masked_roi_pool_triton", _masked_roi_pool_op, launchers.masked_roi_pool)
-        _register(forward, op("masked_roi_pool_backward_triton", _backward_op, launchers.masked_roi_pool_backward))
+        forward = twin("masked_roi_pool_triton", _masked_roi_pool_op, launchers.masked_roi_pool)
+        _register(forward, twin("masked_roi_pool_backward_triton", _backward_op, launchers.masked_roi_pool_backward))
         _triton = forward
     return _triton
 

@@ -31,15 +31,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..backend import select_backend
+from ._common import FLOATING, acc_dtype, dense, refuse_double_backward, twin
 
 NORM_NONE, NORM_GIVEN, NORM_INSTANCE, NORM_BATCH = 0, 1, 2, 3
 _NORMS = {"none": NORM_NONE, "instance": NORM_INSTANCE, "batch": NORM_BATCH}
-_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-
-
-def _acc_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Type of statistics and sums: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _per_channel(t: Tensor) -> Tensor:
@@ -49,7 +44,7 @@ def _per_channel(t: Tensor) -> Tensor:
 
 def _noisy(x: Tensor, noise: Tensor | None, noise_scale: Tensor | None) -> Tensor:
     """Return x' = x + noise * noise_scale in the accumulation type."""
-    acc = _acc_dtype(x.dtype)
+    acc = acc_dtype(x.dtype)
     x = x.to(acc)
     if noise is not None and noise_scale is not None:
         x = x + noise.to(acc) * noise_scale.to(acc)[None, :, None, None]
@@ -60,7 +55,7 @@ def _modulation(
     x: Tensor, index: Tensor | None, table: Tensor | None, scale: Tensor | None, shift: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return gamma and beta as (B, C, H, W) maps in the accumulation type, or (None, None)."""
-    acc = _acc_dtype(x.dtype)
+    acc = acc_dtype(x.dtype)
     if index is not None and table is not None:
         rows = torch.nn.functional.embedding(index, table.to(acc)).permute(0, 3, 1, 2)
         channels = x.shape[1]
@@ -115,7 +110,7 @@ def region_norm_reference(
     Returns:
         y as x, and the mean and biased variance (G, C) computed here (empty where none were).
     """
-    acc = _acc_dtype(x.dtype)
+    acc = acc_dtype(x.dtype)
     value = _noisy(x, noise, noise_scale)
     # two tensors: the results of an op share no memory
     new_mean, new_variance = (torch.empty(0, dtype=acc, device=x.device) for _ in range(2))
@@ -173,7 +168,7 @@ def _group_shape(x: Tensor, norm: int) -> tuple[int, ...]:
 
 def _region_norm_fake(x, mean, variance, index, table, scale, shift, noise, noise_scale, norm, eps, negative_slope):  # type: ignore[no-untyped-def]
     shape = _group_shape(x, norm)
-    acc = _acc_dtype(x.dtype)
+    acc = acc_dtype(x.dtype)
     return _dense_like(x), x.new_empty(shape, dtype=acc), x.new_empty(shape, dtype=acc)
 
 
@@ -193,7 +188,7 @@ _region_norm_stats_op = torch.library.custom_op(
 @_region_norm_stats_op.register_fake
 def _region_norm_stats_fake(x, noise, noise_scale, per_instance):  # type: ignore[no-untyped-def]
     shape = (x.shape[0] if per_instance else 1, x.shape[1])
-    acc = _acc_dtype(x.dtype)
+    acc = acc_dtype(x.dtype)
     return x.new_empty((1,), dtype=acc), x.new_empty(shape, dtype=acc), x.new_empty(shape, dtype=acc)
 
 
@@ -267,7 +262,7 @@ def _backward_reduce_fake(
     grad, x, mean, variance, index, table, scale, shift, noise, noise_scale, norm, eps, negative_slope
 ):  # type: ignore[no-untyped-def]
     shape = _group_shape(x, norm)
-    acc = _acc_dtype(x.dtype)
+    acc = acc_dtype(x.dtype)
     table_shape = table.shape if index is not None else (0,)
     return (
         x.new_empty(shape, dtype=acc),
@@ -327,7 +322,7 @@ def _backward_input_fake(
         _dense_like(x),
         _dense_like(x) if maps else x.new_empty((0,)),
         _dense_like(x) if maps else x.new_empty((0,)),
-        x.new_empty((x.shape[1] if noise is not None else 0,), dtype=_acc_dtype(x.dtype)),
+        x.new_empty((x.shape[1] if noise is not None else 0,), dtype=acc_dtype(x.dtype)),
     )
 
 
@@ -406,13 +401,6 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.settings = (norm, eps, negative_slope)
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "mixsyn_fast::region_norm: double backward (create_graph=True) is not available from the kernels; "
-        'run the forward under mixsyn_fast.use_backend("reference"), which is differentiable any number of times'
-    )
-
-
 def _register_gradient(op: Any, kernels: _Kernels) -> None:
     def backward(ctx: Any, grad: Tensor, _mean: Tensor, _variance: Tensor) -> tuple[Tensor | None, ...]:
         names = {"x": 0, "table": 4, "scale": 5, "shift": 6, "noise_scale": 8}
@@ -433,7 +421,7 @@ def _register(kernels: _Kernels) -> None:
     kernels.backward_input.register_fake(_backward_input_fake)  # type: ignore[attr-defined]
     _register_gradient(kernels.forward, kernels)
     for op in (kernels.backward_reduce, kernels.backward_input):
-        op.register_autograd(_no_double_backward)  # type: ignore[attr-defined]
+        op.register_autograd(refuse_double_backward("region_norm"))  # type: ignore[attr-defined]
 
 
 _NATIVE = _Kernels(_region_norm_op, _region_norm_stats_op, _backward_reduce_op, _backward_input_op)
@@ -450,20 +438,15 @@ def _triton_kernels() -> _Kernels:
     if _TRITON is None:
         from .triton_kernels import region_norm as launchers
 
-        def op(name: str, schema_of: Any, body: Callable[..., Any]) -> Any:
-            schema = str(schema_of._opoverload._schema)
-            schema = schema[schema.index("(") :]
-            return torch.library.custom_op(f"mixsyn_fast::{name}", body, mutates_args=(), schema=schema)
-
         _TRITON = _Kernels(
-            op("region_norm_triton", _region_norm_op, launchers.region_norm),
-            op("region_norm_stats_triton", _region_norm_stats_op, launchers.region_norm_stats),
-            op(
+            twin("region_norm_triton", _region_norm_op, launchers.region_norm),
+            twin("region_norm_stats_triton", _region_norm_stats_op, launchers.region_norm_stats),
+            twin(
                 "region_norm_backward_reduce_triton",
                 _backward_reduce_op,
                 launchers.region_norm_backward_reduce,
             ),
-            op("region_norm_backward_input_triton", _backward_input_op, launchers.region_norm_backward_input),
+            twin("region_norm_backward_input_triton", _backward_input_op, launchers.region_norm_backward_input),
         )
         _TRITON.stats.register_fake(_region_norm_stats_fake)  # type: ignore[attr-defined]
         _register(_TRITON)
@@ -564,7 +547,7 @@ def _check(
 ) -> None:
     if x.dim() != 4:
         _fail("x", "shape (B, C, H, W)", f"shape {tuple(x.shape)}")
-    if x.dtype not in _FLOATING:
+    if x.dtype not in FLOATING:
         _fail("x", "float32, float64, float16 or bfloat16", x.dtype, TypeError)
     batch, channels, height, width = x.shape
     if norm not in _NORMS:
@@ -600,7 +583,7 @@ def _check(
         if tensor is not None and tuple(tensor.shape) != shape:
             _fail(name, f"shape {shape}", f"shape {tuple(tensor.shape)}")
     for name, tensor in (("table", table), *((n, t) for n, t, _ in shapes)):
-        if tensor is not None and tensor.dtype not in _FLOATING:
+        if tensor is not None and tensor.dtype not in FLOATING:
             _fail(name, "a floating dtype", tensor.dtype, TypeError)
     for name, tensor in (("index", index), ("table", table), *((n, t) for n, t, _ in shapes)):
         if tensor is not None and tensor.device != x.device:
@@ -619,19 +602,6 @@ def _check(
     count = height * width * (batch if norm == "batch" else 1)
     if computes and x.numel() > 0 and count < 2 and (process_group is None or norm == "instance"):
         _fail("x", "more than one value per group to compute statistics", f"shape {tuple(x.shape)}")
-
-
-def _dense(t: Tensor | None, like: Tensor | None = None) -> Tensor | None:
-    """Contiguous or channels_last memory (that of ``like`` where given): the two layouts that kernels read."""
-    if t is None:
-        return None
-    if like is not None:
-        return t if t.stride() == like.stride() else torch.empty_like(like, dtype=t.dtype).copy_(t)
-    if t.is_contiguous() or t.is_contiguous(memory_format=torch.channels_last):
-        return t
-    # A slice along channels of a channels_last tensor stays channels_last: its channels are still adjacent.
-    channels_last = t.dim() == 4 and t.stride(1) == 1
-    return t.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def region_norm(
@@ -706,7 +676,7 @@ def region_norm(
     )
     mode = _NORMS[norm]
     mean = variance = None
-    acc = _acc_dtype(x.dtype)
+    acc = acc_dtype(x.dtype)
     if norm == "batch" and not training:
         assert running_mean is not None and running_var is not None
         mode = NORM_GIVEN
@@ -722,10 +692,10 @@ def region_norm(
             x, mean, variance, index, table, scale, shift, noise, noise_scale, mode, eps, negative_slope
         )
     else:
-        x = _dense(x)  # type: ignore[assignment]
+        x = dense(x)
         index = None if index is None else index.to(torch.int32).contiguous()
         table = None if table is None else table.to(acc).contiguous()
-        scale, shift = _dense(scale, x), _dense(shift, x)
+        scale, shift = (None if t is None else dense(t, x) for t in (scale, shift))
         kernels = _kernels_of(backend)
         if process_group is not None:
             y, new_mean, new_variance, total = _SynchronisedRegionNorm.apply(

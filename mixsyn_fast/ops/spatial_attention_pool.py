@@ -33,15 +33,10 @@ import torch
 from torch import Tensor
 
 from ..backend import select_backend
+from ._common import FLOATING, acc_dtype, refuse_double_backward, twin
 
 MAX_MAPS = 64
 NEED_FEATURES, NEED_CONDITION, NEED_WEIGHT_FEATURES, NEED_WEIGHT_CONDITION = 1, 2, 4, 8
-_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-
-
-def _acc_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Type of logits and sums: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _kept(mask: Tensor | None) -> Tensor | None:
@@ -71,7 +66,7 @@ def spatial_attention_pool_reference(
         values (B, K, N), condition_mean (B, M), both in the accumulation type, maps (B, K, H, W) in the dtype of
         ``features`` or empty, and the log-sum-exp of the logits (B, K) in the accumulation type.
     """
-    acc = _acc_dtype(features.dtype)
+    acc = acc_dtype(features.dtype)
     height, width = features.shape[2:]
     stacked = torch.cat((features.to(acc), condition.to(acc)), 1).flatten(2)
     logits = torch.matmul(torch.cat((weight_features, weight_condition), 1).to(acc), stacked)
@@ -110,7 +105,7 @@ def _pool_op(
 
 
 def _pool_fake(features, condition, weight_features, weight_condition, mask, return_maps):  # type: ignore[no-untyped-def]
-    acc = _acc_dtype(features.dtype)
+    acc = acc_dtype(features.dtype)
     batch, channels, height, width = features.shape
     maps = weight_features.shape[0]
     return (
@@ -134,7 +129,7 @@ def _backward_reference(
     lse: Tensor,
     needs: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    acc = _acc_dtype(features.dtype)
+    acc = acc_dtype(features.dtype)
     flat, flat_condition = features.to(acc).flatten(2), condition.to(acc).flatten(2)
     logits = torch.matmul(weight_features, flat) + torch.matmul(weight_condition, flat_condition)
     maps = torch.exp(logits - lse[:, :, None])
@@ -198,13 +193,6 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "mixsyn_fast::spatial_attention_pool: double backward (create_graph=True) is not available from the kernels; "
-        'run the forward under mixsyn_fast.use_backend("reference"), which is differentiable any number of times'
-    )
-
-
 def _register(kernels: _Kernels) -> None:
     """Fake kernels and gradients, the same for every backend's ops."""
 
@@ -228,7 +216,7 @@ def _register(kernels: _Kernels) -> None:
     kernels.forward.register_fake(_pool_fake)  # type: ignore[attr-defined]
     kernels.backward.register_fake(_backward_fake)  # type: ignore[attr-defined]
     kernels.forward.register_autograd(backward, setup_context=_setup_context)  # type: ignore[attr-defined]
-    kernels.backward.register_autograd(_no_double_backward)  # type: ignore[attr-defined]
+    kernels.backward.register_autograd(refuse_double_backward("spatial_attention_pool"))  # type: ignore[attr-defined]
 
 
 _NATIVE = _Kernels(_pool_op, _backward_op)
@@ -243,14 +231,9 @@ def _triton_kernels() -> _Kernels:
     if _TRITON is None:
         from .triton_kernels import spatial_attention_pool as launchers
 
-        def op(name: str, schema_of: Any, body: Callable[..., Any]) -> Any:
-            schema = str(schema_of._opoverload._schema)
-            schema = schema[schema.index("(") :]
-            return torch.library.custom_op(f"mixsyn_fast::{name}", body, mutates_args=(), schema=schema)
-
         _TRITON = _Kernels(
-            op("spatial_attention_pool_triton", _pool_op, launchers.spatial_attention_pool),
-            op("spatial_attention_pool_backward_triton", _backward_op, launchers.spatial_attention_pool_backward),
+            twin("spatial_attention_pool_triton", _pool_op, launchers.spatial_attention_pool),
+            twin("spatial_attention_pool_backward_triton", _backward_op, launchers.spatial_attention_pool_backward),
         )
         _register(_TRITON)
     return _TRITON
@@ -268,7 +251,7 @@ def _check(
 ) -> None:
     if features.dim() != 4:
         _fail("features", "shape (B, N, H, W)", f"shape {tuple(features.shape)}")
-    if features.dtype not in _FLOATING:
+    if features.dtype not in FLOATING:
         _fail("features", "float32, float64, float16 or bfloat16", features.dtype, TypeError)
     batch, channels, height, width = features.shape
     if condition.dim() != 4 or (condition.shape[0], *condition.shape[2:]) != (batch, height, width):
@@ -282,7 +265,7 @@ def _check(
         _fail("weight_condition", f"shape {(maps, condition.shape[1])}", f"shape {tuple(weight_condition.shape)}")
     others = (("condition", condition), ("weight_features", weight_features), ("weight_condition", weight_condition))
     for name, tensor in others:
-        if tensor.dtype not in _FLOATING:
+        if tensor.dtype not in FLOATING:
             _fail(name, "a floating dtype", tensor.dtype, TypeError)
     if mask is not None:
         if tuple(mask.shape) != (batch, height, width):
@@ -347,7 +330,7 @@ def spatial_attention_pool(
     and sums are float32 in any case.
     """
     _check(features, condition, weight_features, weight_condition, mask)
-    acc = _acc_dtype(features.dtype)
+    acc = acc_dtype(features.dtype)
     condition = condition.to(features.dtype)
     weight_features, weight_condition = weight_features.to(acc), weight_condition.to(acc)
     mask = None if mask is None else mask.to(torch.bool)
