@@ -6,7 +6,7 @@
 The rows, contenders and floors of an op are described in its file in benchmarks/ops. Contenders of one row run in one
 process, taking turns: forms in PyTorch (`eager` and the like), `compile` (torch.compile), the package's backends
 (`native`, `triton`), and plain reading, writing or copying of memory. None is timed unless its result and its gradients
-are as close to float64 as the 2x rule asks.
+are as close to float64 as the 2x rule asks: ours at most twice the error of the op's reference in the row's own dtype.
 
 Floor: bytes that must move / measured bandwidth, or operations / best measured rate of matrix products, whichever is
 longer; once with the bandwidth at this very row's size ("floor": small tensors stay in the cache), once with that of a

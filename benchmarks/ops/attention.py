@@ -68,7 +68,6 @@ class AttentionBench(OpBench):
     """What the three benches share."""
 
     case: AttentionCase
-    plain_forms = ("eager",)
     ops: ClassVar[tuple[str, ...]]
 
     @classmethod

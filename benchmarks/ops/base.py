@@ -20,7 +20,7 @@ from mixsyn_fast import backend
 from mixsyn_fast.progress import progress
 
 from ..cases import Labels
-from ..timing import Call, Gate, gate, relative_error
+from ..timing import Call, Gate, gate
 
 MODES = ("forward", "backward", "both")
 OURS = ("native", "triton", "ours")  # names of our contenders, up to a "+"
@@ -140,7 +140,6 @@ class OpBench(ABC):
     seldom: tuple[str, ...] = ()  # contenders too slow for many samples
     threads: int | None = None  # of torch, for the whole row
     baseline: str = "eager"  # the contender whose memory ours is compared with
-    plain_forms: tuple[str, ...] = ()  # contenders as plain as the reference, see gates()
     same_as_reference: str = ""  # the contender that is the reference itself
 
     def __init__(self, case: Any, labels: Labels, device: torch.device | str = "cpu", *, compiled: bool = False) -> None:
@@ -209,8 +208,7 @@ class OpBench(ABC):
     def gates(self) -> dict[str, Gate]:
         """Every contender against the reference in float64; one that raises fails its gate and says why.
 
-        Ours may be off by twice what the reference is in its own dtype. Where `plain_forms` are named, the worst of them
-        and the reference counts: the same plain PyTorch with its sums in another order.
+        Ours may be off by twice what the reference is in its own dtype, forms of torch by what _TORCH_ALLOWED says.
         """
         exact = self.results(self.reference, torch.float64)
         own = self.results(self.reference)
@@ -223,18 +221,14 @@ class OpBench(ABC):
             except Exception as error:  # the row goes on without this contender
                 verdicts[name] = Gate(False, float("inf"), 0.0, f"{type(error).__name__}: {str(error)[:200]}")
         allowed = _TORCH_ALLOWED.get(self.dtype, 0.0)
-        for name in (n for n in results if not is_ours(n)):  # they may return less, and keep the rounding that torch has
-            verdict = gate(results[name], own, {key: value for key, value in exact.items() if key in results[name]})
+        for name, found in results.items():
+            if is_ours(name):
+                verdicts[name] = gate(found, own, exact)
+                continue
+            verdict = gate(found, own, {key: value for key, value in exact.items() if key in found})  # it may return less
             if not verdict.passed and verdict.error <= allowed:
                 verdict = Gate(True, verdict.error, allowed, verdict.what)
             verdicts[name] = verdict
-        plain = [own, *(results[name] for name in self.plain_forms if name in results and verdicts[name].passed)]
-        worst = {
-            key: max((r[key] for r in plain if key in r), key=lambda t, key=key: relative_error(t, exact[key]))
-            for key in exact
-        }
-        for name in (n for n in results if is_ours(n)):
-            verdicts[name] = gate(results[name], worst, exact)
         return {name: verdicts[name] for name in self.functions}
 
     def calls(self, mode: str, names: Sequence[str] | None = None) -> dict[str, Call]:
