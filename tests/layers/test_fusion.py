@@ -223,6 +223,10 @@ def test_alignment_alone(first_stage: bool) -> None:
         results.append(aligned)
     bit_matters = ours.align(code, s_align, rgb_bit=not first_stage)[0]
     assert relative_error(bit_matters, results[0]) > 1e-3
+    ours.eval()
+    with torch.no_grad():  # kept weights: one set per setting of the bit
+        for bit, expected in ((first_stage, results[0]), (not first_stage, bit_matters), (first_stage, results[0])):
+            assert relative_error(ours.align(code, s_align, rgb_bit=bit)[0], expected) < 1e-13
     conv_part = slice(0, sum(CONV))
     assert torch.equal(bit_matters[:, conv_part], ours.align(code, s_align, rgb_bit=first_stage)[0][:, conv_part])
 
