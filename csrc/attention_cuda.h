@@ -10,11 +10,12 @@ inline void check_maps(const char* op, const char* argument, int64_t maps) {
   MIXSYN_CHECK(maps >= 1 && maps <= 64, op, argument, "1 to 64 rows", maps);
 }
 
-// Positions and channels are counted by 32-bit integers, with room for a tile; elements are not.
+// Positions are counted by 32-bit integers, with room for a tile; elements are not. The means of the condition's
+// channels are added up in shared memory.
 inline void check_sizes(const char* op, const char* argument, const Tensor& map) {
   MIXSYN_CHECK(map.size(2) * map.size(3) <= (int64_t{1} << 30), op, argument, "at most 2^30 positions",
                map.size(2) * map.size(3));
-  MIXSYN_CHECK(map.size(1) <= (int64_t{1} << 20), op, argument, "at most 2^20 channels", map.size(1));
+  MIXSYN_CHECK(map.size(1) <= 4096, op, argument, "at most 4096 channels", map.size(1));
 }
 
 // A dense tensor of a given type on the device of `like`.

@@ -33,7 +33,7 @@ struct Problem {
     check_operand(name, "weight", weight, acc, condition);
     check_operand(name, "values", values, acc, condition);
     check_sizes(name, "condition", condition);
-    MIXSYN_CHECK(channels <= (int64_t{1} << 20), name, "values", "at most 2^20 channels", channels);
+    MIXSYN_CHECK(channels <= 4096, name, "values", "at most 4096 channels", channels);
     op.channels_last = common_channels_last(name, "condition", condition, "condition", condition);
     op.batch = batch, op.pixels = height * width, op.maps = maps;
     op.channels = channels, op.condition_channels = condition_channels;

@@ -73,9 +73,24 @@ template <typename A>
 inline void tensor_product(A (&d)[4], const A (&a)[4], const A (&b)[2]) {
   cuda_emulation_mma(d, a, b);
 }
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+// No such tensor cores: every lane fetches what it needs. Correct, not fast.
+template <typename A>
+__device__ __forceinline__ void tensor_product(A (&d)[4], const A (&a)[4], const A (&b)[2]) {
+  const Lane lane;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      const A left = __shfl_sync(0xffffffffu, a[i / 2 + 2 * (k / 4)], lane.group * 4 + k % 4);
+      d[i] += left * __shfl_sync(0xffffffffu, b[k / 4], (2 * lane.member + i % 2) * 4 + k % 4);
+    }
+  }
+}
 #else
 __device__ __forceinline__ void tensor_product(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
@@ -86,9 +101,9 @@ __device__ __forceinline__ void tensor_product(double (&d)[4], const double (&a)
   for (int k = 0; k < 2; ++k) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
-          : "+d"(d[2 * row]), "+d"(d[2 * row + 1])
-          : "d"(a[2 * k + row]), "d"(b[k]));
+      asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                   : "+d"(d[2 * row]), "+d"(d[2 * row + 1])
+                   : "d"(a[2 * k + row]), "d"(b[k]));
     }
   }
 }
