@@ -1,7 +1,8 @@
 # Everything a fresh machine needs is set up by the first target that needs it, in .venv of this folder.
 #   make demo [DATA=folder of label maps]   see it work; writes outputs/demo.png
 #   make test [ARGS='-k name']              the tests
-#   make bench                              the benchmarks (JSON and tables below benchmarks/results)
+#   make bench                              the benchmarks (JSON and tables below benchmarks/results); its parts are
+#                                           bench-ops [ARGS=..], bench-plots [PLOT_ARGS=..], bench-models [MODEL_ARGS=..]
 #   make gpu-check                          what needs a GPU: uses python3 itself when it has a CUDA torch
 #   make sanitize                           the CPU kernels under AddressSanitizer and UBSan
 #   make lint | format | kernels | doctor | clean
@@ -14,7 +15,7 @@ RUN := $(VENV)/bin/python
 CSRC := $(wildcard csrc/*.* csrc/*/*.*)
 CXX_USED := $(or $(shell command -v $(firstword $(CXX))),g++)
 
-.PHONY: demo test bench gpu-check sanitize lint format kernels doctor setup clean
+.PHONY: demo test bench bench-ops bench-plots bench-models gpu-check sanitize lint format kernels doctor setup clean
 
 setup: $(VENV)/.installed
 
@@ -39,9 +40,16 @@ demo: setup
 test: setup
 	MIXSYN_FAST_STRICT=1 $(RUN) -m pytest $(ARGS)
 
-bench: setup
+bench: bench-ops bench-plots bench-models
+
+bench-ops: setup
 	$(RUN) -m benchmarks.run_ops $(ARGS)
-	$(RUN) -m benchmarks.run_models $(ARGS)
+
+bench-plots: setup
+	$(RUN) -m benchmarks.plot_ops $(PLOT_ARGS)
+
+bench-models: setup
+	$(RUN) -m benchmarks.run_models $(or $(MODEL_ARGS),--quick)
 
 gpu-check:
 	@if python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
