@@ -308,12 +308,25 @@ MIXSYN_INLINE void product_columns(const A* x, int64_t xs, const A* w, int64_t w
   product_rows<A, 1, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end, ahead);
 }
 
+// Terms that are summed one after the other before their sum joins the rest: the rounding of a sum of n terms grows with n.
+constexpr int64_t kProductPanel = 64;
+
 // out (rows, columns) from x (rows, inner) w (inner, columns); columns in whole vectors. Every element is summed over i in
-// order, whatever the blocks are: the same numbers come out of a product of more rows or more columns.
+// the same order, whatever the blocks are: the same numbers come out of a product of more rows or more columns.
 template <typename A, Product MODE>
 void product(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out, int64_t os,
              int64_t rows, int64_t columns, Ahead* ahead = nullptr) {
   constexpr int L = kLanes<A>;
+  if constexpr (MODE == Product::kSet || MODE == Product::kAdd) {
+    if (inner > kProductPanel) {
+      product<A, MODE>(x, xs, w, ws, kProductPanel, row, out, os, rows, columns, ahead);
+      for (int64_t i = kProductPanel; i < inner; i += kProductPanel) {
+        const int64_t n = inner - i < kProductPanel ? inner - i : kProductPanel;
+        product<A, Product::kAdd>(x + i, xs, w + i * ws, ws, n, nullptr, out, os, rows, columns, ahead);
+      }
+      return;
+    }
+  }
   // w stays in the first-level cache: all of it while blocks of rows pass, or a panel of columns while all rows pass
   const int64_t block = inner * columns * static_cast<int64_t>(sizeof(A)) <= 32768 ? 16 : rows;
   for (int64_t r0 = 0; r0 < rows; r0 += block) {
