@@ -132,9 +132,6 @@ inline void run(dim3 grid, dim3 block, const std::function<void()>& kernel) {
 
 inline void __syncthreads() { swapcontext(&cuda_emulation::current->context, &cuda_emulation::scheduler); }
 
-// Stricter than a warp needs: all threads of the block wait.
-inline void __syncwarp() { __syncthreads(); }
-
 template <typename T>
 inline T __ldg(const T* p) {
   if (reinterpret_cast<uintptr_t>(p) % sizeof(T) != 0) cuda_emulation::fail("misaligned access");
