@@ -221,9 +221,6 @@ inline void cuda_emulation_mma(A (&d)[4], const A (&a)[4], const A (&b)[2]) {
   }
 }
 
-// Stricter than a warp needs: all threads of the block wait.
-inline void __syncwarp() { __syncthreads(); }
-
 template <typename T>
 inline T __ldg(const T* p) {
   if (reinterpret_cast<uintptr_t>(p) % sizeof(T) != 0) cuda_emulation::fail("misaligned access");
