@@ -118,13 +118,6 @@ void spread_softmax_backward(const A* maps, A* grads, int64_t stride, int64_t K,
   }
 }
 
-// Zeroes the columns from `from` to `to` of K rows: positions past the end of an image.
-template <typename A>
-MIXSYN_INLINE void spread_zero_columns(A* maps, int64_t stride, int64_t K, int64_t from, int64_t to) {
-  for (int64_t k = 0; k < K; ++k)
-    for (int64_t p = from; p < to; ++p) maps[k * stride + p] = A(0);
-}
-
 // Rows from `from` to `to` of a tile with rows of maps, zeroed.
 template <typename A>
 MIXSYN_INLINE void spread_zero_rows(A* turned, int64_t kp, int64_t from, int64_t to) {
@@ -219,8 +212,7 @@ MIXSYN_INLINE void spread_backward_planes(const ChannelAttentionSpread<T, A>& a,
     load_tile<T, A>(a.grad + image * N * P + p0, P, s.features, stride, N, count);
     product<A, Product::kSet>(a.weight_rows, M, s.condition, stride, M, nullptr, s.maps, stride, K, padded, &ahead);
     spread_softmax<A>(s.maps, stride, K, padded);
-    spread_zero_columns<A>(s.maps, stride, K, count, padded);
-    if (a.part_values) {
+    if (a.part_values) {  // positions past the end have maps, but zero gradients
       transpose_tile<A>(s.maps, stride, s.turned, kp, kp, padded);
       product<A, Product::kAdd>(s.features, stride, s.turned, kp, padded, nullptr, a.part_values + part * N * kp, kp, N,
                                 kp, &ahead);

@@ -113,6 +113,18 @@ def test_huge_logits_do_not_overflow(layout: torch.memory_format) -> None:
     assert float((beta - expected).abs().max()) < 0.05 and relative_error(beta, expected) < 1e-3
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 5e-7), (torch.float64, 1e-15)], ids=str)
+def test_small_maps_are_as_accurate_as_large_ones(dtype: torch.dtype, bound: float) -> None:
+    """Every element by itself: two maps with the logits 0 and x, and x down to where float32 ends."""
+    x = torch.linspace(-86, 0, 10007, dtype=dtype)
+    for layout in LAYOUTS:
+        condition = x.reshape(1, 1, 1, -1).repeat(1, 2, 1, 1).contiguous(memory_format=layout)
+        weight = torch.tensor([[0, 0], [0.5, 0.5]], dtype=dtype)
+        beta = channel_attention_maps(condition, weight)[0, 1, 0].double()
+        exact = torch.sigmoid(x.double())
+        assert float(((beta - exact) / exact).abs().max()) < bound
+
+
 @settings(max_examples=25, deadline=None)
 @given(shape=st.tuples(*(st.integers(1, n) for n in (2, 40, 40, 40, 40))), maps=st.integers(1, 64), last=st.booleans())
 def test_any_size(shape: tuple[int, int, int, int, int], maps: int, last: bool) -> None:
