@@ -78,12 +78,12 @@ inline void tensor_product(A (&d)[4], const A (&a)[4], const A (&b)[2]) {
 template <typename A>
 __device__ __forceinline__ void tensor_product(A (&d)[4], const A (&a)[4], const A (&b)[2]) {
   const Lane lane;
+#pragma unroll 1
+  for (int k = 0; k < 4; ++k) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      const A left = __shfl_sync(0xffffffffu, a[i / 2 + 2 * (k / 4)], lane.group * 4 + k % 4);
-      d[i] += left * __shfl_sync(0xffffffffu, b[k / 4], (2 * lane.member + i % 2) * 4 + k % 4);
+    for (int i = 0; i < 8; ++i) {  // rows of d, columns of d, halves of the sum
+      const A left = __shfl_sync(0xffffffffu, a[i / 4 + 2 * (i % 2)], lane.group * 4 + k);
+      d[i / 2] += left * __shfl_sync(0xffffffffu, b[i % 2], (2 * lane.member + i / 2 % 2) * 4 + k);
     }
   }
 }
