@@ -17,9 +17,10 @@ def nearest_source(size: int, full: int, device: torch.device | str | None = Non
     Returns:
         (size,) int64: ``min(floor(i * float32(full / size)), full - 1)``. Integer division differs, e.g. at 133 -> 49.
     """
-    scale = torch.tensor(full, dtype=torch.float32) / torch.tensor(max(size, 1), dtype=torch.float32)
-    source = torch.floor(torch.arange(size, dtype=torch.float32) * scale).to(torch.int64)
-    return source.clamp_(max=max(full - 1, 0)).to(device)
+    # a number, not a tensor to be moved: nothing waits for the device, and a CUDA graph can hold it
+    scale = float(torch.tensor(full, dtype=torch.float32) / torch.tensor(max(size, 1), dtype=torch.float32))
+    source = torch.floor(torch.arange(size, dtype=torch.float32, device=device) * scale).to(torch.int64)
+    return source.clamp_(max=max(full - 1, 0))
 
 
 def resize_nearest(t: Tensor, size: tuple[int, int]) -> Tensor:

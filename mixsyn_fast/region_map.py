@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from .nearest import resize_nearest
+from .ops._common import FLOATING, INTEGERS
 from .ops.label_patterns import MAX_REGIONS, label_patterns
 
 Size = tuple[int, int]
-_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class Patterns(NamedTuple):
@@ -101,7 +100,7 @@ class RegionMap:
             _fail("labels", "a tensor", type(labels).__name__, TypeError)
         if labels.dim() != 3:
             _fail("labels", "shape (B, H, W)", f"shape {tuple(labels.shape)}")
-        if labels.dtype not in _INTEGERS:
+        if labels.dtype not in INTEGERS:
             _fail("labels", "an integer dtype", labels.dtype, TypeError)
         if not isinstance(num_regions, int) or not 1 <= num_regions <= MAX_REGIONS:
             _fail("num_regions", f"1 to {MAX_REGIONS}", num_regions)
@@ -198,7 +197,7 @@ class RegionMap:
         """
         if weights.dim() != 4:
             _fail("weights", "shape (B, K, H, W)", f"shape {tuple(weights.shape)}")
-        if weights.dtype not in _FLOATING:
+        if weights.dtype not in FLOATING:
             _fail("weights", "a floating dtype", weights.dtype, TypeError)
         if not 1 <= weights.shape[1] <= MAX_REGIONS:
             _fail("weights", f"1 to {MAX_REGIONS} channels", weights.shape[1])
@@ -356,6 +355,12 @@ class RegionMap:
 
         return self._cached(("present",), make)
 
+    @property
+    def present_index(self) -> Tensor:
+        """:attr:`present` as a tensor (N,) int64 on the device of the map, to select rows by without waiting for it."""
+        present = self.present
+        return self._cached(("present_index",), lambda: torch.tensor(present, dtype=torch.int64, device=self.device))
+
     def patterns(self, size: Size | None = None, radius: int = 2, per_image: bool = False) -> Patterns:
         """Return the distinct label neighbourhoods at a size.
 
@@ -420,7 +425,7 @@ class RegionMap:
         regions, device = self.num_regions, self.device
         label = own.patterns % (regions + 2)  # a map of vectors does not see edges
         rank = torch.full((regions + 2,), -1, dtype=torch.int32, device=device)
-        rank[list(self.present)] = torch.arange(len(self.present), dtype=torch.int32, device=device)
+        rank[self.present_index] = torch.arange(len(self.present), dtype=torch.int32, device=device)
         rank = rank[label.to(torch.int64)]
         owner = own.row_image[:, None] * len(self.present) + rank
         tap = torch.arange(9, device=device, dtype=torch.int32)

@@ -23,7 +23,7 @@ def folded_conv2d(
     """Convolution over ``concat(F1, condition)`` with ``F1 = sum_k maps_k values_k``, without F1 (exact).
 
     The kernel's part on F1 meets a map of rank K: it becomes a convolution of the K maps with the per-image kernels
-    ``weight values_k`` (docs/exact_algebra.md, 6). The part on the condition stays a plain convolution.
+    ``weight values_k`` (docs/exact_algebra.md, 7). The part on the condition stays a plain convolution.
 
     Args:
         values: (B, K, N), the gated values of :meth:`SpatialChannelAttention.factors`.

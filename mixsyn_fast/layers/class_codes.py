@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.masked_roi_pool import masked_roi_pool
-from ..region_map import RegionMap
+from ..region_map import RegionMap, as_region_map
 
 
 class ClassLatents(NamedTuple):
@@ -43,7 +43,10 @@ class ClassLatents(NamedTuple):
         return tuple(codes)
 
     def kld(self) -> Tensor:
-        """Kullback-Leibler divergence from N(0, I): the second term of Eq. 18.
+        """Kullback-Leibler divergence from N(0, I): the second term of Eq. 18, as published.
+
+        The paper divides by the number of classes of the mask; the published code, and this, by the number of classes that
+        are left at the level's size, where a small one may have vanished.
 
         Returns:
             Scalar: the sum over levels and images of the mean over the classes present; an image without any adds nothing.
@@ -78,12 +81,12 @@ class ClassCodes(nn.Module):
             setattr(self, f"fc_mu{level}", nn.Linear(width, code_length))
             setattr(self, f"fc_var{level}", nn.Linear(width, code_length))
 
-    def forward(self, levels: Sequence[Tensor], regions: RegionMap) -> ClassLatents:
+    def forward(self, levels: Sequence[Tensor], regions: RegionMap | Tensor) -> ClassLatents:
         """Return the distributions of all codes.
 
         Args:
             levels: (B, C_l, H_l, W_l) per level, before their activations.
-            regions: hard region map of the images.
+            regions: hard region map of the images, or a one-hot mask (B, K, h, w).
 
         Raises:
             ValueError: another number of levels or channels, a batch that differs, or a soft map.
@@ -95,11 +98,19 @@ class ClassCodes(nn.Module):
                 raise ValueError(
                     f"ClassCodes: levels[{number - 1}]: expected shape (B, {width}, H, W), got {tuple(level.shape)}"
                 )
+        if isinstance(regions, Tensor):
+            if regions.dim() != 4:
+                raise ValueError(
+                    f"ClassCodes: regions: expected a RegionMap or a mask (B, K, h, w), got shape {tuple(regions.shape)}"
+                )
+            regions = as_region_map(regions, num_regions=regions.shape[1])
+        if regions.is_soft:
+            raise ValueError("ClassCodes: regions: expected a hard map, got a soft one")
         pooled, positions = masked_roi_pool(levels, regions, mode="max")
         means, log_variances, presents = [], [], []
         for number, (values, position) in enumerate(zip(pooled, positions, strict=True), 1):
             present = position[:, :, 0] >= 0
-            active = F.leaky_relu(values, self.negative_slope)
+            active = F.leaky_relu(values, self.negative_slope).to(self.fc_mu1.weight.dtype)
             for found, name in ((means, "fc_mu"), (log_variances, "fc_var")):
                 found.append(torch.where(present[:, :, None], getattr(self, f"{name}{number}")(active), 0))
             presents.append(present)

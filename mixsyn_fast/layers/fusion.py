@@ -247,7 +247,7 @@ class LatentBlender(nn.Module):
         first = []
         for group in self.groups:
             parts = [for_a, for_b, for_extra] if group.extra else [for_a, for_b]
-            biases = per_layer[list(group.layers)].t()
+            biases = torch.stack([per_layer[layer] for layer in group.layers], 1)
             first.append(finish(torch.cat([*(summed(part, group.width) for part in parts), biases], 1)))
         return _Chain(first, [(finish(w), b) for w, b in weights[1:]])
 
@@ -478,13 +478,18 @@ def _blend(blenders: Sequence[LatentBlender], codes: Codes, rgb_bit: bool = Fals
 # --- FusionNet --------------------------------------------------------------------------------------------------------
 
 
+def _weight_of_second(q: Tensor, q_on: str) -> Tensor:
+    """Eq. 6 keeps the weight of s_align small, which is the second code of an alignment, whatever q multiplies."""
+    return q if q_on == "b" else 1 - q
+
+
 class Fusion(NamedTuple):
     """What a FusionNet makes of two codes.
 
     Attributes:
         code: (B, S), the fused code.
         aligned: both codes aligned to s_align, each (B, S).
-        q_align: coefficients of the two alignments, each (B, S_coarse): the regulariser's (Eq. 6).
+        q_align: weights of s_align in the two alignments, each (B, S_coarse), whatever ``q_on``: the regulariser's (Eq. 6).
         q_fuse: (B, S).
     """
 
@@ -558,14 +563,14 @@ class FusionNet(nn.Module):
             rgb_bit: True in the first stage of training, which trains the alignment alone.
 
         Returns:
-            the aligned code (B, S) and q (B, S_coarse).
+            the aligned code (B, S) and the weight of ``s_align`` in it (B, S_coarse), the regulariser's (Eq. 6).
 
         Raises:
             ValueError: a shape does not fit.
         """
         _check_codes("FusionNet.align", [("code", code), ("s_align", s_align)], self.layout)
         blended, q = self.blender_common(self.coarse_part(code), self.coarse_part(s_align), rgb_bit=rgb_bit)
-        return self.with_coarse_part(code, blended), q
+        return self.with_coarse_part(code, blended), _weight_of_second(q, self.q_on)
 
     def fuse(self, s0: Tensor, s1: Tensor, s_align: Tensor) -> Fusion:
         """As :meth:`forward`, with the intermediate results that training needs."""
@@ -600,7 +605,8 @@ def fuse_level(nets: Sequence[FusionNet], codes: Tensor, s_align: Tensor) -> tup
         s_align: (N, B, S).
 
     Returns:
-        code (N, B, S), aligned codes (2, N, B, S), their q (2, N, B, S_coarse), q of the fusion (N, B, S).
+        code (N, B, S), aligned codes (2, N, B, S), weights of ``s_align`` in them (2, N, B, S_coarse), q of the fusion
+        (N, B, S).
     """
     net, batch = nets[0], codes.shape[2]
     # both codes of a node are rows of one product: (N, 2 B, S_coarse)
@@ -611,4 +617,4 @@ def fuse_level(nets: Sequence[FusionNet], codes: Tensor, s_align: Tensor) -> tup
     ]
     aligned = net.with_coarse_part(codes, pair[0])
     code, q_fuse = _blend([n.blender_segments for n in nets], (aligned[0], aligned[1], s_align))
-    return code, aligned, pair[1], q_fuse
+    return code, aligned, _weight_of_second(pair[1], net.q_on), q_fuse

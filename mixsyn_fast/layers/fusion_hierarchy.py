@@ -112,6 +112,9 @@ class FusionHierarchy(nn.Module):
                     f"FusionHierarchy: nets: expected layout and coarse layers of the tree for {name!r}, "
                     f"got S={net.layout.size} and {len(net.coarse_layers)} coarse layers"
                 )
+            depths = (net.blender_common.depth, like.blender_common.depth)
+            if depths[0] != depths[1]:
+                raise ValueError(f"FusionHierarchy: nets: expected depth {depths[1]} for {name!r}, got {depths[0]}")
             if net.q_on != like.q_on:
                 raise ValueError(f"FusionHierarchy: nets: expected q_on {like.q_on!r} for {name!r}, got {net.q_on!r}")
         self.nets = nn.ModuleDict({name: nets[name] for name in self.tree})

@@ -189,7 +189,7 @@ def _hidden_rows(spade: nn.Module, regions: RegionMap, plan: PatternPlan, dtype:
 def _hidden_rows_of_classes(spade: nn.Module, regions: RegionMap, plan: ClassPlan, vectors: Tensor) -> Tensor:
     """As :func:`_hidden_rows`, of a map that holds ``vectors`` (B, K, D) instead of ones: (Z + 1, F)."""
     conv = _shared_conv(spade)
-    present = vectors[:, list(regions.present)]
+    present = vectors.index_select(1, regions.present_index)
     rows = F.pad(present.reshape(-1, conv.in_channels), (0, 0, 0, 1))  # and zero: outside the image, or no region
     hidden = gather_sum(_tap_rows(rows, taps(conv.weight)), plan.hidden)
     if conv.bias is not None:
@@ -205,8 +205,9 @@ def _dense_hidden(
     conv = _shared_conv(spade)
     if regions.is_soft and current_plan() != "dense" and conv.kernel_size == (3, 3):
         return F.relu(_effective_style_conv(vectors, conv, regions.weights_at(size)))
-    which = list(range(regions.num_regions) if regions.is_soft else regions.present)
-    return spade.mlp_shared(_dense_style_map(vectors[:, which], regions, size))  # type: ignore[operator]
+    if not regions.is_soft:
+        vectors = vectors.index_select(1, regions.present_index)
+    return spade.mlp_shared(_dense_style_map(vectors, regions, size))  # type: ignore[operator]
 
 
 def _zero_or(bias: Tensor | None, conv: nn.Conv2d) -> Tensor:

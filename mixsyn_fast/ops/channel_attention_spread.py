@@ -234,7 +234,7 @@ def channel_attention_maps(condition: Tensor, weight: Tensor) -> Tensor:
     """Channel attention maps beta (MSCA's Eq. 7): the spread of the identity, exact and by the same kernel.
 
     For pictures, and for a convolution that follows the spread: it can run on the K maps instead of the N features
-    (docs/exact_algebra.md, 6; ``mixsyn_fast.layers.attention.folded_conv2d``).
+    (docs/exact_algebra.md, 7; ``mixsyn_fast.layers.attention.folded_conv2d``).
 
     Args:
         condition: (B, M, H, W), as in :func:`channel_attention_spread`.

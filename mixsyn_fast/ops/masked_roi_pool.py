@@ -46,6 +46,10 @@ class Regions(Protocol):
     def device(self) -> torch.device:
         """Device of the map."""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the full resolution."""
+
     def labels_at(self, size: tuple[int, int]) -> Tensor:
         """Return (B, h, w) int32 labels, -1 for none."""
 
@@ -253,8 +257,9 @@ def _check(features: Sequence[Tensor], regions: Regions | Tensor, num_regions: i
             _fail("regions", f"batch {tensor.shape[0]} as features", batch)
         if tensor.device != regions.device:
             _fail("regions", f"device {tensor.device} as features", f"device {regions.device}")
-        if isinstance(regions, Tensor) and regions.numel() == 0 and tensor.numel() > 0:
-            _fail("regions", "at least one pixel", f"shape {tuple(regions.shape)}")
+        size = regions.shape[1:] if isinstance(regions, Tensor) else regions.size
+        if 0 in size and tensor.numel() > 0:
+            _fail("regions", "at least one pixel", f"size {tuple(size)}")
         if tensor.shape[2] * tensor.shape[3] >= 2**31:
             _fail("features", "fewer than 2^31 pixels", tensor.shape[2] * tensor.shape[3])
     assert count is not None
@@ -273,7 +278,10 @@ def _weighted_mean(features: Tensor, weights: Tensor) -> Tensor:
 def _pool(features: Tensor, regions: Regions | Tensor, num_regions: int, maximum: bool) -> tuple[Tensor, Tensor]:
     size = (int(features.shape[2]), int(features.shape[3]))
     if not isinstance(regions, Tensor) and regions.is_soft:
-        pooled = _weighted_mean(features, regions.weights_at(size))
+        if features.numel() == 0:  # zero, and still a function of the features
+            pooled = features.new_zeros((features.shape[0], num_regions, features.shape[1])) + features.sum()
+        else:
+            pooled = _weighted_mean(features, regions.weights_at(size))
         return pooled, torch.empty(0, dtype=torch.int32, device=features.device)
     if isinstance(regions, Tensor):
         # a value beyond int32 must not wrap into the range
@@ -334,7 +342,8 @@ def masked_roi_pool(
             second backward is asked of the kernels.
 
     A NaN counts as larger than any number: a region that holds one gives NaN, at the position of its first. Gradients reach
-    the features (and the weights of a soft map); an absent region gives none. Deterministic on every backend. Sums are
+    the features (and the weights of a soft map); an absent region gives none. On a soft map every region sees every pixel, so
+    a NaN reaches all of them. Deterministic on every backend. Sums are
     float32 (float64 for float64). One pass over the features, whatever K is, and no host synchronisation; a soft map costs a
     matrix product with K rows. Under autocast the op runs in the features' dtype.
     """

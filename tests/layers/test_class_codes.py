@@ -52,6 +52,14 @@ def test_region_pool_is_the_op() -> None:
         (lambda: ClassCodes([], 4), "channels: expected at least one level"),
         (lambda: ClassCodes([3], 4)([], region_map()), "levels: expected 1, got 0"),
         (lambda: ClassCodes([3], 4)([torch.zeros(2, 4, 3, 3)], region_map()), r"levels\[0\]: expected shape \(B, 3, H, W\)"),
+        (
+            lambda: ClassCodes([3], 4)([torch.zeros(2, 3, 4, 4)], region_map().labels),
+            "ClassCodes: regions: expected a RegionMap",
+        ),
+        (
+            lambda: ClassCodes([3], 4)([torch.zeros(2, 3, 4, 4)], RegionMap.soft(torch.ones(2, 3, 4, 4))),
+            "expected a hard map",
+        ),
         (lambda: ClassEmbedding(REGIONS, LENGTH)(torch.zeros(2, REGIONS, 3)), "codes: expected shape"),
     ],
 )
@@ -110,6 +118,16 @@ def test_no_class_at_all_adds_nothing() -> None:
     nothing = RegionMap(torch.full((BATCH, 8, 8), 255), REGIONS, ignore_index=255)
     latents = ClassCodes((3,), LENGTH)([torch.randn(BATCH, 3, 4, 4)], nothing)
     assert isinstance(latents, ClassLatents) and float(latents.kld().detach()) == 0.0
+
+
+def test_masks_and_other_dtypes() -> None:
+    regions = region_map(ignored=False)
+    heads = randomised(ClassCodes((3,), LENGTH))
+    level = torch.randn(BATCH, 3, 10, 12)
+    expected = heads([level], regions)
+    assert torch.equal(heads([level], regions.onehot()).mean[0], expected.mean[0])
+    half = heads([level.bfloat16()], regions)
+    assert half.mean[0].dtype == torch.float32 and relative_error(half.mean[0], expected.mean[0]) < 1e-2
 
 
 def test_names_of_the_published_encoder() -> None:

@@ -144,6 +144,11 @@ def test_the_maximum_at_every_border(layout: str, pixel: int) -> None:
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4), (2, 3, 4, 0)], ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_empty_sizes(mode: str, shape: tuple[int, ...]) -> None:
+    if mode == "mean" and shape[0]:  # a soft map
+        empty = torch.zeros(shape, requires_grad=True)
+        pooled, _ = masked_roi_pool(empty, RegionMap.soft(torch.rand(shape[0], 5, 6, 6)), mode="mean")
+        assert pooled.shape == (shape[0], 5, shape[1]) and not bool(pooled.detach().any())
+        pooled.sum().backward()
     for backend in ("native", "reference"):
         with use_backend(backend):
             features = torch.zeros(shape, requires_grad=True)
@@ -232,19 +237,34 @@ def test_under_autocast_the_type_of_the_features_stays() -> None:
         assert masked_roi_pool(torch.randn(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64), 1)[0].dtype == torch.float32
 
 
-def test_threads_and_runs_do_not_matter() -> None:
-    features, labels = torch.randn(1, 20, 160, 130), blobs(1, 160, 130, 30)
-    threads = torch.get_num_threads()
-    results = []
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("mode", MODES)
+def test_threads_and_runs_do_not_matter(mode: str, layout: str) -> None:
+    features, labels = in_layout(torch.randn(1, 20, 160, 130).round(decimals=1), layout), blobs(1, 160, 130, 30)
+    grad = torch.randn(1, 30, 20)
+    threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3, 2):
             torch.set_num_threads(count)
-            for memory in (torch.contiguous_format, torch.channels_last):
-                results.append(masked_roi_pool(features.contiguous(memory_format=memory), labels, 30, "mean")[0])
+            results.append(pooled_and_gradient(features, labels, 30, mode, grad))
     finally:
         torch.set_num_threads(threads)
-    for found in results[2:]:
-        assert any(torch.equal(found, first) for first in results[:2])
+    for found in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found, results[0], strict=True))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_mean_keeps_what_is_not_finite_in_its_region(value: float, layout: str) -> None:
+    features = torch.randn(1, 18, 20, 20)
+    labels = blobs(1, 20, 20, 5)
+    expected, _ = masked_roi_pool(features, labels, 5, "mean")
+    pixel = int((labels.reshape(-1) == 1).nonzero()[3])
+    features.view(18, -1)[4, pixel] = value
+    found, _ = masked_roi_pool(in_layout(features, layout), labels, 5, "mean")
+    assert torch.allclose(found[found.isfinite()], expected[found.isfinite()], atol=1e-6)
+    assert found[0, 1, 4].isnan() if value != value else found[0, 1, 4] == value
+    assert int((~found.isfinite()).sum()) == 1
 
 
 def test_a_long_sum_is_accurate() -> None:
@@ -291,6 +311,7 @@ F, L = torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
         ((F, RegionMap(L, 3), 4), ValueError, "num_regions: expected None or 3"),
         ((F, RegionMap.soft(torch.ones(2, 3, 4, 4))), ValueError, "mode: expected 'mean' with a soft region map"),
         ((F, L[:, :0], 3), ValueError, "regions: expected at least one pixel"),
+        ((F, RegionMap(L[:, :0], 3)), ValueError, "regions: expected at least one pixel"),
     ],
 )
 def test_bad_arguments(arguments: Any, error: type[Exception], words: str) -> None:

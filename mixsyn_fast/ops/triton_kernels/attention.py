@@ -11,8 +11,6 @@ Every sum has a fixed order: a program over its tiles, then :func:`sum_parts` or
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -144,13 +142,3 @@ class Plan:
         """Uninitialised map in the layout of the others."""
         shape = (self.batch, channels, self.height, self.width)
         return torch.empty(shape, dtype=self.second.dtype, device=self.second.device, memory_format=self.form)
-
-
-@contextlib.contextmanager
-def device_of(x: Tensor) -> Iterator[None]:
-    """Triton launches on the current device."""
-    if x.device.type == "cuda":
-        with torch.cuda.device(x.device):
-            yield
-    else:
-        yield

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import Plan, device_of, load_rows, load_tile, project, store_tile, sum_parts
+from ._device import device_of
+from .attention import Plan, load_rows, load_tile, project, store_tile, sum_parts
 
 NEED_VALUES, NEED_CONDITION, NEED_WEIGHT = 1, 2, 4
 

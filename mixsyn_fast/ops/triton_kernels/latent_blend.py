@@ -8,14 +8,15 @@ the device.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ._device import device_of
 
 _TILE = 2048  # logits of a program
 
@@ -158,16 +159,6 @@ def _plan(a: Tensor, logits: Tensor, channels: Sequence[int], q_on_b: bool) -> t
     return (a.shape[0], len(channels), -(-max(channels) // block_c)), constants
 
 
-@contextlib.contextmanager
-def _device_of(x: Tensor) -> Iterator[None]:
-    """Triton launches on the current device."""
-    if x.device.type == "cuda":
-        with torch.cuda.device(x.device):
-            yield
-    else:
-        yield
-
-
 def latent_blend(a: Tensor, b: Tensor, logits: Tensor, channels: Sequence[int], q_on_b: bool) -> tuple[Tensor, Tensor]:
     """Blended and q (B, S): see op ``latent_blend``."""
     a, b, logits = a.contiguous(), b.contiguous(), logits.contiguous()
@@ -175,7 +166,7 @@ def latent_blend(a: Tensor, b: Tensor, logits: Tensor, channels: Sequence[int], 
     if a.numel() == 0:
         return blended, q
     grid, constants = _plan(a, logits, channels, q_on_b)
-    with _device_of(a):
+    with device_of(a):
         _forward_kernel[grid](a, b, logits, blended, q, a.shape[1], logits.shape[2], **constants)
     return blended, q
 
@@ -197,7 +188,7 @@ def latent_blend_backward(
     grad = None if grad is None else grad.contiguous()
     grad_q = None if grad_q is None else grad_q.contiguous()
     grid, constants = _plan(a, logits, channels, q_on_b)
-    with _device_of(a):
+    with device_of(a):
         _backward_kernel[grid](
             grad, grad_q, a, b, logits, grad_a, grad_b, grad_logits, a.shape[1], logits.shape[2],
             GRAD=grad is not None, GRAD_Q=grad_q is not None, **constants,

@@ -12,14 +12,14 @@ Mean: the pixels are sorted by label (stably), pieces of bounded length are adde
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ._device import device_of
 
 _TILE = 2048  # elements of a tile
 _BLOCKS = 2048  # blocks aimed at
@@ -213,16 +213,6 @@ class _Plan:
         self.types: dict[str, Any] = {"ACC": tl.float64 if self.double else tl.float32}
 
 
-@contextlib.contextmanager
-def _device_of(x: Tensor) -> Iterator[None]:
-    """Triton launches on the current device."""
-    if x.device.type == "cuda":
-        with torch.cuda.device(x.device):
-            yield
-    else:
-        yield
-
-
 def _maximum(x: Tensor, labels: Tensor, regions: int, plan: _Plan) -> tuple[Tensor, Tensor]:
     batch, channels, height, width = x.shape
     shape = (batch, regions, channels)
@@ -296,7 +286,12 @@ def masked_roi_pool(features: Tensor, labels: Tensor, num_regions: int, maximum:
     batch, channels, height, width = x.shape
     plan = _Plan(batch, channels, height * width, x.dtype, channels_last)
     labels = labels.contiguous()
-    with _device_of(x):
+    # before any kernel uses a label as an address; on a GPU an assertion of the device, which nothing waits for
+    torch._assert_async(
+        ((labels >= -1) & (labels < num_regions)).all(),
+        f"mixsyn_fast::masked_roi_pool: labels: expected values in [0, {num_regions}) or -1",
+    )
+    with device_of(x):
         if maximum:
             pooled, position = _maximum(x, labels, num_regions, plan)
             return pooled, position, x.new_empty(0, dtype=plan.acc)
@@ -316,7 +311,7 @@ def masked_roi_pool_backward(
         return out
     plan = _Plan(batch, channels, height * width, grad.dtype, channels_last)
     sizes = (channels, height * width, regions, *plan.strides, plan.chunk, plan.parts)
-    with _device_of(grad):
+    with device_of(grad):
         _backward_kernel[plan.grid](
             grad.contiguous(), labels.contiguous(), position if maximum else None, None if maximum else area, out, *sizes,
             MAXIMUM=maximum, **plan.types, **plan.tile,

@@ -9,14 +9,14 @@ Loads are cast to the accumulation type at once (float32, or float64 for float64
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ._device import device_of
 
 NORM_NONE, NORM_GIVEN, NORM_INSTANCE, NORM_BATCH = 0, 1, 2, 3
 MODE_PLAIN, MODE_TABLE, MODE_MAPS = 0, 1, 2
@@ -378,16 +378,6 @@ class _Plan:
         return self.x.new_empty(shape, dtype=self.acc)
 
 
-@contextlib.contextmanager
-def _device_of(x: Tensor) -> Iterator[None]:
-    """Triton launches on the current device."""
-    if x.device.type == "cuda":
-        with torch.cuda.device(x.device):
-            yield
-    else:
-        yield
-
-
 def _mode(table: Tensor | None, scale: Tensor | None) -> int:
     return MODE_TABLE if table is not None else MODE_MAPS if scale is not None else MODE_PLAIN
 
@@ -428,7 +418,7 @@ def region_norm_stats(
     if x.numel() == 0:
         zeros = plan.empty(groups, plan.channels).zero_()
         return count, zeros, zeros.clone()
-    with _device_of(x):
+    with device_of(x):
         return count, *_moments(plan, _dense(noise), _dense(noise_scale), per_instance)
 
 
@@ -454,7 +444,7 @@ def region_norm(
     if x.numel() == 0:
         return y, plan.empty(*shape).zero_(), plan.empty(*shape).fill_(float("nan"))
     noise, noise_scale = _dense(noise), _dense(noise_scale)
-    with _device_of(x):
+    with device_of(x):
         if computes:
             mean, m2 = _moments(_Plan(plan.x, _BLOCKS), noise, noise_scale, norm == NORM_INSTANCE)
             variance = m2 / (plan.pixels * (1 if norm == NORM_INSTANCE else plan.batch))
@@ -527,7 +517,7 @@ def region_norm_backward_reduce(
     index, table = _dense(index), _dense(table)
     stride = _given_stride(plan, mean)
     form: dict[str, Any] = {"NOISE": noise is not None, "SLOPE": negative_slope, "EPS": eps}
-    with _device_of(x):
+    with device_of(x):
         if sums:
             partial = plan.empty(plan.batch * plan.parts, 2, plan.channels)
             _sums_kernel[plan.grid](
@@ -586,7 +576,7 @@ def region_norm_backward_input(
     if sums:
         assert sum_g is not None and sum_gx is not None
         mean_g, mean_gx = sum_g.contiguous() / count, sum_gx.contiguous() / count
-    with _device_of(x):
+    with device_of(x):
         partial = plan.empty(plan.batch * plan.parts, plan.channels) if noise is not None else None
         _input_kernel[plan.grid](
             plan.like_x(grad), plan.x, mean, _dense(variance), _dense(index), _dense(table), plan.like_x(scale),

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import Plan, device_of, load_rows, load_tile, project, store_tile, sum_parts
+from ._device import device_of
+from .attention import Plan, load_rows, load_tile, project, store_tile, sum_parts
 
 NEED_FEATURES, NEED_CONDITION, NEED_WEIGHT_FEATURES, NEED_WEIGHT_CONDITION = 1, 2, 4, 8
 
