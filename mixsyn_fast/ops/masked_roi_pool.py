@@ -344,8 +344,8 @@ def masked_roi_pool(
     A NaN counts as larger than any number: a region that holds one gives NaN, at the position of its first. Gradients reach
     the features (and the weights of a soft map); an absent region gives none. On a soft map every region sees every pixel,
     so a NaN reaches all of them. Deterministic on every backend. Sums are float32 (float64 for float64). One pass over the
-    features, whatever K is, and no host synchronisation; a soft map costs a matrix product with K rows. Under autocast the op
-    runs in the features' dtype.
+    features, whatever K is, and no host synchronisation; a soft map costs a matrix product with K rows. Under autocast the
+    op runs in the features' dtype.
     """
     several = not isinstance(features, Tensor)
     levels: list[Tensor] = list(features) if several else [features]  # type: ignore[list-item]
