@@ -34,9 +34,9 @@ MIXSYN_INLINE Vec<float> products_exp(Vec<float> x) {
   q = q * r + 0.166665768f;
   q = q * r + 0.5f;
   q = (q * r) * r + r;
-  VecOf<float>::mask bits;
+  WordBits bits;  // unsigned: far outside the range, where the result is replaced, the sum wraps
   __builtin_memcpy(&bits, &shifted, 64);
-  bits = (bits << 23) + 0x3f800000;
+  bits = (bits << 23) + 0x3f800000u;
   Vec<float> power;
   __builtin_memcpy(&power, &bits, 64);
   Vec<float> y = q * power + power;
@@ -58,9 +58,10 @@ MIXSYN_INLINE Vec<double> products_exp(Vec<double> x) {
   q = q * r + 0.16666666666666667456;
   q = q * r + 0.5;
   q = (q * r) * r + r;
-  VecOf<double>::mask bits;
+  typedef uint64_t LongBits __attribute__((vector_size(64)));
+  LongBits bits;
   __builtin_memcpy(&bits, &shifted, 64);
-  bits = (bits << 52) + 0x3ff0000000000000;
+  bits = (bits << 52) + 0x3ff0000000000000u;
   Vec<double> power;
   __builtin_memcpy(&power, &bits, 64);
   Vec<double> y = q * power + power;

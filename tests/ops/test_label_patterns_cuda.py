@@ -5,19 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "emulation"))
-import emulated  # noqa: E402
-
-from mixsyn_fast.ops.label_patterns import label_patterns_reference  # noqa: E402
-
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+from mixsyn_fast.ops.label_patterns import label_patterns_reference
+from tests.ops.gpu_kernels import NO_GPU, ROOT, TARGETS, kernels_of
 
 
 class Target(NamedTuple):
@@ -27,17 +22,9 @@ class Target(NamedTuple):
     op: Any
 
 
-@pytest.fixture(scope="module", params=["emulated", pytest.param("native", marks=[pytest.mark.gpu, NO_GPU])])
+@pytest.fixture(scope="module", params=TARGETS[:2])  # there is no Triton kernel
 def target(request: pytest.FixtureRequest) -> Target:
-    if request.param == "emulated":
-        if (reason := emulated.missing()) is not None:
-            pytest.skip(reason)
-        return Target("cpu", emulated.ops().label_patterns)
-    from mixsyn_fast import extension
-
-    assert extension.ensure_loaded(), extension.failure()
-    assert extension.has_cuda(), "the extension was built without its CUDA kernels"
-    return Target("cuda", torch.ops.mixsyn_fast.label_patterns)
+    return Target(*kernels_of(request.param, "label_patterns", ("label_patterns",)))
 
 
 def blobs(batch: int, height: int, width: int, regions: int, seed: int) -> Tensor:
@@ -123,8 +110,7 @@ def test_device_assertions(target: Target, what: str) -> None:
     """A wrong label and too many patterns stop the kernel with a message: in its own process, which it ends."""
     labels, max_rows, message = ASSERTIONS[what]
     if target.device == "cpu":
-        folder = Path(emulated.__file__).parent
-        load = f"import sys; sys.path.insert(0, {str(folder)!r}); import emulated; ops = emulated.ops()"
+        load = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.emulation import emulated; ops = emulated.ops()"
     else:
         load = "from mixsyn_fast import extension; extension.ensure_loaded(); import mixsyn_fast.ops.label_patterns"
         load += "; ops = torch.ops.mixsyn_fast"

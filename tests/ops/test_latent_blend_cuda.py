@@ -7,60 +7,25 @@ the kernel's type (plus rounding).
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "emulation"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import emulated  # noqa: E402
-from compare import assert_within_rule  # noqa: E402
-
-import mixsyn_fast.ops.latent_blend  # noqa: E402, F401
+import mixsyn_fast.ops.latent_blend  # noqa: F401
+from tests.compare import assert_within_rule
+from tests.ops.gpu_kernels import DTYPES, NO_GPU, TARGETS, Target, target_of
 
 ops_module = sys.modules["mixsyn_fast.ops.latent_blend"]  # the package's attribute may be the function
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SIDES = pytest.mark.parametrize("q_on_b", [True, False], ids=["q on b", "q on a"])
 KINDS = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).split(".")[1])
 
 
-class Target(NamedTuple):
-    """A set of kernels and the device they run on."""
-
-    name: str
-    device: str
-    forward: Callable[..., Any]
-    backward: Callable[..., Any]
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        "emulated",
-        pytest.param("native", marks=[pytest.mark.gpu, NO_GPU]),
-        pytest.param("triton", marks=[pytest.mark.gpu, NO_GPU]),
-    ],
-)
+@pytest.fixture(scope="module", params=TARGETS)
 def target(request: pytest.FixtureRequest) -> Target:
-    names = ("latent_blend", "latent_blend_backward")
-    if request.param == "emulated":
-        if (reason := emulated.missing()) is not None:
-            pytest.skip(reason)
-        return Target("emulated", "cpu", *(getattr(emulated.ops(), name) for name in names))
-    if request.param == "native":
-        from mixsyn_fast import extension
-
-        assert extension.ensure_loaded(), extension.failure()
-        assert extension.has_cuda(), "the extension was built without its CUDA kernels"
-        return Target("native", "cuda", *(getattr(torch.ops.mixsyn_fast, name) for name in names))
-    from mixsyn_fast.ops.triton_kernels import latent_blend as launchers
-
-    return Target("triton", "cuda", *(getattr(launchers, name) for name in names))
+    return target_of(request.param, "latent_blend")
 
 
 class Data(NamedTuple):

@@ -9,60 +9,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "emulation"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import emulated  # noqa: E402
-from compare import assert_within_rule  # noqa: E402
-
-import mixsyn_fast.ops.masked_roi_pool  # noqa: E402, F401
+import mixsyn_fast.ops.masked_roi_pool  # noqa: F401
+from tests.compare import assert_within_rule
+from tests.ops.gpu_kernels import DTYPES, LAYOUTS, NO_GPU, ROOT, TARGETS, Target, dense, target_of
 
 ops_module = sys.modules["mixsyn_fast.ops.masked_roi_pool"]  # the package's attribute may be the function
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-LAYOUTS = pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
 KINDS = pytest.mark.parametrize("maximum", [True, False], ids=["max", "mean"])
 
 
-class Target(NamedTuple):
-    """A set of kernels and the device they run on."""
-
-    name: str
-    device: str
-    forward: Callable[..., Any]
-    backward: Callable[..., Any]
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        "emulated",
-        pytest.param("native", marks=[pytest.mark.gpu, NO_GPU]),
-        pytest.param("triton", marks=[pytest.mark.gpu, NO_GPU]),
-    ],
-)
+@pytest.fixture(scope="module", params=TARGETS)
 def target(request: pytest.FixtureRequest) -> Target:
-    names = ("masked_roi_pool", "masked_roi_pool_backward")
-    if request.param == "emulated":
-        if (reason := emulated.missing()) is not None:
-            pytest.skip(reason)
-        return Target("emulated", "cpu", *(getattr(emulated.ops(), name) for name in names))
-    if request.param == "native":
-        from mixsyn_fast import extension
-
-        assert extension.ensure_loaded(), extension.failure()
-        assert extension.has_cuda(), "the extension was built without its CUDA kernels"
-        return Target("native", "cuda", *(getattr(torch.ops.mixsyn_fast, name) for name in names))
-    from mixsyn_fast.ops.triton_kernels import masked_roi_pool as launchers
-
-    return Target("triton", "cuda", *(getattr(launchers, name) for name in names))
+    return target_of(request.param, "masked_roi_pool")
 
 
 class Case(NamedTuple):
@@ -74,15 +37,6 @@ class Case(NamedTuple):
     channels_last: bool = True
     shifted: bool = False  # features start one element after an aligned address
     patch: int = 3  # side of the squares of equal labels; 0: one label a pixel
-
-
-def dense(t: Tensor, channels_last: bool, shifted: bool = False) -> Tensor:
-    """Lay a tensor out densely, optionally off the alignment of vectors."""
-    t = t.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    if not shifted:
-        return t
-    storage = torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)
-    return storage[1:].as_strided(t.shape, t.stride(), 1).copy_(t)
 
 
 def random_labels(batch: int, height: int, width: int, regions: int, patch: int, generator: torch.Generator) -> Tensor:
@@ -319,10 +273,9 @@ def test_errors_name_the_argument(target: Target) -> None:
 def test_device_assertions(target: Target, call: str, channels_last: bool) -> None:
     """A label out of range stops the kernel with a message: in its own process, which it ends."""
     if target.name == "triton":
-        pytest.skip("Triton does not look at the range")
+        pytest.skip("in the interpreter: test_triton_masked_roi_pool.py")
     if target.device == "cpu":
-        folder = Path(emulated.__file__).parent
-        load = f"import sys; sys.path.insert(0, {str(folder)!r}); import emulated; ops = emulated.ops()"
+        load = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.emulation import emulated; ops = emulated.ops()"
     else:
         load = "from mixsyn_fast import extension; extension.ensure_loaded(); import mixsyn_fast.ops.masked_roi_pool"
         load += "; ops = torch.ops.mixsyn_fast"

@@ -5,23 +5,17 @@ Rule: the kernel's error is at most twice the error of the reference run in the 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "emulation"))
-import emulated  # noqa: E402
-
-from mixsyn_fast.ops.region_norm import region_norm_reference  # noqa: E402
+from mixsyn_fast.ops.region_norm import region_norm_reference
+from tests.ops.gpu_kernels import DTYPES, NO_GPU, TARGETS, dense, kernels_of
 
 NONE, GIVEN, INSTANCE, BATCH = 0, 1, 2, 3
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 class Target(NamedTuple):
@@ -35,34 +29,12 @@ class Target(NamedTuple):
     backward_input: Callable[..., Any]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "emulated",
-        pytest.param("native", marks=[pytest.mark.gpu, NO_GPU]),
-        pytest.param("triton", marks=[pytest.mark.gpu, NO_GPU]),
-    ],
-)
+NAMES = ("region_norm", "region_norm_stats", "region_norm_backward_reduce", "region_norm_backward_input")
+
+
+@pytest.fixture(scope="module", params=TARGETS)
 def target(request: pytest.FixtureRequest) -> Target:
-    names = (
-        "region_norm",
-        "region_norm_stats",
-        "region_norm_backward_reduce",
-        "region_norm_backward_input",
-    )
-    if request.param == "emulated":
-        if (reason := emulated.missing()) is not None:
-            pytest.skip(reason)
-        return Target("emulated", "cpu", *(getattr(emulated.ops(), name) for name in names))
-    if request.param == "native":
-        from mixsyn_fast import extension
-
-        assert extension.ensure_loaded(), extension.failure()
-        assert extension.has_cuda(), "the extension was built without its CUDA kernels"
-        return Target("native", "cuda", *(getattr(torch.ops.mixsyn_fast, name) for name in names))
-    from mixsyn_fast.ops.triton_kernels import region_norm as launchers
-
-    return Target("triton", "cuda", *(getattr(launchers, name) for name in names))
+    return Target(request.param, *kernels_of(request.param, "region_norm", NAMES))
 
 
 class Case(NamedTuple):
@@ -78,15 +50,6 @@ class Case(NamedTuple):
     shifted: bool = False  # x and grad start one element after an aligned address
     rows: int = 7
     eps: float = 1e-5
-
-
-def dense(t: Tensor, channels_last: bool, shifted: bool) -> Tensor:
-    """Lay a tensor out densely, optionally off the alignment of vectors."""
-    t = t.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    if not shifted:
-        return t
-    storage = torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)
-    return storage[1:].as_strided(t.shape, t.stride(), 1).copy_(t)
 
 
 def unbalanced_index(shape: tuple[int, ...], rows: int, generator: torch.Generator) -> Tensor:

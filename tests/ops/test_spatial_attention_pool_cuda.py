@@ -6,58 +6,22 @@ Rule: the kernel's error is at most twice the error of the reference run in the 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "emulation"))
-import emulated  # noqa: E402
+from mixsyn_fast.ops.spatial_attention_pool import spatial_attention_pool_reference as reference
+from tests.ops.gpu_kernels import DTYPES, LAYOUTS, NO_GPU, TARGETS, Target, dense, target_of
 
-from mixsyn_fast.ops.spatial_attention_pool import spatial_attention_pool_reference as reference  # noqa: E402
-
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-LAYOUTS = pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
-NAMES = ("spatial_attention_pool", "spatial_attention_pool_backward")
 GRADIENTS = ("features", "condition", "weight_features", "weight_condition")
 ALL = 15  # needs: every gradient
 
 
-class Target(NamedTuple):
-    """A set of kernels and the device they run on."""
-
-    name: str
-    device: str
-    forward: Callable[..., Any]
-    backward: Callable[..., Any]
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        "emulated",
-        pytest.param("native", marks=[pytest.mark.gpu, NO_GPU]),
-        pytest.param("triton", marks=[pytest.mark.gpu, NO_GPU]),
-    ],
-)
+@pytest.fixture(scope="module", params=TARGETS)
 def target(request: pytest.FixtureRequest) -> Target:
-    if request.param == "emulated":
-        if (reason := emulated.missing()) is not None:
-            pytest.skip(reason)
-        return Target("emulated", "cpu", *(getattr(emulated.ops(), name) for name in NAMES))
-    if request.param == "native":
-        from mixsyn_fast import extension
-
-        assert extension.ensure_loaded(), extension.failure()
-        assert extension.has_cuda(), "the extension was built without its CUDA kernels"
-        return Target("native", "cuda", *(getattr(torch.ops.mixsyn_fast, name) for name in NAMES))
-    from mixsyn_fast.ops.triton_kernels import spatial_attention_pool as launchers
-
-    return Target("triton", "cuda", *(getattr(launchers, name) for name in NAMES))
+    return target_of(request.param, "spatial_attention_pool")
 
 
 class Case(NamedTuple):
@@ -74,15 +38,6 @@ class Case(NamedTuple):
     shifted: bool = False  # maps start one element after an aligned address
     grad_maps: bool = False
     scale: float = 1.0  # of the logits
-
-
-def dense(t: Tensor, channels_last: bool, shifted: bool) -> Tensor:
-    """Lay a tensor out densely, optionally off the alignment of vectors."""
-    t = t.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    if not shifted:
-        return t
-    storage = torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)
-    return storage[1:].as_strided(t.shape, t.stride(), 1).copy_(t)
 
 
 def make(case: Case, dtype: torch.dtype, device: str) -> dict[str, Any]:

@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from tests.ops.gpu_kernels import run_in_interpreter, triton_compiler
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ROOT = Path(__file__).resolve().parents[2]
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 if INTERPRETED:
-    import test_channel_attention_spread_cuda as spread
-    import test_spatial_attention_pool_cuda as pool
-
     from mixsyn_fast.ops.triton_kernels import channel_attention_spread as spread_launchers
     from mixsyn_fast.ops.triton_kernels import spatial_attention_pool as pool_launchers
+    from tests.ops import test_channel_attention_spread_cuda as spread
+    from tests.ops import test_spatial_attention_pool_cuda as pool
 
     POOL = pool.Target("interpreted", "cpu", *(getattr(pool_launchers, name) for name in pool.NAMES))
     SPREAD = spread.Target("interpreted", "cpu", *(getattr(spread_launchers, name) for name in spread.NAMES))
@@ -118,12 +114,7 @@ else:
 
     def test_in_the_interpreter() -> None:
         """Run this file's tests with TRITON_INTERPRET=1."""
-        environ = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-        environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), environ.get("PYTHONPATH", "")])
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-        done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=ROOT, timeout=900)
-        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-        print(done.stdout.splitlines()[-1])
+        run_in_interpreter(__file__)
 
     # of a kernel: tensors of the maps' type, of bytes, and (by default) of the sums' type
     MAPS = ("features", "condition", "grad_features", "grad_condition", "grad_maps", "maps", "out", "grad")
@@ -132,19 +123,13 @@ else:
     @pytest.mark.parametrize("op", ["spatial_attention_pool", "channel_attention_spread", "attention"])
     def test_compiles(op: str, capability: int) -> None:
         """Every kernel becomes machine code, in the forms that differ: dtypes, layouts, one block or panels."""
-        compiler = pytest.importorskip("triton.compiler")
-        backends = pytest.importorskip("triton.backends.compiler")
+        compiler, target = triton_compiler(capability)
         import triton
         import triton.language as tl
 
         from mixsyn_fast.ops.triton_kernels.attention import LAUNCH
 
-        if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 4):
-            pytest.skip(f"triton {triton.__version__} describes kernels in another way")
-        if "nvidia" not in triton.backends.backends:
-            pytest.skip("this triton has no NVIDIA backend")
         kernels = importlib.import_module(f"mixsyn_fast.ops.triton_kernels.{op}")
-        target = backends.GPUTarget("cuda", capability, 32)
         forms = [  # dtype, accumulation, arguments equal to one, BLOCK_K, BLOCK_N, ONE, mask and gradient of the maps
             ("bf16", "fp32", {"FC", "CC"}, 16, 128, True, False),
             ("fp32", "fp32", {"FP", "CP"}, 16, 128, True, True),

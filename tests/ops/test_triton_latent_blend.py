@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from tests.ops.gpu_kernels import run_in_interpreter, triton_compiler
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ROOT = Path(__file__).resolve().parents[2]
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 if INTERPRETED:
-    import test_latent_blend_cuda as shared
-    from test_latent_blend_cuda import KINDS, SIDES, SMALL, STYLEGAN, Target, check, make
-
     from mixsyn_fast.ops.triton_kernels import latent_blend as launchers
+    from tests.ops import test_latent_blend_cuda as shared
+    from tests.ops.test_latent_blend_cuda import KINDS, SIDES, SMALL, STYLEGAN, Target, check, make
 
     TARGET = Target("interpreted", "cpu", launchers.latent_blend, launchers.latent_blend_backward)
 
@@ -73,28 +68,17 @@ else:
 
     def test_in_the_interpreter() -> None:
         """Run this file's tests with TRITON_INTERPRET=1."""
-        environ = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-        environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), environ.get("PYTHONPATH", "")])
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-        done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=ROOT, timeout=900)
-        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-        print(done.stdout.splitlines()[-1])
+        run_in_interpreter(__file__)
 
     @pytest.mark.parametrize("capability", [80, 90])
     def test_compiles(capability: int) -> None:
         """Both kernels become machine code, in the forms that differ: dtypes, sides, absent gradients, sizes of one."""
-        compiler = pytest.importorskip("triton.compiler")
-        backends = pytest.importorskip("triton.backends.compiler")
+        compiler, target = triton_compiler(capability)
         import triton
         import triton.language as tl
 
-        if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 4):
-            pytest.skip(f"triton {triton.__version__} describes kernels in another way")
-        if "nvidia" not in triton.backends.backends:
-            pytest.skip("this triton has no NVIDIA backend")
         from mixsyn_fast.ops.triton_kernels import latent_blend as kernels
 
-        target = backends.GPUTarget("cuda", capability, 32)
         forms: list[tuple[str, set[str], tuple[int, ...], bool, set[str]]] = [
             # dtype, arguments equal to one, first channels, q on b, absent
             ("bf16", set(), (0, 512, 768, 800), True, set()),

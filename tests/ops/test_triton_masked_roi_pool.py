@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from tests.ops.gpu_kernels import run_in_interpreter, signature, triton_compiler
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ROOT = Path(__file__).resolve().parents[2]
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 if INTERPRETED:
-    import test_masked_roi_pool_cuda as shared
-    from test_masked_roi_pool_cuda import DTYPES, KINDS, LAYOUTS, Case, Target, check, make, run
-
     from mixsyn_fast.ops.triton_kernels import masked_roi_pool as launchers
+    from tests.ops import test_masked_roi_pool_cuda as shared
+    from tests.ops.test_masked_roi_pool_cuda import DTYPES, KINDS, LAYOUTS, Case, Target, check, make, run
 
     TARGET = Target("interpreted", "cpu", launchers.masked_roi_pool, launchers.masked_roi_pool_backward)
 
@@ -93,50 +88,38 @@ if INTERPRETED:
         for value, other in zip(run(case, data, TARGET), run(case, data, TARGET), strict=True):
             assert torch.equal(value, other)
 
+    @pytest.mark.parametrize("value", [-2, 3, 2**31 - 1])
+    @pytest.mark.parametrize("maximum", [True, False], ids=["max", "mean"])
+    def test_a_label_out_of_range(maximum: bool, value: int) -> None:
+        """On a GPU the same is an assertion of the device."""
+        labels = torch.zeros(2, 4, 4, dtype=torch.int32)
+        labels[1, 3, 3] = value
+        with pytest.raises(RuntimeError, match=r"masked_roi_pool: labels: expected values in \[0, 3\) or -1"):
+            launchers.masked_roi_pool(torch.zeros(2, 3, 4, 4), labels, 3, maximum)
+
+
 else:
 
     def test_in_the_interpreter() -> None:
         """Run this file's tests with TRITON_INTERPRET=1."""
-        environ = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-        environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), environ.get("PYTHONPATH", "")])
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-        done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=ROOT, timeout=900)
-        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-        print(done.stdout.splitlines()[-1])
+        run_in_interpreter(__file__)
 
-    def signature(fn: Any, dtype: str, acc: str, absent: set[str], ones: set[str]) -> tuple[dict, dict]:
-        """Types and constants of a kernel's arguments, told from their names."""
+    def kinds_of(dtype: str) -> dict[str, str]:
+        """Types of the arguments that are no pointers to the accumulation type."""
         kinds = {"labels": "*i32", "position": "*i32", "table": "*i64"}
         kinds |= dict.fromkeys(("order", "begins", "ends", "piece_starts"), "*i64")
         kinds |= dict.fromkeys(("x", "grad", "grad_x", "pooled"), f"*{dtype}")
-        types, constants = {}, {}
-        for p in fn.params:
-            if p.is_constexpr:
-                types[p.name] = "constexpr"
-            elif p.name in absent or p.name in ones:
-                types[p.name] = "constexpr"
-                constants[p.name] = None if p.name in absent else 1
-            elif p.name.isupper():
-                types[p.name] = "i32"
-            else:
-                types[p.name] = kinds.get(p.name, f"*{acc}")
-        return types, constants
+        return kinds
 
     @pytest.mark.parametrize("capability", [80, 90])
     def test_compiles(capability: int) -> None:
         """Every kernel becomes machine code, in the forms that differ: dtypes, layouts, sizes of one."""
-        compiler = pytest.importorskip("triton.compiler")
-        backends = pytest.importorskip("triton.backends.compiler")
+        compiler, target = triton_compiler(capability)
         import triton
         import triton.language as tl
 
-        if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 4):
-            pytest.skip(f"triton {triton.__version__} describes kernels in another way")
-        if "nvidia" not in triton.backends.backends:
-            pytest.skip("this triton has no NVIDIA backend")
         from mixsyn_fast.ops.triton_kernels import masked_roi_pool as kernels
 
-        target = backends.GPUTarget("cuda", capability, 32)
         everything_one = {"C", "N", "K", "SC", "SP", "CHUNK", "PARTS", "TOTAL"}
         forms = [  # dtype, accumulation, arguments equal to one, maximum
             ("bf16", "fp32", {"SC"}, True),
@@ -152,7 +135,7 @@ else:
                 if name == "_position_kernel" and dtype != "fp64":
                     continue
                 absent = ({"area"} if maximum else {"position"}) if name == "_backward_kernel" else set()
-                types, constants = signature(fn, dtype, acc, absent, ones)
+                types, constants = signature(fn, kinds_of(dtype), acc, absent, ones)
                 settings = {"MAXIMUM": maximum, "DOUBLE": dtype == "fp64", "LOWEST": kernels._LOWEST}
                 settings |= {"BLOCK": 1024, "BLOCK_P": 32, "BLOCK_C": 64, "BLOCK_K": 16}
                 settings["ACC"] = tl.float64 if acc == "fp64" else tl.float32

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from tests.ops.gpu_kernels import run_in_interpreter, signature, triton_compiler
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ROOT = Path(__file__).resolve().parents[2]
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 if INTERPRETED:
-    from test_region_norm_cuda import (
+    from mixsyn_fast.ops.triton_kernels import region_norm as launchers
+    from tests.ops.test_region_norm_cuda import (
         BATCH,
         DTYPES,
         GIVEN,
@@ -39,8 +36,6 @@ if INTERPRETED:
         make,
         run,
     )
-
-    from mixsyn_fast.ops.triton_kernels import region_norm as launchers
 
     NAMES = ("region_norm", "region_norm_stats", "region_norm_backward_reduce", "region_norm_backward_input")
     TARGET = Target("interpreted", "cpu", *(getattr(launchers, name) for name in NAMES))
@@ -96,47 +91,25 @@ else:
 
     def test_in_the_interpreter() -> None:
         """Run this file's tests with TRITON_INTERPRET=1."""
-        environ = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-        environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), environ.get("PYTHONPATH", "")])
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-        done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=ROOT, timeout=900)
-        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-        print(done.stdout.splitlines()[-1])
+        run_in_interpreter(__file__)
 
-    def signature(fn: Any, dtype: str, acc: str, absent: set[str], ones: set[str]) -> tuple[dict, dict]:
-        """Types and constants of a kernel's arguments, told from their names."""
+    def kinds_of(dtype: str) -> dict[str, str]:
+        """Types of the arguments that are no pointers to the accumulation type."""
         kinds = {"index": "*i32"}
         kinds |= dict.fromkeys(("order", "rows", "begins", "ends", "piece_starts"), "*i64")
         kinds |= dict.fromkeys(("x", "y", "grad", "table", "scale", "shift", "noise", "noise_scale"), f"*{dtype}")
         kinds |= dict.fromkeys(("grad_x", "grad_scale", "grad_shift"), f"*{dtype}")
-        types, constants = {}, {}
-        for p in fn.params:
-            if p.is_constexpr:
-                types[p.name] = "constexpr"
-            elif p.name in absent or p.name in ones:
-                types[p.name] = "constexpr"
-                constants[p.name] = None if p.name in absent else 1
-            elif p.name.isupper():
-                types[p.name] = "i32"
-            else:
-                types[p.name] = kinds.get(p.name, f"*{acc}")
-        return types, constants
+        return kinds
 
     @pytest.mark.parametrize("capability", [80, 90])
     def test_compiles(capability: int) -> None:
         """Every kernel becomes machine code, in the forms that differ: dtypes, layouts, sizes of one, modes."""
-        compiler = pytest.importorskip("triton.compiler")
-        backends = pytest.importorskip("triton.backends.compiler")
+        compiler, target = triton_compiler(capability)
         import triton
         import triton.language as tl
 
-        if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 4):
-            pytest.skip(f"triton {triton.__version__} describes kernels in another way")
-        if "nvidia" not in triton.backends.backends:
-            pytest.skip("this triton has no NVIDIA backend")
         from mixsyn_fast.ops.triton_kernels import region_norm as kernels
 
-        target = backends.GPUTarget("cuda", capability, 32)
         everything_one = {"C", "N", "SC", "SP", "CHUNK", "PARTS", "GROUP_PARTS"}
         forms = [  # dtype, accumulation, arguments equal to one, MODE, NORM, NOISE, SLOPE
             ("bf16", "fp32", {"SC"}, 1, True, True, 0.2),
@@ -154,7 +127,7 @@ else:
                 absent |= {"table"} if mode != 1 and name != "_table_kernel" else set()
                 absent |= {"noise", "noise_scale"} if not noise else set()
                 absent |= {"mean", "variance"} if not norm and name != "_sums_kernel" else set()
-                types, constants = signature(fn, dtype, acc, absent, ones)
+                types, constants = signature(fn, kinds_of(dtype), acc, absent, ones)
                 settings = {"MODE": mode, "NORM": norm, "NOISE": noise, "SLOPE": slope, "EPS": 1e-5}
                 settings |= {"SUMS": norm, "MAPS": mode == 2, "BLOCK_P": 16, "BLOCK_C": 128, "BLOCK_K": 16}
                 settings["ACC"] = tl.float64 if acc == "fp64" else tl.float32

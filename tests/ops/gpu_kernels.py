@@ -1,0 +1,126 @@
+"""What the tests of CUDA and Triton kernels share: where kernels run, and how their arguments lie in memory.
+
+Without a GPU the CUDA sources run in the emulation, and the Triton kernels in the interpreter, in a process of their own:
+TRITON_INTERPRET=1 must be set before triton is imported, and must not leak into a process that launches kernels on a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.emulation import emulated
+
+ROOT = Path(__file__).resolve().parents[2]
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+TARGETS = [
+    "emulated",
+    pytest.param("native", marks=[pytest.mark.gpu, NO_GPU]),
+    pytest.param("triton", marks=[pytest.mark.gpu, NO_GPU]),
+]
+LAYOUTS = pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+
+
+class Target(NamedTuple):
+    """The two kernels of an op, and the device they run on."""
+
+    name: str
+    device: str
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+
+
+def kernels_of(target: str, stem: str, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return the device and the kernels of one of :data:`TARGETS`; skips where the target is not possible.
+
+    Args:
+        target: ``emulated``, ``native`` or ``triton``.
+        stem: name of the op's file.
+        names: of the kernels.
+    """
+    if target == "emulated":
+        if (reason := emulated.missing()) is not None:
+            pytest.skip(reason)
+        return ("cpu", *(getattr(emulated.ops(), name) for name in names))
+    if target == "native":
+        from mixsyn_fast import extension
+
+        assert extension.ensure_loaded(), extension.failure()
+        assert extension.has_cuda(), "the extension was built without its CUDA kernels"
+        return ("cuda", *(getattr(torch.ops.mixsyn_fast, name) for name in names))
+    launchers = importlib.import_module(f"mixsyn_fast.ops.triton_kernels.{stem}")
+    return ("cuda", *(getattr(launchers, name) for name in names))
+
+
+def target_of(target: str, stem: str) -> Target:
+    """Return the kernels ``<stem>`` and ``<stem>_backward`` of one of :data:`TARGETS`."""
+    return Target(target, *kernels_of(target, stem, (stem, f"{stem}_backward")))
+
+
+def dense(t: Tensor, channels_last: bool, shifted: bool = False) -> Tensor:
+    """Lay a tensor out densely, optionally off the alignment of vectors."""
+    t = t.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    if not shifted:
+        return t
+    storage = torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)
+    return storage[1:].as_strided(t.shape, t.stride(), 1).copy_(t)
+
+
+# --- Triton without a GPU ----------------------------------------------------------------------------------------------
+
+
+def run_in_interpreter(file: str) -> None:
+    """Run the tests of a file in a process of its own with TRITON_INTERPRET=1."""
+    environ = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=ROOT, timeout=900)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    print(done.stdout.splitlines()[-1])
+
+
+def triton_compiler(capability: int) -> tuple[Any, Any]:
+    """Return triton's compiler module and the target for a compute capability; skips where triton cannot compile for it."""
+    compiler = pytest.importorskip("triton.compiler")
+    backends = pytest.importorskip("triton.backends.compiler")
+    import triton
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 4):
+        pytest.skip(f"triton {triton.__version__} describes kernels in another way")
+    if "nvidia" not in triton.backends.backends:
+        pytest.skip("this triton has no NVIDIA backend")
+    return compiler, backends.GPUTarget("cuda", capability, 32)
+
+
+def signature(fn: Any, kinds: Mapping[str, str], acc: str, absent: set[str], ones: set[str]) -> tuple[dict, dict]:
+    """Types and constants of a Triton kernel's arguments, told from their names.
+
+    Args:
+        fn: the kernel.
+        kinds: type of the arguments that are no pointers to ``acc``; names in capitals are int32.
+        acc: accumulation type.
+        absent: arguments that are None.
+        ones: arguments that are the constant one.
+    """
+    types, constants = {}, {}
+    for p in fn.params:
+        if p.is_constexpr:
+            types[p.name] = "constexpr"
+        elif p.name in absent or p.name in ones:
+            types[p.name] = "constexpr"
+            constants[p.name] = None if p.name in absent else 1
+        elif p.name.isupper():
+            types[p.name] = "i32"
+        else:
+            types[p.name] = kinds.get(p.name, f"*{acc}")
+    return types, constants
