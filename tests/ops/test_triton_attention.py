@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ops.gpu_kernels import run_in_interpreter, triton_compiler
+from tests.ops.gpu_kernels import DTYPES, LAYOUTS, Target, run_in_interpreter, triton_compiler
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -27,13 +27,16 @@ if INTERPRETED:
     from tests.ops import test_channel_attention_spread_cuda as spread
     from tests.ops import test_spatial_attention_pool_cuda as pool
 
-    POOL = pool.Target("interpreted", "cpu", *(getattr(pool_launchers, name) for name in pool.NAMES))
-    SPREAD = spread.Target("interpreted", "cpu", *(getattr(spread_launchers, name) for name in spread.NAMES))
-    LAYOUTS = pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+    POOL = Target(
+        "interpreted", "cpu", pool_launchers.spatial_attention_pool, pool_launchers.spatial_attention_pool_backward
+    )
+    SPREAD = Target(
+        "interpreted", "cpu", spread_launchers.channel_attention_spread, spread_launchers.channel_attention_spread_backward
+    )
     SHAPES = [(2, 16, 8, 6, 10, 8), (1, 13, 5, 9, 11, 3), (2, 4, 4, 1, 1, 2), (1, 20, 0, 8, 8, 16)]
 
     @LAYOUTS
-    @pytest.mark.parametrize("dtype", pool.DTYPES, ids=lambda d: str(d).split(".")[1])
+    @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).split(".")[1])
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     def test_dtypes_and_shapes(shape: Any, dtype: torch.dtype, channels_last: bool) -> None:
         pool.check(pool.Case(*shape, channels_last=channels_last), dtype, POOL)
