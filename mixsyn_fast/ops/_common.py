@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,13 @@ def dense(t: Tensor, like: Tensor | None = None) -> Tensor:
     # A slice along channels of a channels_last tensor stays channels_last: its channels are still adjacent.
     channels_last = t.dim() == 4 and t.stride(1) == 1
     return t.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+class Kernels(NamedTuple):
+    """The two kernels of one backend of an op."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
 
 
 def refuse_double_backward(op: str) -> Callable[..., None]:

@@ -21,14 +21,13 @@ Gradient, with beta recomputed and :math:`\bar F` the gradient of the result:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..backend import select_backend
-from ._common import FLOATING, acc_dtype, dense, refuse_double_backward, twin
+from ._common import FLOATING, Kernels, acc_dtype, dense, refuse_double_backward, twin
 
 MAX_MAPS = 64
 NEED_VALUES, NEED_CONDITION, NEED_WEIGHT = 1, 2, 4
@@ -110,19 +109,11 @@ def _backward_fake(grad, values, condition, weight, needs):  # type: ignore[no-u
 # --- gradient --------------------------------------------------------------------------------------------------------
 
 
-class _Kernels:
-    """The two kernels of one backend."""
-
-    def __init__(self, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
-        self.forward = forward
-        self.backward = backward
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _register(kernels: _Kernels) -> None:
+def _register(kernels: Kernels) -> None:
     """Fake kernels and gradients, the same for every backend's ops."""
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -140,19 +131,18 @@ def _register(kernels: _Kernels) -> None:
     kernels.backward.register_autograd(refuse_double_backward("channel_attention_spread"))  # type: ignore[attr-defined]
 
 
-_NATIVE = _Kernels(_spread_op, _backward_op)
+_NATIVE = Kernels(_spread_op, _backward_op)
 _register(_NATIVE)
-_REFERENCE = _Kernels(channel_attention_spread_reference, _backward_reference)
-_TRITON: _Kernels | None = None
+_TRITON: Kernels | None = None
 
 
-def _triton_kernels() -> _Kernels:
+def _triton_kernels() -> Kernels:
     """Register ``channel_attention_spread_triton`` and its backward on first use: importing triton takes a while."""
     global _TRITON
     if _TRITON is None:
         from .triton_kernels import channel_attention_spread as launchers
 
-        _TRITON = _Kernels(
+        _TRITON = Kernels(
             twin("channel_attention_spread_triton", _spread_op, launchers.channel_attention_spread),
             twin("channel_attention_spread_backward_triton", _backward_op, launchers.channel_attention_spread_backward),
         )

@@ -20,7 +20,7 @@ Gradient, with g and g_q those of s' and q: :math:`\partial a = g (1 - q)`, :mat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ..backend import select_backend
-from ._common import FLOATING, acc_dtype, refuse_double_backward, twin
+from ._common import FLOATING, Kernels, acc_dtype, refuse_double_backward, twin
 
 KINDS = ("conv", "rgb")
 
@@ -285,14 +285,6 @@ def _backward_fake(grad, grad_q, a, b, logits, channels, q_on_b):  # type: ignor
 # --- gradient --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Kernels:
-    """The two kernels of one backend."""
-
-    forward: Callable[..., Any]
-    backward: Callable[..., Any]
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     a, b, logits, channels, q_on_b = inputs
     ctx.save_for_backward(a, b, logits)
@@ -300,7 +292,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)  # without the regulariser nobody wants q: no zeros for its gradient
 
 
-def _register(kernels: _Kernels) -> None:
+def _register(kernels: Kernels) -> None:
     """Fake kernels and gradients, the same for every backend's ops."""
     forward, backward = kernels.forward, kernels.backward
 
@@ -317,18 +309,18 @@ def _register(kernels: _Kernels) -> None:
     backward.register_autograd(refuse_double_backward("latent_blend"))  # type: ignore[attr-defined]
 
 
-_NATIVE = _Kernels(_latent_blend_op, _backward_op)
+_NATIVE = Kernels(_latent_blend_op, _backward_op)
 _register(_NATIVE)
-_TRITON: _Kernels | None = None
+_TRITON: Kernels | None = None
 
 
-def _triton_kernels() -> _Kernels:
+def _triton_kernels() -> Kernels:
     """Register ``mixsyn_fast::latent_blend_triton`` and its backward on first use: importing triton takes a while."""
     global _TRITON
     if _TRITON is None:
         from .triton_kernels import latent_blend as launchers
 
-        _TRITON = _Kernels(
+        _TRITON = Kernels(
             twin("latent_blend_triton", _latent_blend_op, launchers.latent_blend),
             twin("latent_blend_backward_triton", _backward_op, launchers.latent_blend_backward),
         )

@@ -26,14 +26,13 @@ the logits recomputed from the saved log-sum-exp, :math:`\bar V` the gradient of
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..backend import select_backend
-from ._common import FLOATING, acc_dtype, refuse_double_backward, twin
+from ._common import FLOATING, Kernels, acc_dtype, refuse_double_backward, twin
 
 MAX_MAPS = 64
 NEED_FEATURES, NEED_CONDITION, NEED_WEIGHT_FEATURES, NEED_WEIGHT_CONDITION = 1, 2, 4, 8
@@ -178,14 +177,6 @@ def _backward_fake(
 # --- gradient --------------------------------------------------------------------------------------------------------
 
 
-class _Kernels:
-    """The two kernels of one backend."""
-
-    def __init__(self, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
-        self.forward = forward
-        self.backward = backward
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     features, condition, weight_features, weight_condition, mask, _ = inputs
     values, _, _, lse = output
@@ -193,7 +184,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
-def _register(kernels: _Kernels) -> None:
+def _register(kernels: Kernels) -> None:
     """Fake kernels and gradients, the same for every backend's ops."""
 
     def backward(
@@ -219,19 +210,18 @@ def _register(kernels: _Kernels) -> None:
     kernels.backward.register_autograd(refuse_double_backward("spatial_attention_pool"))  # type: ignore[attr-defined]
 
 
-_NATIVE = _Kernels(_pool_op, _backward_op)
+_NATIVE = Kernels(_pool_op, _backward_op)
 _register(_NATIVE)
-_REFERENCE = _Kernels(spatial_attention_pool_reference, _backward_reference)
-_TRITON: _Kernels | None = None
+_TRITON: Kernels | None = None
 
 
-def _triton_kernels() -> _Kernels:
+def _triton_kernels() -> Kernels:
     """Register ``spatial_attention_pool_triton`` and its backward on first use: importing triton takes a while."""
     global _TRITON
     if _TRITON is None:
         from .triton_kernels import spatial_attention_pool as launchers
 
-        _TRITON = _Kernels(
+        _TRITON = Kernels(
             twin("spatial_attention_pool_triton", _pool_op, launchers.spatial_attention_pool),
             twin("spatial_attention_pool_backward_triton", _backward_op, launchers.spatial_attention_pool_backward),
         )

@@ -346,10 +346,14 @@ def test_bodies_that_run_without_the_extension() -> None:
     module = sys.modules["mixsyn_fast.ops.channel_attention_spread"]
     values = make_inputs((2, 5, 4, 6, 7), 3, torch.float64, torch.channels_last)
     inputs = [values[name] for name in NAMES]
-    torch.testing.assert_close(*(k.forward(*inputs) for k in (module._NATIVE, module._REFERENCE)))
+    torch.testing.assert_close(
+        *(forward(*inputs) for forward in (module._NATIVE.forward, module.channel_attention_spread_reference))
+    )
     grad = values["grad"].contiguous(memory_format=torch.channels_last)
     for needs in (7, 3, 5):
-        torch.testing.assert_close(*(k.backward(grad, *inputs, needs) for k in (module._NATIVE, module._REFERENCE)))
+        torch.testing.assert_close(
+            *(backward(grad, *inputs, needs) for backward in (module._NATIVE.backward, module._backward_reference))
+        )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

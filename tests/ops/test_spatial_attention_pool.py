@@ -455,11 +455,15 @@ def test_bodies_that_run_without_the_extension(masked: bool) -> None:
     mask = values["mask"] if masked else None
     if mask is not None:
         mask[1] = False
-    forwards = [k.forward(*inputs, mask, True) for k in (module._NATIVE, module._REFERENCE)]
+    forwards = [
+        forward(*inputs, mask, True) for forward in (module._NATIVE.forward, module.spatial_attention_pool_reference)
+    ]
     torch.testing.assert_close(*forwards)
     for needs, grad_maps in itertools.product((15, 6, 9), (None, values["grad_maps"])):
         common = (values["grad_values"], values["grad_mean"], grad_maps, *inputs, mask, forwards[0][0], forwards[0][3])
-        torch.testing.assert_close(*(k.backward(*common, needs) for k in (module._NATIVE, module._REFERENCE)))
+        torch.testing.assert_close(
+            *(backward(*common, needs) for backward in (module._NATIVE.backward, module._backward_reference))
+        )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
