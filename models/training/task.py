@@ -86,7 +86,7 @@ class Task(ABC):
         """Return whatever else, as JSON, makes a resumed run continue exactly."""
         return {}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most tasks have nothing to take back
         """Take back what `state` returned."""
 
 
