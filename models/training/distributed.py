@@ -23,7 +23,7 @@ _MASK = 2**64 - 1
 
 @dataclass(frozen=True)
 class World:
-    """This process among the processes of the run."""
+    """Place of a process among the processes of the run."""
 
     rank: int  # number of this process, 0 <= rank < size
     size: int  # number of processes
@@ -81,9 +81,7 @@ def _device(name: str | None, size: int, local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         raise ValueError(f"device: got {name!r}, but torch {torch.__version__} sees no GPU")
     if place.index is not None and size > 1:
-        raise ValueError(
-            f"device: expected 'cuda' with {size} processes (each takes the GPU of its local rank), got {name!r}"
-        )
+        raise ValueError(f"device: expected 'cuda' with {size} processes (each takes its local rank's GPU), got {name!r}")
     index = local_rank if place.index is None else place.index
     if index >= torch.cuda.device_count():
         raise ValueError(f"device: GPU {index} is asked for, but this machine has {torch.cuda.device_count()}")

@@ -26,7 +26,8 @@ from torch import Tensor
 from .config import differences
 
 _CONFIG, _LOG = "config.json", "log.jsonl"
-_BAR = "{percentage:3.0f}% {n}/{total} steps [{elapsed}, {remaining} left] {postfix}"
+_RATES = (("images_per_second", 1, "img/s"), ("data_ms", 1, "ms data"))  # name, decimals, unit in the bar
+_BAR = "{percentage:3.0f}% {n}/{total} steps [{elapsed}, {remaining} left]{postfix}"
 
 
 def read_log(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -255,8 +256,7 @@ class Run:
                     self._board.add_scalar(name, value, step)
         if self._bar is not None:
             shown = {name: f"{value:.4g}" for name, value in entry.items() if name not in ("step", "seconds")}
-            rate, data = shown.pop("images_per_second", None), shown.pop("data_ms", None)
-            parts = ([f"{rate} img/s"] if rate else []) + ([f"data {data} ms"] if data else [])
+            parts = [f"{entry[n]:.{d}f} {unit}" for n, d, unit in _RATES if shown.pop(n, None) is not None]
             self._bar.set_postfix_str(", ".join(parts + [f"{name} {value}" for name, value in shown.items()]), refresh=False)
             if self._bar.n < step:
                 self._bar.update(step - self._bar.n)
