@@ -209,6 +209,16 @@ def _leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
             yield prefix + name, hint, comments.get(name, "")
 
 
+def _sections(kind: type, prefix: str = "") -> dict[str, str]:
+    """Return dotted name -> comment of every field that is a section."""
+    result: dict[str, str] = {}
+    for name, hint in _hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            result[prefix + name] = field_comments(kind).get(name, "")
+            result |= _sections(typing.cast(type, hint), f"{prefix}{name}.")
+    return result
+
+
 def _defaults(kind: type, prefix: str = "") -> dict[str, Any]:
     """Return dotted name -> default of the fields that have one."""
     result: dict[str, Any] = {}
@@ -247,7 +257,7 @@ def _text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def add_arguments(parser: argparse.ArgumentParser, kind: type, **overridden: Any) -> None:
+def add_arguments(parser: argparse.ArgumentParser, kind: type, /, **overridden: Any) -> None:
     """Add an option for every field of the dataclass `kind`; abbreviated options are switched off.
 
     `model.label_nc` of a section becomes ``--model.label-nc``. Tuples are comma lists, bools ``--flag`` and
@@ -273,10 +283,10 @@ def add_arguments(parser: argparse.ArgumentParser, kind: type, **overridden: Any
             defaults[key] = _checked(default, hints[key], key)
     parser.allow_abbrev = False
     groups: dict[str, Any] = {"": parser}
+    for section, comment in _sections(kind).items():
+        groups[section] = parser.add_argument_group(section, comment or None)
     for name, hint, comment in leaves:
         section = name.rpartition(".")[0]
-        if section not in groups:
-            groups[section] = parser.add_argument_group(section)
         has_default = name in defaults
         shown = f"(default: {_text(defaults[name]) or 'empty'})" if has_default else "(required)"
         options: dict[str, Any] = {"dest": name, "default": defaults.get(name), "required": not has_default}
