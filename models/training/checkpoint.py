@@ -260,9 +260,9 @@ def _fsync(path: Path) -> None:
 
 
 @contextmanager
-def _writing(folder: Path, timeout: float = _LOCK_SECONDS) -> Iterator[None]:
+def _writing(folder: Path, timeout: float | None = None) -> Iterator[None]:
     """Hold the folder's lock; filelock.Timeout when another process keeps it for longer than `timeout` seconds."""
-    lock = FileLock(folder / _LOCK, timeout=timeout)
+    lock = FileLock(folder / _LOCK, timeout=_LOCK_SECONDS if timeout is None else timeout)
     try:
         lock.acquire()
     except NotImplementedError:  # a file system without locks: then the user sees to it that there is one writer

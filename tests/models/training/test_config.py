@@ -229,7 +229,7 @@ def changed(**values: Any) -> dict[str, Any]:
         (changed(lr=float("inf")), "^lr: expected float, got inf$"),
         (changed(lr=None), "^lr: expected float, got None$"),
         (changed(amp=1), "^amp: expected bool, got 1$"),
-        (changed(levels=True), "^levels: expected 1|2|all, got True$"),
+        (changed(levels=True), r"^levels: expected 1\|2\|all, got True$"),
         (changed(crop=[1, 2, 3]), r"^crop: expected int\|int,int, got \[1, 2, 3\]$"),
         (changed(model=to_dict(Model()) | {"blocks": "up_3"}), r"^model.blocks: expected str,..., got 'up_3'$"),
         (changed(model=to_dict(Model()) | {"width": 0}), "^model: width: expected a positive number, got 0$"),
