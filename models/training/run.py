@@ -101,6 +101,7 @@ class Run:
             raise ValueError(f"config: expected a JSON dict: {error}") from error
         self.folder = Path(folder)
         self.stop_requested = False
+        self._interrupted = False  # by SIGINT
         self._main = rank == 0
         self._total, self._start = total_steps, start_step
         self._quiet = quiet or not self._main
@@ -147,8 +148,10 @@ class Run:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return  # Ctrl-C reaches workers too, and they are needed until the main process has saved
-        if number == signal.SIGINT and self.stop_requested:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
         self.stop_requested = True
         if self._main:  # os.write: a handler may interrupt a print, which is not reentrant
             hint = "; again to leave without saving" if number == signal.SIGINT else ""
@@ -159,7 +162,7 @@ class Run:
         if self._start and place.exists():
             try:
                 changes = differences(json.loads(place.read_text(encoding="utf-8")), json.loads(self._config_text))
-            except (ValueError, AttributeError):
+            except (ValueError, TypeError):
                 self.message(f"{place}: not readable, written anew")
             else:
                 for change in changes:
@@ -243,7 +246,7 @@ class Run:
             return
         now = time.perf_counter()
         entry: dict[str, Any] = {"step": step, "seconds": round(self._seconds_before + now - self._begin, 3)}
-        entry |= {name: float(value) for name, value in scalars.items()}
+        entry |= {name: float(v.detach() if isinstance(v, Tensor) else v) for name, v in scalars.items()}
         if self._steps:
             entry.setdefault("images_per_second", round(self._images / max(now - self._since, 1e-9), 3))
             entry.setdefault("data_ms", round(1000 * self._data_seconds / self._steps, 3))

@@ -38,10 +38,8 @@ from torch import Tensor, nn
 
 
 def some(value: float, size: int = 100) -> dict[str, dict[str, Tensor]]:
-    return {
-        "networks": {"a": torch.full((size,), float(value)), "b": torch.tensor(value)},
-        "ema": {"a": torch.full((2, 3), value)},
-    }
+    networks = {"a": torch.full((size,), float(value)), "b": torch.tensor(value)}
+    return {"networks": networks, "ema": {"a": torch.full((2, 3), value)}}
 
 
 def save(folder: Path, step: int, **options: Any) -> Path:
@@ -286,10 +284,12 @@ KILLER = """
     from mixsyn_fast.models.training.checkpoint import newest_valid, open_checkpoint, save_checkpoint
 
     folder, kills = Path(sys.argv[1]), int(sys.argv[2])
+    folder.mkdir()
     rng = random.Random(4)
+    groups = ("networks", "ema", "optimizers")
 
     def contents(count):
-        return {g: {str(i): torch.full((20_000,), float(count)) for i in range(3)} for g in ("networks", "ema", "optimizers")}
+        return {g: {str(i): torch.full((20_000,), float(count)) for i in range(3)} for g in groups}
 
     def work(step, count, report):
         while True:  # each step is saved twice: the second save replaces the first
@@ -319,18 +319,19 @@ KILLER = """
             reports += part
         os.close(read)
         lines = reports.decode().splitlines()
-        interrupted += any(path.name.startswith(".") and path.name != ".lock" for path in folder.iterdir()) if folder.exists() else 0
+        interrupted += any(path.name.startswith((".tmp", ".replaced")) for path in folder.iterdir())
         found = newest_valid(folder, said.append)
         if lines:
             done_step, done_count = map(int, lines[-1].split())
-            assert found is not None and found.step >= done_step and found.state["count"] >= done_count, "a finished save is lost"
+            assert found is not None and found.step >= done_step, "a finished save is lost"
+            assert found.state["count"] >= done_count, "a finished save is lost"
         if found is not None:
             assert found.step >= step and found.state["count"] >= count, "it went backwards"
-            for group in ("networks", "ema", "optimizers"):
+            for group in groups:
                 for value in found.tensors(group).values():
                     assert torch.all(value == found.state["count"]), "parts of two saves"
             step, count = found.step, found.state["count"]
-        names = [path.name for path in folder.iterdir() if path.name != ".lock"] if folder.exists() else []
+        names = [path.name for path in folder.iterdir() if path.name != ".lock"]
         assert all(name.startswith("step_") for name in names), names
         assert len(names) <= 2 + 2, names  # kept, the best, and one whose pruning was killed
         for name in names:
