@@ -29,8 +29,10 @@ def _face_backdrop(canvas: Canvas, rng: np.random.Generator, noise: Noise) -> No
     for _ in range(rng.integers(0, 9)):
         x, y, r = rng.uniform(0, canvas.aspect), rng.uniform(0, 0.8), rng.uniform(0.02, 0.07)
         light = rgb(hue + rng.normal(0, 0.15), 0.3, 1.0)
-        disc = 0.3 / (1 + np.exp(np.clip((np.hypot(canvas.x - x, canvas.y - y) - r) * 260, -30, 30)))
-        canvas.pixels += disc[..., None] * (light - canvas.pixels)
+        rows, columns = canvas.window(x, y, r + 0.04, r + 0.04)
+        distance = np.hypot(canvas.x[:, columns] - x, canvas.y[rows] - y) - r
+        disc = (0.3 / (1 + np.exp(np.clip(distance * 260, -30, 30)))).astype(np.float32)
+        canvas.pixels[rows, columns] += disc[..., None] * (light - canvas.pixels[rows, columns])
 
 
 def _hair_shader(base: Array, rng: np.random.Generator, noise: Noise, cx: float, curl: float) -> Callable[..., Array]:
