@@ -59,14 +59,15 @@ def wobble(polygon: Array, rng: np.random.Generator, amplitude: float, waves: in
     normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-12
     arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(polygon, axis=0), axis=1))])
     turn = arc / (arc[-1] + np.linalg.norm(polygon[0] - polygon[-1])) * 2 * np.pi
-    push = np.zeros(len(polygon))
-    for k in range(1, waves + 1):
-        push += np.sin(k * turn + rng.uniform(0, 2 * np.pi)) * rng.normal() / np.sqrt(k)
+    phase, size = np.array([(rng.uniform(0, 2 * np.pi), rng.normal()) for _ in range(waves)]).T
+    k = np.arange(1, waves + 1)
+    push = (size / np.sqrt(k)) @ np.sin(k[:, None] * turn + phase[:, None])
     return polygon + normal * (amplitude * push / np.sqrt(np.log(waves) + 1))[:, None]
 
 
 Window = tuple[slice, slice]
 """Rows and columns of a rectangular part of a grid."""
+_ALL = (slice(None), slice(None))
 
 
 def inside(polygon: Array, height: int, width: int, scale: float) -> tuple[Window, Array]:
@@ -81,6 +82,10 @@ def inside(polygon: Array, height: int, width: int, scale: float) -> tuple[Windo
     Returns:
         The part of the grid that the polygon lies in, and its mask there (bool).
     """
+    if len(polygon) == 4 and (polygon[[0, 1, 2, 3], [1, 0, 1, 0]] == polygon[[1, 2, 3, 0], [1, 0, 1, 0]]).all():
+        limits = np.ceil(polygon[[0, 2]] / scale - 0.5).clip(0, (width, height)).astype(np.int64)  # an upright rectangle
+        (left, top), (right, bottom) = np.sort(limits, axis=0).tolist()
+        return (slice(top, bottom), slice(left, right)), np.ones((bottom - top, right - left), bool)
     x0, y0 = polygon[:, 0] / scale - 0.5, polygon[:, 1] / scale - 0.5
     x1, y1 = np.concatenate([x0[1:], x0[:1]]), np.concatenate([y0[1:], y0[:1]])
     start, end = np.ceil(y0).clip(0, height).astype(np.int64), np.ceil(y1).clip(0, height).astype(np.int64)
@@ -103,9 +108,11 @@ def inside(polygon: Array, height: int, width: int, scale: float) -> tuple[Windo
 class Noise:
     """Value noise: a random lattice, smoothly interpolated and periodic, with values in [-1, 1]."""
 
-    def __init__(self, rng: np.random.Generator, cells: int = 64) -> None:
-        self.lattice = rng.uniform(-1.0, 1.0, (cells, cells)).astype(np.float32)
-        self.wrapped = np.pad(self.lattice, (0, 1), mode="wrap")
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.lattice = rng.uniform(-1.0, 1.0, (64, 64)).astype(np.float32)  # a power of two, to wrap by a bit mask
+        right, below = np.roll(self.lattice, -1, axis=1), np.roll(self.lattice, -1, axis=0)
+        corners = np.stack([self.lattice, right, below, np.roll(below, -1, axis=1)], axis=-1)
+        self.corners = corners.reshape(-1, 4).view(np.complex128).reshape(-1)  # 16 bytes: all four in one look-up
 
     def __call__(self, x: Array, y: Array) -> Array:
         """Sample at lattice coordinates: `x` and `y` of equal shape, or a row (1, W) and a column (H, 1); returns float32."""
@@ -113,17 +120,14 @@ class Noise:
         floor_x, floor_y = np.floor(x), np.floor(y)
         fx, fy = (x - floor_x).astype(np.float32), (y - floor_y).astype(np.float32)
         fx, fy = fx * fx * (3 - 2 * fx), fy * fy * (3 - 2 * fy)
-        ix, iy = floor_x.astype(np.int32) % n, floor_y.astype(np.int32) % n
+        ix, iy = floor_x.astype(np.int32) & (n - 1), floor_y.astype(np.int32) & (n - 1)
         if np.ndim(x) == 2 and x.shape[0] == 1 and y.shape[1] == 1:  # a grid: along y first, then along x
-            rows = self.lattice[iy[:, 0]] * (1 - fy) + self.wrapped[iy[:, 0] + 1, :-1] * fy
-            rows = np.concatenate([rows, rows[:, :1]], axis=1)
-            return rows[:, ix[0]] * (1 - fx) + rows[:, ix[0] + 1] * fx
-        at, flat = iy * (n + 1) + ix, self.wrapped.reshape(-1)
-        a, b, c, d = (flat.take(at + step) for step in (0, 1, n + 1, n + 2))
-        a += (b - a) * fx
-        c += (d - c) * fx
-        a += (c - a) * fy
-        return a
+            rows = self.lattice[iy[:, 0]] * (1 - fy) + self.lattice[(iy[:, 0] + 1) & (n - 1)] * fy
+            return rows[:, ix[0]] * (1 - fx) + rows[:, (ix[0] + 1) & (n - 1)] * fx
+        found = self.corners.take(iy * n + ix).view(np.float32).reshape(*np.shape(ix), 4)
+        top = found[..., 0] + (found[..., 1] - found[..., 0]) * fx
+        bottom = found[..., 2] + (found[..., 3] - found[..., 2]) * fx
+        return top + (bottom - top) * fy
 
     def octaves(self, x: Array, y: Array, count: int = 4) -> Array:
         """Sum of `count` octaves, each twice as fine and half as strong; roughly [-1, 1]."""
@@ -165,6 +169,18 @@ class Canvas:
         top, bottom = np.clip([(cy - ry) * fine_h, (cy + ry) * fine_h + 1], 0, fine_h).astype(int)
         left, right = np.clip([(cx - rx) * fine_h, (cx + rx) * fine_h + 1], 0, fine_w).astype(int)
         return slice(top, bottom), slice(left, right)
+
+    def multiply(self, gain: Array, window: Window = _ALL) -> None:
+        """Multiply the fine samples of a window by `gain`, broadcast to (h, w)."""
+        for channel in range(3):  # numpy is slow at inner loops of three
+            plane = self.pixels[..., channel][window]
+            plane *= gain
+
+    def blend(self, amount: Array, colour: Colour, window: Window = _ALL) -> None:
+        """Move the fine samples of a window towards `colour` by `amount`, broadcast to (h, w), 0 to 1."""
+        for channel in range(3):
+            plane = self.pixels[..., channel][window]
+            plane += amount * (np.float32(colour[channel]) - plane)
 
     def fill(
         self,
@@ -217,23 +233,23 @@ class Canvas:
         return mask
 
     def _spot(self, cx: float, cy: float, rx: float, ry: float, amount: float, mask: Array | None) -> tuple[Window, Array]:
-        """A soft elliptical spot (h, w, 1) with `amount` in its middle, and the window outside of which it cannot be seen."""
+        """A soft elliptical spot (h, w) with `amount` in its middle, and the window outside of which it cannot be seen."""
         window = self.window(cx, cy, 3.5 * rx, 3.5 * ry)
         across = np.exp(-(((self.x[:, window[1]] - cx) / rx) ** 2))
         spot = amount * np.exp(-(((self.y[window[0]] - cy) / ry) ** 2)) * across
         if mask is not None:
             spot *= mask[window]
-        return window, spot[..., None]
+        return window, spot
 
     def shade(self, cx: float, cy: float, rx: float, ry: float, amount: float, mask: Array | None = None) -> None:
         """Multiply a soft elliptical spot by 1 + amount, optionally inside `mask` only."""
         window, spot = self._spot(cx, cy, rx, ry, amount, mask)
-        self.pixels[window] *= 1 + spot
+        self.multiply(1 + spot, window)
 
     def tint(self, cx: float, cy: float, rx: float, ry: float, colour: Colour, amount: float, mask: Array) -> None:
         """Blend a soft elliptical spot of `colour` into the samples of `mask`."""
         window, spot = self._spot(cx, cy, rx, ry, amount, mask)
-        self.pixels[window] += spot * (np.asarray(colour, np.float32) - self.pixels[window])
+        self.blend(spot, colour, window)
 
     def finish(self, rng: np.random.Generator, grain: float = 0.012) -> tuple[Array, Array]:
         """Average the fine samples, add film grain; returns (image (H,W,3) uint8, labels (H,W) uint8)."""
@@ -266,10 +282,10 @@ def frame_size(size: int | tuple[int, int]) -> tuple[int, int]:
 def sky(canvas: Canvas, rng: np.random.Generator, noise: Noise) -> None:
     """Paint the whole canvas with a sky: a gradient and clouds."""
     zenith, horizon = rgb(0.58, rng.uniform(0.1, 0.55), rng.uniform(0.6, 0.9)), np.array([0.88, 0.91, 0.94])
-    t = np.clip(canvas.y * 1.4, 0, 1)[..., None]
-    canvas.pixels[:] = zenith * (1 - t) + horizon * t
-    cloud = np.clip(noise.octaves(canvas.x * 2.2, canvas.y * 5, 5) * 1.2 - rng.uniform(-0.2, 0.5), 0, 0.85)[..., None]
-    canvas.pixels += cloud * (0.97 - canvas.pixels)
+    canvas.pixels[:] = zenith
+    canvas.blend(np.clip(canvas.y * 1.4, 0, 1), horizon)
+    cloud = np.clip(noise.octaves(canvas.x * 2.2, canvas.y * 5, 5) * 1.2 - rng.uniform(-0.2, 0.5), 0, 0.85)
+    canvas.blend(cloud, (0.97, 0.97, 0.97))
 
 
 def wall_shader(rng: np.random.Generator, noise: Noise, base: Array, bricks: bool) -> Callable[..., Array]:
