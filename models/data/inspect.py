@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="read the first N pictures only (default: all)")
     parser.add_argument("--out", type=Path, help="write a contact sheet here (PNG): picture, labels, overlay, class names")
     parser.add_argument("--count", type=int, default=8, help="rows of the contact sheet (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=192, help="height and width of its cells in pixels (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, default=192, help="height and width of its cells in pixels (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="write the statistics here (JSON)")
 
 
@@ -67,7 +69,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def sheet(source: Source, found: Statistics, count: int, size: int) -> np.ndarray:
-    """Draw picture, coloured labels and overlay of `count` readable pictures, spread over the set, and the class names.
+    """Draw picture, coloured labels and overlay of `count` readable pictures, spread over the set, and the names of the classes found.
 
     Args:
         source: the set.
@@ -89,7 +91,9 @@ def sheet(source: Source, found: Statistics, count: int, size: int) -> np.ndarra
         overlay = (item.image.astype(np.uint16) + colours) // 2
         rows.append([np.ascontiguousarray(item.image), colours, overlay.astype(np.uint8)])
     grid = contact_sheet(rows, ("picture", "labels", "overlay"))
-    return contact_sheet([[grid, legend(source.classes, palette(regions), grid.shape[0])]])
+    seen = [k for k in range(regions) if found.presence[k]]
+    names = [f"{k} {source.classes[k]}" for k in seen]
+    return contact_sheet([[grid, legend(names, palette(regions)[seen], grid.shape[0])]])
 
 
 def _progress(length: int, limit: int | None) -> Callable[[int], object] | None:

@@ -58,10 +58,10 @@ def text(line: str, height: int, width: int) -> np.ndarray:
 
 
 def legend(names: Sequence[str], colours: np.ndarray, height: int) -> np.ndarray:
-    """Class names beside their colours, in as many columns as `height` asks for.
+    """Names beside their colours, in as many columns as `height` asks for.
 
     Args:
-        names: K class names.
+        names: K lines of text.
         colours: (K, 3) uint8.
         height: pixels.
 
@@ -74,7 +74,7 @@ def legend(names: Sequence[str], colours: np.ndarray, height: int) -> np.ndarray
     for k, name in enumerate(names):
         top, left = k % lines * step, k // lines * width
         panel[top + 1 : top + step - 1, left + 2 : left + 14] = colours[k]
-        panel[top : top + step, left + 16 : left + width] = text(f"{k} {name}", step, width - 16)
+        panel[top : top + step, left + 16 : left + width] = text(name, step, width - 16)
     return panel
 
 
