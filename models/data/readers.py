@@ -182,8 +182,8 @@ def coco_stuff(root: Path, split: str) -> Found:
 
     Layouts: `train2017/*.jpg` (or `images/train2017`) + `stuffthingmaps/train2017/*.png` (or `annotations/train2017`), with
     `instances/train2017/*.png` beside them; or `train_img`, `train_label`, `train_inst` as prepared for SPADE; `val...`
-    likewise. Splits train and val. Size 256 x 256; papers scale pictures to 286 x 286 and crop (load_size=286, crop="random"), and
-    squeeze them to 256 x 256 for validation (crop="none"). Nothing swaps.
+    likewise. Splits train and val. Size 256 x 256; papers scale pictures to 286 x 286 and crop (load_size=286, crop="random"),
+    and squeeze them to 256 x 256 for validation (crop="none"). Nothing swaps.
     """
     options = {
         part: [
@@ -246,8 +246,8 @@ def gta5(root: Path, split: str) -> Found:
     """GTA-5 (Playing for Data): 12,403 + 6,382 + 6,181 pictures, Cityscapes' 19 evaluated classes and "others".
 
     Layout: `images/<5 digits>.png`, `labels/<5 digits>.png` with Cityscapes' label ids (those outside the 19 become
-    "others"), and `split.mat` (read with scipy). In the simple layout, with other names, ids are 0..19 as in the prepared set of the
-    class-wise VAE, whose test part is the val split here. Size 256 x 512. Nothing swaps.
+    "others"), and `split.mat` (read with scipy). In the simple layout, with other names, ids are 0..19 as in the prepared
+    set of the class-wise VAE, whose test part is the val split here. Size 256 x 512. Nothing swaps.
     """
     original = {stem: path for stem, path in files(root / "images").items() if len(stem) == 5 and stem.isdigit()}
     if not original:
@@ -291,9 +291,9 @@ def deepfashion(root: Path, split: str) -> Found:
     """DeepFashion In-shop with parsing maps: 16 ids.
 
     Layout: pictures `<folders>/id_<8 digits>/<view>.jpg` below `img_highres` (or `img`), maps `<view>_segment.png` in
-    published colours beside them, or in the same folders below `img_highres_seg`; names here are `<item>_<view>`. Only pictures
-    with a map are listed. Splits from `Eval/list_eval_partition.txt` (or the file in root): train; query and gallery = val.
-    Pictures are padded to squares, white at the sides, and used at 256 x 256 (class-wise VAE, which also leaves out pictures
+    published colours beside them, or in the same folders below `img_highres_seg`; names here are `<item>_<view>`. Only
+    pictures with a map are listed. Splits from `Eval/list_eval_partition.txt` (or the file in root): train; query and
+    gallery = val. Pictures are padded to squares, white at the sides, and used at 256 x 256 (class-wise VAE, which also leaves out pictures
     without a face: give `names`). Nothing swaps.
     """
     colours = {rgb: k for k, rgb in enumerate(DEEPFASHION_COLOURS)}
@@ -362,8 +362,8 @@ def folder(
 
     Layout: `[<split>/]images/*`, `labels/*.png` (palette or grey, pixel value = class id), and where there are such:
     `instances/*.png` (pixel value = object) or `edges/*.png` (non-zero = edge). Class names: one per line, in the order
-    of the ids, in `root/classes.txt` (or `label_list.txt`; a leading number on every line is skipped); or option `classes`, names or
-    their number. `unknown_id`: stored id of pixels without a class. `first_id`: stored id of the first class. Classes
+    of the ids, in `root/classes.txt` (or `label_list.txt`; a leading number on every line is skipped); or option `classes`,
+    names or their number. `unknown_id`: stored id of pixels without a class. `first_id`: stored id of the first class. Classes
     named l_x and r_x, or left... and right..., swap in a flip.
     """
     listing = next((p for p in (root / "classes.txt", root / "label_list.txt") if p.is_file()), None)

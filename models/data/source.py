@@ -94,8 +94,8 @@ class LabelSet:
 
         Args:
             policy: what stored id `unknown` becomes. "class": a last class named "unknown" (as the published SPADE code
-                does; nothing changes where it is a class of the set already); "none": no class (and if it was the last class of
-                the set, that class goes); or the name of a class.
+                does; nothing changes where it is a class of the set already); "none": no class (and if it was the last
+                class of the set, that class goes); or the name of a class.
 
         Raises:
             ValueError: another policy.
