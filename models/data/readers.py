@@ -182,8 +182,8 @@ def coco_stuff(root: Path, split: str) -> Found:
 
     Layouts: `train2017/*.jpg` (or `images/train2017`) + `stuffthingmaps/train2017/*.png` (or `annotations/train2017`), with
     `instances/train2017/*.png` beside them; or `train_img`, `train_label`, `train_inst` as prepared for SPADE; `val...`
-    likewise. Splits train and val. Size 256 x 256; papers scale pictures to 286 x 286 and crop (load_size=286, crop="random"),
-    and squeeze them to 256 x 256 for validation (crop="none"). Nothing swaps.
+    likewise. Splits train and val. Size 256 x 256; papers scale pictures to 286 x 286 and crop (load_size=286,
+    crop="random"), and squeeze them to 256 x 256 for validation (crop="none"). Nothing swaps.
     """
     options = {
         part: [
@@ -293,8 +293,8 @@ def deepfashion(root: Path, split: str) -> Found:
     Layout: pictures `<folders>/id_<8 digits>/<view>.jpg` below `img_highres` (or `img`), maps `<view>_segment.png` in
     published colours beside them, or in the same folders below `img_highres_seg`; names here are `<item>_<view>`. Only
     pictures with a map are listed. Splits from `Eval/list_eval_partition.txt` (or the file in root): train; query and
-    gallery = val. Pictures are padded to squares, white at the sides, and used at 256 x 256 (class-wise VAE, which also leaves out pictures
-    without a face: give `names`). Nothing swaps.
+    gallery = val. Pictures are padded to squares, white at the sides, and used at 256 x 256 (class-wise VAE, which
+    also leaves out pictures without a face: give `names`). Nothing swaps.
     """
     colours = {rgb: k for k, rgb in enumerate(DEEPFASHION_COLOURS)}
     label_set = LabelSet(DEEPFASHION, (256, 256), colours=colours, pad=(255, 255, 255))
@@ -363,8 +363,8 @@ def folder(
     Layout: `[<split>/]images/*`, `labels/*.png` (palette or grey, pixel value = class id), and where there are such:
     `instances/*.png` (pixel value = object) or `edges/*.png` (non-zero = edge). Class names: one per line, in the order
     of the ids, in `root/classes.txt` (or `label_list.txt`; a leading number on every line is skipped); or option `classes`,
-    names or their number. `unknown_id`: stored id of pixels without a class. `first_id`: stored id of the first class. Classes
-    named l_x and r_x, or left... and right..., swap in a flip.
+    names or their number. `unknown_id`: stored id of pixels without a class. `first_id`: stored id of the first class.
+    Classes named l_x and r_x, or left... and right..., swap in a flip.
     """
     listing = next((p for p in (root / "classes.txt", root / "label_list.txt") if p.is_file()), None)
     if isinstance(classes, int):
