@@ -73,7 +73,9 @@ class SPADEConfig(Config):
     """Settings of SPADE."""
 
     generator: spade.Config = field(default_factory=lambda: spade.Config(spectral_norm=True))
-    encoder: spade.EncoderConfig = field(default_factory=lambda: spade.EncoderConfig(spectral_norm=True))  # with use_vae
+    encoder: spade.EncoderConfig = field(
+        default_factory=lambda: spade.EncoderConfig(spectral_norm=True)
+    )  # image encoder of the VAE: only with generator.use_vae
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ class CLADEConfig(Config):
     """Settings of CLADE."""
 
     generator: clade.Config = field(default_factory=lambda: clade.Config(spectral_norm=True))
-    encoder: spade.EncoderConfig = field(default_factory=lambda: spade.EncoderConfig(spectral_norm=True))  # with use_vae
+    encoder: spade.EncoderConfig = field(
+        default_factory=lambda: spade.EncoderConfig(spectral_norm=True)
+    )  # image encoder of the VAE: only with generator.use_vae
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,7 @@ class ReconstructionTask(Task):
         generator = self.networks["generator"]
         assert isinstance(generator, RegionGenerator)
         self.plans = plans_of(generator)
-        self._fakes: list[tuple[Tensor, Tensor]] = []  # real and generated images, from one phase to the next
+        self._fakes: list[tuple[int, Tensor, Tensor]] = []  # step, real and generated images, from one phase to the next
 
     @abstractmethod
     def make_generators(self) -> dict[str, nn.Module]:
@@ -240,16 +244,16 @@ class ReconstructionTask(Task):
         """Return the weighted losses of "generator" or "discriminator" (see the module's docstring)."""
         if phase not in self.phases:
             raise ValueError(f"phase: expected one of {', '.join(self.phases)}, got {phase!r}")
-        return self.generator_losses(batch) if phase == "generator" else self.discriminator_losses(batch, step)
+        return self.generator_losses(batch, step) if phase == "generator" else self.discriminator_losses(batch, step)
 
-    def generator_losses(self, batch: Batch) -> dict[str, Tensor]:
+    def generator_losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return the losses of the generator's step."""
         config, real, discriminator = self.config, batch.image, self.networks["discriminator"]
         assert isinstance(discriminator, MultiScaleDiscriminator)
         regions = self.regions(batch)
         fake, losses = self.fake(batch, regions, self.networks, sample=True)
         if config.reuse_fakes:
-            self._fakes.append((real, fake.detach()))
+            self._fakes = [*(kept for kept in self._fakes if kept[0] == step), (step, real, fake.detach())]
         iterating = discriminator.training
         with torch.no_grad():
             parts = discriminator.read_map(regions, (real.shape[2], real.shape[3]))
@@ -273,8 +277,8 @@ class ReconstructionTask(Task):
         """Return the losses of the discriminator's step."""
         config, real, discriminator = self.config, batch.image, self.networks["discriminator"]
         regions = self.regions(batch)
-        kept = [fake for image, fake in self._fakes if image is real]
-        self._fakes = [pair for pair in self._fakes if pair[0] is not real]
+        kept = [fake for _, image, fake in self._fakes if image is real]
+        self._fakes = [pair for pair in self._fakes if pair[1] is not real]
         with torch.no_grad():
             fake = kept[-1] if kept else self.fake(batch, regions, self.networks, sample=True)[0]
         features = discriminator(torch.cat((fake.to(real.dtype), real)), regions)
