@@ -49,7 +49,8 @@ def r1_penalty(
             if scale.dim() < 1 or scale.shape[0] != images.shape[0]:
                 raise ValueError(f"discriminate: expected logits of {images.shape[0]} images, got {tuple(scale.shape)}")
         # images do not see each other, so the gradient of the sum is each one's own
-        total = sum(scale.flatten(1).mean(1).sum() for scale in scales) / len(scales)
+        # the sum over images of the mean over patches
+        total = sum(scale.sum() * (len(scale) / max(scale.numel(), 1)) for scale in scales) / len(scales)
         if not isinstance(total, Tensor) or not total.requires_grad:
             raise ValueError("discriminate: expected logits that depend on the images, got constants")
         (gradient,) = torch.autograd.grad(total, images, create_graph=True)
