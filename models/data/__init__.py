@@ -1,6 +1,14 @@
-"""Data for demos, tests, benchmarks and training: folders of image + label pairs, pictures drawn by code."""
+"""Data for training, evaluation, demos and tests: readers of the papers' sets, pictures drawn by code, batches with region maps.
 
+source = open_source("datasets/CelebAMask-HQ", split="train")
+dataset = RegionDataset(source, 256, crop="random", load_size=286, flip=0.5)
+batch = next(Loader(dataset, batch_size=8, workers=4, device="cuda"))     # .image, .regions
+"""
+
+from .batch import Batch, Collate, edges_of_instances
+from .dataset import Item, RegionDataset
 from .folder import Pair, list_pairs, load_folder, read_pair
+from .loader import Loader
 from .procedural import (
     FACADE_CLASSES,
     FACE_CLASSES,
@@ -14,21 +22,38 @@ from .procedural import (
     draw_street,
     palette,
 )
+from .sets import KINDS, ProceduralSource, guess_kind, open_source
+from .source import FileSource, LabelSet, Record, Sample, Source
 
 __all__ = [
     "FACADE_CLASSES",
     "FACE_CLASSES",
+    "KINDS",
     "NUM_CLASSES",
     "STREET_CLASSES",
+    "Batch",
+    "Collate",
+    "FileSource",
+    "Item",
+    "LabelSet",
+    "Loader",
     "Pair",
+    "ProceduralSource",
+    "Record",
+    "RegionDataset",
+    "Sample",
+    "Source",
     "colorize",
     "draw",
     "draw_batch",
     "draw_facade",
     "draw_face",
     "draw_street",
+    "edges_of_instances",
+    "guess_kind",
     "list_pairs",
     "load_folder",
+    "open_source",
     "palette",
     "read_pair",
 ]

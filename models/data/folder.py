@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+LABEL_MODES = ("P", "L", "1", "I", "I;16", "I;16B")
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,20 @@ def list_pairs(directory: str | os.PathLike[str]) -> list[Pair]:
     return pairs
 
 
-def _open(path: Path) -> Image.Image:
+def open_picture(path: Path) -> Image.Image:
+    """Read an image file into a Pillow image. ValueError, naming the file, when that fails; ImportError without Pillow."""
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError as error:  # pragma: no cover - depends on the installation
         raise ImportError("reading image files needs pillow: pip install 'mixsyn_fast[models]'") from error
     try:
         picture = Image.open(path)
         picture.load()
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except MemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # decoders raise all kinds on damaged files: OSError, SyntaxError, struct.error, zlib.error ...
         raise ValueError(f"{path}: not a readable image file ({error})") from error
     return picture
 
@@ -101,8 +107,8 @@ def read_pair(
         ValueError: unreadable file, colour label map, sizes that differ, ids out of range; the message
             names the file.
     """
-    picture, plane = _open(pair.image), _open(pair.labels)
-    if plane.mode not in ("P", "L", "1", "I", "I;16"):
+    picture, plane = open_picture(pair.image), open_picture(pair.labels)
+    if plane.mode not in LABEL_MODES:
         raise ValueError(f"{pair.labels}: expected a palette or grey PNG (pixel value = class id), got mode {plane.mode}")
     if picture.size != plane.size:
         raise ValueError(

@@ -1,0 +1,195 @@
+"""A batch for training: images, region map, names; as one piece of memory on its way from a worker to the device.
+
+A region map that carries its label patterns holds many tensors. Sent one by one, each takes a file descriptor of shared
+memory, a page-locking and a copy; so a batch is packed into one buffer, of which its tensors are views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixsyn_fast import RegionMap
+
+if TYPE_CHECKING:
+    from .dataset import Item
+
+_ALIGNMENT = 64  # bytes: every tensor of a packed batch begins on a cache line
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Batch:
+    """B pictures with their label maps, on one device."""
+
+    image: Tensor
+    """(B, 3, H, W) float32 in [-1, 1], channels_last."""
+    regions: RegionMap
+    """Labels, edges where the source has them, and the label patterns planned by the loader."""
+    names: tuple[str, ...]
+    """Stem of every picture."""
+    index: Tensor
+    """(B,) int64: index in the source, always in the computer's main memory."""
+    skipped: tuple[str, ...] = ()
+    """Names of bad files that another picture of the batch stands in for."""
+    reasons: tuple[str, ...] = ()
+    """What was wrong with each of them."""
+
+    def __len__(self) -> int:
+        return self.image.shape[0]
+
+    def __repr__(self) -> str:
+        return f"Batch(image={tuple(self.image.shape)}, regions={self.regions}, names={self.names}, skipped={self.skipped})"
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Return the batch on a device (itself when it is there), in one copy; asynchronous from pinned memory if asked."""
+        device = torch.device(device)
+        here = self.image.device
+        if here.type == device.type and device.index in (None, here.index):
+            return self
+        return self._moved(lambda buffer: buffer.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory."""
+        return self._moved(lambda buffer: buffer.pin_memory())
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        buffer, skeleton = _pack((self.image, self.regions))
+        image, regions = _unpack(move(buffer), skeleton)
+        return replace(self, image=image, regions=regions)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        buffer, skeleton = _pack(tuple(getattr(self, part.name) for part in fields(self)))
+        return _rebuild, (buffer, skeleton)
+
+
+def _rebuild(buffer: Tensor, skeleton: Any) -> Batch:
+    return Batch(*_unpack(buffer, skeleton))
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where a tensor lies in a packed buffer."""
+
+    offset: int  # bytes
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def _walk(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Rebuild a nest of tuples, dicts and region maps with `leaf` applied to its tensors and slots, in a fixed order."""
+    if isinstance(value, (Tensor, _Slot)):
+        return leaf(value)
+    if isinstance(value, RegionMap):
+        made = RegionMap.__new__(RegionMap)
+        made.__dict__.update(_walk(vars(value), leaf))
+        return made
+    if isinstance(value, dict):
+        return {key: _walk(item, leaf) for key, item in value.items()}
+    if isinstance(value, tuple):
+        items = [_walk(item, leaf) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value
+
+
+def _pack(value: Any) -> tuple[Tensor, Any]:
+    """Return (buffer (N,) uint8, `value` with slots in place of its tensors). Nothing is copied if one storage holds all."""
+    tensors: list[Tensor] = []
+    _walk(value, tensors.append)
+    storages = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    slots = []
+    if len(storages) == 1 and len(tensors) > 1:
+        storage = tensors[0].untyped_storage()
+        buffer = torch.empty(0, dtype=torch.uint8, device=tensors[0].device).set_(storage)  # type: ignore[call-overload]
+        for tensor in tensors:
+            start = tensor.storage_offset() * tensor.element_size()
+            slots.append(_Slot(start, tensor.dtype, tuple(tensor.shape), tensor.stride()))
+    else:
+        end = 0
+        for tensor in tensors:
+            dense = torch.empty_like(tensor, device="meta")  # its strides, without gaps
+            slots.append(_Slot(end, tensor.dtype, tuple(tensor.shape), dense.stride()))
+            end += -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
+        buffer = torch.zeros(end, dtype=torch.uint8, device=tensors[0].device)
+        for tensor, slot in zip(tensors, slots, strict=True):
+            _view(buffer, slot).copy_(tensor)
+    at = iter(slots)
+    return buffer, _walk(value, lambda _: next(at))
+
+
+def _unpack(buffer: Tensor, skeleton: Any) -> Any:
+    return _walk(skeleton, lambda slot: _view(buffer, slot))
+
+
+def _view(buffer: Tensor, slot: _Slot) -> Tensor:
+    count = 1
+    for side in slot.shape:
+        count *= side
+    data = buffer[slot.offset : slot.offset + count * slot.dtype.itemsize].view(slot.dtype)
+    return data.as_strided(slot.shape, slot.stride, data.storage_offset())
+
+
+def edges_of_instances(instances: np.ndarray) -> np.ndarray:
+    """Mark the pixels at the borders of objects.
+
+    Args:
+        instances: (H, W) integer ids, equal for pixels of one object.
+
+    Returns:
+        (H, W) bool: the pixel differs from the one above, below, left or right of it (so both pixels of a pair are marked),
+        the edge map of Wang et al. 2018 ("pix2pixHD", section 3.3) that SPADE takes as a further channel.
+
+    Raises:
+        ValueError: not two-dimensional.
+    """
+    if instances.ndim != 2:
+        raise ValueError(f"instances: expected shape (H, W), got {instances.shape}")
+    edges = np.zeros(instances.shape, bool)
+    across, down = instances[:, 1:] != instances[:, :-1], instances[1:] != instances[:-1]
+    edges[:, 1:] |= across
+    edges[:, :-1] |= across
+    edges[1:] |= down
+    edges[:-1] |= down
+    return edges
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Make a batch of items; runs in the workers, so that label patterns cost the training process nothing.
+
+    Args:
+        num_regions: K.
+        plans: (size, per_image) for every :meth:`mixsyn_fast.RegionMap.plan` that the generator will ask for.
+    """
+
+    num_regions: int
+    plans: tuple[tuple[tuple[int, int], bool], ...] = ()
+
+    def __call__(self, items: Sequence[Item]) -> Batch:
+        """Collate items of one size.
+
+        Raises:
+            ValueError: no items, sizes differ, edges in some only, labels out of range.
+        """
+        sizes = {item.labels.shape for item in items}
+        if len(sizes) != 1:
+            raise ValueError(f"items: expected one or more of one size, got sizes {sorted(sizes)}")
+        pictures = torch.from_numpy(np.stack([item.image for item in items]))
+        image = pictures.to(torch.float32).mul_(2 / 255).sub_(1).permute(0, 3, 1, 2)  # channels_last without a copy
+        with_edges = [item for item in items if item.edges is not None]
+        if len(with_edges) not in (0, len(items)):
+            without = next(item.name for item in items if item.edges is None)
+            raise ValueError(f"items: expected edges in all or none, got {with_edges[0].name} with and {without} without")
+        edges = torch.from_numpy(np.stack([item.edges for item in with_edges])) if with_edges else None  # type: ignore[misc]
+        labels = torch.from_numpy(np.stack([item.labels for item in items]))
+        regions = RegionMap(labels, self.num_regions, ignore_index=-1, edges=edges)
+        for size, per_image in self.plans:
+            regions.plan(size, per_image)
+        bad = dict(pair for item in items for pair in item.skipped)
+        index = torch.tensor([item.index for item in items], dtype=torch.int64)
+        return Batch(image, regions, tuple(item.name for item in items), index, tuple(bad), tuple(bad.values()))

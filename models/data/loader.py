@@ -1,0 +1,226 @@
+"""Batches in an order that any number of processes and workers agrees on, and that a resumed run goes on with exactly.
+
+Epoch e is the permutation drawn from (seed, e). Batch n of all processes together is a slice of the epochs' concatenation;
+every process takes its contiguous part of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from mixsyn_fast import RegionMap
+
+from .batch import Batch, Collate
+from .dataset import RegionDataset
+
+Keys = list[tuple[int, int]]
+"""(epoch, index) of every item of a batch."""
+
+
+class Loader:
+    """Endless batches for training (`next(loader)`), and one pass in order for validation (:meth:`once`).
+
+    Args:
+        dataset: the pictures.
+        batch_size: of all processes together.
+        workers: worker processes; 0 reads in this process. They run one thread each.
+        rank: number of this process, 0 to world - 1.
+        world: number of processes.
+        seed: of the order.
+        plans: (size, per_image) pairs of :meth:`mixsyn_fast.RegionMap.plan` computed with every batch.
+        shuffle: False keeps the order 0, 1, 2 ... in every epoch.
+        drop_last: True leaves out the pictures of an epoch that do not fill a batch (others in every epoch); False fills the
+            batch from the next epoch. All batches are full.
+        device: a CUDA device gets pinned, asynchronous copies, one batch ahead on a stream of its own; None or the CPU: none.
+
+    Raises:
+        ValueError: an argument out of its range, a batch that does not divide by `world`, fewer pictures than a batch with
+            `drop_last`. From `next`: a bad file with on_error="raise". RuntimeError from `next`: a worker died.
+
+    :attr:`data_seconds` is how long the last `next` took: what the training process waited for data.
+    """
+
+    def __init__(
+        self,
+        dataset: RegionDataset,
+        batch_size: int,
+        *,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        plans: Sequence[tuple[tuple[int, int], bool]] = (),
+        shuffle: bool = True,
+        drop_last: bool = True,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if workers < 0 or world < 1 or not 0 <= rank < world:
+            raise ValueError(f"workers, rank, world: expected 0 or more, and rank < world, got {workers}, {rank}, {world}")
+        if batch_size < 1 or batch_size % world:
+            raise ValueError(f"batch_size: expected a positive multiple of the {world} processes, got {batch_size}")
+        if drop_last and len(dataset) < batch_size:
+            raise ValueError(
+                f"batch_size: expected at most the {len(dataset)} pictures there are, got {batch_size} (or take drop_last=False)"
+            )
+        self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
+        self.rank, self.world, self.seed = rank, world, seed
+        self.shuffle, self.drop_last = shuffle, drop_last
+        self.device = None if device is None else torch.device(device)
+        self.data_seconds = 0.0
+        self._collate = Collate(dataset.num_regions, tuple((tuple(size), bool(own)) for size, own in plans))
+        self._drawn = 0
+        self._batches: Iterator[Batch] | None = None
+
+    @property
+    def batches_per_epoch(self) -> float:
+        """Batches that an epoch gives; not a whole number with drop_last=False."""
+        length = len(self.dataset)
+        return length // self.batch_size if self.drop_last else length / self.batch_size
+
+    # --- order --------------------------------------------------------------------------------------------------------
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        length = len(self.dataset)
+        return np.random.default_rng([self.seed, epoch]).permutation(length) if self.shuffle else np.arange(length)
+
+    def _keys_from(self, batch: int) -> Iterator[Keys]:
+        """This process's keys of batch number `batch` and of all after it."""
+        length, share = len(self.dataset), self.batch_size // self.world
+        used = length // self.batch_size * self.batch_size if self.drop_last else length  # pictures per epoch
+        orders: dict[int, np.ndarray] = {}
+        while True:
+            start = batch * self.batch_size + self.rank * share
+            keys = []
+            for position in range(start, start + share):
+                epoch, within = divmod(position, used)
+                if epoch not in orders:
+                    orders = {e: order for e, order in orders.items() if e == epoch - 1} | {epoch: self._epoch(epoch)}
+                keys.append((epoch, int(orders[epoch][within])))
+            yield keys
+            batch += 1
+
+    def _keys_once(self) -> Iterator[Keys]:
+        for start in range(0, len(self.dataset), self.batch_size):
+            indices = range(start, min(start + self.batch_size, len(self.dataset)))
+            share = -(-len(indices) // self.world)
+            keys = [(0, index) for index in indices[self.rank * share : (self.rank + 1) * share]]
+            if keys:
+                yield keys
+
+    # --- batches ------------------------------------------------------------------------------------------------------
+
+    def _open(self, keys: Iterator[Keys]) -> Iterator[Batch]:
+        if self._collate.plans:  # load (or compile) the kernels here, once, rather than in every worker
+            RegionMap(torch.zeros(1, 4, 4, dtype=torch.int32), 1).plan()
+        on_cuda = self.device is not None and self.device.type == "cuda"
+        batches = iter(
+            DataLoader(
+                self.dataset,
+                batch_sampler=keys,  # type: ignore[arg-type]
+                num_workers=self.workers,
+                collate_fn=self._collate,
+                pin_memory=on_cuda,
+                worker_init_fn=_one_thread,
+            )
+        )
+        return _CopiedAhead(batches, self.device) if on_cuda else batches  # type: ignore[arg-type,return-value]
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> Batch:
+        """Return the next batch, waiting for it if it is not there yet."""
+        began = time.perf_counter()
+        if self._batches is None:
+            self._batches = self._open(self._keys_from(self._drawn))
+        try:
+            batch = next(self._batches)
+        except BaseException:
+            self.close()  # so that another `next` begins anew at the same batch
+            raise
+        self._drawn += 1
+        self.dataset.announce(list(zip(batch.skipped, batch.reasons, strict=True)))
+        self.data_seconds = time.perf_counter() - began
+        return batch
+
+    def once(self) -> Iterator[Batch]:
+        """Iterate over this process's part of all pictures in order, epoch 0, the last batch as large as it is.
+
+        The training order is not touched. With several processes, some may get fewer batches than others.
+        """
+        batches = self._open(self._keys_once())
+        for batch in batches:
+            self.dataset.announce(list(zip(batch.skipped, batch.reasons, strict=True)))
+            yield batch
+
+    def close(self) -> None:
+        """End the workers. The next `next` starts new ones and continues where this one stopped."""
+        self._batches = None  # the iterator ends its workers when it goes
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resuming needs, as JSON: batches drawn so far (not those that workers hold ready), and of what."""
+        return {
+            "seed": self.seed,
+            "batches": self._drawn,
+            "batch_size": self.batch_size,
+            "length": len(self.dataset),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at the batch after the last one that was drawn; the number of workers and processes may differ.
+
+        Raises:
+            ValueError: another seed, batch size or number of pictures, or entries are missing.
+        """
+        mine = self.state_dict()
+        if set(state) != set(mine):
+            raise ValueError(f"state: expected {', '.join(mine)}, got {', '.join(map(str, state))}")
+        for key in ("seed", "batch_size", "length"):
+            if state[key] != mine[key]:
+                raise ValueError(f"state: expected {key} {mine[key]}, got {state[key]}")
+        self.close()
+        self._drawn = int(state["batches"])
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+class _CopiedAhead:
+    """Copy batches to a CUDA device on a stream of its own, one ahead of the one in use."""
+
+    def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
+        self.batches, self.device = batches, device
+        self.stream = torch.cuda.Stream(device)
+        self.ahead: Batch | None = None
+        self.started = False
+
+    def __iter__(self) -> _CopiedAhead:
+        return self
+
+    def _fetch(self) -> Batch | None:
+        batch = next(self.batches, None)
+        if batch is None:
+            return None
+        with torch.cuda.stream(self.stream):
+            return batch.to(self.device, non_blocking=True)
+
+    def __next__(self) -> Batch:
+        if not self.started:
+            self.started, self.ahead = True, self._fetch()
+        batch = self.ahead
+        if batch is None:
+            raise StopIteration
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.stream)
+        batch.image.record_stream(current)  # one storage holds the whole batch
+        self.ahead = self._fetch()
+        return batch

@@ -1,0 +1,517 @@
+"""Where the files of every known data set lie: one function per set, `reader(root, split, **options) -> (LabelSet, records)`.
+
+Every reader takes the set's original layout and the *simple layout* `root/<split>/images/*` + `root/<split>/labels/*.png`
+with the original ids (or `root/images` + `root/labels`, which is split "train"). Split "all" is all there is. Sizes are those
+of the papers, (H, W). Flips exchange left and right classes by name; sets without such classes exchange nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from .classes import (
+    ADE20K,
+    CAMVID,
+    CAMVID_COLOURS,
+    CCP,
+    CITYSCAPES,
+    CITYSCAPES_TRAIN_IDS,
+    COCO_STUFF,
+    DEEPFASHION,
+    DEEPFASHION_COLOURS,
+    GTA5,
+    LAPA,
+)
+from .facades import FACADE_CLASSES
+from .faces import FACE_CLASSES
+from .folder import IMAGE_SUFFIXES
+from .source import LabelSet, Record, _matlab
+
+Found = tuple[LabelSet, list[Record]]
+SPLITS = ("train", "val", "test")
+
+
+def files(directory: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES, ending: str = "") -> dict[str, Path]:
+    """Stem (without `ending`) -> file, for every file below a folder whose stem ends so; {} where there is no such folder."""
+    found, wanted = {}, tuple(suffixes)
+    for where, folders, names in os.walk(directory):
+        folders.sort()
+        for name in sorted(names):
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in wanted and stem.endswith(ending):
+                found[stem.removesuffix(ending)] = Path(where, name)
+    return found
+
+
+def pairs(
+    images: dict[str, Path],
+    labels: dict[str, Path],
+    where: Path,
+    instances: dict[str, Path] | None = None,
+    edges: dict[str, Path] | None = None,
+) -> list[Record]:
+    """Records of pictures and label maps of the same stem.
+
+    Args:
+        images: stem -> picture.
+        labels: stem -> label map.
+        where: folder of the label maps, for messages.
+        instances: stem -> instance map; {} or None for a set without.
+        edges: stem -> edge map.
+
+    Raises:
+        FileNotFoundError: no picture at all, or a picture without its label (instance, edge) map.
+    """
+    if not images:
+        raise FileNotFoundError(f"{where.parent}: holds no picture")
+    for what, have in (("label", labels), ("instance", instances), ("edge", edges)):
+        missing = [] if have is None or (what != "label" and not have) else [stem for stem in images if stem not in have]
+        if missing:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise FileNotFoundError(f"{where}: no {what} map for {images[missing[0]]}{more}")
+    return [
+        Record(stem, image, labels[stem], (instances or {}).get(stem), (edges or {}).get(stem))
+        for stem, image in images.items()
+    ]
+
+
+def is_simple(directory: Path) -> bool:
+    """Whether a folder holds `images/` and `labels/`."""
+    return (directory / "images").is_dir() and (directory / "labels").is_dir()
+
+
+def simple(root: Path, split: str) -> list[Record]:
+    """Records of the simple layout; with `instances/` and `edges/` beside `labels/` where they exist.
+
+    Raises:
+        FileNotFoundError: no such split, or files are missing.
+    """
+    if split == "all":
+        folders = [d for d in (root, *(root / s for s in SPLITS)) if is_simple(d)]
+    elif is_simple(root / split):
+        folders = [root / split]
+    else:
+        folders = [root] if split == "train" and is_simple(root) else []
+    if not folders:
+        have = [s for s in SPLITS if is_simple(root / s)] + (["all"] if is_simple(root) else [])
+        hint = f"; there is: {', '.join(have)}" if have else ""
+        raise FileNotFoundError(f"{root / split}: expected folders images/ and labels/ for split {split!r}{hint}")
+    records = []
+    for folder in folders:
+        parts = {part: files(folder / part) for part in ("images", "labels", "instances", "edges")}
+        records += pairs(parts["images"], parts["labels"], folder / "labels", parts["instances"], parts["edges"])
+    return records
+
+
+def _by_number(records: list[Record], split: str, train: range, val: range) -> list[Record]:
+    """Split by the number at the end of the name; what is in neither range is "test"."""
+    if split == "all":
+        return records
+
+    def part(record: Record) -> str:
+        number = int("".join(c for c in record.name if c.isdigit()) or -1)
+        return "train" if number in train else "val" if number in val else "test"
+
+    return [record for record in records if part(record) == split]
+
+
+def _listed(path: Path) -> set[str]:
+    """Stems in a list file: the last field of every line, fields parted by commas or blanks."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such list file")
+    lines = path.read_text(encoding="utf-8").replace(",", " ").splitlines()
+    return {Path(line.split()[-1]).stem for line in lines if line.strip()}
+
+
+# --- faces ------------------------------------------------------------------------------------------------------------
+
+_FACES = LabelSet(tuple(FACE_CLASSES), (256, 256), rescale=True)
+
+
+def celebamask_hq(root: Path, split: str, partition: str = "celeba") -> Found:
+    """CelebAMask-HQ: 30,000 faces, 19 classes.
+
+    Layout: `CelebA-HQ-img/<n>.jpg` (1024), `CelebAMask-HQ-mask-anno/<n // 2000>/<n as 5 digits>_<part>.png` (512), and
+    `CelebA-HQ-to-CelebA-mapping.txt`. Parts are merged in the published order, which is that of the ids (skin first, cloth
+    last, later over earlier). Merged maps `CelebAMaskHQ-mask/<n>.png` are taken instead where they exist. The picture is
+    scaled to its map. Size 256 x 256 (MixSyn, SEAN, Harmonized). l_eye/r_eye, l_brow/r_brow, l_ear/r_ear swap.
+
+    Splits, partition="celeba": the CelebA picture's own part (its number in the mapping file: up to 162770 train, up to
+    182637 val, then test); "first_28000": n < 28000 train, the rest val (Harmonized, SEAN). MixSyn uses split "all".
+    """
+    pictures = root / "CelebA-HQ-img"
+    if not pictures.is_dir():
+        return _FACES, simple(root, split)
+    images = files(pictures)
+    if split != "all":
+        train, val = range(28000), range(28000, 30000)
+        number = {stem: int(stem) for stem in images}
+        if partition == "celeba":
+            train, val = range(162771), range(162771, 182638)
+            number = _celeba_numbers(root / "CelebA-HQ-to-CelebA-mapping.txt")
+        elif partition != "first_28000":
+            raise ValueError(f"partition: expected 'celeba' or 'first_28000', got {partition!r}")
+        for stem, path in list(images.items()):
+            if stem not in number:
+                raise ValueError(f"{root / 'CelebA-HQ-to-CelebA-mapping.txt'}: has no line for {path.name}")
+            part = "train" if number[stem] in train else "val" if number[stem] in val else "test"
+            if part != split:
+                del images[stem]
+    if (root / "CelebAMaskHQ-mask").is_dir():
+        return _FACES, pairs(images, files(root / "CelebAMaskHQ-mask"), root / "CelebAMaskHQ-mask")
+    folder = root / "CelebAMask-HQ-mask-anno"
+    masks = files(folder)
+    records = []
+    for stem, image in images.items():
+        parts = [(k, f"{int(stem):05d}_{part}") for k, part in enumerate(FACE_CLASSES) if k]
+        present = tuple((k, masks[name]) for k, name in parts if name in masks)
+        if not present:
+            raise FileNotFoundError(f"{folder}: no part masks for {image} (expected {int(stem):05d}_skin.png ...)")
+        records.append(Record(stem, image, present))
+    return _FACES, records
+
+
+def _celeba_numbers(path: Path) -> dict[str, int]:
+    """Number of the CelebA picture, from 1, behind every CelebA-HQ picture."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: needed for CelebA's partition (or partition='first_28000', or split 'all')")
+    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    return {row[0]: int(Path(row[2]).stem) for row in rows if len(row) == 3 and row[0].isdigit()}
+
+
+def ffhq(root: Path, split: str, partition: str = "ffhq", labels: str = "labels") -> Found:
+    """FFHQ: 70,000 faces with label maps of the 19 CelebAMask-HQ classes made by a parsing network.
+
+    Layout: `images1024x1024/**/<5 digits>.png` (or `thumbnails128x128`) and the maps `labels/**/<5 digits>.png`; option `labels`
+    names that folder. The picture is scaled to its map. Size 256 x 256. Swaps as CelebAMask-HQ.
+
+    Splits, partition="ffhq": the first 60,000 train, the rest val; "first_2000": the first 2,000 are val (Harmonized).
+    """
+    pictures = next((d for d in (root / "images1024x1024", root / "thumbnails128x128") if d.is_dir()), None)
+    if pictures is None:
+        return _FACES, simple(root, split)
+    if partition not in ("ffhq", "first_2000"):
+        raise ValueError(f"partition: expected 'ffhq' or 'first_2000', got {partition!r}")
+    train = range(60000) if partition == "ffhq" else range(2000, 70000)
+    val = range(60000, 70000) if partition == "ffhq" else range(2000)
+    images = files(pictures)
+    records = pairs(images, files(root / labels), root / labels)
+    return _FACES, _by_number(records, split, train, val)
+
+
+_LAPA = LabelSet(LAPA, (256, 256))
+
+
+def lapa(root: Path, split: str) -> Found:
+    """LaPa: 22,000 faces in the wild, 11 classes.
+
+    Layout: `<train|val|test>/images/*.jpg`, `.../labels/*.png` (the simple layout; landmarks are not used). Size 256 x 256.
+    Eyebrows and eyes swap. Harmonized discards low-resolution pictures without saying which: give `names`.
+    """
+    return _LAPA, simple(root, split)
+
+
+def helen(root: Path, split: str) -> Found:
+    """Helen with the parsing labels of Smith et al.: 2,330 faces, 11 classes as LaPa.
+
+    Layout: `images/*.jpg` and `labels/<name>/<name>_lbl00.png ... _lbl10.png`, one soft mask per class (the largest decides);
+    lists `exemplars.txt` (train), `tuning.txt` (val), `testing.txt` (test). Or the simple layout with merged maps.
+    Size 256 x 256. Eyebrows and eyes swap.
+    """
+    if not (root / "exemplars.txt").is_file():
+        return _LAPA, simple(root, split)
+    lists = {"train": "exemplars.txt", "val": "tuning.txt", "test": "testing.txt"}
+    images = files(root / "images")
+    if split in lists:
+        wanted = _listed(root / lists[split])
+        images = {stem: path for stem, path in images.items() if stem in wanted}
+    masks = files(root / "labels")
+    records = []
+    for stem, image in images.items():
+        names = [f"{stem}_lbl{k:02d}" for k in range(len(LAPA))]
+        missing = [name for name in names if name not in masks]
+        if missing:
+            raise FileNotFoundError(f"{root / 'labels' / stem / missing[0]}.png: no such part mask for {image}")
+        records.append(Record(stem, image, tuple((k, masks[name]) for k, name in enumerate(names))))
+    return LabelSet(LAPA, (256, 256), soft_parts=True), records
+
+
+# --- facades ----------------------------------------------------------------------------------------------------------
+
+_FACADES = LabelSet(tuple(FACADE_CLASSES), (256, 256), first=1)
+
+
+def cmp_facade(root: Path, split: str) -> Found:
+    """CMP Facade, base set: 378 house fronts, 12 classes, stored as 1..12.
+
+    Layout: `base/cmp_b0001.jpg` with `base/cmp_b0001.png` beside it (also without `base/`). The set has no published split;
+    ours goes by number: 1..280 train, 281..320 val, 321..378 test. Size 256 x 256. Nothing swaps.
+    """
+    return _FACADES, _facade_files(root, split, "base", "cmp_b*.jpg", range(1, 281), range(281, 321))
+
+
+def cmp_facade_extended(root: Path, split: str) -> Found:
+    """CMP Facade, extended set: 228 less regular house fronts, as :func:`cmp_facade`.
+
+    Layout: `extended/cmp_x0001.jpg` + `.png`. Our split: 1..188 train, 189..228 val, none for test.
+    """
+    return _FACADES, _facade_files(root, split, "extended", "cmp_x*.jpg", range(1, 189), range(189, 229))
+
+
+def _facade_files(root: Path, split: str, part: str, pattern: str, train: range, val: range) -> list[Record]:
+    folder = root / part if (root / part).is_dir() else root
+    images = {path.stem: path for path in sorted(folder.glob(pattern))}
+    if not images:
+        return simple(root, split)
+    labels = {path.stem: path for path in folder.glob("*.png")}
+    return _by_number(pairs(images, labels, folder), split, train, val)
+
+
+# --- scenes -----------------------------------------------------------------------------------------------------------
+
+
+def _split_folders(root: Path, names: dict[str, list[tuple[str, ...]]], split: str) -> list[tuple[Path, ...]]:
+    """For the wanted split(s), the first tuple of folders of which the first two exist."""
+    found = []
+    for part in names if split == "all" else [split] if split in names else []:
+        for option in names[part]:
+            folders = tuple(root / name for name in option)
+            if folders[0].is_dir() and folders[1].is_dir():
+                found.append(folders)
+                break
+    return found
+
+
+def coco_stuff(root: Path, split: str) -> Found:
+    """COCO-Stuff: 118,287 + 5,000 pictures, 182 classes stored as 0..181, 255 = unknown; with instance maps where they exist.
+
+    Layouts: `train2017/*.jpg` (or `images/train2017`) + `stuffthingmaps/train2017/*.png` (or `annotations/train2017`), with
+    `instances/train2017/*.png` beside them; or `train_img`, `train_label`, `train_inst` as prepared for SPADE; `val...` likewise.
+    Splits train and val. Size 256 x 256; papers scale pictures to 286 x 286 and crop (load_size=286, crop="random"), and
+    squeeze them to 256 x 256 for validation (crop="none"). Nothing swaps.
+    """
+    options = {
+        part: [
+            (f"{part}2017", f"stuffthingmaps/{part}2017", f"instances/{part}2017"),
+            (f"images/{part}2017", f"stuffthingmaps/{part}2017", f"instances/{part}2017"),
+            (f"images/{part}2017", f"annotations/{part}2017", f"instances/{part}2017"),
+            (f"{part}_img", f"{part}_label", f"{part}_inst"),
+        ]
+        for part in ("train", "val")
+    }
+    label_set = LabelSet(COCO_STUFF, (256, 256), unknown=255)
+    found = _split_folders(root, options, split)
+    if not found:
+        return label_set, simple(root, split)
+    return label_set, [
+        record
+        for images, labels, instances in found
+        for record in pairs(files(images), files(labels), labels, files(instances))
+    ]
+
+
+def ade20k(root: Path, split: str) -> Found:
+    """ADE20K scene parsing benchmark: 20,210 + 2,000 pictures, 150 classes stored as 1..150, 0 = unknown.
+
+    Layout: `images/training/*.jpg`, `annotations/training/*.png`, and `validation`. The unknown class comes last, as in the
+    published code: wall is 0, unknown 150. Size 256 x 256; scaled to 286 x 286 and cropped (load_size=286, crop="random"),
+    squeezed to 256 x 256 for validation (crop="none"). Nothing swaps.
+    """
+    options = {
+        part: [(f"images/{name}", f"annotations/{name}")] for part, name in (("train", "training"), ("val", "validation"))
+    }
+    label_set = LabelSet(ADE20K, (256, 256), first=1, unknown=0)
+    found = _split_folders(root, options, split)
+    if not found:
+        return label_set, simple(root, split)
+    return label_set, [record for images, labels in found for record in pairs(files(images), files(labels), labels)]
+
+
+def cityscapes(root: Path, split: str) -> Found:
+    """Cityscapes, fine annotations: 2,975 + 500 pictures, label ids 0..33 as 35 classes, with instance maps.
+
+    Layout: `leftImg8bit/<split>/<city>/*_leftImg8bit.png`, `gtFine/<split>/<city>/*_gtFine_labelIds.png` and
+    `*_gtFine_instanceIds.png`. Id 0, unlabeled, is a class (no class with unknown="none"); class 34, the licence plate, is never
+    drawn but counted by the published models. Size 256 x 512. Nothing swaps.
+    """
+    label_set = LabelSet(CITYSCAPES, (256, 512), unknown=0)
+    if not (root / "leftImg8bit").is_dir():
+        return label_set, simple(root, split)
+    records = []
+    for part in SPLITS if split == "all" else (split,):
+        labels = root / "gtFine" / part
+        images = files(root / "leftImg8bit" / part, ending="_leftImg8bit")
+        if images or split != "all":
+            maps = (files(labels, ending=f"_gtFine_{kind}Ids") for kind in ("label", "instance"))
+            records += pairs(images, next(maps), labels, next(maps))
+    return label_set, records
+
+
+def gta5(root: Path, split: str) -> Found:
+    """GTA-5 (Playing for Data): 12,403 + 6,382 + 6,181 pictures, Cityscapes' 19 evaluated classes and "others".
+
+    Layout: `images/<5 digits>.png`, `labels/<5 digits>.png` with Cityscapes' label ids (those outside the 19 become "others"),
+    and `split.mat` (read with scipy). In the simple layout, with other names, ids are 0..19 as in the prepared set of the
+    class-wise VAE, whose test part is the val split here. Size 256 x 512. Nothing swaps.
+    """
+    original = {stem: path for stem, path in files(root / "images").items() if len(stem) == 5 and stem.isdigit()}
+    if not original:
+        return LabelSet(GTA5, (256, 512), unknown=19), simple(root, split)
+    if split != "all":
+        listing = root / "split.mat"
+        if not listing.is_file():
+            raise FileNotFoundError(f"{listing}: needed for split {split!r} (or take split 'all')")
+        wanted = {f"{int(n):05d}" for n in _matlab(listing, f"{split}Ids").ravel()}
+        original = {stem: path for stem, path in original.items() if stem in wanted}
+    kept = [(i,) for i in CITYSCAPES_TRAIN_IDS]
+    others = tuple(i for i in range(len(CITYSCAPES)) if i not in CITYSCAPES_TRAIN_IDS)
+    label_set = LabelSet(GTA5, (256, 512), ids=(*kept, others), unknown=others[0])
+    return label_set, pairs(original, files(root / "labels"), root / "labels")
+
+
+def camvid(root: Path, split: str) -> Found:
+    """CamVid: 701 video frames, 11 classes and 11 = unlabelled.
+
+    Layouts: `train/*.png` + `trainannot/*.png` with `val` and `test` likewise (367, 101 and 233 frames); or the original
+    `701_StillsRaw_full/*.png` + `LabeledApproved_full/*_L.png`, whose 32 colours are merged into the 11 classes: it has no
+    split, so only "all", or `names`. Size 256 x 320. Nothing swaps.
+    """
+    codes = {rgb: CAMVID.index(name) for name, several in CAMVID_COLOURS.items() for rgb in several}
+    label_set = LabelSet(CAMVID, (256, 320), unknown=11, colours=codes)
+    found = _split_folders(root, {part: [(part, f"{part}annot")] for part in SPLITS}, split)
+    if found:
+        return label_set, [record for images, labels in found for record in pairs(files(images), files(labels), labels)]
+    images, labels = root / "701_StillsRaw_full", root / "LabeledApproved_full"
+    if not images.is_dir():
+        return label_set, simple(root, split)
+    if split != "all":
+        raise ValueError(f"split: {images} has no split: expected 'all' (with `names` for a part of it), got {split!r}")
+    return label_set, pairs(files(images), files(labels, ending="_L"), labels)
+
+
+# --- clothes ----------------------------------------------------------------------------------------------------------
+
+
+def deepfashion(root: Path, split: str) -> Found:
+    """DeepFashion In-shop with parsing maps: 16 ids.
+
+    Layout: pictures `<folders>/id_<8 digits>/<view>.jpg` below `img_highres` (or `img`), maps `<view>_segment.png` in published
+    colours beside them, or in the same folders below `img_highres_seg`; names here are `<item>_<view>`. Only pictures
+    with a map are listed. Splits from `Eval/list_eval_partition.txt` (or the file in root): train; query and gallery = val.
+    Pictures are padded to squares, white at the sides, and used at 256 x 256 (class-wise VAE, which also leaves out pictures
+    without a face: give `names`). Nothing swaps.
+    """
+    colours = {rgb: k for k, rgb in enumerate(DEEPFASHION_COLOURS)}
+    label_set = LabelSet(DEEPFASHION, (256, 256), colours=colours, pad=(255, 255, 255))
+    pictures = next((d for d in (root / "img_highres", root / "img") if d.is_dir()), None)
+    if pictures is None:
+        return label_set, simple(root, split)
+    found = {}
+    for base in (pictures, root / "img_highres_seg"):
+        for where, _, names in os.walk(base):
+            for name in names:
+                if name.endswith("_segment.png"):
+                    found[Path(where, name).relative_to(base).as_posix().removesuffix("_segment.png")] = Path(where, name)
+    if split != "all":
+        listing = next((p for p in (root / "Eval", root / "Anno", root) if (p / "list_eval_partition.txt").is_file()), root)
+        part = _deepfashion_parts(listing / "list_eval_partition.txt")
+        found = {key: path for key, path in found.items() if part.get(key) == split}
+    records = []
+    for key, labels in found.items():
+        image = pictures / f"{key}.jpg"
+        if not image.is_file():
+            raise FileNotFoundError(f"{image}: no picture for {labels}")
+        records.append(Record("_".join(key.split("/")[-2:]), image, labels))
+    if not records:
+        raise FileNotFoundError(f"{pictures}: holds no parsing map (*_segment.png) of split {split!r}")
+    return label_set, records
+
+
+def _deepfashion_parts(path: Path) -> dict[str, str]:
+    """Picture, as a path without the first folder and the suffix -> "train" or "val"."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: needed to split DeepFashion (or take split 'all')")
+    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    known = {"train": "train", "query": "val", "gallery": "val"}
+    return {
+        Path(*Path(r[0]).parts[1:]).with_suffix("").as_posix(): known[r[2]] for r in rows if len(r) == 3 and r[2] in known
+    }
+
+
+def ccp(root: Path, split: str) -> Found:
+    """Clothing Co-Parsing: 1,004 pictures, 59 classes (0 = null, the background).
+
+    Layout: `photos/*.jpg` + `annotations/pixel-level/*.mat` (read with scipy). No published split; ours goes by number:
+    1..800 train, 801..900 val, 901..1004 test. Size 384 x 256. Nothing swaps.
+    """
+    label_set = LabelSet(CCP, (384, 256))
+    labels = root / "annotations" / "pixel-level"
+    if not (root / "photos").is_dir():
+        return label_set, simple(root, split)
+    records = pairs(files(root / "photos"), files(labels, (".mat",)), labels)
+    return label_set, _by_number(records, split, range(1, 801), range(801, 901))
+
+
+# --- a user's own ------------------------------------------------------------------------------------------------------
+
+
+def folder(
+    root: Path,
+    split: str,
+    classes: Iterable[str] | int | None = None,
+    unknown_id: int | None = None,
+    first_id: int = 0,
+    size: tuple[int, int] = (256, 256),
+) -> Found:
+    """Your own pictures, in the simple layout.
+
+    Layout: `[<split>/]images/*`, `labels/*.png` (palette or grey, pixel value = class id), and where there are such:
+    `instances/*.png` (pixel value = object) or `edges/*.png` (non-zero = edge). Class names: one per line, in the order of the ids,
+    in `root/classes.txt` (or `label_list.txt`; a leading number on every line is skipped); or option `classes`, names or
+    their number. `unknown_id`: stored id of pixels without a class. `first_id`: stored id of the first class. Classes
+    named l_x and r_x, or left... and right..., swap in a flip.
+    """
+    listing = next((p for p in (root / "classes.txt", root / "label_list.txt") if p.is_file()), None)
+    if isinstance(classes, int):
+        names = [f"class_{k}" for k in range(classes)]
+    elif classes is not None:
+        names = [str(name) for name in classes]
+    elif listing is not None:
+        names = _class_names(listing)
+    else:
+        raise FileNotFoundError(f"{root / 'classes.txt'}: expected the class names, one per line (or option classes)")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{listing or 'classes'}: expected one or more class names, all different, got {names}")
+    return LabelSet(tuple(names), size, first=first_id, unknown=unknown_id), simple(root, split)
+
+
+def _class_names(path: Path) -> list[str]:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    numbered = [line.split(maxsplit=1) for line in lines]
+    if all(len(parts) == 2 and parts[0] == str(k) for k, parts in enumerate(numbered)):
+        return [parts[1] for parts in numbered]
+    return lines
+
+
+READERS: dict[str, Callable[..., Found]] = {
+    reader.__name__: reader
+    for reader in (
+        folder,
+        celebamask_hq,
+        ffhq,
+        lapa,
+        helen,
+        cmp_facade,
+        cmp_facade_extended,
+        coco_stuff,
+        ade20k,
+        deepfashion,
+        gta5,
+        cityscapes,
+        camvid,
+        ccp,
+    )
+}
+"""Reader of every kind of files."""

@@ -1,0 +1,200 @@
+"""Opening a data set by its kind, guessing the kind, and the sets drawn by code."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .classes import left_right_pairs
+from .facades import FACADE_CLASSES, draw_facade
+from .faces import FACE_CLASSES, draw_face
+from .folder import IMAGE_SUFFIXES
+from .readers import READERS, SPLITS
+from .source import FileSource, Sample, Source
+
+_DRAWN = {"procedural_faces": (draw_face, FACE_CLASSES), "procedural_facades": (draw_facade, FACADE_CLASSES)}
+
+KINDS = (*READERS, *_DRAWN)
+"""Every kind that :func:`open_source` knows."""
+
+
+class ProceduralSource:
+    """Faces (19 classes of CelebAMask-HQ) or facades (12 classes of CMP Facade) drawn by code: no files, endless in `seed`.
+
+    Args:
+        kind: "procedural_faces" or "procedural_facades".
+        count: number of pictures.
+        seed: picture i is the drawing with seed `seed + i`: sets whose ranges of seeds do not overlap share no picture.
+        size: (H, W) in pixels, at least 8 x 8; a drawing is sampled at its size, so draw at the size that you train at.
+
+    Raises:
+        ValueError: unknown kind, count below 1, negative seed, size too small.
+    """
+
+    def __init__(self, kind: str, count: int = 1000, seed: int = 0, size: int | tuple[int, int] = 128) -> None:
+        if kind not in _DRAWN:
+            raise ValueError(f"kind: expected one of {', '.join(_DRAWN)}, got {kind!r}")
+        if count < 1 or seed < 0:
+            raise ValueError(f"count, seed: expected at least 1 and 0, got {count} and {seed}")
+        self.default_size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        if min(self.default_size) < 8:
+            raise ValueError(f"size: expected at least 8 x 8 pixels, got {self.default_size[0]} x {self.default_size[1]}")
+        self.name, self.count, self.seed = kind, count, seed
+        self.classes = tuple(_DRAWN[kind][1])
+        self.swaps = left_right_pairs(self.classes)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def names(self) -> list[str]:
+        """ "seed_00000000" and so on."""
+        return [f"seed_{self.seed + i:08d}" for i in range(self.count)]
+
+    def read(self, index: int) -> Sample:
+        """Draw picture `index`. IndexError outside [0, count)."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"index: expected 0 to {self.count - 1}, got {index}")
+        image, labels = _DRAWN[self.name][0](self.seed + index, self.default_size)
+        return Sample(image, labels.astype(np.int32), None, f"seed_{self.seed + index:08d}")
+
+
+def open_source(
+    root: str | os.PathLike[str] | None,
+    kind: str = "auto",
+    split: str = "train",
+    unknown: str = "class",
+    *,
+    names: Sequence[str] | str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Source:
+    """Open a data set.
+
+    Args:
+        root: its folder; None or "" for the kinds drawn by code.
+        kind: one of :data:`KINDS`; the functions of readers.py say what they expect. "auto": :func:`guess_kind`.
+        split: "train", "val", "test" or "all"; sets drawn by code have none and take `seed`.
+        unknown: what pixels without a class become: "class" (one more class, as the published SPADE code does), "none" (-1), or
+            the name of a class; see :meth:`LabelSet.resolve`.
+        names: only the pictures of these stems: a list, or a text file with one stem per line.
+        options: of the reader (`celebamask_hq(partition=...)`, `folder(classes=...)`) or of :class:`ProceduralSource`.
+
+    Returns:
+        A picklable source; no picture has been read.
+
+    Raises:
+        ValueError: unknown kind, split, option or policy, undecided "auto", names that the set does not have.
+        FileNotFoundError: a folder, a list or a label map that should be there is missing.
+    """
+    if split not in (*SPLITS, "all"):
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}, all, got {split!r}")
+    where = Path(root) if root else None
+    if kind == "auto":
+        if where is None:
+            raise ValueError(f"kind: expected one of {', '.join(_DRAWN)} without a folder, got 'auto'")
+        kind = guess_kind(where)
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected auto or one of {', '.join(KINDS)}, got {kind!r}")
+    made_by = ProceduralSource if kind in _DRAWN else READERS[kind]
+    accepted = [name for name in inspect.signature(made_by).parameters if name not in ("kind", "root", "split")]
+    wrong = sorted(set(options) - set(accepted))
+    if wrong:
+        raise ValueError(f"{wrong[0]}: not an option of {kind}; it has: {', '.join(accepted) or 'none'}")
+    if kind in _DRAWN:
+        if where is not None or names is not None:
+            raise ValueError(f"root, names: {kind} is drawn by code and takes neither, got {root!r}, {names!r}")
+        return ProceduralSource(kind, **options)
+    if where is None:
+        raise ValueError(f"root: {kind} needs a folder, got {root!r}")
+    if not where.is_dir():
+        raise FileNotFoundError(f"{where}: no such folder")
+    label_set, records = READERS[kind](where, split, **options)
+    if names is not None:
+        wanted = _names(names)
+        missing = sorted(wanted - {record.name for record in records})
+        if missing:
+            raise ValueError(f"names: {len(missing)} not in split {split!r} of {where}: {', '.join(missing[:5])}")
+        records = [record for record in records if record.name in wanted]
+    if not records:
+        raise ValueError(f"{where}: {kind} has no picture in split {split!r}")
+    return FileSource(kind, label_set, records, unknown)
+
+
+def _names(names: Sequence[str] | str | os.PathLike[str]) -> set[str]:
+    if not isinstance(names, (str, os.PathLike)):
+        return set(names)
+    path = Path(names)
+    if not path.is_file():
+        raise FileNotFoundError(f"names: {path}: no such file")
+    return set(path.read_text(encoding="utf-8").split("\n")) - {""}
+
+
+# (a folder or file that only this set has) and (stems that only this set has, in the simple layout)
+_MARKS = (
+    ("CelebA-HQ-img", "celebamask_hq"),
+    ("images1024x1024", "ffhq"),
+    ("thumbnails128x128", "ffhq"),
+    ("leftImg8bit", "cityscapes"),
+    ("stuffthingmaps", "coco_stuff"),
+    ("train_img", "coco_stuff"),
+    ("val_img", "coco_stuff"),
+    ("annotations/training", "ade20k"),
+    ("annotations/validation", "ade20k"),
+    ("exemplars.txt", "helen"),
+    ("train/landmarks", "lapa"),
+    ("val/landmarks", "lapa"),
+    ("test/landmarks", "lapa"),
+    ("trainannot", "camvid"),
+    ("701_StillsRaw_full", "camvid"),
+    ("img_highres", "deepfashion"),
+    ("split.mat", "gta5"),
+    ("annotations/pixel-level", "ccp"),
+    ("classes.txt", "folder"),
+)
+_STEMS = (
+    (r"cmp_b\d{4}", "cmp_facade"),
+    (r"cmp_x\d{4}", "cmp_facade_extended"),
+    (r"ADE_(train|val)_\d{8}", "ade20k"),
+    (r"\d{12}", "coco_stuff"),
+    (r"[a-z-]+_\d{6}_\d{6}(_leftImg8bit)?", "cityscapes"),
+    (r"id_\d{8}_.*", "deepfashion"),
+    (r"(0001TP|0006R0|0016E5|Seq05VD)_\w+", "camvid"),
+)
+
+
+def guess_kind(root: str | os.PathLike[str]) -> str:
+    """Guess the kind of a folder: by what only one set has, by file names, then by the folder's own name.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: undecided; the message lists the kinds.
+    """
+    where = Path(root)
+    if not where.is_dir():
+        raise FileNotFoundError(f"{where}: no such folder")
+    for mark, kind in _MARKS:
+        if (where / mark).exists():
+            return kind
+    for folder in (where, *(where / part for part in ("base", "extended", "images", *(f"{s}/images" for s in SPLITS)))):
+        found = (
+            (path.stem for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES)
+            if folder.is_dir()
+            else ()
+        )
+        stem = next(iter(found), None)
+        for pattern, kind in _STEMS if stem is not None else ():
+            if re.fullmatch(pattern, stem):
+                return kind
+    for folder in (where.resolve(), where.resolve().parent):  # the folder itself may be one split
+        name = folder.name.lower().replace("-", "_")
+        close = [kind for kind in READERS if kind != "folder" and name.startswith(kind)]
+        if close:
+            return max(close, key=len)
+    if (where / "label_list.txt").is_file():
+        return "folder"
+    raise ValueError(f"{where}: cannot tell what set this is; give kind, one of {', '.join(KINDS)}")
