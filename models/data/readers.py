@@ -1,8 +1,9 @@
-"""Where the files of every known data set lie: one function per set, `reader(root, split, **options) -> (LabelSet, records)`.
+"""Where the files of every known data set lie, one function per set: `reader(root, split, **options) -> (LabelSet, records)`.
 
 Every reader takes the set's original layout and the *simple layout* `root/<split>/images/*` + `root/<split>/labels/*.png`
-with the original ids (or `root/images` + `root/labels`, which is split "train"). Split "all" is all there is. Sizes are those
-of the papers, (H, W). Flips exchange left and right classes by name; sets without such classes exchange nothing.
+with the original ids (or `root/images` + `root/labels`, which is split "train"). Split "all" is all there is. Sizes are
+those of the papers, (H, W). Flips exchange left and right classes by name; sets without such classes exchange nothing.
+Every reader raises FileNotFoundError, naming what is missing, and ValueError for an option that it does not know.
 """
 
 from __future__ import annotations
@@ -26,104 +27,8 @@ from .classes import (
 )
 from .facades import FACADE_CLASSES
 from .faces import FACE_CLASSES
-from .folder import IMAGE_SUFFIXES
-from .source import LabelSet, Record, _matlab
-
-Found = tuple[LabelSet, list[Record]]
-SPLITS = ("train", "val", "test")
-
-
-def files(directory: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES, ending: str = "") -> dict[str, Path]:
-    """Stem (without `ending`) -> file, for every file below a folder whose stem ends so; {} where there is no such folder."""
-    found, wanted = {}, tuple(suffixes)
-    for where, folders, names in os.walk(directory):
-        folders.sort()
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in wanted and stem.endswith(ending):
-                found[stem.removesuffix(ending)] = Path(where, name)
-    return found
-
-
-def pairs(
-    images: dict[str, Path],
-    labels: dict[str, Path],
-    where: Path,
-    instances: dict[str, Path] | None = None,
-    edges: dict[str, Path] | None = None,
-) -> list[Record]:
-    """Records of pictures and label maps of the same stem.
-
-    Args:
-        images: stem -> picture.
-        labels: stem -> label map.
-        where: folder of the label maps, for messages.
-        instances: stem -> instance map; {} or None for a set without.
-        edges: stem -> edge map.
-
-    Raises:
-        FileNotFoundError: no picture at all, or a picture without its label (instance, edge) map.
-    """
-    if not images:
-        raise FileNotFoundError(f"{where.parent}: holds no picture")
-    for what, have in (("label", labels), ("instance", instances), ("edge", edges)):
-        missing = [] if have is None or (what != "label" and not have) else [stem for stem in images if stem not in have]
-        if missing:
-            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise FileNotFoundError(f"{where}: no {what} map for {images[missing[0]]}{more}")
-    return [
-        Record(stem, image, labels[stem], (instances or {}).get(stem), (edges or {}).get(stem))
-        for stem, image in images.items()
-    ]
-
-
-def is_simple(directory: Path) -> bool:
-    """Whether a folder holds `images/` and `labels/`."""
-    return (directory / "images").is_dir() and (directory / "labels").is_dir()
-
-
-def simple(root: Path, split: str) -> list[Record]:
-    """Records of the simple layout; with `instances/` and `edges/` beside `labels/` where they exist.
-
-    Raises:
-        FileNotFoundError: no such split, or files are missing.
-    """
-    if split == "all":
-        folders = [d for d in (root, *(root / s for s in SPLITS)) if is_simple(d)]
-    elif is_simple(root / split):
-        folders = [root / split]
-    else:
-        folders = [root] if split == "train" and is_simple(root) else []
-    if not folders:
-        have = [s for s in SPLITS if is_simple(root / s)] + (["all"] if is_simple(root) else [])
-        hint = f"; there is: {', '.join(have)}" if have else ""
-        raise FileNotFoundError(f"{root / split}: expected folders images/ and labels/ for split {split!r}{hint}")
-    records = []
-    for folder in folders:
-        parts = {part: files(folder / part) for part in ("images", "labels", "instances", "edges")}
-        records += pairs(parts["images"], parts["labels"], folder / "labels", parts["instances"], parts["edges"])
-    return records
-
-
-def _by_number(records: list[Record], split: str, train: range, val: range) -> list[Record]:
-    """Split by the number at the end of the name; what is in neither range is "test"."""
-    if split == "all":
-        return records
-
-    def part(record: Record) -> str:
-        number = int("".join(c for c in record.name if c.isdigit()) or -1)
-        return "train" if number in train else "val" if number in val else "test"
-
-    return [record for record in records if part(record) == split]
-
-
-def _listed(path: Path) -> set[str]:
-    """Stems in a list file: the last field of every line, fields parted by commas or blanks."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such list file")
-    lines = path.read_text(encoding="utf-8").replace(",", " ").splitlines()
-    return {Path(line.split()[-1]).stem for line in lines if line.strip()}
-
+from .layouts import SPLITS, Found, by_number, files, listed, pairs, simple, split_folders
+from .source import LabelSet, Record, read_matlab
 
 # --- faces ------------------------------------------------------------------------------------------------------------
 
@@ -198,7 +103,7 @@ def ffhq(root: Path, split: str, partition: str = "ffhq", labels: str = "labels"
     val = range(60000, 70000) if partition == "ffhq" else range(2000)
     images = files(pictures)
     records = pairs(images, files(root / labels), root / labels)
-    return _FACES, _by_number(records, split, train, val)
+    return _FACES, by_number(records, split, train, val)
 
 
 _LAPA = LabelSet(LAPA, (256, 256))
@@ -225,7 +130,7 @@ def helen(root: Path, split: str) -> Found:
     lists = {"train": "exemplars.txt", "val": "tuning.txt", "test": "testing.txt"}
     images = files(root / "images")
     if split in lists:
-        wanted = _listed(root / lists[split])
+        wanted = listed(root / lists[split])
         images = {stem: path for stem, path in images.items() if stem in wanted}
     masks = files(root / "labels")
     records = []
@@ -266,22 +171,10 @@ def _facade_files(root: Path, split: str, part: str, pattern: str, train: range,
     if not images:
         return simple(root, split)
     labels = {path.stem: path for path in folder.glob("*.png")}
-    return _by_number(pairs(images, labels, folder), split, train, val)
+    return by_number(pairs(images, labels, folder), split, train, val)
 
 
 # --- scenes -----------------------------------------------------------------------------------------------------------
-
-
-def _split_folders(root: Path, names: dict[str, list[tuple[str, ...]]], split: str) -> list[tuple[Path, ...]]:
-    """For the wanted split(s), the first tuple of folders of which the first two exist."""
-    found = []
-    for part in names if split == "all" else [split] if split in names else []:
-        for option in names[part]:
-            folders = tuple(root / name for name in option)
-            if folders[0].is_dir() and folders[1].is_dir():
-                found.append(folders)
-                break
-    return found
 
 
 def coco_stuff(root: Path, split: str) -> Found:
@@ -302,7 +195,7 @@ def coco_stuff(root: Path, split: str) -> Found:
         for part in ("train", "val")
     }
     label_set = LabelSet(COCO_STUFF, (256, 256), unknown=255)
-    found = _split_folders(root, options, split)
+    found = split_folders(root, options, split)
     if not found:
         return label_set, simple(root, split)
     return label_set, [
@@ -323,7 +216,7 @@ def ade20k(root: Path, split: str) -> Found:
         part: [(f"images/{name}", f"annotations/{name}")] for part, name in (("train", "training"), ("val", "validation"))
     }
     label_set = LabelSet(ADE20K, (256, 256), first=1, unknown=0)
-    found = _split_folders(root, options, split)
+    found = split_folders(root, options, split)
     if not found:
         return label_set, simple(root, split)
     return label_set, [record for images, labels in found for record in pairs(files(images), files(labels), labels)]
@@ -363,7 +256,7 @@ def gta5(root: Path, split: str) -> Found:
         listing = root / "split.mat"
         if not listing.is_file():
             raise FileNotFoundError(f"{listing}: needed for split {split!r} (or take split 'all')")
-        wanted = {f"{int(n):05d}" for n in _matlab(listing, f"{split}Ids").ravel()}
+        wanted = {f"{int(n):05d}" for n in read_matlab(listing, f"{split}Ids").ravel()}
         original = {stem: path for stem, path in original.items() if stem in wanted}
     kept = [(i,) for i in CITYSCAPES_TRAIN_IDS]
     others = tuple(i for i in range(len(CITYSCAPES)) if i not in CITYSCAPES_TRAIN_IDS)
@@ -380,7 +273,7 @@ def camvid(root: Path, split: str) -> Found:
     """
     codes = {rgb: CAMVID.index(name) for name, several in CAMVID_COLOURS.items() for rgb in several}
     label_set = LabelSet(CAMVID, (256, 320), unknown=11, colours=codes)
-    found = _split_folders(root, {part: [(part, f"{part}annot")] for part in SPLITS}, split)
+    found = split_folders(root, {part: [(part, f"{part}annot")] for part in SPLITS}, split)
     if found:
         return label_set, [record for images, labels in found for record in pairs(files(images), files(labels), labels)]
     images, labels = root / "701_StillsRaw_full", root / "LabeledApproved_full"
@@ -451,7 +344,7 @@ def ccp(root: Path, split: str) -> Found:
     if not (root / "photos").is_dir():
         return label_set, simple(root, split)
     records = pairs(files(root / "photos"), files(labels, (".mat",)), labels)
-    return label_set, _by_number(records, split, range(1, 801), range(801, 901))
+    return label_set, by_number(records, split, range(1, 801), range(801, 901))
 
 
 # --- a user's own ------------------------------------------------------------------------------------------------------

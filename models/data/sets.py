@@ -15,7 +15,8 @@ from .classes import left_right_pairs
 from .facades import FACADE_CLASSES, draw_facade
 from .faces import FACE_CLASSES, draw_face
 from .folder import IMAGE_SUFFIXES
-from .readers import READERS, SPLITS
+from .layouts import SPLITS
+from .readers import READERS
 from .source import FileSource, Sample, Source
 
 _DRAWN = {"procedural_faces": (draw_face, FACE_CLASSES), "procedural_facades": (draw_facade, FACADE_CLASSES)}

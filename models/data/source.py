@@ -223,7 +223,7 @@ def read_ids(path: Path, colours: Mapping[tuple[int, int, int], int] | None = No
         ValueError: not readable, colour file without `colours`, or a colour that is not in it; names the file.
     """
     if path.suffix == ".mat":
-        return _matlab(path, "groundtruth").astype(np.int32)
+        return read_matlab(path, "groundtruth").astype(np.int32)
     plane = open_picture(path)
     if plane.mode in LABEL_MODES:
         return np.asarray(plane).astype(np.int32)
@@ -244,7 +244,8 @@ def read_ids(path: Path, colours: Mapping[tuple[int, int, int], int] | None = No
     return np.array(list(colours.values()), np.int32)[found]
 
 
-def _matlab(path: Path, variable: str) -> np.ndarray:
+def read_matlab(path: Path, variable: str) -> np.ndarray:
+    """Read a variable of a MATLAB file. ValueError, naming the file, when that fails; ImportError without scipy."""
     try:
         from scipy.io import loadmat
     except ImportError as error:  # pragma: no cover - depends on the installation
