@@ -58,7 +58,7 @@ _LOCK_SECONDS = 60.0
 _SPARE_BYTES = 1 << 20  # for the JSON files and the file system's own needs
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(OSError):
     """A checkpoint could not be written or read; the message names folder or file, and the reason."""
 
 
