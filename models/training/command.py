@@ -130,7 +130,7 @@ def main(arguments: argparse.Namespace, name: str) -> int:
         task = description.build(model, True)
         task.classes = source.classes
         newest = train(task, options, dataset, validation, config=whole, world=world)
-        if world.rank == 0:
+        if newest is not None:
             print(newest)
     finally:
         distributed.shutdown()

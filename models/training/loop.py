@@ -36,7 +36,7 @@ def train(
     *,
     config: Mapping[str, Any] | None = None,
     world: World | None = None,
-) -> Path:
+) -> Path | None:
     """Train a task: start, or go on where the run folder stands.
 
     Args:
@@ -48,7 +48,7 @@ def train(
         world: the processes; None: what `distributed.init` finds.
 
     Returns:
-        The newest checkpoint's folder.
+        The newest checkpoint's folder, None where nothing was saved (or in other processes than the first).
 
     Raises:
         FileExistsError: resume "no" in a run folder that holds checkpoints.
@@ -71,14 +71,15 @@ def train(
         resumed = find_checkpoint(options.resume, saves)
         if resumed is not None:
             trainer.load(resumed)
-        if world.rank == 0:
+        if world.rank == 0 and options.save_every:
             checkpoint.preflight(saves, trainer.bytes_to_save() * (options.keep_last + 2))
-        newest = resumed.path if resumed else saves
+        newest = resumed.path if resumed else None
         with Run(folder, dict(config or {}), rank=world.rank, total_steps=options.steps, start_step=trainer.step) as run:
             meter = Meter(options, world)
             while trainer.step < options.steps and not distributed.any_rank(run.stop_requested):
                 meter.add(trainer.run_step(), trainer)
                 step, last = trainer.step, trainer.step == options.steps
+                run.advance(step)
                 if step % options.log_every == 0 or last:
                     run.log(step, meter.summary())
                 if world.rank > 0:

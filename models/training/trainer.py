@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -73,14 +74,15 @@ class Trainer:
         self.scalers = {name: torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16") for name in task.phases}
         self.modules: dict[str, nn.Module] = {name: PhaseModule(task, name) for name in task.phases}
         if world.size > 1:
-            # unused: a region absent from the whole batch gives its own layers no gradient
-            for name, module in self.modules.items():
-                self.modules[name] = DistributedDataParallel(
-                    module,
-                    device_ids=[world.device] if world.device.type == "cuda" else None,
-                    find_unused_parameters=True,
-                    broadcast_buffers=False,
-                )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has a new name for broadcast_buffers, 2.11 not
+                for name, module in self.modules.items():
+                    self.modules[name] = DistributedDataParallel(
+                        module,
+                        device_ids=[world.device] if world.device.type == "cuda" else None,
+                        find_unused_parameters=True,  # layers of a region that is absent from the batch have no gradient
+                        broadcast_buffers=False,  # statistics are synchronised, spectral norms follow the weights
+                    )
             # after that: DistributedDataParallel refuses, by type, synchronised statistics on a CPU
             for network in task.networks.values():
                 synchronise_statistics(network, world.device)
@@ -186,7 +188,7 @@ class Trainer:
             optimizer.load_state_dict(packing.unpack_optimizer(*packed))
             for parameter, moments in optimizer.state.items():
                 for key, value in moments.items():
-                    if value.shape == parameter.shape:  # files are contiguous; the fused kernels want the weight's own layout
+                    if value.shape == parameter.shape:  # files are contiguous, the fused kernels want the weight's layout
                         moments[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
         for name, scaler in self.scalers.items():
             scaler.load_state_dict(state["scalers"][name])

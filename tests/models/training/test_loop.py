@@ -347,10 +347,16 @@ def test_bad_commands(arguments, message, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())  # nothing was begun
 
 
-@pytest.mark.parametrize("model", ["spade"])
-def test_two_processes_lose_what_one_loses(tmp_path, model):
-    """Same global batch, same weights: statistics and gradients are those of the whole batch."""
-    base = [model, *SMALL, "--steps", "3"]
+@pytest.mark.parametrize("model, steps", [("spade", 3), ("sean", 1)])
+def test_two_processes_lose_what_one_loses(tmp_path, model, steps):
+    """Same global batch, same weights: statistics and gradients are those of the whole batch.
+
+    SEAN's noise is drawn per process, so only its first forward, where noise has no weight yet, can be compared. Its layers of
+    regions that are absent from one process' part of the batch must not hold up the others.
+    """
+    base = [model, *SMALL, "--steps", str(steps), "--save-every", "0", "--init-gain", "0"]
+    if model == "sean":
+        base += ["--generator.style-length", "16", "--generator.encoder-width", "4"]
     one = [sys.executable, "-m", "mixsyn_fast.models.training", *base, "--out", str(tmp_path / "one")]
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     two = [*run, "-m", "mixsyn_fast.models.training", *base, "--out", str(tmp_path / "two")]
@@ -359,12 +365,12 @@ def test_two_processes_lose_what_one_loses(tmp_path, model):
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
         assert done.returncode == 0, done.stderr
     single, double = log(tmp_path / "one"), log(tmp_path / "two")
-    assert len(single) == len(double) == 3
+    assert len(single) == len(double) == steps
     for a, b in zip(single, double, strict=True):
-        losses = [name for name in a if "/" in name]
-        assert losses and [name for name in b if "/" in name] == losses
+        losses = [name for name in a if "/" in name and (model != "sean" or name.startswith("generator/"))]
+        assert losses and a.keys() == b.keys()
         for name in losses:
-            assert a[name] == pytest.approx(b[name], rel=2e-3, abs=1e-5), (a["step"], name)
+            assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-6), (a["step"], name)
 
 
 def test_options_cover_the_loop():
