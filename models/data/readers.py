@@ -161,6 +161,7 @@ def cmp_facade_extended(root: Path, split: str) -> Found:
     """CMP Facade, extended set: 228 less regular house fronts, as :func:`cmp_facade`.
 
     Layout: `extended/cmp_x0001.jpg` + `.png`. Our split: 1..188 train, 189..228 val, none for test.
+    Size 256 x 256. Nothing swaps.
     """
     return _FACADES, _facade_files(root, split, "extended", "cmp_x*.jpg", range(1, 189), range(189, 229))
 
