@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
 import warnings
 from collections.abc import Sequence
@@ -138,6 +137,7 @@ def test_arguments_are_checked() -> None:
         "load_size: expected at least 8, and a crop, got 7 with crop 'center'": {"load_size": 7},
         "load_size: .* got 9 with crop 'none'": {"load_size": 9, "crop": "none"},
         "on_error: expected 'skip' or 'raise', got 'stop'": {"on_error": "stop"},
+        "seed: expected a non-negative integer, got -1": {"seed": -1},
     }.items():
         with pytest.raises(ValueError, match=message):
             RegionDataset(Drawn(), **({"size": 8} | options))  # type: ignore[arg-type]
@@ -279,32 +279,6 @@ def test_a_batch_of_one_and_odd_sizes_travel() -> None:
     dataset = RegionDataset(Drawn(1, (5, 7)), (5, 3))
     batch = Collate(3, (((5, 3), True),))([dataset[0]])
     same(batch, pickle.loads(pickle.dumps(batch)))
-
-
-def _send(queue: object, count: int) -> None:
-    torch.set_num_threads(1)
-    for _ in range(count):
-        queue.put(batch_of(plans=tuple(((s, s), p) for s in (2, 4, 8) for p in (True, False))))  # type: ignore[attr-defined]
-
-
-def test_batches_cross_processes_with_one_descriptor_each() -> None:
-    """Holding many batches of an earlier process must not use up its file descriptors: one each, not one per tensor."""
-    resource = pytest.importorskip("resource")
-    folder = Path("/proc/self/fd")
-    if not folder.is_dir():
-        pytest.skip("needs /proc to count file descriptors")
-    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 64
-    context = torch.multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
-    queue = context.Queue()
-    process = context.Process(target=_send, args=(queue, 6))
-    process.start()
-    before = len(list(folder.iterdir()))
-    batches = [queue.get(timeout=60) for _ in range(6)]
-    used = len(list(folder.iterdir())) - before
-    assert used <= 6 * 3
-    process.join(timeout=60)
-    for batch in batches:
-        same(batch, batches[0])
 
 
 def test_movement() -> None:

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,8 @@ def test_arguments_are_checked() -> None:
         Loader(dataset(10), 0)
     with pytest.raises(ValueError, match="expected at most the 10 pictures there are .or drop_last=False., got 11"):
         Loader(dataset(10), 11)
+    with pytest.raises(ValueError, match="seed: expected a non-negative integer, got -2"):
+        Loader(dataset(10), 4, seed=-2)
     for wrong in ({"rank": 1}, {"workers": -1}, {"world": 0}, {"rank": -1}):
         with pytest.raises(ValueError, match="workers, rank, world: expected"):
             Loader(dataset(10), 4, **wrong)
@@ -224,6 +227,20 @@ def test_workers_end_with_the_loader() -> None:
     del batches
     gc.collect()
     assert children() == before
+
+
+def test_a_batch_costs_one_file_descriptor() -> None:
+    """Tensors from a worker hold a descriptor each: dozens of patterns per batch would soon reach the limit of 1024."""
+    folder = Path("/proc/self/fd")
+    if not folder.is_dir():
+        pytest.skip("needs /proc to count file descriptors")
+    loader = Loader(dataset(10), 4, workers=1, plans=PLANS)
+    held = [next(loader)]
+    before = len(list(folder.iterdir()))
+    held += [next(loader) for _ in range(8)]
+    assert len(list(folder.iterdir())) - before <= 8 * 2
+    assert len(held[0].regions._cache) > 10
+    loader.close()
 
 
 def test_workers_run_one_thread() -> None:
