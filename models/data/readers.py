@@ -184,7 +184,8 @@ def coco_stuff(root: Path, split: str) -> Found:
     Layouts: `train2017/*.jpg` (or `images/train2017`) + `stuffthingmaps/train2017/*.png` (or `annotations/train2017`), with
     `instances/train2017/*.png` beside them; or `train_img`, `train_label`, `train_inst` as prepared for SPADE; `val...`
     likewise. Splits train and val. Size 256 x 256; papers scale pictures to 286 x 286 and crop (load_size=286,
-    crop="random"), and squeeze them to 256 x 256 for validation (crop="none"). Nothing swaps.
+    crop="random"), and squeeze them to 256 x 256 for validation (crop="none"). Nothing swaps. coco_instances.py makes
+    instance maps of COCO's own polygons.
     """
     options = {
         part: [

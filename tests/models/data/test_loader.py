@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from mixsyn_fast.models.data import Batch, Loader, RegionDataset, Sample
+from mixsyn_fast.models.data.loader import _CopiedAhead
 
 PLANS = (((8, 8), False), ((4, 4), True))
 
@@ -265,6 +266,40 @@ def test_data_time_is_the_time_waited() -> None:
     next(ahead)
     assert ahead.data_seconds < slow.data_seconds  # it was ready
     ahead.close()
+
+
+class Recorder:
+    """Stands in for torch.cuda's streams where there is no GPU: notes what is asked of them."""
+
+    def __init__(self, notes: list[str]) -> None:
+        self.notes = notes
+
+    def wait_stream(self, stream: object) -> None:
+        self.notes.append("wait")
+
+    def __enter__(self) -> None:
+        self.notes.append("copy")
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_copies_run_one_batch_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: copies to the meta device through stand-ins for streams."""
+    notes: list[str] = []
+    recorder = Recorder(notes)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: recorder)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: recorder)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: notes.append("keep"))
+    loader = Loader(dataset(10), 2, shuffle=False)
+    batches = [next(loader) for _ in range(3)]
+    copied = _CopiedAhead(iter(batches), torch.device("meta"))
+    first = next(copied)
+    assert first.names == batches[0].names and first.image.device.type == "meta"
+    assert notes == ["copy", "wait", "keep", "copy"]  # the second is on its way before the first is used
+    assert [b.names for b in copied] == [b.names for b in batches[1:]]
+    assert notes.count("copy") == notes.count("wait") == notes.count("keep") == 3
 
 
 @pytest.mark.gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from mixsyn_fast.models.data.classes import (
     DEEPFASHION_COLOURS,
     left_right_pairs,
 )
+from mixsyn_fast.models.data.coco_instances import write_instance_maps
 
 Image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
 
@@ -251,6 +253,37 @@ def test_coco_stuff(tmp_path: Path, images: str, labels: str, instances: str) ->
     (tmp_path / instances / "000000000009.png").rename(tmp_path / instances / "other.png")
     with pytest.raises(FileNotFoundError, match="no instance map for"):
         open_source(tmp_path, "coco_stuff")
+
+
+def test_coco_instance_maps_from_polygons(tmp_path: Path) -> None:
+    labels, out, file = tmp_path / "stuffthingmaps/val2017", tmp_path / "instances/val2017", tmp_path / "instances.json"
+    plane(labels / "000000000007.png", halves(120, 0))
+    plane(labels / "000000000008.png", 3)
+    box = lambda x0, y0, x1, y1: [x0, y0, x1, y0, x1, y1, x0, y1]  # noqa: E731
+    things = [
+        {"image_id": 7, "area": 4, "iscrowd": 0, "segmentation": [box(9, 2, 10, 3)]},  # small, on top of the next
+        {"image_id": 7, "area": 30, "iscrowd": 0, "segmentation": [box(8, 1, 12, 5), box(14, 8, 15, 9)]},  # in two parts
+        {"image_id": 7, "area": 99, "iscrowd": 1, "segmentation": {"counts": [1], "size": [H, W]}},
+    ]
+    data = {"images": [{"id": n, "width": W, "height": H} for n in (7, 8, 9)], "annotations": things}
+    file.write_text(json.dumps(data))
+    assert write_instance_maps(file, labels, out) == 2
+    picture(tmp_path / "val2017" / "000000000007.jpg")
+    picture(tmp_path / "val2017" / "000000000008.jpg")
+    found = open_source(tmp_path, "coco_stuff", "val").read(0).instances
+    assert found is not None and np.unique(found).tolist() == [0, 120, 256, 257]
+    assert (found[2:4, 9:11] == 257).all() and (found == 257).sum() == 4
+    assert found[1, 8] == found[5, 12] == found[8, 14] == 256 and (found[:, :8] == 120).all()
+    plane(labels / "000000000008.png", 3, (H, W + 1))
+    with pytest.raises(ValueError, match=r"000000000008.png: expected width and height \(16, 12\), got \(17, 12\)"):
+        write_instance_maps(file, labels, out)
+    file.write_text("[]")
+    with pytest.raises(ValueError, match="instances.json: not a COCO instances file"):
+        write_instance_maps(file, labels, out)
+    with pytest.raises(FileNotFoundError, match="holds no label map"):
+        write_instance_maps(file, tmp_path, out)
+    with pytest.raises(FileNotFoundError, match="gone.json: no such file"):
+        write_instance_maps(tmp_path / "gone.json", labels, out)
 
 
 def test_ade20k(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ Image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six pictures of 10 x 20, the last of 12 x 20: class 0 everywhere, 1 in a quarter of pictures 1 and 3, 255 in picture 4."""
+    """Six pictures of 10 x 20, the last of 12 x 20: class 0, class 1 in a quarter of pictures 1 and 3, 255 in picture 4."""
     root = tmp_path / "set"
     for part in ("images", "labels"):
         (root / part).mkdir(parents=True)
