@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -311,3 +313,22 @@ def test_collate_says_what_does_not_fit() -> None:
         Collate(3)([dataset[0], RegionDataset(Drawn(kind="edges"), 8)[1]])
     with pytest.raises(ValueError, match=r"RegionMap: labels: expected values in \[0, 2\)"):
         Collate(2)([dataset[0]])
+
+
+def test_drawn_pictures_need_no_pillow() -> None:
+    """Training on drawn pictures at their own size, and importing, work without any optional package."""
+    code = """
+import sys
+for name in ("PIL", "scipy", "tqdm", "safetensors", "torchmetrics", "matplotlib", "tensorboard"):
+    sys.modules[name] = None
+import mixsyn_fast.models
+from mixsyn_fast.models.data import Loader, RegionDataset, open_source
+source = open_source(None, "procedural_facades", count=4, size=32)
+assert next(Loader(RegionDataset(source, 32, flip=0.5), 2)).image.shape == (2, 3, 32, 32)
+try:
+    RegionDataset(source, 16)[0]
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "scaling pictures needs pillow: pip install 'mixsyn_fast[models]'"

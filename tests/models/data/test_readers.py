@@ -197,7 +197,8 @@ def test_lapa_and_helen(tmp_path: Path) -> None:
     for name in ("1_1", "2_1", "3_1"):
         picture(helen / "images" / f"{name}.jpg")
         for k in range(11):
-            values = halves(200 if k == 1 else 0, 120 if k == 1 else 130 if k == 10 else 0)
+            weights = {1: (200, 120), 10: (50, 130)}  # skin and hair
+            values = halves(*weights.get(k, (0, 0)))
             plane(helen / "labels" / name / f"{name}_lbl{k:02d}.png", values)
     for file, name in (("exemplars", "1_1"), ("tuning", "2_1"), ("testing", "3_1")):
         (helen / f"{file}.txt").write_text(f"1 , {name}\n\n")
