@@ -27,6 +27,7 @@ from .procedural import (
 from .sets import KINDS, ProceduralSource, guess_kind, open_source
 from .sheets import contact_sheet, to_uint8
 from .source import FileSource, LabelSet, Record, Sample, Source
+from .statistics import Statistics, statistics
 
 __all__ = [
     "FACADE_CLASSES",
@@ -46,6 +47,7 @@ __all__ = [
     "RegionDataset",
     "Sample",
     "Source",
+    "Statistics",
     "colorize",
     "contact_sheet",
     "draw",
@@ -60,5 +62,6 @@ __all__ = [
     "open_source",
     "palette",
     "read_pair",
+    "statistics",
     "to_uint8",
 ]

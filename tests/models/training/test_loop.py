@@ -351,7 +351,7 @@ def test_bad_commands(arguments, message, tmp_path, capsys, monkeypatch):
 def test_two_processes_lose_what_one_loses(tmp_path, model, steps):
     """Same global batch, same weights: statistics and gradients are those of the whole batch.
 
-    SEAN's noise is drawn per process, so only its first forward, where noise has no weight yet, can be compared. Its layers of
+    SEAN's noise is drawn per process, so only its first forward, where noise has no weight yet, is compared. Its layers of
     regions that are absent from one process' part of the batch must not hold up the others.
     """
     base = [model, *SMALL, "--steps", str(steps), "--save-every", "0", "--init-gain", "0"]
