@@ -20,17 +20,19 @@ def _face_backdrop(canvas: Canvas, rng: np.random.Generator, noise: Noise) -> No
         rgb(hue, rng.uniform(0.1, 0.45), dark),
         rgb(hue + rng.normal(0, 0.1), rng.uniform(0.1, 0.4), dark * 1.3),
     )
-    t = np.clip(canvas.y + 0.35 * noise(canvas.x * 2.5, canvas.y * 2.5), 0, 1)[..., None]
-    canvas.pixels[:] = a * t + b * (1 - t)
+    canvas.pixels[:] = b
+    canvas.blend(np.clip(canvas.y + 0.35 * noise(canvas.x * 2.5, canvas.y * 2.5), 0, 1), a)
     for _ in range(rng.integers(0, 4)):
         x, w, gain = rng.uniform(0, canvas.aspect), rng.uniform(0.04, 0.16), rng.uniform(-0.35, 0.35)
         edge = np.clip((np.abs(canvas.x - x) - w) * 90, -30, 30)
-        canvas.pixels *= (1 + gain / (1 + np.exp(edge)))[..., None]
+        canvas.multiply(1 + gain / (1 + np.exp(edge)))
     for _ in range(rng.integers(0, 9)):
         x, y, r = rng.uniform(0, canvas.aspect), rng.uniform(0, 0.8), rng.uniform(0.02, 0.07)
         light = rgb(hue + rng.normal(0, 0.15), 0.3, 1.0)
-        disc = 0.3 / (1 + np.exp(np.clip((np.hypot(canvas.x - x, canvas.y - y) - r) * 260, -30, 30)))
-        canvas.pixels += disc[..., None] * (light - canvas.pixels)
+        rows, columns = canvas.window(x, y, r + 0.04, r + 0.04)
+        distance = np.hypot(canvas.x[:, columns] - x, canvas.y[rows] - y) - r
+        disc = (0.3 / (1 + np.exp(np.clip(distance * 260, -30, 30)))).astype(np.float32)
+        canvas.blend(disc, light, (rows, columns))
 
 
 def _hair_shader(base: Array, rng: np.random.Generator, noise: Noise, cx: float, curl: float) -> Callable[..., Array]:

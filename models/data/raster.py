@@ -59,55 +59,75 @@ def wobble(polygon: Array, rng: np.random.Generator, amplitude: float, waves: in
     normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-12
     arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(polygon, axis=0), axis=1))])
     turn = arc / (arc[-1] + np.linalg.norm(polygon[0] - polygon[-1])) * 2 * np.pi
-    push = np.zeros(len(polygon))
-    for k in range(1, waves + 1):
-        push += np.sin(k * turn + rng.uniform(0, 2 * np.pi)) * rng.normal() / np.sqrt(k)
+    phase, size = np.array([(rng.uniform(0, 2 * np.pi), rng.normal()) for _ in range(waves)]).T
+    k = np.arange(1, waves + 1)
+    push = (size / np.sqrt(k)) @ np.sin(k[:, None] * turn + phase[:, None])
     return polygon + normal * (amplitude * push / np.sqrt(np.log(waves) + 1))[:, None]
 
 
-def inside(polygon: Array, height: int, width: int, scale: float) -> Array:
+Window = tuple[slice, slice]
+"""Rows and columns of a rectangular part of a grid."""
+_ALL = (slice(None), slice(None))
+
+
+def inside(polygon: Array, height: int, width: int, scale: float) -> tuple[Window, Array]:
     """Even-odd fill sampled at pixel centres.
 
     Args:
         polygon: (N, 2) vertices in frame units; one pixel is `scale` frame units.
-        height: rows of the mask.
-        width: columns of the mask.
+        height: rows of the grid.
+        width: columns of the grid.
         scale: size of a pixel.
 
     Returns:
-        (height, width) bool.
+        The part of the grid that the polygon lies in, and its mask there (bool).
     """
+    if len(polygon) == 4 and (polygon[[0, 1, 2, 3], [1, 0, 1, 0]] == polygon[[1, 2, 3, 0], [1, 0, 1, 0]]).all():
+        limits = np.ceil(polygon[[0, 2]] / scale - 0.5).clip(0, (width, height)).astype(np.int64)  # an upright rectangle
+        (left, top), (right, bottom) = np.sort(limits, axis=0).tolist()
+        return (slice(top, bottom), slice(left, right)), np.ones((bottom - top, right - left), bool)
     x0, y0 = polygon[:, 0] / scale - 0.5, polygon[:, 1] / scale - 0.5
-    x1, y1 = np.roll(x0, -1), np.roll(y0, -1)
-    low, high = np.minimum(y0, y1), np.maximum(y0, y1)
-    first = np.clip(np.ceil(low), 0, height).astype(np.int64)
-    last = np.clip(np.ceil(high), 0, height).astype(np.int64)  # rows first <= y < last cross the edge
+    x1, y1 = np.concatenate([x0[1:], x0[:1]]), np.concatenate([y0[1:], y0[:1]])
+    start, end = np.ceil(y0).clip(0, height).astype(np.int64), np.ceil(y1).clip(0, height).astype(np.int64)
+    first, last = np.minimum(start, end), np.maximum(start, end)  # rows first <= y < last cross the edge
     count = last - first
+    total = int(count.sum())
+    if total == 0:
+        return (slice(0, 0), slice(0, 0)), np.zeros((0, 0), bool)
     edge = np.repeat(np.arange(len(x0)), count)
-    row = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count) + first[edge]
-    x = x0[edge] + (row - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
-    column = np.clip(np.ceil(x), 0, width).astype(np.int64)
-    flips = np.bincount(row * (width + 1) + column, minlength=height * (width + 1))
-    return (np.cumsum(flips.reshape(height, width + 1), axis=1)[:, :width] & 1).astype(bool)
+    row = np.arange(total) - np.repeat(np.cumsum(count) - count - first, count)
+    slope = np.divide(x1 - x0, y1 - y0, out=np.zeros_like(x0), where=count > 0)
+    column = np.ceil(x0[edge] + (row - y0[edge]) * slope[edge]).clip(0, width).astype(np.int64)
+    top, bottom, left, right = int(first.min()), int(last.max()), int(column.min()), int(column.max())
+    wide = right - left + 1
+    flips = np.bincount((row - top) * wide + (column - left), minlength=(bottom - top) * wide).reshape(-1, wide)
+    odd = np.cumsum(flips[:, :-1], axis=1, dtype=np.uint8) & 1
+    return (slice(top, bottom), slice(left, right)), odd.view(bool)
 
 
 class Noise:
     """Value noise: a random lattice, smoothly interpolated and periodic, with values in [-1, 1]."""
 
-    def __init__(self, rng: np.random.Generator, cells: int = 64) -> None:
-        self.lattice = rng.uniform(-1.0, 1.0, (cells, cells)).astype(np.float32)
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.lattice = rng.uniform(-1.0, 1.0, (64, 64)).astype(np.float32)  # a power of two, to wrap by a bit mask
+        right, below = np.roll(self.lattice, -1, axis=1), np.roll(self.lattice, -1, axis=0)
+        corners = np.stack([self.lattice, right, below, np.roll(below, -1, axis=1)], axis=-1)
+        self.corners = corners.reshape(-1, 4).view(np.complex128).reshape(-1)  # 16 bytes: all four in one look-up
 
     def __call__(self, x: Array, y: Array) -> Array:
-        """Sample at lattice coordinates `x`, `y` (any equal shapes); returns float32 of that shape."""
+        """Sample at lattice coordinates: `x`, `y` of equal shape, or a row (1, W) and a column (H, 1); returns float32."""
         n = self.lattice.shape[0]
-        ix, iy = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
-        fx, fy = (x - ix).astype(np.float32), (y - iy).astype(np.float32)
+        floor_x, floor_y = np.floor(x), np.floor(y)
+        fx, fy = (x - floor_x).astype(np.float32), (y - floor_y).astype(np.float32)
         fx, fy = fx * fx * (3 - 2 * fx), fy * fy * (3 - 2 * fy)
-        ix, iy = ix % n, iy % n
-        jx, jy = (ix + 1) % n, (iy + 1) % n
-        top = self.lattice[iy, ix] * (1 - fx) + self.lattice[iy, jx] * fx
-        bottom = self.lattice[jy, ix] * (1 - fx) + self.lattice[jy, jx] * fx
-        return top * (1 - fy) + bottom * fy
+        ix, iy = floor_x.astype(np.int32) & (n - 1), floor_y.astype(np.int32) & (n - 1)
+        if np.ndim(x) == 2 and x.shape[0] == 1 and y.shape[1] == 1:  # a grid: along y first, then along x
+            rows = self.lattice[iy[:, 0]] * (1 - fy) + self.lattice[(iy[:, 0] + 1) & (n - 1)] * fy
+            return rows[:, ix[0]] * (1 - fx) + rows[:, (ix[0] + 1) & (n - 1)] * fx
+        found = self.corners.take(iy * n + ix).view(np.float32).reshape(*np.shape(ix), 4)
+        top = found[..., 0] + (found[..., 1] - found[..., 0]) * fx
+        bottom = found[..., 2] + (found[..., 3] - found[..., 2]) * fx
+        return top + (bottom - top) * fy
 
     def octaves(self, x: Array, y: Array, count: int = 4) -> Array:
         """Sum of `count` octaves, each twice as fine and half as strong; roughly [-1, 1]."""
@@ -131,16 +151,36 @@ class Canvas:
         self.aspect = width / height
         self.labels = np.full((height, width), background, np.uint8)
         fine_h, fine_w = height * _OVERSAMPLE, width * _OVERSAMPLE
-        self.y, self.x = np.meshgrid(
-            (np.arange(fine_h, dtype=np.float32) + 0.5) / fine_h,
-            (np.arange(fine_w, dtype=np.float32) + 0.5) / fine_h,
-            indexing="ij",
-        )
+        self.y = (np.arange(fine_h, dtype=np.float32)[:, None] + 0.5) / fine_h
+        self.x = (np.arange(fine_w, dtype=np.float32)[None, :] + 0.5) / fine_h
         self.pixels = np.zeros((fine_h, fine_w, 3), np.float32)
 
     def mask(self, polygon: Array) -> Array:
         """The polygon on the fine image grid; bool."""
-        return inside(polygon, self.height * _OVERSAMPLE, self.width * _OVERSAMPLE, 1 / (self.height * _OVERSAMPLE))
+        fine_h, fine_w = self.pixels.shape[:2]
+        window, found = inside(polygon, fine_h, fine_w, 1 / fine_h)
+        mask = np.zeros((fine_h, fine_w), bool)
+        mask[window] = found
+        return mask
+
+    def window(self, cx: float, cy: float, rx: float, ry: float) -> Window:
+        """The part of the fine grid within `rx`, `ry` (frame units) of a point."""
+        fine_h, fine_w = self.pixels.shape[:2]
+        top, bottom = np.clip([(cy - ry) * fine_h, (cy + ry) * fine_h + 1], 0, fine_h).astype(int)
+        left, right = np.clip([(cx - rx) * fine_h, (cx + rx) * fine_h + 1], 0, fine_w).astype(int)
+        return slice(top, bottom), slice(left, right)
+
+    def multiply(self, gain: Array, window: Window = _ALL) -> None:
+        """Multiply the fine samples of a window by `gain`, broadcast to (h, w)."""
+        for channel in range(3):  # numpy is slow at inner loops of three
+            plane = self.pixels[..., channel][window]
+            plane *= gain
+
+    def blend(self, amount: Array, colour: Colour, window: Window = _ALL) -> None:
+        """Move the fine samples of a window towards `colour` by `amount`, broadcast to (h, w), 0 to 1."""
+        for channel in range(3):
+            plane = self.pixels[..., channel][window]
+            plane += amount * (np.float32(colour[channel]) - plane)
 
     def fill(
         self,
@@ -163,44 +203,60 @@ class Canvas:
         Returns:
             The painted mask on the fine grid (bool).
         """
-        fine = self.mask(polygon)
-        coarse = inside(polygon, self.height, self.width, 1 / self.height) if label is not None else None
+        fine_h, fine_w = self.pixels.shape[:2]
+        (rows, columns), fine = inside(polygon, fine_h, fine_w, 1 / fine_h)
+        area, coarse = inside(polygon, self.height, self.width, 1 / self.height) if label is not None else (None, None)
         if within is not None:
-            fine &= self.mask(within)
-            if coarse is not None:
-                coarse &= inside(within, self.height, self.width, 1 / self.height)
+            fine = fine & self.mask(within)[rows, columns]
+            if area is not None:
+                other, found = inside(within, self.height, self.width, 1 / self.height)
+                allowed = np.zeros((self.height, self.width), bool)
+                allowed[other] = found
+                coarse = coarse & allowed[area]
         if only is not None:
             allowed = np.isin(self.labels, only)
-            fine &= allowed.repeat(_OVERSAMPLE, 0).repeat(_OVERSAMPLE, 1)
-            if coarse is not None:
-                coarse &= allowed
+            near = np.arange(rows.start, rows.stop)[:, None] // _OVERSAMPLE
+            fine = fine & allowed[near, np.arange(columns.start, columns.stop)[None] // _OVERSAMPLE]
+            if area is not None:
+                coarse = coarse & allowed[area]
         if callable(colour):
-            if fine.any():
-                self.pixels[fine] = colour(self.x[fine], self.y[fine])
+            y, x = np.nonzero(fine)
+            if len(y):
+                y, x = y + rows.start, x + columns.start
+                self.pixels.reshape(-1, 3)[y * fine_w + x] = colour(self.x[0, x], self.y[y, 0])
         else:
-            self.pixels[fine] = np.asarray(colour, np.float32)
-        if coarse is not None:
-            self.labels[coarse] = label
-        return fine
+            self.pixels[rows, columns][fine] = np.asarray(colour, np.float32)
+        if area is not None:
+            self.labels[area][coarse] = label
+        mask = np.zeros((fine_h, fine_w), bool)
+        mask[rows, columns] = fine
+        return mask
+
+    def _spot(self, cx: float, cy: float, rx: float, ry: float, amount: float, mask: Array | None) -> tuple[Window, Array]:
+        """A soft elliptical spot (h, w) with `amount` in its middle, and the window outside of which it cannot be seen."""
+        window = self.window(cx, cy, 3.5 * rx, 3.5 * ry)
+        across = np.exp(-(((self.x[:, window[1]] - cx) / rx) ** 2))
+        spot = amount * np.exp(-(((self.y[window[0]] - cy) / ry) ** 2)) * across
+        if mask is not None:
+            spot *= mask[window]
+        return window, spot
 
     def shade(self, cx: float, cy: float, rx: float, ry: float, amount: float, mask: Array | None = None) -> None:
         """Multiply a soft elliptical spot by 1 + amount, optionally inside `mask` only."""
-        spot = 1 + amount * np.exp(-(((self.x - cx) / rx) ** 2) - ((self.y - cy) / ry) ** 2)
-        if mask is None:
-            self.pixels *= spot[..., None]
-        else:
-            self.pixels[mask] *= spot[mask][:, None]
+        window, spot = self._spot(cx, cy, rx, ry, amount, mask)
+        self.multiply(1 + spot, window)
 
     def tint(self, cx: float, cy: float, rx: float, ry: float, colour: Colour, amount: float, mask: Array) -> None:
         """Blend a soft elliptical spot of `colour` into the samples of `mask`."""
-        spot = amount * np.exp(-(((self.x - cx) / rx) ** 2) - ((self.y - cy) / ry) ** 2)
-        w = spot[mask][:, None]
-        self.pixels[mask] = self.pixels[mask] * (1 - w) + np.asarray(colour, np.float32) * w
+        window, spot = self._spot(cx, cy, rx, ry, amount, mask)
+        self.blend(spot, colour, window)
 
     def finish(self, rng: np.random.Generator, grain: float = 0.012) -> tuple[Array, Array]:
         """Average the fine samples, add film grain; returns (image (H,W,3) uint8, labels (H,W) uint8)."""
-        fine = np.clip(self.pixels, 0, 1).reshape(self.height, _OVERSAMPLE, self.width, _OVERSAMPLE, 3)
-        image = fine.mean(axis=(1, 3)) + rng.normal(0, grain, (self.height, self.width, 1)).astype(np.float32)
+        fine = np.clip(self.pixels, 0, 1)
+        corners = [fine[y::_OVERSAMPLE, x::_OVERSAMPLE] for y in range(_OVERSAMPLE) for x in range(_OVERSAMPLE)]
+        image = sum(corners[1:], corners[0]) * np.float32(1 / len(corners))
+        image += rng.normal(0, grain, (self.height, self.width, 1)).astype(np.float32)
         return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), self.labels
 
 
@@ -226,10 +282,10 @@ def frame_size(size: int | tuple[int, int]) -> tuple[int, int]:
 def sky(canvas: Canvas, rng: np.random.Generator, noise: Noise) -> None:
     """Paint the whole canvas with a sky: a gradient and clouds."""
     zenith, horizon = rgb(0.58, rng.uniform(0.1, 0.55), rng.uniform(0.6, 0.9)), np.array([0.88, 0.91, 0.94])
-    t = np.clip(canvas.y * 1.4, 0, 1)[..., None]
-    canvas.pixels[:] = zenith * (1 - t) + horizon * t
-    cloud = np.clip(noise.octaves(canvas.x * 2.2, canvas.y * 5, 5) * 1.2 - rng.uniform(-0.2, 0.5), 0, 0.85)[..., None]
-    canvas.pixels += cloud * (0.97 - canvas.pixels)
+    canvas.pixels[:] = zenith
+    canvas.blend(np.clip(canvas.y * 1.4, 0, 1), horizon)
+    cloud = np.clip(noise.octaves(canvas.x * 2.2, canvas.y * 5, 5) * 1.2 - rng.uniform(-0.2, 0.5), 0, 0.85)
+    canvas.blend(cloud, (0.97, 0.97, 0.97))
 
 
 def wall_shader(rng: np.random.Generator, noise: Noise, base: Array, bricks: bool) -> Callable[..., Array]:

@@ -1,8 +1,9 @@
-"""Where the files of every known data set lie: one function per set, `reader(root, split, **options) -> (LabelSet, records)`.
+"""Where the files of each known data set lie, one function per set: `reader(root, split, **options) -> (LabelSet, records)`.
 
 Every reader takes the set's original layout and the *simple layout* `root/<split>/images/*` + `root/<split>/labels/*.png`
-with the original ids (or `root/images` + `root/labels`, which is split "train"). Split "all" is all there is. Sizes are those
-of the papers, (H, W). Flips exchange left and right classes by name; sets without such classes exchange nothing.
+with the original ids (or `root/images` + `root/labels`, which is split "train"). Split "all" is all there is. Sizes are
+those of the papers, (H, W). Flips exchange left and right classes by name; sets without such classes exchange nothing.
+Every reader raises FileNotFoundError, naming what is missing, and ValueError for an option that it does not know.
 """
 
 from __future__ import annotations
@@ -26,104 +27,8 @@ from .classes import (
 )
 from .facades import FACADE_CLASSES
 from .faces import FACE_CLASSES
-from .folder import IMAGE_SUFFIXES
-from .source import LabelSet, Record, _matlab
-
-Found = tuple[LabelSet, list[Record]]
-SPLITS = ("train", "val", "test")
-
-
-def files(directory: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES, ending: str = "") -> dict[str, Path]:
-    """Stem (without `ending`) -> file, for every file below a folder whose stem ends so; {} where there is no such folder."""
-    found, wanted = {}, tuple(suffixes)
-    for where, folders, names in os.walk(directory):
-        folders.sort()
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in wanted and stem.endswith(ending):
-                found[stem.removesuffix(ending)] = Path(where, name)
-    return found
-
-
-def pairs(
-    images: dict[str, Path],
-    labels: dict[str, Path],
-    where: Path,
-    instances: dict[str, Path] | None = None,
-    edges: dict[str, Path] | None = None,
-) -> list[Record]:
-    """Records of pictures and label maps of the same stem.
-
-    Args:
-        images: stem -> picture.
-        labels: stem -> label map.
-        where: folder of the label maps, for messages.
-        instances: stem -> instance map; {} or None for a set without.
-        edges: stem -> edge map.
-
-    Raises:
-        FileNotFoundError: no picture at all, or a picture without its label (instance, edge) map.
-    """
-    if not images:
-        raise FileNotFoundError(f"{where.parent}: holds no picture")
-    for what, have in (("label", labels), ("instance", instances), ("edge", edges)):
-        missing = [] if have is None or (what != "label" and not have) else [stem for stem in images if stem not in have]
-        if missing:
-            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise FileNotFoundError(f"{where}: no {what} map for {images[missing[0]]}{more}")
-    return [
-        Record(stem, image, labels[stem], (instances or {}).get(stem), (edges or {}).get(stem))
-        for stem, image in images.items()
-    ]
-
-
-def is_simple(directory: Path) -> bool:
-    """Whether a folder holds `images/` and `labels/`."""
-    return (directory / "images").is_dir() and (directory / "labels").is_dir()
-
-
-def simple(root: Path, split: str) -> list[Record]:
-    """Records of the simple layout; with `instances/` and `edges/` beside `labels/` where they exist.
-
-    Raises:
-        FileNotFoundError: no such split, or files are missing.
-    """
-    if split == "all":
-        folders = [d for d in (root, *(root / s for s in SPLITS)) if is_simple(d)]
-    elif is_simple(root / split):
-        folders = [root / split]
-    else:
-        folders = [root] if split == "train" and is_simple(root) else []
-    if not folders:
-        have = [s for s in SPLITS if is_simple(root / s)] + (["all"] if is_simple(root) else [])
-        hint = f"; there is: {', '.join(have)}" if have else ""
-        raise FileNotFoundError(f"{root / split}: expected folders images/ and labels/ for split {split!r}{hint}")
-    records = []
-    for folder in folders:
-        parts = {part: files(folder / part) for part in ("images", "labels", "instances", "edges")}
-        records += pairs(parts["images"], parts["labels"], folder / "labels", parts["instances"], parts["edges"])
-    return records
-
-
-def _by_number(records: list[Record], split: str, train: range, val: range) -> list[Record]:
-    """Split by the number at the end of the name; what is in neither range is "test"."""
-    if split == "all":
-        return records
-
-    def part(record: Record) -> str:
-        number = int("".join(c for c in record.name if c.isdigit()) or -1)
-        return "train" if number in train else "val" if number in val else "test"
-
-    return [record for record in records if part(record) == split]
-
-
-def _listed(path: Path) -> set[str]:
-    """Stems in a list file: the last field of every line, fields parted by commas or blanks."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such list file")
-    lines = path.read_text(encoding="utf-8").replace(",", " ").splitlines()
-    return {Path(line.split()[-1]).stem for line in lines if line.strip()}
-
+from .layouts import SPLITS, Found, by_number, files, listed, pairs, simple, split_folders
+from .source import LabelSet, Record, read_matlab
 
 # --- faces ------------------------------------------------------------------------------------------------------------
 
@@ -184,8 +89,8 @@ def _celeba_numbers(path: Path) -> dict[str, int]:
 def ffhq(root: Path, split: str, partition: str = "ffhq", labels: str = "labels") -> Found:
     """FFHQ: 70,000 faces with label maps of the 19 CelebAMask-HQ classes made by a parsing network.
 
-    Layout: `images1024x1024/**/<5 digits>.png` (or `thumbnails128x128`) and the maps `labels/**/<5 digits>.png`; option `labels`
-    names that folder. The picture is scaled to its map. Size 256 x 256. Swaps as CelebAMask-HQ.
+    Layout: `images1024x1024/**/<5 digits>.png` (or `thumbnails128x128`) and the maps `labels/**/<5 digits>.png`; option
+    `labels` names that folder. The picture is scaled to its map. Size 256 x 256. Swaps as CelebAMask-HQ.
 
     Splits, partition="ffhq": the first 60,000 train, the rest val; "first_2000": the first 2,000 are val (Harmonized).
     """
@@ -198,7 +103,7 @@ def ffhq(root: Path, split: str, partition: str = "ffhq", labels: str = "labels"
     val = range(60000, 70000) if partition == "ffhq" else range(2000)
     images = files(pictures)
     records = pairs(images, files(root / labels), root / labels)
-    return _FACES, _by_number(records, split, train, val)
+    return _FACES, by_number(records, split, train, val)
 
 
 _LAPA = LabelSet(LAPA, (256, 256))
@@ -216,8 +121,8 @@ def lapa(root: Path, split: str) -> Found:
 def helen(root: Path, split: str) -> Found:
     """Helen with the parsing labels of Smith et al.: 2,330 faces, 11 classes as LaPa.
 
-    Layout: `images/*.jpg` and `labels/<name>/<name>_lbl00.png ... _lbl10.png`, one soft mask per class (the largest decides);
-    lists `exemplars.txt` (train), `tuning.txt` (val), `testing.txt` (test). Or the simple layout with merged maps.
+    Layout: `images/*.jpg` and `labels/<name>/<name>_lbl00.png ... _lbl10.png`, one soft mask per class (the largest
+    decides); lists `exemplars.txt` (train), `tuning.txt` (val), `testing.txt` (test). Or the simple layout with merged maps.
     Size 256 x 256. Eyebrows and eyes swap.
     """
     if not (root / "exemplars.txt").is_file():
@@ -225,7 +130,7 @@ def helen(root: Path, split: str) -> Found:
     lists = {"train": "exemplars.txt", "val": "tuning.txt", "test": "testing.txt"}
     images = files(root / "images")
     if split in lists:
-        wanted = _listed(root / lists[split])
+        wanted = listed(root / lists[split])
         images = {stem: path for stem, path in images.items() if stem in wanted}
     masks = files(root / "labels")
     records = []
@@ -266,31 +171,19 @@ def _facade_files(root: Path, split: str, part: str, pattern: str, train: range,
     if not images:
         return simple(root, split)
     labels = {path.stem: path for path in folder.glob("*.png")}
-    return _by_number(pairs(images, labels, folder), split, train, val)
+    return by_number(pairs(images, labels, folder), split, train, val)
 
 
 # --- scenes -----------------------------------------------------------------------------------------------------------
 
 
-def _split_folders(root: Path, names: dict[str, list[tuple[str, ...]]], split: str) -> list[tuple[Path, ...]]:
-    """For the wanted split(s), the first tuple of folders of which the first two exist."""
-    found = []
-    for part in names if split == "all" else [split] if split in names else []:
-        for option in names[part]:
-            folders = tuple(root / name for name in option)
-            if folders[0].is_dir() and folders[1].is_dir():
-                found.append(folders)
-                break
-    return found
-
-
 def coco_stuff(root: Path, split: str) -> Found:
-    """COCO-Stuff: 118,287 + 5,000 pictures, 182 classes stored as 0..181, 255 = unknown; with instance maps where they exist.
+    """COCO-Stuff: 118,287 + 5,000 pictures, 182 classes stored as 0..181, 255 = unknown; instance maps where they exist.
 
     Layouts: `train2017/*.jpg` (or `images/train2017`) + `stuffthingmaps/train2017/*.png` (or `annotations/train2017`), with
-    `instances/train2017/*.png` beside them; or `train_img`, `train_label`, `train_inst` as prepared for SPADE; `val...` likewise.
-    Splits train and val. Size 256 x 256; papers scale pictures to 286 x 286 and crop (load_size=286, crop="random"), and
-    squeeze them to 256 x 256 for validation (crop="none"). Nothing swaps.
+    `instances/train2017/*.png` beside them; or `train_img`, `train_label`, `train_inst` as prepared for SPADE; `val...`
+    likewise. Splits train and val. Size 256 x 256; papers scale pictures to 286 x 286 and crop (load_size=286,
+    crop="random"), and squeeze them to 256 x 256 for validation (crop="none"). Nothing swaps.
     """
     options = {
         part: [
@@ -302,7 +195,7 @@ def coco_stuff(root: Path, split: str) -> Found:
         for part in ("train", "val")
     }
     label_set = LabelSet(COCO_STUFF, (256, 256), unknown=255)
-    found = _split_folders(root, options, split)
+    found = split_folders(root, options, split)
     if not found:
         return label_set, simple(root, split)
     return label_set, [
@@ -323,7 +216,7 @@ def ade20k(root: Path, split: str) -> Found:
         part: [(f"images/{name}", f"annotations/{name}")] for part, name in (("train", "training"), ("val", "validation"))
     }
     label_set = LabelSet(ADE20K, (256, 256), first=1, unknown=0)
-    found = _split_folders(root, options, split)
+    found = split_folders(root, options, split)
     if not found:
         return label_set, simple(root, split)
     return label_set, [record for images, labels in found for record in pairs(files(images), files(labels), labels)]
@@ -333,8 +226,8 @@ def cityscapes(root: Path, split: str) -> Found:
     """Cityscapes, fine annotations: 2,975 + 500 pictures, label ids 0..33 as 35 classes, with instance maps.
 
     Layout: `leftImg8bit/<split>/<city>/*_leftImg8bit.png`, `gtFine/<split>/<city>/*_gtFine_labelIds.png` and
-    `*_gtFine_instanceIds.png`. Id 0, unlabeled, is a class (no class with unknown="none"); class 34, the licence plate, is never
-    drawn but counted by the published models. Size 256 x 512. Nothing swaps.
+    `*_gtFine_instanceIds.png`. Id 0, unlabeled, is a class (no class with unknown="none"); class 34, the licence plate, is
+    never drawn but counted by the published models. Size 256 x 512. Nothing swaps.
     """
     label_set = LabelSet(CITYSCAPES, (256, 512), unknown=0)
     if not (root / "leftImg8bit").is_dir():
@@ -352,9 +245,9 @@ def cityscapes(root: Path, split: str) -> Found:
 def gta5(root: Path, split: str) -> Found:
     """GTA-5 (Playing for Data): 12,403 + 6,382 + 6,181 pictures, Cityscapes' 19 evaluated classes and "others".
 
-    Layout: `images/<5 digits>.png`, `labels/<5 digits>.png` with Cityscapes' label ids (those outside the 19 become "others"),
-    and `split.mat` (read with scipy). In the simple layout, with other names, ids are 0..19 as in the prepared set of the
-    class-wise VAE, whose test part is the val split here. Size 256 x 512. Nothing swaps.
+    Layout: `images/<5 digits>.png`, `labels/<5 digits>.png` with Cityscapes' label ids (those outside the 19 become
+    "others"), and `split.mat` (read with scipy). In the simple layout, with other names, ids are 0..19 as in the prepared
+    set of the class-wise VAE, whose test part is the val split here. Size 256 x 512. Nothing swaps.
     """
     original = {stem: path for stem, path in files(root / "images").items() if len(stem) == 5 and stem.isdigit()}
     if not original:
@@ -363,7 +256,7 @@ def gta5(root: Path, split: str) -> Found:
         listing = root / "split.mat"
         if not listing.is_file():
             raise FileNotFoundError(f"{listing}: needed for split {split!r} (or take split 'all')")
-        wanted = {f"{int(n):05d}" for n in _matlab(listing, f"{split}Ids").ravel()}
+        wanted = {f"{int(n):05d}" for n in read_matlab(listing, f"{split}Ids").ravel()}
         original = {stem: path for stem, path in original.items() if stem in wanted}
     kept = [(i,) for i in CITYSCAPES_TRAIN_IDS]
     others = tuple(i for i in range(len(CITYSCAPES)) if i not in CITYSCAPES_TRAIN_IDS)
@@ -380,7 +273,7 @@ def camvid(root: Path, split: str) -> Found:
     """
     codes = {rgb: CAMVID.index(name) for name, several in CAMVID_COLOURS.items() for rgb in several}
     label_set = LabelSet(CAMVID, (256, 320), unknown=11, colours=codes)
-    found = _split_folders(root, {part: [(part, f"{part}annot")] for part in SPLITS}, split)
+    found = split_folders(root, {part: [(part, f"{part}annot")] for part in SPLITS}, split)
     if found:
         return label_set, [record for images, labels in found for record in pairs(files(images), files(labels), labels)]
     images, labels = root / "701_StillsRaw_full", root / "LabeledApproved_full"
@@ -397,11 +290,11 @@ def camvid(root: Path, split: str) -> Found:
 def deepfashion(root: Path, split: str) -> Found:
     """DeepFashion In-shop with parsing maps: 16 ids.
 
-    Layout: pictures `<folders>/id_<8 digits>/<view>.jpg` below `img_highres` (or `img`), maps `<view>_segment.png` in published
-    colours beside them, or in the same folders below `img_highres_seg`; names here are `<item>_<view>`. Only pictures
-    with a map are listed. Splits from `Eval/list_eval_partition.txt` (or the file in root): train; query and gallery = val.
-    Pictures are padded to squares, white at the sides, and used at 256 x 256 (class-wise VAE, which also leaves out pictures
-    without a face: give `names`). Nothing swaps.
+    Layout: pictures `<folders>/id_<8 digits>/<view>.jpg` below `img_highres` (or `img`), maps `<view>_segment.png` in
+    published colours beside them, or in the same folders below `img_highres_seg`; names here are `<item>_<view>`. Only
+    pictures with a map are listed. Splits from `Eval/list_eval_partition.txt` (or the file in root): train; query and
+    gallery = val. Pictures are padded to squares, white at the sides, and used at 256 x 256 (class-wise VAE, which
+    also leaves out pictures without a face: give `names`). Nothing swaps.
     """
     colours = {rgb: k for k, rgb in enumerate(DEEPFASHION_COLOURS)}
     label_set = LabelSet(DEEPFASHION, (256, 256), colours=colours, pad=(255, 255, 255))
@@ -451,7 +344,7 @@ def ccp(root: Path, split: str) -> Found:
     if not (root / "photos").is_dir():
         return label_set, simple(root, split)
     records = pairs(files(root / "photos"), files(labels, (".mat",)), labels)
-    return label_set, _by_number(records, split, range(1, 801), range(801, 901))
+    return label_set, by_number(records, split, range(1, 801), range(801, 901))
 
 
 # --- a user's own ------------------------------------------------------------------------------------------------------
@@ -468,10 +361,10 @@ def folder(
     """Your own pictures, in the simple layout.
 
     Layout: `[<split>/]images/*`, `labels/*.png` (palette or grey, pixel value = class id), and where there are such:
-    `instances/*.png` (pixel value = object) or `edges/*.png` (non-zero = edge). Class names: one per line, in the order of the ids,
-    in `root/classes.txt` (or `label_list.txt`; a leading number on every line is skipped); or option `classes`, names or
-    their number. `unknown_id`: stored id of pixels without a class. `first_id`: stored id of the first class. Classes
-    named l_x and r_x, or left... and right..., swap in a flip.
+    `instances/*.png` (pixel value = object) or `edges/*.png` (non-zero = edge). Class names: one per line, in the order
+    of the ids, in `root/classes.txt` (or `label_list.txt`; a leading number on every line is skipped); or option `classes`,
+    names or their number. `unknown_id`: stored id of pixels without a class. `first_id`: stored id of the first class.
+    Classes named l_x and r_x, or left... and right..., swap in a flip.
     """
     listing = next((p for p in (root / "classes.txt", root / "label_list.txt") if p.is_file()), None)
     if isinstance(classes, int):

@@ -1,7 +1,8 @@
 """What a data set is to this project: a `Source` of `Sample`s, and the source that reads files.
 
-A :class:`FileSource` is a :class:`LabelSet` (which stored ids mean which classes) and a list of :class:`Record`s (which files
-belong together). The readers of the single sets (readers.py) make both; :func:`mixsyn_fast.models.data.open_source` opens them.
+A :class:`FileSource` is a :class:`LabelSet` (which stored ids mean which classes) and a list of :class:`Record`s (which
+files belong together). The readers of the single sets (readers.py) make both; :func:`~mixsyn_fast.models.data.open_source`
+opens them.
 """
 
 from __future__ import annotations
@@ -92,9 +93,9 @@ class LabelSet:
         """Return the final class names, and the table (65536,) int32 stored id -> class, -1 (none) or -2 (not an id).
 
         Args:
-            policy: what stored id `unknown` becomes. "class": a last class named "unknown" (as the published SPADE code does;
-                nothing changes where it is a class of the set already); "none": no class (and if it was the last class of
-                the set, that class goes); or the name of a class.
+            policy: what stored id `unknown` becomes. "class": a last class named "unknown" (as the published SPADE code
+                does; nothing changes where it is a class of the set already); "none": no class (and if it was the last
+                class of the set, that class goes); or the name of a class.
 
         Raises:
             ValueError: another policy.
@@ -223,7 +224,7 @@ def read_ids(path: Path, colours: Mapping[tuple[int, int, int], int] | None = No
         ValueError: not readable, colour file without `colours`, or a colour that is not in it; names the file.
     """
     if path.suffix == ".mat":
-        return _matlab(path, "groundtruth").astype(np.int32)
+        return read_matlab(path, "groundtruth").astype(np.int32)
     plane = open_picture(path)
     if plane.mode in LABEL_MODES:
         return np.asarray(plane).astype(np.int32)
@@ -244,7 +245,8 @@ def read_ids(path: Path, colours: Mapping[tuple[int, int, int], int] | None = No
     return np.array(list(colours.values()), np.int32)[found]
 
 
-def _matlab(path: Path, variable: str) -> np.ndarray:
+def read_matlab(path: Path, variable: str) -> np.ndarray:
+    """Read a variable of a MATLAB file. ValueError, naming the file, when that fails; ImportError without scipy."""
     try:
         from scipy.io import loadmat
     except ImportError as error:  # pragma: no cover - depends on the installation

@@ -339,6 +339,5 @@ def draw_street(seed: int, size: int | tuple[int, int] = 256) -> tuple[Array, Ar
         scene.append((str(kind), float(where), float(t)))
     for kind, where, t in scene:
         things(kind, where, t)
-    haze = np.exp(-(((canvas.y - vy) / 0.12) ** 2))[..., None] * 0.22
-    canvas.pixels += haze * (0.86 - canvas.pixels)
+    canvas.blend(np.exp(-(((canvas.y - vy) / 0.12) ** 2)) * 0.22, (0.86, 0.86, 0.86))
     return canvas.finish(rng)

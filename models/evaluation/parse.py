@@ -1,0 +1,115 @@
+"""Label maps of your own face photos, by a face-parsing network from a weights file: 19 classes as in CelebAMask-HQ.
+
+    mixsyn-fast parse me.jpg friends/ --weights 79999_iter.pth --out faces
+
+writes faces/images/me.png, faces/labels/me.png (palette PNG: pixel value = class id), faces/overlay/me.png to look at, and
+faces/classes.txt: a folder that `mixsyn-fast train ... --data faces --kind folder` takes. A face should fill the photo about
+as in a passport picture: the network was trained on aligned faces and finds none in a landscape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..data import FACE_CLASSES, colorize
+from .face_parser import load_face_parser
+from .pictures import list_pictures, read_picture, save_labels, save_picture
+
+_SMALLEST_FACE = 0.02  # share of the pixels that are skin or nose; below, the message says that there is no face
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, or folders of photos")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="weights of the face parser (79999_iter.pth)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--size", type=int, default=512, help="shorter side in pixels at which the network sees a photo (default: 512)"
+    )
+    parser.add_argument(
+        "--save-size",
+        type=int,
+        default=1024,
+        help="shorter side in pixels to which larger photos are reduced before they are saved (default: 1024)",
+    )
+    parser.add_argument("--device", default="cpu", help="torch device that runs the network (default: cpu)")
+
+
+def find_photos(given: Sequence[str]) -> dict[str, Path]:
+    """Map stem -> file for photos and folders of photos.
+
+    Raises:
+        FileNotFoundError: no such file or folder, or a folder without a picture.
+        ValueError: two photos with one stem.
+    """
+    found: dict[str, Path] = {}
+    for name in given:
+        path = Path(name)
+        if not path.is_dir() and not path.is_file():
+            raise FileNotFoundError(f"{path}: no such photo or folder")
+        for stem, photo in (list_pictures(path) if path.is_dir() else {path.stem: path}).items():
+            if stem in found:
+                raise ValueError(f"photos: expected different names, got {found[stem]} and {photo}")
+            found[stem] = photo
+    return found
+
+
+def overlay(photo: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Colour the regions of a photo (H, W, 3) uint8, half transparent, with dark lines between them."""
+    mixed = (photo.astype(np.float32) + colorize(labels, len(FACE_CLASSES))) / 2
+    lines = np.zeros(labels.shape, bool)
+    lines[1:] |= labels[1:] != labels[:-1]
+    lines[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    mixed[lines] *= 0.3
+    return mixed.astype(np.uint8)
+
+
+def _reduced(photo: np.ndarray, side: int) -> np.ndarray:
+    """Reduce a photo so that its shorter side has at most `side` pixels."""
+    from PIL import Image
+
+    height, width = photo.shape[:2]
+    if min(height, width) <= side:
+        return photo
+    scale = side / min(height, width)
+    size = (round(width * scale), round(height * scale))
+    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Parse every photo; 1 when one could not be read or shows no face (all others are written), 2 by the caller for bad
+    arguments (ValueError, FileNotFoundError).
+    """
+    for name in ("size", "save_size"):
+        if getattr(arguments, name) < 32:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least 32 pixels, got {getattr(arguments, name)}")
+    photos = find_photos(arguments.photos)
+    parser = load_face_parser(arguments.weights).to(arguments.device)
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "classes.txt").write_text("\n".join(FACE_CLASSES) + "\n")
+    problems = 0
+    for stem, path in photos.items():
+        try:
+            photo = _reduced(read_picture(path, upright=True), arguments.save_size)
+        except ValueError as error:
+            problems += 1
+            print(error, file=sys.stderr)
+            continue
+        labels = parser.parse(photo, arguments.size)
+        save_picture(out / "images" / f"{stem}.png", photo)
+        save_labels(out / "labels" / f"{stem}.png", labels, len(FACE_CLASSES))
+        save_picture(out / "overlay" / f"{stem}.png", overlay(photo, labels))
+        shares = np.bincount(labels.reshape(-1), minlength=len(FACE_CLASSES)) / labels.size
+        if shares[FACE_CLASSES.index("skin")] + shares[FACE_CLASSES.index("nose")] < _SMALLEST_FACE:
+            problems += 1
+            print(f"{path}: no face found; crop the photo to head and shoulders", file=sys.stderr)
+        regions = ", ".join(f"{FACE_CLASSES[k]} {shares[k]:.1%}" for k in np.argsort(-shares) if shares[k] > 0)
+        print(f"{path.name} ({photo.shape[1]} x {photo.shape[0]}): {regions}")
+    print(f"{out}: {len(photos)} photos, {problems} with a problem")
+    return 1 if problems else 0
