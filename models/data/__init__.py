@@ -25,6 +25,7 @@ from .procedural import (
     palette,
 )
 from .sets import KINDS, ProceduralSource, guess_kind, open_source
+from .sheets import contact_sheet, to_uint8
 from .source import FileSource, LabelSet, Record, Sample, Source
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Sample",
     "Source",
     "colorize",
+    "contact_sheet",
     "draw",
     "draw_batch",
     "draw_facade",
@@ -58,4 +60,5 @@ __all__ = [
     "open_source",
     "palette",
     "read_pair",
+    "to_uint8",
 ]

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 _GAP = 2  # pixels between cells
 _TITLE = 14  # pixels above a column
 _GREY = 24
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Return images (B, 3, H, W) in [-1, 1] (clamped) on any device as (B, H, W, 3) uint8."""
+    scaled = images.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] | None = None) -> np.ndarray:

@@ -35,6 +35,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "bytes_of",
+    "checkpoint_at",
     "newest_valid",
     "open_checkpoint",
     "pack",
@@ -58,7 +59,7 @@ _LOCK_SECONDS = 60.0
 _SPARE_BYTES = 1 << 20  # for the JSON files and the file system's own needs
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(OSError):
     """A checkpoint could not be written or read; the message names folder or file, and the reason."""
 
 
@@ -86,6 +87,10 @@ class Checkpoint:
             return _safetensors().torch.load_file(path, device=str(device))
         except Exception as error:
             raise CheckpointError(f"{path}: {error}") from error
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
 
 
 def _safetensors() -> ModuleType:
@@ -180,7 +185,7 @@ def save_checkpoint(
     library = _safetensors()
 
     folder = Path(folder)
-    target = folder / f"step_{step:08d}"
+    target = folder / _name(step)
     private: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -364,8 +369,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     path = Path(path)
     manifest = _read_manifest(path)
-    if path.name != f"step_{manifest['step']:08d}":
-        raise CheckpointError(f"{path}: expected the name step_{manifest['step']:08d}, for that is its step")
+    if path.name != _name(manifest["step"]):
+        raise CheckpointError(f"{path}: expected the name {_name(manifest['step'])}, for that is its step")
     for name, expected in manifest["files"].items():
         try:
             size = (path / name).stat().st_size
@@ -379,6 +384,19 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     state = json.loads((path / _STATE).read_text(encoding="utf-8"))
     groups = tuple(name.removesuffix(".safetensors") for name in manifest["files"] if name.endswith(".safetensors"))
     return Checkpoint(path, manifest["step"], state, groups, manifest["best"])
+
+
+def checkpoint_at(folder: str | os.PathLike[str], step: int) -> Checkpoint:
+    """Verify the checkpoint of one step and return it.
+
+    Raises:
+        FileNotFoundError: there is none of that step; the message lists those there are.
+        CheckpointError: it is damaged.
+    """
+    if step not in steps(folder):
+        there = ", ".join(map(str, steps(folder))) or "none"
+        raise FileNotFoundError(f"{folder}: no checkpoint of step {step}; there are: {there}")
+    return open_checkpoint(Path(folder) / _name(step))
 
 
 def newest_valid(

@@ -6,9 +6,12 @@ torchrun --nproc-per-node 2 -m mixsyn_fast.models.training sean --data DIR ...
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from ..data import RegionDataset, Source, open_source
@@ -29,8 +32,9 @@ class DataOptions:
     unknown: Literal["class", "none"] = "class"  # pixels without a known class: one more class, or no region
     size: tuple[int, ...] = (256,)  # height and width of the images in pixels; one number for both
     load_size: int = 0  # shorter side in pixels that images are resized to before the crop; 0: just large enough
-    crop: Literal["random", "center"] = "center"  # where the crop lies
+    crop: Literal["random", "center", "none"] = "center"  # where the crop lies; none: squeeze the whole picture to the size
     flip: float = 0.5  # probability of a horizontal flip; left and right classes change places
+    count: int = 1000  # pictures of a set drawn by code (kinds procedural_faces and procedural_facades)
     on_error: Literal["skip", "raise"] = "skip"  # a bad file: take the next picture and say so, or stop
 
     def __post_init__(self) -> None:
@@ -45,7 +49,11 @@ class DataOptions:
 
     def source(self, split: str) -> Source:
         """Open a split of the set; ValueError or FileNotFoundError say what is wrong."""
-        return open_source(self.data or None, kind=self.kind, split=split, unknown=self.unknown)
+        if not self.kind.startswith("procedural"):
+            return open_source(self.data or None, kind=self.kind, split=split, unknown=self.unknown)
+        # seeds that no training set reaches
+        drawn = {"seed": 0, "count": self.count} if split == self.split else {"seed": 10**9, "count": min(100, self.count)}
+        return open_source(self.data or None, kind=self.kind, size=self.height_and_width, **drawn)
 
     def training_set(self, seed: int) -> RegionDataset:
         """Return the training images: crops and flips as asked."""
@@ -67,18 +75,32 @@ class DataOptions:
         try:
             source = self.source("val" if split == "auto" else split)
         except (FileNotFoundError, ValueError):
-            if split == "auto":
-                return None
-            raise
+            if split != "auto":
+                raise
+            return None
         return RegionDataset(source, self.height_and_width, crop="center", load_size=self.load_size or None, on_error="skip")
 
 
-def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add the options of `mixsyn-fast train <name>`: loop, data, and the model's own."""
+def add_arguments(parser: argparse.ArgumentParser, name: str, values: Mapping[str, Any] | None = None) -> None:
+    """Add the options of `mixsyn-fast train <name>`: data, loop, and the model's own.
+
+    Args:
+        parser: gets them.
+        name: of the model.
+        values: a run's config.json, whose values become the defaults.
+
+    Raises:
+        ValueError: unknown model, or values of another model or with other keys.
+    """
     parser.add_argument("--config", metavar="FILE", help="config.json of a run: its values instead of the defaults below")
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration as JSON and leave")
-    for kind in (DataOptions, Options, trainable(name).config):
-        config.add_arguments(parser, kind)
+    sections = {"data": DataOptions, "options": Options, "task": trainable(name).config}
+    if values is not None and values.get("model") != name:
+        raise ValueError(f"config: expected one of model {name!r}, got {values.get('model')!r}")
+    for section, kind in sections.items():
+        given = config.from_dict(kind, values.get(section, {})) if values is not None else None
+        fields = {entry.name: getattr(given, entry.name) for entry in dataclasses.fields(kind)} if given else {}
+        config.add_arguments(parser, kind, **fields)
 
 
 def main(arguments: argparse.Namespace, name: str) -> int:
@@ -87,12 +109,12 @@ def main(arguments: argparse.Namespace, name: str) -> int:
     data = config.from_arguments(arguments, DataOptions)
     options = config.from_arguments(arguments, Options)
     model = config.from_arguments(arguments, description.config)
-    world = distributed.init(options.device, timeout=options.timeout)
+    world = distributed.init(None if options.device == "auto" else options.device, timeout=options.timeout)
     try:
         dataset = data.training_set(options.seed)
         validation = data.validation_set()
         source = dataset.source
-        model = description.fitted(model, len(source.classes), data.height_and_width, source.has_instances)
+        model = description.fitted(model, len(source.classes), data.height_and_width, dataset[0].edges is not None)
         whole: dict[str, Any] = {
             "model": name,
             "data": config.to_dict(data),
@@ -108,7 +130,7 @@ def main(arguments: argparse.Namespace, name: str) -> int:
         task = description.build(model, True)
         task.classes = source.classes
         newest = train(task, options, dataset, validation, config=whole, world=world)
-        if world.rank == 0:
+        if newest is not None:
             print(newest)
     finally:
         distributed.shutdown()
@@ -118,13 +140,27 @@ def main(arguments: argparse.Namespace, name: str) -> int:
 def run(argv: Sequence[str]) -> int:
     """Run `mixsyn-fast train <argv>`: the model's name, then its options; return the exit status."""
     form = argparse.RawDescriptionHelpFormatter
-    if not argv or argv[0] not in MODULES:
+    name = argv[0] if argv else ""
+    if name not in MODULES:
         parser = argparse.ArgumentParser("mixsyn-fast train", description=__doc__, formatter_class=form, allow_abbrev=False)
         parser.add_argument("model", choices=MODULES, help="its own options: mixsyn-fast train <model> --help")
         parser.parse_args(argv[:1])
-    name = argv[0]
-    parser = argparse.ArgumentParser(
-        f"mixsyn-fast train {name}", description=__doc__, formatter_class=form, allow_abbrev=False
-    )
-    add_arguments(parser, name)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config")
+    file = early.parse_known_args(argv[1:])[0].config
+    parser = argparse.ArgumentParser(f"mixsyn-fast train {name}", description=__doc__, formatter_class=form)
+    add_arguments(parser, name, None if file is None else read_config(file))
     return main(parser.parse_args(argv[1:]), name)
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a run's config.json; ValueError or FileNotFoundError names the file."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file (expected the config.json of a run)") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object with model, data, options and task")
+    return values

@@ -36,7 +36,7 @@ def train(
     *,
     config: Mapping[str, Any] | None = None,
     world: World | None = None,
-) -> Path:
+) -> Path | None:
     """Train a task: start, or go on where the run folder stands.
 
     Args:
@@ -45,10 +45,10 @@ def train(
         dataset: what to learn from.
         validation: what to judge by; None for no validation and sheets of training images.
         config: everything to be written to config.json, as JSON; `load_trained` builds the task from it.
-        world: the processes (`distributed.init`); None: `distributed.init(options.device)`.
+        world: the processes; None: what `distributed.init` finds.
 
     Returns:
-        The newest checkpoint's folder.
+        The newest checkpoint's folder, None where nothing was saved (or in other processes than the first).
 
     Raises:
         FileExistsError: resume "no" in a run folder that holds checkpoints.
@@ -57,27 +57,29 @@ def train(
         FloatingPointError: a loss is not finite; the checkpoints stay as they were.
         ValueError: the checkpoint does not fit the model or the data.
     """
-    world = world or distributed.init(options.device)
+    world = world or distributed.init(None if options.device == "auto" else options.device)
     folder = Path(options.out)
     saves = folder / "checkpoints"
+    if options.deterministic:
+        distributed.deterministic(True)
     with (
         use_plan(options.plan),
         use_backend(options.backend),
-        distributed.deterministic(options.deterministic),
         contextlib.closing(Trainer(task, options, dataset, world)) as trainer,
     ):
         keep_memory()
-        resumed = checkpoint.to_resume(options.resume, saves)
+        resumed = find_checkpoint(options.resume, saves)
         if resumed is not None:
             trainer.load(resumed)
-        if world.rank == 0:
+        if world.rank == 0 and options.save_every:
             checkpoint.preflight(saves, trainer.bytes_to_save() * (options.keep_last + 2))
-        newest = resumed.path if resumed else saves
+        newest = resumed.path if resumed else None
         with Run(folder, dict(config or {}), rank=world.rank, total_steps=options.steps, start_step=trainer.step) as run:
             meter = Meter(options, world)
-            while trainer.step < options.steps and not world.any(run.stop_requested):
+            while trainer.step < options.steps and not distributed.any_rank(run.stop_requested):
                 meter.add(trainer.run_step(), trainer)
                 step, last = trainer.step, trainer.step == options.steps
+                run.advance(step)
                 if step % options.log_every == 0 or last:
                     run.log(step, meter.summary())
                 if world.rank > 0:
@@ -97,3 +99,25 @@ def train(
                     newest = trainer.save(saves)
                 run.message(f"stopped as asked after step {trainer.step}; the same command goes on from there")
     return newest
+
+
+def find_checkpoint(resume: str, folder: Path) -> checkpoint.Checkpoint | None:
+    """Return the checkpoint that Options.resume asks for, verified; None to start anew.
+
+    Args:
+        resume: "auto": the newest valid one in `folder`, if any; "no": none, and there must be none; else its path.
+        folder: the run's checkpoints.
+
+    Raises:
+        FileExistsError: "no", but the folder holds checkpoints.
+        CheckpointError: a path without a whole checkpoint.
+    """
+    if resume == "auto":
+        return checkpoint.newest_valid(folder)
+    if resume != "no":
+        return checkpoint.open_checkpoint(resume)
+    if checkpoint.steps(folder):
+        raise FileExistsError(
+            f"resume: {folder} holds checkpoints: choose another --out, or --resume auto to go on from them"
+        )
+    return None

@@ -55,8 +55,8 @@ class Run:
         with Run(folder, to_dict(config), total_steps=1000, start_step=start) as run:
             for step in range(start, 1000):
                 ...
-                run.tick(images=8, data_seconds=loader.data_seconds)
-                run.log(step + 1, {"loss/generator": loss, "lr": lr})
+                run.advance(step + 1)
+                run.log(step + 1, {"loss/generator": loss, "lr": lr, "images_per_second": rate, "data_ms": waited})
                 if run.stop_requested:
                     save and leave
 
@@ -126,7 +126,6 @@ class Run:
             self._board = self._open_board() if self._want_tensorboard else None
             self._bar = None if self._quiet else self._open_bar()
         self._begin = time.perf_counter()
-        self._reset_rates()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._handlers[number] = signal.signal(number, self._on_signal)
@@ -214,43 +213,26 @@ class Run:
             self._said.add(text)
             self.message(text)
 
-    def tick(self, images: int = 0, data_seconds: float = 0.0) -> None:
-        """Count one step: the bar moves on, and the next :meth:`log` tells images/s and data time since the last one.
-
-        Args:
-            images: images of this step, over all processes.
-            data_seconds: seconds that the step waited for its data.
-        """
-        self._steps += 1
-        self._images += images
-        self._data_seconds += data_seconds
+    def advance(self, step: int) -> None:
+        """Move the bar to `step` steps done."""
         if self._bar is not None:
-            self._bar.update()
-
-    def _reset_rates(self) -> None:
-        self._since = time.perf_counter()
-        self._steps = self._images = 0
-        self._data_seconds = 0.0
+            self._bar.update(step - self._bar.n)
 
     def log(self, step: int, scalars: Mapping[str, float | Tensor]) -> None:
         """Write the scalars of a step to log.jsonl and TensorBoard, and show them in the bar.
 
-        Added are "seconds" (spent training, those before a resume included) and, where :meth:`tick` was called since the
-        last log, "images_per_second" and "data_ms" (per step); what `scalars` holds itself comes first.
+        Added is "seconds" (since the run began, those before a resume included).
 
         Args:
-            step: steps done, above that of the last call.
-            scalars: name -> number or tensor of one element.
+            step: steps done, not below that of the last call.
+            scalars: name -> number or tensor of one element. The bar begins with "images_per_second" and "data_ms" (what a
+                step waited for its data), where they are there.
         """
         if not self._main:
             return
         now = time.perf_counter()
         entry: dict[str, Any] = {"step": step, "seconds": round(self._seconds_before + now - self._begin, 3)}
         entry |= {name: float(v.detach() if isinstance(v, Tensor) else v) for name, v in scalars.items()}
-        if self._steps:
-            entry.setdefault("images_per_second", round(self._images / max(now - self._since, 1e-9), 3))
-            entry.setdefault("data_ms", round(1000 * self._data_seconds / self._steps, 3))
-        self._reset_rates()
         self._log.write(json.dumps({name: _jsonable(value) for name, value in entry.items()}, allow_nan=False) + "\n")
         self._log.flush()
         if self._board is not None:
@@ -261,8 +243,7 @@ class Run:
             shown = {name: f"{value:.4g}" for name, value in entry.items() if name not in ("step", "seconds")}
             parts = [f"{entry[n]:.{d}f} {unit}" for n, d, unit in _RATES if shown.pop(n, None) is not None]
             self._bar.set_postfix_str(", ".join(parts + [f"{name} {value}" for name, value in shown.items()]), refresh=False)
-            if self._bar.n < step:
-                self._bar.update(step - self._bar.n)
+        self.advance(step)
 
     def sheet(self, name: str, step: int, rows: Sequence[Sequence[np.ndarray]]) -> Path | None:
         """Write a sheet of pictures to samples/<name>_<step>.png and to TensorBoard.

@@ -61,7 +61,7 @@ def load_trained(
     description = trainable(whole["model"])
     task = description.build(config.from_dict(description.config, whole["task"]), False)
     task.classes = tuple(whole["classes"])
-    saved = checkpoint.find(folder / "checkpoints", step)
+    saved = _find(folder / "checkpoints", step)
     for name in task.networks:
         task.networks[name].load_state_dict(saved.tensors(f"network.{name}"))
     if averaged and "average" in saved.groups:
@@ -72,3 +72,18 @@ def load_trained(
     for network in task.networks.values():
         network.to(device).eval().requires_grad_(False)
     return Trained(task, dict(task.networks), whole, saved.step)
+
+
+def _find(folder: Path, step: int | str) -> checkpoint.Checkpoint:
+    if isinstance(step, int):
+        path = folder / f"step_{step:08d}"
+        if not path.is_dir():
+            there = ", ".join(map(str, checkpoint.steps(folder))) or "none"
+            raise FileNotFoundError(f"{path}: no such checkpoint (steps there: {there})")
+        return checkpoint.open_checkpoint(path)
+    if step not in ("newest", "best"):
+        raise ValueError(f"step: expected 'newest', 'best' or a number, got {step!r}")
+    found = checkpoint.newest_valid(folder, best=step == "best")
+    if found is None:
+        raise FileNotFoundError(f"{folder}: no valid checkpoint" + (" saved as the best" if step == "best" else ""))
+    return found

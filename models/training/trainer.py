@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data import Batch, Loader, RegionDataset
-from . import checkpoint, distributed
+from . import checkpoint, distributed, packing
 from .distributed import World
 from .ema import EMA
 from .options import Options
@@ -53,9 +55,6 @@ class Trainer:
         if options.channels_last:
             for network in task.networks.values():
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if world.size > 1:  # statistics over the whole batch, as in one process
-            for name, network in task.networks.items():
-                task.networks[name] = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         if options.compile:
             for network in task.networks.values():
                 network.compile()
@@ -75,14 +74,18 @@ class Trainer:
         self.scalers = {name: torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16") for name in task.phases}
         self.modules: dict[str, nn.Module] = {name: PhaseModule(task, name) for name in task.phases}
         if world.size > 1:
-            # unused: a region absent from the whole batch gives its own layers no gradient
-            for name, module in self.modules.items():
-                self.modules[name] = DistributedDataParallel(
-                    module,
-                    device_ids=[world.device] if world.device.type == "cuda" else None,
-                    find_unused_parameters=True,
-                    broadcast_buffers=False,
-                )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has a new name for broadcast_buffers, 2.11 not
+                for name, module in self.modules.items():
+                    self.modules[name] = DistributedDataParallel(
+                        module,
+                        device_ids=[world.device] if world.device.type == "cuda" else None,
+                        find_unused_parameters=True,  # layers of a region that is absent from the batch have no gradient
+                        broadcast_buffers=False,  # statistics are synchronised, spectral norms follow the weights
+                    )
+            # after that: DistributedDataParallel refuses, by type, synchronised statistics on a CPU
+            for network in task.networks.values():
+                synchronise_statistics(network, world.device)
         self.loader = Loader(
             dataset,
             options.batch_size // options.accumulate,
@@ -136,11 +139,12 @@ class Trainer:
     def run_step(self) -> dict[str, Tensor]:
         """Run all phases on the next batches; return the losses, named <phase>/<loss>."""
         options = self.options
-        distributed.seed_step(options.seed, self.world.rank, self.step)
         batches, waited = [], 0.0
         for _ in range(options.accumulate):
             batches.append(next(self.loader))
             waited += self.loader.data_seconds
+        # after the data: opening the workers, which a resumed run does anew, draws random numbers
+        distributed.seed_step(options.seed, self.world.rank, self.step)
         scalars: dict[str, Tensor] = {}
         for name in self.task.phases:
             scalars |= {f"{name}/{key}": loss for key, loss in self.run_phase(name, batches).items()}
@@ -168,10 +172,10 @@ class Trainer:
             "optimizers": {},
         }
         for name, optimizer in self.optimizers.items():
-            tensors[f"optimizer.{name}"], state["optimizers"][name] = checkpoint.pack_optimizer(optimizer.state_dict())
+            tensors[f"optimizer.{name}"], state["optimizers"][name] = packing.pack_optimizer(optimizer.state_dict())
         if self.ema:
             tensors["average"] = self.ema.state_dict()
-        tensors["random"], state["random"] = checkpoint.rng_state()
+        tensors["random"], state["random"] = packing.rng_state()
         return tensors, state
 
     def load(self, saved: checkpoint.Checkpoint) -> None:
@@ -181,14 +185,18 @@ class Trainer:
             network.load_state_dict(saved.tensors(f"network.{name}"))
         for name, optimizer in self.optimizers.items():
             packed = saved.tensors(f"optimizer.{name}"), state["optimizers"][name]
-            optimizer.load_state_dict(checkpoint.unpack_optimizer(*packed))
+            optimizer.load_state_dict(packing.unpack_optimizer(*packed))
+            for parameter, moments in optimizer.state.items():
+                for key, value in moments.items():
+                    if value.shape == parameter.shape:  # files are contiguous, the fused kernels want the weight's layout
+                        moments[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
         for name, scaler in self.scalers.items():
             scaler.load_state_dict(state["scalers"][name])
         if self.ema:
             self.ema.load_state_dict(saved.tensors("average"))
         self.loader.load_state_dict(state["loader"])
         self.task.load_state(state["task"])
-        checkpoint.set_rng_state(saved.tensors("random"), state["random"])
+        packing.set_rng_state(saved.tensors("random"), state["random"])
         self.step, self.best = state["step"], state["best"]
 
     def save(self, folder: Path, *, best: bool = False) -> Path:
@@ -238,19 +246,39 @@ class Trainer:
         return [row for batch in batches for row in self.task.sheet(batch, self.networks())]
 
     def look(self, dataset: RegionDataset, count: int) -> Iterator[Batch]:
-        """Yield the first `count` images (0: all) in order, with networks in eval mode and the same noise every time."""
+        """Yield the first `count` images (0: all) in order, with networks in eval mode and the same noise every time.
+
+        Batches are as large as those of training, so a few more images may come than asked for.
+        """
         count = min(count or len(dataset), len(dataset))
         size = min(count, max(1, self.options.batch_size // self.options.accumulate // self.world.size))
         distributed.seed_step(self.options.seed, 0, -1)
         for network in self.task.networks.values():
             network.eval()
-        loader = Loader(dataset, size, shuffle=False, device=self.world.device)
+        loader = Loader(dataset, size, shuffle=False, drop_last=False, device=self.world.device)
         try:
-            yield from loader.once(count)
+            yield from itertools.islice(loader.once(), -(-count // size))
         finally:
             loader.close()
             for network in self.task.networks.values():
                 network.train()
+
+
+def synchronise_statistics(network: nn.Module, device: torch.device) -> None:
+    """Take batch statistics over all processes, as one process with the whole batch would.
+
+    On a GPU every batch norm becomes an nn.SyncBatchNorm. On a CPU torch has none; there the region-adaptive layers
+    synchronise theirs, and any other batch norm raises ValueError, for its result would depend on the number of processes.
+    """
+    for parent in list(network.modules()):
+        for name, norm in list(parent.named_children()):
+            if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                continue
+            if device.type == "cpu" and name != "param_free_norm":
+                raise ValueError(
+                    f"device: expected a GPU for synchronised statistics of {type(parent).__name__}.{name}, got cpu"
+                )
+            setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(norm))
 
 
 def autocast(amp: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

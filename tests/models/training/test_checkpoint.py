@@ -1,38 +1,24 @@
-"""Checkpoints against kills, flipped bits, full disks and other writers; exact resume of optimisers and random numbers."""
+"""Checkpoints there and back, which of them are kept, and damage that is found and named."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import json
 import os
-import random
 import shutil
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from mixsyn_fast.models.training import checkpoint as module
 from mixsyn_fast.models.training.checkpoint import (
     CheckpointError,
     bytes_of,
+    checkpoint_at,
     newest_valid,
     open_checkpoint,
-    pack,
-    pack_optimizer,
-    preflight,
-    rng_state,
     save_checkpoint,
-    set_rng_state,
     steps,
-    unpack,
-    unpack_optimizer,
 )
 from torch import Tensor, nn
 
@@ -95,6 +81,19 @@ def test_folder_without_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "step_x").mkdir()
     (tmp_path / "step_00000003").write_text("a file, not a folder")
     assert newest_valid(tmp_path, silent) is None and steps(tmp_path) == []
+
+
+def test_one_step(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+    assert checkpoint_at(tmp_path, 1).state == {"step": 1}
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 3; there are: 1, 2"):
+        checkpoint_at(tmp_path, 3)
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 3; there are: none"):
+        checkpoint_at(tmp_path / "nowhere", 3)
+    damage_cut(tmp_path / "step_00000001")
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint_at(tmp_path, 1)
 
 
 def test_readable_by_whom_the_umask_lets(tmp_path: Path) -> None:
@@ -273,350 +272,3 @@ def test_a_checkpoint_that_goes_away_while_it_is_used(tmp_path: Path) -> None:
     shutil.rmtree(found.path)
     with pytest.raises(CheckpointError, match="ema.safetensors"):
         found.tensors("ema")
-
-
-# ---- kills -----------------------------------------------------------------------------------------
-
-KILLER = """
-    import json, os, random, signal, sys, time
-    from pathlib import Path
-    import torch
-    from mixsyn_fast.models.training.checkpoint import newest_valid, open_checkpoint, save_checkpoint
-
-    folder, kills = Path(sys.argv[1]), int(sys.argv[2])
-    folder.mkdir()
-    rng = random.Random(4)
-    groups = ("networks", "ema", "optimizers")
-
-    def contents(count):
-        return {g: {str(i): torch.full((20_000,), float(count)) for i in range(3)} for g in groups}
-
-    def work(step, count, report):
-        while True:  # each step is saved twice: the second save replaces the first
-            for _ in range(2):
-                count += 1
-                save_checkpoint(folder, step, contents(count), {"count": count}, keep_last=2, best=step % 4 == 0)
-                os.write(report, f"{step} {count}\\n".encode())
-            step += 1
-
-    step = count = interrupted = 0
-    said = []
-    for kill in range(kills):
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                work(step, count, write)
-            finally:
-                os._exit(1)
-        os.close(write)
-        time.sleep(rng.uniform(0, 0.05))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status), "the child ended by itself"
-        reports = b""
-        while part := os.read(read, 65536):
-            reports += part
-        os.close(read)
-        lines = reports.decode().splitlines()
-        interrupted += any(path.name.startswith((".tmp", ".replaced")) for path in folder.iterdir())
-        found = newest_valid(folder, said.append)
-        if lines:
-            done_step, done_count = map(int, lines[-1].split())
-            assert found is not None and found.step >= done_step, "a finished save is lost"
-            assert found.state["count"] >= done_count, "a finished save is lost"
-        if found is not None:
-            assert found.step >= step and found.state["count"] >= count, "it went backwards"
-            for group in groups:
-                for value in found.tensors(group).values():
-                    assert torch.all(value == found.state["count"]), "parts of two saves"
-            step, count = found.step, found.state["count"]
-        names = [path.name for path in folder.iterdir() if path.name != ".lock"]
-        assert all(name.startswith("step_") for name in names), names
-        assert len(names) <= 2 + 2, names  # kept, the best, and one whose pruning was killed
-        for name in names:
-            open_checkpoint(folder / name)
-    print(json.dumps({"step": step, "count": count, "interrupted": interrupted, "said": said}))
-"""
-
-
-def test_fifty_kills_at_random_moments(tmp_path: Path) -> None:
-    """A fresh process (no threads yet) forks children that save without a pause, and kills each after 0 to 50 ms."""
-    command = [sys.executable, "-c", textwrap.dedent(KILLER), str(tmp_path / "run"), "50"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["said"] == []  # nothing half-written ever stood under a checkpoint's name
-    assert result["interrupted"] >= 10  # the kills did hit saves
-    assert result["count"] >= 10
-
-
-def test_killed_between_the_two_renames(tmp_path: Path) -> None:
-    save(tmp_path, 1)
-    path = save(tmp_path, 2)
-    path.rename(tmp_path / ".replaced_step_00000002")
-    assert newest_valid(tmp_path, silent).step == 2  # type: ignore[union-attr]
-    assert visible(tmp_path) == ["step_00000001", "step_00000002"]
-    shutil.copytree(path, tmp_path / ".replaced_step_00000002")  # or just after the second
-    (tmp_path / ".tmp_left").mkdir()
-    (tmp_path / ".tmp_file").write_text("x")
-    save(tmp_path, 3)
-    assert visible(tmp_path) == ["step_00000001", "step_00000002", "step_00000003"]
-
-
-# ---- disks and other processes ---------------------------------------------------------------------
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("a small file system cannot be mounted here (needs root)")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
-
-
-def test_a_disk_that_is_really_full(tiny_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_checkpoint(tiny_disk, 1, some(1, 250_000), {})
-    with pytest.raises(CheckpointError, match=r"step 2 was not saved.*not enough space: 4.8 MiB needed, 3.\d MiB free"):
-        save_checkpoint(tiny_disk, 2, some(2, 1_000_000), {})
-    monkeypatch.setattr(module, "_check_space", lambda folder, needed: None)  # another process fills the disk meanwhile
-    with pytest.raises(CheckpointError, match="disk: step 2 was not saved; those before it are kept: .*No space left"):
-        save_checkpoint(tiny_disk, 2, some(2, 1_000_000), {})
-    assert visible(tiny_disk) == ["step_00000001"]
-    assert newest_valid(tiny_disk, silent).step == 1  # type: ignore[union-attr]
-    save_checkpoint(tiny_disk, 2, some(2, 250_000), {})
-    assert newest_valid(tiny_disk, silent).step == 2  # type: ignore[union-attr]
-
-
-def test_preflight_on_a_disk_without_room(tiny_disk: Path) -> None:
-    preflight(tiny_disk / "run", 3 << 20)
-    with pytest.raises(ValueError, match=r"run: not enough space: 5.0 MiB needed, (4.0|3.9) MiB free"):
-        preflight(tiny_disk / "run", 5 << 20)
-    assert visible(tiny_disk / "run") == []
-
-
-def test_a_read_only_disk(tiny_disk: Path) -> None:
-    save(tiny_disk, 1)
-    (tiny_disk / ".tmp_left").mkdir()
-    subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
-    with pytest.raises(ValueError, match="checkpoints cannot be written there: Read-only file system"):
-        preflight(tiny_disk, 0)
-    with pytest.raises(CheckpointError, match="step 2 was not saved.*Read-only file system"):
-        save(tiny_disk, 2)
-    assert newest_valid(tiny_disk, silent).step == 1  # type: ignore[union-attr]
-
-
-def test_a_folder_without_permission(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may write anywhere")
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(ValueError, match="checkpoints cannot be written there: Permission denied"):
-            preflight(tmp_path, 0)
-        with pytest.raises(CheckpointError, match="Permission denied"):
-            save(tmp_path, 1)
-    finally:
-        tmp_path.chmod(0o700)
-
-
-def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
-    place = tmp_path / "taken"
-    place.write_text("a file")
-    with pytest.raises(ValueError, match="taken: checkpoints cannot be written there: File exists"):
-        preflight(place, 0)
-    with pytest.raises(CheckpointError, match="taken: step 1 was not saved.*File exists"):
-        save(place, 1)
-    assert newest_valid(place, silent) is None
-
-
-def fail_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
-    """Let call number `call` (from 0) of a function fail as on a full disk."""
-    original, calls = getattr(owner, name), iter(range(10**6))
-
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        if next(calls) == call:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, failing)
-
-
-@pytest.mark.parametrize(
-    ("owner", "name", "call"),
-    [
-        (module.tempfile, "mkdtemp", 0),
-        *[(module, "_measure", call) for call in (0, 2)],
-        (module, "_manifest", 0),
-        *[(module, "_fsync", call) for call in range(5)],
-        *[(module.os, "replace", call) for call in range(2)],
-    ],
-    ids=lambda value: getattr(value, "__name__", str(value)).rpartition(".")[2],
-)
-def test_a_save_that_fails_midway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
-    save(tmp_path, 1)
-    save(tmp_path, 2)
-    fail_at(monkeypatch, owner, name, call)
-    with pytest.raises(CheckpointError, match=f"{tmp_path.name}: step 2 was not saved.*No space left"):
-        save_checkpoint(tmp_path, 2, some(9), {"second": True})
-    monkeypatch.undo()
-    found = newest_valid(tmp_path, silent)
-    assert found is not None and found.state == {"step": 2}
-    assert visible(tmp_path) == ["step_00000001", "step_00000002"]
-
-
-def test_an_interrupt_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(path: Path) -> None:
-        raise KeyboardInterrupt
-
-    save(tmp_path, 1)
-    monkeypatch.setattr(module, "_fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        save(tmp_path, 2)
-    assert visible(tmp_path) == ["step_00000001"]
-
-
-def test_order_of_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Power may fail: every file is on disk before the folder, the folder before its name, the name before pruning."""
-    order: list[str] = []
-    fsync, replace = module._fsync, os.replace
-    monkeypatch.setattr(module, "_fsync", lambda path: (order.append(f"fsync {path.name}"), fsync(path)))
-    monkeypatch.setattr(module.os, "replace", lambda a, b: (order.append(f"rename to {Path(b).name}"), replace(a, b)))
-    monkeypatch.setattr(module, "_prune", lambda *args: order.append("prune"))
-    save(tmp_path, 3)
-    files = {"fsync ema.safetensors", "fsync networks.safetensors", "fsync state.json", "fsync manifest.json"}
-    assert set(order[:4]) == files and order[4].startswith("fsync .tmp_")
-    assert order[5:] == ["rename to step_00000003", f"fsync {tmp_path.name}", "prune"]
-
-
-def test_another_process_is_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path, 1)
-    under_way = tmp_path / ".tmp_under_way"
-    under_way.mkdir()
-    monkeypatch.setattr(module, "_LOCK_SECONDS", 0.1)
-    with (tmp_path / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert newest_valid(tmp_path, silent).step == 1  # type: ignore[union-attr]
-        assert under_way.exists()  # its writer lives
-        with pytest.raises(CheckpointError, match="another process has been saving there"):
-            save(tmp_path, 2)
-        with pytest.raises(ValueError, match="cannot be written there"):
-            preflight(tmp_path, 0)
-    save(tmp_path, 2)
-    assert visible(tmp_path) == ["step_00000001", "step_00000002"]
-
-
-def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ImportError, match=r"pip install 'mixsyn_fast\[models\]'"):
-        save(tmp_path, 1)
-
-
-# ---- optimisers and random numbers -----------------------------------------------------------------
-
-
-def problem() -> tuple[nn.Module, Callable[[nn.Module, torch.optim.Optimizer], None]]:
-    torch.manual_seed(1)
-    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
-
-    def step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad()
-        net(torch.randn(5, 4)).square().mean().backward()
-        optimizer.step()
-
-    return net, step
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda p: torch.optim.Adam(p, lr=1e-2, betas=(0.0, 0.9)),
-        lambda p: torch.optim.Adam(p, lr=torch.tensor(1e-2), amsgrad=True, foreach=False),
-        lambda p: torch.optim.AdamW([{"params": [q]} for q in p], lr=1e-2, weight_decay=0.1),
-        lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, nesterov=True),
-        lambda p: torch.optim.SGD(p, lr=1e-2),
-    ],
-    ids=["adam", "amsgrad", "adamw", "momentum", "sgd"],
-)
-def test_a_resumed_optimiser_goes_on_bit_for_bit(tmp_path: Path, make: Callable[[Any], torch.optim.Optimizer]) -> None:
-    net, step = problem()
-    optimizer = make(net.parameters())
-    for _ in range(3):
-        step(net, optimizer)
-    tensors, state = pack_optimizer(optimizer.state_dict())
-    random_tensors, random_state = rng_state()
-    groups = {"net": net.state_dict(), "optimizer": tensors, "rng": random_tensors}
-    save_checkpoint(tmp_path, 3, groups, {"optimizer": state, "rng": random_state})
-    expected_state = optimizer.state_dict()
-    again = unpack_optimizer(tensors, json.loads(json.dumps(state)))
-    assert again["param_groups"] == expected_state["param_groups"]  # tuples are tuples again
-    assert list(again["state"]) == list(expected_state["state"])  # and indices integers
-    for _ in range(3):
-        step(net, optimizer)
-
-    torch.manual_seed(99)
-    resumed, _ = problem()
-    other = make(resumed.parameters())
-    found = newest_valid(tmp_path, silent)
-    assert found is not None
-    resumed.load_state_dict(found.tensors("net"))
-    other.load_state_dict(unpack_optimizer(found.tensors("optimizer"), found.state["optimizer"]))
-    set_rng_state(found.tensors("rng"), found.state["rng"])
-    for _ in range(3):
-        step(resumed, other)
-    for a, b in zip(net.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_random_numbers_go_on(tmp_path: Path) -> None:
-    random.seed(3)
-    np.random.seed(3)
-    random.gauss(0, 1)  # leaves a second value in store
-    np.random.standard_normal()
-    tensors, state = rng_state()
-    save_checkpoint(tmp_path, 1, {"rng": tensors}, {"rng": state})
-
-    def draw() -> tuple[Any, ...]:
-        return (random.gauss(0, 1), random.random(), np.random.standard_normal(), np.random.rand(), torch.randn(3).tolist())
-
-    expected = draw()
-    draw()
-    found = newest_valid(tmp_path, silent)
-    assert found is not None
-    set_rng_state(found.tensors("rng"), found.state["rng"])
-    assert draw() == expected
-
-
-@pytest.mark.gpu
-def test_random_numbers_of_the_gpu_go_on() -> None:
-    torch.randn(3, device="cuda")
-    tensors, state = rng_state()
-    expected = torch.randn(3, device="cuda")
-    torch.randn(3, device="cuda")
-    set_rng_state(tensors, state)
-    assert torch.equal(torch.randn(3, device="cuda"), expected)
-
-
-def test_pack_there_and_back() -> None:
-    tensor = torch.randn(2)
-    tree = {"a": [1, (2, (3.5, None)), {}], 7: {"x": tensor, "$tensor": "t"}, "b": {"$tuple": ()}, "c": (), "t": (tensor,)}
-    tensors, state = pack(tree)
-    assert set(tensors) == {"7.x", "t.0"}
-    assert repr(unpack(tensors, json.loads(json.dumps(state)))) == repr(tree)
-    alone = pack(tensor)
-    assert unpack(*alone) is tensor
-
-
-def test_pack_refuses_what_it_cannot_keep() -> None:
-    with pytest.raises(ValueError, match="a.0: expected a tensor, number, text, list, tuple or dict, got set"):
-        pack({"a": [{1}]})
-    with pytest.raises(ValueError, match=r"a: expected keys that are int or str, got \(1, 2\)"):
-        pack({"a": {(1, 2): 3}})
-    with pytest.raises(ValueError, match="a.b: two entries have this name"):
-        pack({"a": {"b": torch.zeros(1)}, "a.b": torch.zeros(1)})
-    with pytest.raises(ValueError, match="a: the tensor is missing"):
-        unpack({}, {"$tensor": "a"})
-    with pytest.raises(ValueError, match=r"expected the keys state and param_groups, got \['weight'\]"):
-        pack_optimizer({"weight": torch.zeros(1)})

@@ -49,22 +49,6 @@ def test_config_and_log(tmp_path: Path) -> None:
     assert files(folder) == {"config.json", "log.jsonl"}
 
 
-def test_rates_since_the_last_log(tmp_path: Path) -> None:
-    with Run(tmp_path, CONFIG, total_steps=9, quiet=True, tensorboard=False) as run:
-        for _ in range(4):
-            run.tick(images=8, data_seconds=0.005)
-        time.sleep(0.1)
-        run.log(4, {})
-        run.tick(images=1, data_seconds=0.5)
-        run.log(5, {"images_per_second": 7.0})
-        run.log(6, {})
-    first, second, third = read_log(tmp_path)
-    assert first["data_ms"] == 5.0 and 0 < first["images_per_second"] <= 320
-    assert first["images_per_second"] > 32 / 5
-    assert second["data_ms"] == 500.0 and second["images_per_second"] == 7.0
-    assert "data_ms" not in third
-
-
 def test_numbers_that_json_lacks(tmp_path: Path) -> None:
     with Run(tmp_path, {}, total_steps=1, quiet=True) as run:
         run.log(1, {"a": math.nan, "b": math.inf, "c": torch.tensor(-math.inf)})
@@ -95,7 +79,7 @@ def test_bad_arguments_make_no_folder(tmp_path: Path, values: dict[str, Any], me
 
 def test_other_ranks_write_and_say_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with Run(tmp_path / "run", CONFIG, rank=1, total_steps=3) as run:
-        run.tick(4, 0.1)
+        run.advance(1)
         run.log(1, {"a": 1.0})
         run.message("hello")
         assert run.sheet("sample", 1, [[np.zeros((2, 2, 3), np.uint8)]]) is None
@@ -236,11 +220,10 @@ def test_sheet_without_pillow_is_said_once(
 def test_bar_shows_steps_rates_and_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tqdm")
     with Run(tmp_path, CONFIG, total_steps=8, start_step=2, tensorboard=False) as run:
-        run.tick(4, 0.0125)
-        run.log(3, {"loss/generator": 0.12345, "images_per_second": 12.34})
+        run.advance(3)
+        run.log(3, {"loss/generator": 0.12345, "images_per_second": 12.34, "data_ms": 3.14})
         run.message("a word in between")
-        run.tick()
-        run.log(6, {"loss/generator": 0.5, "images_per_second": 12.34})  # steps that were not ticked
+        run.log(6, {"loss/generator": 0.5, "images_per_second": 12.34, "data_ms": 0.04})
     err = capsys.readouterr().err
     assert "25% 2/8 steps" in err
     assert "a word in between\n" in err
@@ -251,7 +234,7 @@ def test_bar_shows_steps_rates_and_losses(tmp_path: Path, capsys: pytest.Capture
 def test_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with Run(tmp_path, CONFIG, total_steps=8, quiet=True) as run:
         run.message("nobody hears it")
-        run.tick(4, 0.1)
+        run.advance(1)
         run.log(1, {"a": 1.0})
     assert capfd.readouterr() == ("", "")
 
