@@ -85,19 +85,17 @@ def _halved(image: Tensor) -> Tensor:
     return F.avg_pool2d(image, 3, stride=2, padding=1, count_include_pad=False)
 
 
-def _halved_map(regions: RegionMap, size: Size) -> Tensor:
+def _halved_map(regions: RegionMap, size: Size, dtype: torch.dtype = torch.float32) -> Tensor:
     """Average-pooled one-hot map (B, K [+ 1], h, w): of a hard map counted from the labels, at a fraction of the memory."""
     if regions.is_soft:
-        return _halved(regions.onehot(size))
+        return _halved(regions.onehot(size, dtype))
     below = _tap_labels(regions.labels_at(size), 3, 1, outside=-1).to(torch.int64) + 1  # 0: outside, or no region
     shape = (below.shape[0], regions.num_regions + 1, *below.shape[2:])
-    counts = torch.zeros(shape, device=below.device).scatter_add_(
-        1, below, torch.ones(1, device=below.device).expand_as(below)
-    )
-    inside = F.avg_pool2d(torch.ones((1, 1, *size), device=below.device), 3, stride=2, padding=1, divisor_override=1)
-    halved = counts[:, 1:] / inside
+    one = torch.ones((), dtype=dtype, device=below.device)
+    counts = torch.zeros(shape, dtype=dtype, device=below.device).scatter_add_(1, below, one.expand_as(below))
+    halved = counts[:, 1:] / F.avg_pool2d(one.expand(1, 1, *size), 3, stride=2, padding=1, divisor_override=1)
     edges = regions.edges_at(size)
-    return halved if edges is None else torch.cat((halved, _halved(edges[:, None].float())), 1)
+    return halved if edges is None else torch.cat((halved, _halved(edges[:, None].to(dtype))), 1)
 
 
 class PatchDiscriminator(nn.Module):
@@ -124,7 +122,7 @@ class PatchDiscriminator(nn.Module):
         conv = self.model0[0]
         assert isinstance(conv, nn.Conv2d) and conv.bias is not None
         if regions.is_soft:
-            return self.convolved_map(regions.onehot(size))
+            return self.convolved_map(regions.onehot(size, conv.weight.dtype))
         count, out = self.config.label_nc, conv.out_channels
         columns = conv.weight.permute(2, 3, 1, 0).reshape(KERNEL**2, -1, out)  # (taps, channels, ndf)
         # code K: no region, or outside the image; a second set of codes for pixels with an edge
@@ -219,15 +217,16 @@ class MultiScaleDiscriminator(nn.Module):
         if expected != got or (not regions.is_soft and regions.num_regions != config.label_nc):
             raise ValueError(f"regions: expected {expected} channels, {int(config.edges)} of them edges, got {regions}")
         dense = current_plan() == "dense"
+        dtype = next(self.parameters()).dtype
         tensors: list[Tensor] = []
         label_map = None
         for i, scale in enumerate(self._scales()):
             if i == 1:
-                label_map = _halved_map(regions, size)
+                label_map = _halved_map(regions, size, dtype)
             elif label_map is not None:
                 label_map = _halved(label_map)
             if dense:
-                tensors.append(regions.onehot(size) if label_map is None else label_map)
+                tensors.append(regions.onehot(size, dtype) if label_map is None else label_map)
             else:
                 tensors.append(scale.map_part(regions, size) if label_map is None else scale.convolved_map(label_map))
         return MapParts(tuple(tensors), not dense, size)
@@ -244,7 +243,8 @@ class MultiScaleDiscriminator(nn.Module):
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images: expected shape (n B, 3, H, W), got {tuple(images.shape)}")
         size = (int(images.shape[2]), int(images.shape[3]))
-        batch = regions.batch_size if isinstance(regions, RegionMap) else regions.shape[0]
+        regions = as_region_map(regions, num_regions=self.config.label_nc)
+        batch = regions.batch_size
         if images.shape[0] % max(batch, 1):
             raise ValueError(f"images: expected a multiple of the {batch} maps, got {images.shape[0]} images")
         if parts is None:
