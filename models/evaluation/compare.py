@@ -188,7 +188,7 @@ class Comparison:
                 heapq.heappop(heap)
 
     def extremes(self) -> tuple[list[Compared], list[Compared]]:
-        """Return the best and the worst pictures by the last metric, the most extreme first; as many of either, none twice."""
+        """Return the best and the worst pictures by the last metric, the most extreme first; none is in both."""
         some = max(1, self.count // 2)
         best, worst = ([e.picture for e in sorted(heap, reverse=True)][:some] for heap in (self._best, self._worst))
         return best, worst
