@@ -88,8 +88,12 @@ def test_channels_come_out_in_our_order(network: FaceParser) -> None:
 
 @pytest.mark.parametrize("shape", [(33, 70), (200, 50), (64, 64)])
 def test_labels_have_the_photo_s_size(network: FaceParser, shape: tuple[int, int]) -> None:
+    seen = []
+    hook = network.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[2:])))
     labels = network.parse(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8), 48)
+    hook.remove()
     assert labels.shape == shape and labels.dtype == np.uint8 and labels.max() < 19
+    assert min(seen[0]) == 48 and max(seen[0]) == round(48 * max(shape) / min(shape))
 
 
 def test_bad_photos_are_named(network: FaceParser) -> None:
