@@ -1,47 +1,77 @@
-"""The command ``mixsyn-fast``: ``doctor`` (what runs where, and why) and ``demo`` (see it work)."""
+"""The command `mixsyn-fast`."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
+
+# words of the command -> (module with add_arguments(parser) and main(options), one line of help)
+_COMMANDS = {
+    "doctor": ("mixsyn_fast.doctor", "versions, build, cache, and for every op and device what would run and why"),
+    "demo": ("mixsyn_fast.demo", "a generator in its plain and its fast form, timed"),
+    "data inspect": ("mixsyn_fast.models.data.inspect", "classes, bad files and a contact sheet of a data set"),
+    "evaluate": ("mixsyn_fast.models.evaluation.evaluate", "PSNR, SSIM, LPIPS, FID ... of outputs or of a trained model"),
+    "parse": ("mixsyn_fast.models.evaluation.parse", "label maps of your own face photos"),
+}
+_TRAIN = ("train <model>", "train a model on a data set (train --help lists the models)")
+# What a user can mend ends with its message alone.
+_USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser as all commands have it: no abbreviations, descriptions as written."""
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog, description=description, formatter_class=form, allow_abbrev=False)
+
+
+def _refuse_or_help(argv: list[str]) -> NoReturn:
+    """Answer --version, --help, and what is no command."""
     from . import __version__
 
-    parser = argparse.ArgumentParser(prog="mixsyn-fast", description=__doc__, allow_abbrev=False)
+    commands = [*((words, text) for words, (_, text) in _COMMANDS.items()), _TRAIN]
+    parser = make_parser("mixsyn-fast", __doc__)
+    parser.usage = "mixsyn-fast [--version] <command> [options]"
+    parser.epilog = "commands (each has --help):\n" + "\n".join(f"  {words:<14} {text}" for words, text in commands)
     parser.add_argument("--version", action="version", version=f"mixsyn_fast {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    doctor = commands.add_parser(
-        "doctor",
-        allow_abbrev=False,
-        help="versions, build, cache, and for every op and device the backend that would run and why",
-    )
-    doctor.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    commands.add_parser(
-        "demo",
-        add_help=False,
-        help="a generator in its plain and its fast form, timed (demo --help for options)",
-    )
-    return parser
+    parser.parse_args([word for word in argv[:1] if word.startswith("-")])
+    parser.error(f"expected a command ({', '.join(words for words, _ in commands)}), got {' '.join(argv[:2]) or 'nothing'}")
+
+
+def _run(argv: list[str]) -> int:
+    if argv[:1] == ["train"]:
+        command = importlib.import_module("mixsyn_fast.models.training.command")
+        return int(command.run(argv[1:]))
+    for words, (module, _) in _COMMANDS.items():
+        length = len(words.split())
+        if argv[:length] == words.split():
+            command = importlib.import_module(module)
+            parser = make_parser(f"mixsyn-fast {words}", command.__doc__)
+            command.add_arguments(parser)
+            return int(command.main(parser.parse_args(argv[length:])))
+    _refuse_or_help(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status.
+    """Run the command line.
 
     Args:
         argv: the arguments after the program's name; ``sys.argv[1:]`` when absent.
+
+    Returns:
+        The exit status: 0, 1 (the command ran and found something wrong), 2 (bad input, said on stderr; with
+        MIXSYN_FAST_TRACEBACK=1 the exception itself is raised).
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["demo"]:  # its options are its own
-        from . import demo
-
-        return int(demo.main(arguments[1:]) or 0)
-    options = _parser().parse_args(arguments)
-    from . import doctor
-
-    return doctor.main(as_json=options.json)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except _USER_ERRORS as error:
+        if os.environ.get("MIXSYN_FAST_TRACEBACK"):
+            raise
+        print(f"mixsyn-fast: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

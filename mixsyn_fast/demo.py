@@ -606,9 +606,8 @@ def _gain(difference: float) -> float:
 # -------------------------------------------------------------------------------------------------------- command line
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line -> options; every complaint names its argument."""
-    parser = argparse.ArgumentParser(prog="mixsyn-fast demo", description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `mixsyn-fast demo`."""
     parser.add_argument(
         "--data", metavar="DIR", help="folder with images/ and labels/ of faces (19 classes); else drawn by code"
     )
@@ -621,47 +620,52 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda[:n] (default cpu)")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     parser.add_argument("--compile-seconds", type=float, default=300.0, help="give torch.compile this long (default 300)")
-    options = parser.parse_args(arguments)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise ValueError, naming the option, for what cannot be done."""
     if options.size < 32 or options.size % 32:
-        parser.error(f"--size: expected a positive multiple of 32, got {options.size}")
+        raise ValueError(f"--size: expected a positive multiple of 32, got {options.size}")
     for name in ("batch", "ngf", "repeat"):
         if getattr(options, name) < 1:
-            parser.error(f"--{name}: expected at least 1, got {getattr(options, name)}")
+            raise ValueError(f"--{name}: expected at least 1, got {getattr(options, name)}")
     if options.seed < 0:
-        parser.error(f"--seed: expected a non-negative integer, got {options.seed}")
+        raise ValueError(f"--seed: expected a non-negative integer, got {options.seed}")
     try:
         device = torch.device(options.device)
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        parser.error(f"--device: expected cpu or cuda[:n], got {options.device!r}")
+        raise ValueError(f"--device: expected cpu or cuda[:n], got {options.device!r}")
     if device is not None and device.type == "cuda" and not torch.cuda.is_available():
-        parser.error(f"--device: {options.device} asked for, but torch sees no GPU")
+        raise ValueError(f"--device: {options.device} asked for, but torch sees no GPU")
     if options.out.suffix.lower() != ".png":
-        parser.error(f"--out: expected a file name ending in .png, got {options.out}")
+        raise ValueError(f"--out: expected a file name ending in .png, got {options.out}")
     if options.data is not None:
         from .models.data import list_pairs
 
         try:
             list_pairs(options.data)
         except OSError as error:
-            parser.error(f"--data: {error}")
-    return options
+            raise ValueError(f"--data: {error}") from None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `mixsyn-fast demo`; returns the exit status (0: all forms agree)."""
+def main(options: argparse.Namespace) -> int:
+    """Run `mixsyn-fast demo`; return the exit status (0: all forms agree).
+
+    Raises:
+        ImportError: pillow is missing.
+        ValueError: an option or a file of the data is wrong.
+    """
     try:
         import PIL  # noqa: F401
     except ImportError:
-        print("mixsyn-fast demo: drawing the picture needs pillow: pip install 'mixsyn_fast[models]'", file=sys.stderr)
-        return 1
-    options = parse(arguments)
+        raise ImportError("drawing the picture needs pillow: pip install 'mixsyn_fast[models]'") from None
+    check(options)
     try:
         inputs = load_inputs(options)
     except ValueError as error:
-        print(f"mixsyn-fast demo: error: --data: {error}", file=sys.stderr)
-        return 2
+        raise ValueError(f"--data: {error}") from None
     outcomes, data = run(options, inputs)
     print("\n" + table(outcomes))
     print("\nTime per part (one run with clocks inside):\n" + parts_table(outcomes))
@@ -677,7 +681,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"the outputs differ: relative difference {worst:.1e}", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

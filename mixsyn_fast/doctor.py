@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -119,9 +120,14 @@ def render(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(*, as_json: bool = False) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `mixsyn-fast doctor`."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def main(options: argparse.Namespace) -> int:
     """Print the examination; return 0 when the extension is usable and 1 when it is not."""
     facts = examine()
-    print(json.dumps(facts, indent=2) if as_json else render(facts))
+    print(json.dumps(facts, indent=2) if options.json else render(facts))
     sys.stdout.flush()
     return 0 if facts["healthy"] else 1

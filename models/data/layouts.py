@@ -14,7 +14,7 @@ SPLITS = ("train", "val", "test")
 
 
 def files(directory: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES, ending: str = "") -> dict[str, Path]:
-    """Stem (without `ending`) -> file, for every file below a folder whose stem ends so; {} where there is no such folder."""
+    """Stem (without `ending`) -> file, for every file below a folder whose stem ends so; {} without the folder."""
     found, wanted = {}, tuple(suffixes)
     for where, folders, names in os.walk(directory):
         folders.sort()

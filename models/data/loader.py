@@ -37,7 +37,7 @@ class Loader:
         shuffle: False keeps the order 0, 1, 2 ... in every epoch.
         drop_last: True leaves out the pictures of an epoch that do not fill a batch (others in every epoch); False fills the
             batch from the next epoch. All batches are full.
-        device: a CUDA device gets pinned, asynchronous copies, one batch ahead on a stream of its own; None or the CPU: none.
+        device: a CUDA device gets pinned, asynchronous copies, one batch ahead on a stream of its own; None, CPU: none.
 
     Raises:
         ValueError: an argument out of its range, a batch that does not divide by `world`, fewer pictures than a batch with
@@ -66,7 +66,7 @@ class Loader:
             raise ValueError(f"batch_size: expected a positive multiple of the {world} processes, got {batch_size}")
         if drop_last and len(dataset) < batch_size:
             raise ValueError(
-                f"batch_size: expected at most the {len(dataset)} pictures there are, got {batch_size} (or take drop_last=False)"
+                f"batch_size: expected at most the {len(dataset)} pictures there are (or drop_last=False), got {batch_size}"
             )
         self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
         self.rank, self.world, self.seed = rank, world, seed
@@ -90,7 +90,7 @@ class Loader:
         return np.random.default_rng([self.seed, epoch]).permutation(length) if self.shuffle else np.arange(length)
 
     def _keys_from(self, batch: int) -> Iterator[Keys]:
-        """This process's keys of batch number `batch` and of all after it."""
+        """Keys of this process, of batch number `batch` and of all after it."""
         length, share = len(self.dataset), self.batch_size // self.world
         used = length // self.batch_size * self.batch_size if self.drop_last else length  # pictures per epoch
         orders: dict[int, np.ndarray] = {}

@@ -115,7 +115,7 @@ class Noise:
         self.corners = corners.reshape(-1, 4).view(np.complex128).reshape(-1)  # 16 bytes: all four in one look-up
 
     def __call__(self, x: Array, y: Array) -> Array:
-        """Sample at lattice coordinates: `x` and `y` of equal shape, or a row (1, W) and a column (H, 1); returns float32."""
+        """Sample at lattice coordinates: `x`, `y` of equal shape, or a row (1, W) and a column (H, 1); returns float32."""
         n = self.lattice.shape[0]
         floor_x, floor_y = np.floor(x), np.floor(y)
         fx, fy = (x - floor_x).astype(np.float32), (y - floor_y).astype(np.float32)

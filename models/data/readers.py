@@ -1,4 +1,4 @@
-"""Where the files of every known data set lie, one function per set: `reader(root, split, **options) -> (LabelSet, records)`.
+"""Where the files of each known data set lie, one function per set: `reader(root, split, **options) -> (LabelSet, records)`.
 
 Every reader takes the set's original layout and the *simple layout* `root/<split>/images/*` + `root/<split>/labels/*.png`
 with the original ids (or `root/images` + `root/labels`, which is split "train"). Split "all" is all there is. Sizes are
@@ -89,8 +89,8 @@ def _celeba_numbers(path: Path) -> dict[str, int]:
 def ffhq(root: Path, split: str, partition: str = "ffhq", labels: str = "labels") -> Found:
     """FFHQ: 70,000 faces with label maps of the 19 CelebAMask-HQ classes made by a parsing network.
 
-    Layout: `images1024x1024/**/<5 digits>.png` (or `thumbnails128x128`) and the maps `labels/**/<5 digits>.png`; option `labels`
-    names that folder. The picture is scaled to its map. Size 256 x 256. Swaps as CelebAMask-HQ.
+    Layout: `images1024x1024/**/<5 digits>.png` (or `thumbnails128x128`) and the maps `labels/**/<5 digits>.png`; option
+    `labels` names that folder. The picture is scaled to its map. Size 256 x 256. Swaps as CelebAMask-HQ.
 
     Splits, partition="ffhq": the first 60,000 train, the rest val; "first_2000": the first 2,000 are val (Harmonized).
     """
@@ -121,8 +121,8 @@ def lapa(root: Path, split: str) -> Found:
 def helen(root: Path, split: str) -> Found:
     """Helen with the parsing labels of Smith et al.: 2,330 faces, 11 classes as LaPa.
 
-    Layout: `images/*.jpg` and `labels/<name>/<name>_lbl00.png ... _lbl10.png`, one soft mask per class (the largest decides);
-    lists `exemplars.txt` (train), `tuning.txt` (val), `testing.txt` (test). Or the simple layout with merged maps.
+    Layout: `images/*.jpg` and `labels/<name>/<name>_lbl00.png ... _lbl10.png`, one soft mask per class (the largest
+    decides); lists `exemplars.txt` (train), `tuning.txt` (val), `testing.txt` (test). Or the simple layout with merged maps.
     Size 256 x 256. Eyebrows and eyes swap.
     """
     if not (root / "exemplars.txt").is_file():
@@ -178,12 +178,12 @@ def _facade_files(root: Path, split: str, part: str, pattern: str, train: range,
 
 
 def coco_stuff(root: Path, split: str) -> Found:
-    """COCO-Stuff: 118,287 + 5,000 pictures, 182 classes stored as 0..181, 255 = unknown; with instance maps where they exist.
+    """COCO-Stuff: 118,287 + 5,000 pictures, 182 classes stored as 0..181, 255 = unknown; instance maps where they exist.
 
     Layouts: `train2017/*.jpg` (or `images/train2017`) + `stuffthingmaps/train2017/*.png` (or `annotations/train2017`), with
-    `instances/train2017/*.png` beside them; or `train_img`, `train_label`, `train_inst` as prepared for SPADE; `val...` likewise.
-    Splits train and val. Size 256 x 256; papers scale pictures to 286 x 286 and crop (load_size=286, crop="random"), and
-    squeeze them to 256 x 256 for validation (crop="none"). Nothing swaps.
+    `instances/train2017/*.png` beside them; or `train_img`, `train_label`, `train_inst` as prepared for SPADE; `val...`
+    likewise. Splits train and val. Size 256 x 256; papers scale pictures to 286 x 286 and crop (load_size=286,
+    crop="random"), and squeeze them to 256 x 256 for validation (crop="none"). Nothing swaps.
     """
     options = {
         part: [
@@ -226,8 +226,8 @@ def cityscapes(root: Path, split: str) -> Found:
     """Cityscapes, fine annotations: 2,975 + 500 pictures, label ids 0..33 as 35 classes, with instance maps.
 
     Layout: `leftImg8bit/<split>/<city>/*_leftImg8bit.png`, `gtFine/<split>/<city>/*_gtFine_labelIds.png` and
-    `*_gtFine_instanceIds.png`. Id 0, unlabeled, is a class (no class with unknown="none"); class 34, the licence plate, is never
-    drawn but counted by the published models. Size 256 x 512. Nothing swaps.
+    `*_gtFine_instanceIds.png`. Id 0, unlabeled, is a class (no class with unknown="none"); class 34, the licence plate, is
+    never drawn but counted by the published models. Size 256 x 512. Nothing swaps.
     """
     label_set = LabelSet(CITYSCAPES, (256, 512), unknown=0)
     if not (root / "leftImg8bit").is_dir():
@@ -245,9 +245,9 @@ def cityscapes(root: Path, split: str) -> Found:
 def gta5(root: Path, split: str) -> Found:
     """GTA-5 (Playing for Data): 12,403 + 6,382 + 6,181 pictures, Cityscapes' 19 evaluated classes and "others".
 
-    Layout: `images/<5 digits>.png`, `labels/<5 digits>.png` with Cityscapes' label ids (those outside the 19 become "others"),
-    and `split.mat` (read with scipy). In the simple layout, with other names, ids are 0..19 as in the prepared set of the
-    class-wise VAE, whose test part is the val split here. Size 256 x 512. Nothing swaps.
+    Layout: `images/<5 digits>.png`, `labels/<5 digits>.png` with Cityscapes' label ids (those outside the 19 become
+    "others"), and `split.mat` (read with scipy). In the simple layout, with other names, ids are 0..19 as in the prepared
+    set of the class-wise VAE, whose test part is the val split here. Size 256 x 512. Nothing swaps.
     """
     original = {stem: path for stem, path in files(root / "images").items() if len(stem) == 5 and stem.isdigit()}
     if not original:
@@ -290,11 +290,11 @@ def camvid(root: Path, split: str) -> Found:
 def deepfashion(root: Path, split: str) -> Found:
     """DeepFashion In-shop with parsing maps: 16 ids.
 
-    Layout: pictures `<folders>/id_<8 digits>/<view>.jpg` below `img_highres` (or `img`), maps `<view>_segment.png` in published
-    colours beside them, or in the same folders below `img_highres_seg`; names here are `<item>_<view>`. Only pictures
-    with a map are listed. Splits from `Eval/list_eval_partition.txt` (or the file in root): train; query and gallery = val.
-    Pictures are padded to squares, white at the sides, and used at 256 x 256 (class-wise VAE, which also leaves out pictures
-    without a face: give `names`). Nothing swaps.
+    Layout: pictures `<folders>/id_<8 digits>/<view>.jpg` below `img_highres` (or `img`), maps `<view>_segment.png` in
+    published colours beside them, or in the same folders below `img_highres_seg`; names here are `<item>_<view>`. Only
+    pictures with a map are listed. Splits from `Eval/list_eval_partition.txt` (or the file in root): train; query and
+    gallery = val. Pictures are padded to squares, white at the sides, and used at 256 x 256 (class-wise VAE, which
+    also leaves out pictures without a face: give `names`). Nothing swaps.
     """
     colours = {rgb: k for k, rgb in enumerate(DEEPFASHION_COLOURS)}
     label_set = LabelSet(DEEPFASHION, (256, 256), colours=colours, pad=(255, 255, 255))
@@ -361,10 +361,10 @@ def folder(
     """Your own pictures, in the simple layout.
 
     Layout: `[<split>/]images/*`, `labels/*.png` (palette or grey, pixel value = class id), and where there are such:
-    `instances/*.png` (pixel value = object) or `edges/*.png` (non-zero = edge). Class names: one per line, in the order of the ids,
-    in `root/classes.txt` (or `label_list.txt`; a leading number on every line is skipped); or option `classes`, names or
-    their number. `unknown_id`: stored id of pixels without a class. `first_id`: stored id of the first class. Classes
-    named l_x and r_x, or left... and right..., swap in a flip.
+    `instances/*.png` (pixel value = object) or `edges/*.png` (non-zero = edge). Class names: one per line, in the order
+    of the ids, in `root/classes.txt` (or `label_list.txt`; a leading number on every line is skipped); or option `classes`,
+    names or their number. `unknown_id`: stored id of pixels without a class. `first_id`: stored id of the first class.
+    Classes named l_x and r_x, or left... and right..., swap in a flip.
     """
     listing = next((p for p in (root / "classes.txt", root / "label_list.txt") if p.is_file()), None)
     if isinstance(classes, int):

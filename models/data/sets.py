@@ -54,7 +54,7 @@ class ProceduralSource:
         return self.count
 
     def names(self) -> list[str]:
-        """ "seed_00000000" and so on."""
+        """Names made of the seeds: "seed_00000000" and so on."""
         return [f"seed_{self.seed + i:08d}" for i in range(self.count)]
 
     def read(self, index: int) -> Sample:
@@ -80,8 +80,8 @@ def open_source(
         root: its folder; None or "" for the kinds drawn by code.
         kind: one of :data:`KINDS`; the functions of readers.py say what they expect. "auto": :func:`guess_kind`.
         split: "train", "val", "test" or "all"; sets drawn by code have none and take `seed`.
-        unknown: what pixels without a class become: "class" (one more class, as the published SPADE code does), "none" (-1), or
-            the name of a class; see :meth:`LabelSet.resolve`.
+        unknown: what pixels without a class become: "class" (one more class, as the published SPADE code does), "none" (-1),
+            or the name of a class; see :meth:`LabelSet.resolve`.
         names: only the pictures of these stems: a list, or a text file with one stem per line.
         options: of the reader (`celebamask_hq(partition=...)`, `folder(classes=...)`) or of :class:`ProceduralSource`.
 

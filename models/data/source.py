@@ -1,7 +1,8 @@
 """What a data set is to this project: a `Source` of `Sample`s, and the source that reads files.
 
-A :class:`FileSource` is a :class:`LabelSet` (which stored ids mean which classes) and a list of :class:`Record`s (which files
-belong together). The readers of the single sets (readers.py) make both; :func:`mixsyn_fast.models.data.open_source` opens them.
+A :class:`FileSource` is a :class:`LabelSet` (which stored ids mean which classes) and a list of :class:`Record`s (which
+files belong together). The readers of the single sets (readers.py) make both; :func:`~mixsyn_fast.models.data.open_source`
+opens them.
 """
 
 from __future__ import annotations
@@ -92,9 +93,9 @@ class LabelSet:
         """Return the final class names, and the table (65536,) int32 stored id -> class, -1 (none) or -2 (not an id).
 
         Args:
-            policy: what stored id `unknown` becomes. "class": a last class named "unknown" (as the published SPADE code does;
-                nothing changes where it is a class of the set already); "none": no class (and if it was the last class of
-                the set, that class goes); or the name of a class.
+            policy: what stored id `unknown` becomes. "class": a last class named "unknown" (as the published SPADE code
+                does; nothing changes where it is a class of the set already); "none": no class (and if it was the last
+                class of the set, that class goes); or the name of a class.
 
         Raises:
             ValueError: another policy.

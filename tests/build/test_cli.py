@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from mixsyn_fast import __version__, backend, cli, doctor
+from mixsyn_fast import __version__, backend, cli
 
 
 def test_version(capsys):
@@ -19,7 +19,7 @@ def test_version(capsys):
     assert caught.value.code == 0 and capsys.readouterr().out.strip() == f"mixsyn_fast {__version__}"
 
 
-@pytest.mark.parametrize("arguments", [[], ["--nonsense"], ["nonsense"], ["doctor", "--nonsense"], ["doctor", "--js"]])
+@pytest.mark.parametrize("arguments", [[], ["--nonsense"], ["nonsense"], ["doctor", "--nonsense"], ["doctor", "--js"], ["data"]])
 def test_unknown_options_are_errors(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
@@ -53,7 +53,7 @@ def test_doctor_without_an_extension(monkeypatch, capsys):
         "cause": "compiler", "notes": [], "seconds": 0.0, "cache": "/cache", "manifest": {}, "build_info": {},
     }  # fmt: skip
     monkeypatch.setattr("mixsyn_fast.extension.build_report", lambda: sick)
-    assert doctor.main() == 1
+    assert cli.main(["doctor"]) == 1
     said = capsys.readouterr().out
     assert "not available: no C++ compiler found" in said and "To mend it: install g++" in said
 

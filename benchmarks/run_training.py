@@ -1,0 +1,113 @@
+"""Measure the training loop: our plans and kernels against the same loop with `--plan dense --backend reference`.
+
+    python -m benchmarks.run_training [--model sean] [--rounds 2] [--steps 8] [--out FILE] [options of mixsyn-fast train]
+
+Every contender is a process of its own (`mixsyn-fast train ...`, real data, all losses, optimisers, averaged weights); they
+take turns. The first step of a process is left out (it compiles and allocates). Reported: median time of a step, images per
+second, time a step waited for its data, peak resident memory (on a GPU: peak device memory).
+
+Gate: both start from the same weights, data and noise, so the losses of the first step agree within 1e-3 of each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .timing import RESULTS, machine, machine_line, save
+
+CONTENDERS = {"ours": [], "dense": ["--plan", "dense", "--backend", "reference"]}
+ALLOWED = 1e-3  # relative difference of the first step's losses, float32
+
+
+def train_once(model: str, options: list[str], steps: int, folder: Path) -> list[dict[str, Any]]:
+    """Train `steps` steps in a process of its own; return the lines of its log."""
+    once = ["--steps", str(steps), "--log-every", "1", "--sheet-every", "0", "--validate-every", "0", "--resume", "no"]
+    once += ["--save-every", "0", "--out", str(folder)]
+    command = [sys.executable, "-m", "mixsyn_fast.models.training", model, *options, *once]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses_of(line: dict[str, Any], phases: tuple[str, ...]) -> dict[str, float]:
+    """The losses of a log line: <phase>/<loss>."""
+    return {
+        name: value for name, value in line.items() if name.split("/")[0] in phases and not name.endswith("gradient_norm")
+    }
+
+
+def gate(ours: dict[str, float], dense: dict[str, float]) -> float:
+    """Largest relative difference of the first step's losses; inf where they are not the same losses."""
+    if ours.keys() != dense.keys() or not ours:
+        return float("inf")
+    return max(abs(value - dense[name]) / max(abs(dense[name]), 1e-3) for name, value in ours.items())
+
+
+def measure(model: str, options: list[str], *, rounds: int, steps: int) -> dict[str, Any]:
+    """Let the contenders take turns; return figures by contender and their ratios."""
+    lines: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
+    first: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for turn in range(rounds):
+            for name, extra in CONTENDERS.items():
+                log = train_once(model, [*options, *extra], steps + 1, Path(scratch) / f"{name}{turn}")
+                first.setdefault(name, losses_of(log[0], ("generator", "discriminator")))
+                lines[name] += log[1:]
+                print(f"{name}: {statistics.median(line['step_ms'] for line in log[1:]):.0f} ms a step", flush=True)
+    difference = gate(first["ours"], first["dense"])
+    if difference > ALLOWED:
+        raise RuntimeError(f"the losses of the first step differ by {difference:.1e} (allowed {ALLOWED}): {first}")
+    figures = {
+        name: {
+            "step_ms": statistics.median(line["step_ms"] for line in found),
+            "images_per_second": statistics.median(line["images_per_second"] for line in found),
+            "data_ms": statistics.median(line["data_ms"] for line in found),
+            "peak_gb": max(line["peak_gb"] for line in found),
+        }
+        for name, found in lines.items()
+    }
+    return {
+        "model": model,
+        "options": options,
+        "difference_of_first_losses": difference,
+        "contenders": figures,
+        "faster": figures["dense"]["step_ms"] / figures["ours"]["step_ms"],
+        "memory": figures["ours"]["peak_gb"] / figures["dense"]["peak_gb"],
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="sean", help="as in mixsyn-fast train (default sean)")
+    parser.add_argument("--rounds", type=int, default=2, help="processes of each contender (default 2)")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps of a process (default 8)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "training_cpu.json", help="JSON file of the results")
+    options, more = parser.parse_known_args(arguments)
+    facts = machine()
+    print(machine_line(facts))
+    row = measure(options.model, more, rounds=options.rounds, steps=options.steps)
+    for name, figures in row["contenders"].items():
+        print(name, ", ".join(f"{key} {value:.3g}" for key, value in figures.items()))
+    print(
+        f"faster {row['faster']:.2f} x, memory {row['memory']:.2f} x, losses differ {row['difference_of_first_losses']:.1e}"
+    )
+    rows = [row]
+    if options.out.is_file():  # a file holds a row for every model and set of options
+        rows = [
+            r for r in json.loads(options.out.read_text())["rows"] if (r["model"], r["options"]) != (row["model"], more)
+        ] + rows
+    print(save({"machine": facts, "rows": rows}, options.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""The multi-scale patch discriminator of pix2pixHD, SPADE, CLADE and SEAN.
+
+Wang et al.: pix2pixHD, CVPR 2018; Park et al.: SPADE, CVPR 2019. Names of modules and of state_dict entries are the
+published ones, so published discriminators (``<epoch>_net_D.pth``) load with `load_checked`.
+
+It judges the image together with its label map. Two exact shortcuts (docs/exact_algebra.md, 2) keep the map cheap:
+
+* The first convolution of [one-hot map | image] is linear, so its map part is worked out once and added to that of every set
+  of images that shares the map (real and generated). At full resolution it is a gather-sum: the one-hot map is never made.
+* The average-pooled one-hot map of the next scale is counted from the labels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixsyn_fast import region_norm
+from mixsyn_fast.backend import current_plan
+from mixsyn_fast.layers.algebra import gather_sum
+from mixsyn_fast.region_map import RegionMap, Size, as_region_map
+
+from .blocks import SLOPE, SpectralConv2d
+
+KERNEL, PADDING = 4, 2  # of every convolution
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Settings of the discriminator (defaults: the published ones for ADE20K)."""
+
+    label_nc: int = 151  # number of regions K
+    edges: bool = False  # one more map channel: binary edges of the instance map
+    ndf: int = 64  # channels of the first layer; they double with every layer, up to 512
+    n_layers: int = 4  # hidden layers: the first n_layers - 1 halve the size
+    scales: int = 2  # discriminators, each on images of half the size of the one before
+    spectral_norm: bool = True  # of the hidden layers but the first
+    instance_norm: bool = True  # of the same layers
+
+    def __post_init__(self) -> None:
+        """Check every field once."""
+        for name in ("label_nc", "ndf", "n_layers", "scales"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)!r}")
+
+    @property
+    def map_channels(self) -> int:
+        """Channels of the label map, the edge channel included."""
+        return self.label_nc + int(self.edges)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the hidden layers."""
+        widths = [self.ndf]
+        while len(widths) < self.n_layers:
+            widths.append(max(min(2 * widths[-1], 512), self.ndf))
+        return tuple(widths)
+
+
+class MapParts(NamedTuple):
+    """What the label maps of a batch give to the first layers, by scale; see `MultiScaleDiscriminator.read_map`."""
+
+    tensors: tuple[Tensor, ...]
+    """convolved: (B, ndf, h, w), the map's part of the first convolution; else (B, K [+ 1], H, W), the map itself."""
+    convolved: bool
+    size: Size
+    """(H, W) of the images that the parts are for."""
+
+
+def _tap_labels(labels: Tensor, kernel: int, padding: int, outside: int) -> Tensor:
+    """(B, H, W) -> (B, kernel^2, h, w): labels below the taps of a window of stride 2, `outside` beyond the image."""
+    height, width = ((n + 2 * padding - kernel) // 2 + 1 for n in labels.shape[1:])
+    padded = F.pad(labels, (padding,) * 4, value=outside)
+    taps = itertools.product(range(kernel), repeat=2)
+    return torch.stack([padded[:, y : y + 2 * height - 1 : 2, x : x + 2 * width - 1 : 2] for y, x in taps], 1)
+
+
+def _halved(image: Tensor) -> Tensor:
+    """Average pooling between scales."""
+    return F.avg_pool2d(image, 3, stride=2, padding=1, count_include_pad=False)
+
+
+def _halved_map(regions: RegionMap, size: Size, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Average-pooled one-hot map (B, K [+ 1], h, w): of a hard map counted from the labels, at a fraction of the memory."""
+    if regions.is_soft:
+        return _halved(regions.onehot(size, dtype))
+    below = _tap_labels(regions.labels_at(size), 3, 1, outside=-1).to(torch.int64) + 1  # 0: outside, or no region
+    shape = (below.shape[0], regions.num_regions + 1, *below.shape[2:])
+    one = torch.ones((), dtype=dtype, device=below.device)
+    counts = torch.zeros(shape, dtype=dtype, device=below.device).scatter_add_(1, below, one.expand_as(below))
+    halved = counts[:, 1:] / F.avg_pool2d(one.expand(1, 1, *size), 3, stride=2, padding=1, divisor_override=1)
+    edges = regions.edges_at(size)
+    return halved if edges is None else torch.cat((halved, _halved(edges[:, None].to(dtype))), 1)
+
+
+class PatchDiscriminator(nn.Module):
+    """One scale: a stack of 4 x 4 convolutions whose last output holds one logit for each patch of the image."""
+
+    def __init__(self, config: DiscriminatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.widths
+        activation = nn.LeakyReLU(SLOPE)
+        first = nn.Conv2d(config.map_channels + 3, widths[0], KERNEL, stride=2, padding=PADDING)
+        self.model0 = nn.Sequential(first, activation)
+        kind = SpectralConv2d if config.spectral_norm else nn.Conv2d
+        for i, (inner, outer) in enumerate(itertools.pairwise(widths), 1):
+            stride = 1 if i == config.n_layers - 1 else 2
+            # a bias before the norm would have no effect
+            conv = kind(inner, outer, KERNEL, stride=stride, padding=PADDING, bias=not config.instance_norm)
+            norm = nn.InstanceNorm2d(outer) if config.instance_norm else nn.Identity()
+            self.add_module(f"model{i}", nn.Sequential(nn.Sequential(conv, norm), activation))
+        self.add_module(f"model{config.n_layers}", nn.Sequential(nn.Conv2d(widths[-1], 1, KERNEL, padding=PADDING)))
+
+    def map_part(self, regions: RegionMap, size: Size) -> Tensor:
+        """Return the map's part of the first convolution at full size, (B, ndf, h, w), by a gather-sum over its taps."""
+        conv = self.model0[0]
+        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+        if regions.is_soft:
+            return self.convolved_map(regions.onehot(size, conv.weight.dtype))
+        count, out = self.config.label_nc, conv.out_channels
+        columns = conv.weight.permute(2, 3, 1, 0).reshape(KERNEL**2, -1, out)  # (taps, channels, ndf)
+        # code K: no region, or outside the image; a second set of codes for pixels with an edge
+        table = torch.cat((columns[:, :count], columns.new_zeros(KERNEL**2, 1, out)), 1)
+        labels = regions.labels_at(size)
+        codes = torch.where(labels < 0, count, labels)
+        edges = regions.edges_at(size)
+        if edges is not None:
+            table = torch.cat((table, table + columns[:, count : count + 1]), 1)
+            codes = codes + edges * (count + 1)
+        below = _tap_labels(codes, KERNEL, PADDING, outside=count).permute(0, 2, 3, 1)
+        tap = torch.arange(KERNEL**2, device=codes.device, dtype=torch.int32) * table.shape[1]
+        rows = gather_sum(table.reshape(-1, out), (below + tap).to(torch.int32).reshape(-1, KERNEL**2))
+        return (rows + conv.bias).view(*below.shape[:3], out).permute(0, 3, 1, 2)
+
+    def convolved_map(self, label_map: Tensor) -> Tensor:
+        """Return the first convolution of a map (B, K [+ 1], H, W), without the image's part: (B, ndf, h, w)."""
+        conv = self.model0[0]
+        assert isinstance(conv, nn.Conv2d)
+        return F.conv2d(label_map, conv.weight[:, : self.config.map_channels], conv.bias, stride=2, padding=PADDING)
+
+    def forward(
+        self, image: Tensor, part: Tensor, convolved: bool = True, differentiable_twice: bool = False
+    ) -> list[Tensor]:
+        """Return the features of each layer, the last being the logits (n B, 1, h, w).
+
+        Args:
+            image: (n B, 3, H, W): n sets of images that share the B maps.
+            part: (B, ndf, h, w) of `map_part` or `convolved_map`, or the map itself, (B, K [+ 1], H, W).
+            convolved: which of the two.
+            differentiable_twice: use no fused op (they have no second derivative).
+        """
+        conv = self.model0[0]
+        assert isinstance(conv, nn.Conv2d)
+        sets = image.shape[0] // max(part.shape[0], 1)
+        if convolved:
+            x = F.conv2d(image, conv.weight[:, self.config.map_channels :], stride=2, padding=PADDING)
+            x = x + part.to(x.dtype).repeat(sets, 1, 1, 1) if sets != 1 else x + part.to(x.dtype)
+        else:
+            x = conv(torch.cat((part.to(image.dtype).repeat(sets, 1, 1, 1), image), 1))
+        features = [F.leaky_relu_(x, SLOPE)]  # in place: no gradient needs the value before
+        for i in range(1, self.config.n_layers):
+            inner, norm = getattr(self, f"model{i}")[0]
+            with torch.autocast(x.device.type, enabled=False):  # one number in half precision would shift all weights
+                weight = inner.normalised_weight() if isinstance(inner, SpectralConv2d) else inner.weight
+            x = inner._conv_forward(features[-1], weight, inner.bias)
+            if isinstance(norm, nn.Identity):
+                x = F.leaky_relu(x, SLOPE)
+            elif differentiable_twice:
+                x = F.leaky_relu(norm(x), SLOPE)
+            else:
+                x = region_norm(x, norm="instance", eps=norm.eps, negative_slope=SLOPE)
+            features.append(x)
+        return [*features, getattr(self, f"model{self.config.n_layers}")(features[-1])]
+
+
+class MultiScaleDiscriminator(nn.Module):
+    """Patch discriminators on images of full, half (, a quarter ...) size.
+
+    forward(images, regions, parts=None, *, differentiable_twice=False): images (n B, 3, H, W) in [-1, 1], n sets in a row
+    (generated, real) that share the B maps of `regions`, a RegionMap of K regions (with edges where Config.edges) or a float
+    map (B, K [+ 1], h, w), nearest-resized to the images. Returns a list over scales of lists of features, the last of each
+    being the logits (n B, 1, h, w). `parts` is what `read_map` returned for the same maps, where several passes share it.
+    `differentiable_twice` is for R1. Raises ValueError for images or maps that do not fit.
+
+    Sets may come in one pass or apart: instance normalisation lets no image see another, and the published single pass of
+    [generated | real] is for batch normalisation. Apart, the real half of a generator's step needs no backward pass; in one,
+    spectral norm makes one power iteration instead of two (`eval` makes none).
+    """
+
+    def __init__(self, config: DiscriminatorConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or DiscriminatorConfig()
+        for i in range(config.scales):
+            self.add_module(f"discriminator_{i}", PatchDiscriminator(config))
+
+    def _scales(self) -> list[PatchDiscriminator]:
+        return [getattr(self, f"discriminator_{i}") for i in range(self.config.scales)]
+
+    def read_map(self, regions: RegionMap | Tensor, size: Size) -> MapParts:
+        """Return what label maps give to the first layer of each scale, for images of a size (H, W).
+
+        It depends on the weights: valid until they change, and made without gradient where gradients are off. With
+        ``use_plan("dense")`` it is the maps themselves, to be concatenated as published.
+
+        Raises:
+            ValueError: the number of regions or the edges do not fit Config.
+        """
+        config = self.config
+        regions = as_region_map(regions, num_regions=config.label_nc)
+        expected, got = config.map_channels, regions.num_channels
+        if expected != got or (not regions.is_soft and regions.num_regions != config.label_nc):
+            raise ValueError(f"regions: expected {expected} channels, {int(config.edges)} of them edges, got {regions}")
+        dense = current_plan() == "dense"
+        dtype = next(self.parameters()).dtype
+        tensors: list[Tensor] = []
+        label_map = None
+        for i, scale in enumerate(self._scales()):
+            if i == 1:
+                label_map = _halved_map(regions, size, dtype)
+            elif label_map is not None:
+                label_map = _halved(label_map)
+            if dense:
+                tensors.append(regions.onehot(size, dtype) if label_map is None else label_map)
+            else:
+                tensors.append(scale.map_part(regions, size) if label_map is None else scale.convolved_map(label_map))
+        return MapParts(tuple(tensors), not dense, size)
+
+    def forward(
+        self,
+        images: Tensor,
+        regions: RegionMap | Tensor,
+        parts: MapParts | None = None,
+        *,
+        differentiable_twice: bool = False,
+    ) -> list[list[Tensor]]:
+        """Return a list over scales of lists of features, the last of each being the logits."""
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"images: expected shape (n B, 3, H, W), got {tuple(images.shape)}")
+        size = (int(images.shape[2]), int(images.shape[3]))
+        regions = as_region_map(regions, num_regions=self.config.label_nc)
+        batch = regions.batch_size
+        if images.shape[0] % max(batch, 1):
+            raise ValueError(f"images: expected a multiple of the {batch} maps, got {images.shape[0]} images")
+        if parts is None:
+            parts = self.read_map(regions, size)
+        elif parts.size != size:
+            raise ValueError(f"parts: expected those of images of size {size}, got {parts.size}")
+        x = images.contiguous(memory_format=torch.channels_last)
+        results = []
+        for i, (scale, part) in enumerate(zip(self._scales(), parts.tensors, strict=True)):
+            x = x if i == 0 else _halved(x)
+            results.append(scale(x, part, parts.convolved, differentiable_twice))
+        return results
+
+
+def logits_of(features: list[list[Tensor]], sets: int = 1) -> list[list[Tensor]]:
+    """Return the logits of a discriminator's features, by set and scale: `sets` lists over scales of (B, 1, h, w).
+
+    Args:
+        features: what the discriminator returned for `sets` sets of images in a row.
+        sets: how many.
+    """
+    return [list(each) for each in zip(*(scale[-1].chunk(sets) for scale in features), strict=True)]

@@ -1,0 +1,49 @@
+"""Losses, one file each with its equation. Weights are the caller's: everything here is unweighted.
+
+The adversarial ones are modules with `discriminator_loss(real_logits, fake_logits)` and `generator_loss(fake_logits)`:
+`hinge`, `non_saturating`, `least_squares`, `log_loss`. `ADVERSARIAL` finds them by name, but for `log_loss`, which with one
+kind of fake is `non_saturating`.
+"""
+
+from types import ModuleType
+
+from . import hinge, least_squares, log_loss, non_saturating
+from .feature_matching import feature_matching_loss
+from .kld import kld_loss
+from .l1 import l1_loss
+from .log_loss import (
+    image_discriminator_loss,
+    image_generator_loss,
+    mask_discriminator_loss,
+    mask_generator_loss,
+)
+from .perceptual import PerceptualLoss
+from .r1 import r1_due, r1_penalty
+from .style import gram, gram_style_loss, style_code_loss
+
+ADVERSARIAL: dict[str, ModuleType] = {
+    "hinge": hinge,
+    "non_saturating": non_saturating,
+    "least_squares": least_squares,
+}
+
+__all__ = [
+    "ADVERSARIAL",
+    "PerceptualLoss",
+    "feature_matching_loss",
+    "gram",
+    "gram_style_loss",
+    "hinge",
+    "image_discriminator_loss",
+    "image_generator_loss",
+    "kld_loss",
+    "l1_loss",
+    "least_squares",
+    "log_loss",
+    "mask_discriminator_loss",
+    "mask_generator_loss",
+    "non_saturating",
+    "r1_due",
+    "r1_penalty",
+    "style_code_loss",
+]

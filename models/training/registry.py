@@ -1,0 +1,21 @@
+"""Names of the models that `mixsyn-fast train` knows, and where each is described."""
+
+from __future__ import annotations
+
+import importlib
+
+from .task import Trainable
+
+# name -> module whose TRAINABLES holds it; imported only when asked for
+MODULES = {
+    "spade": "mixsyn_fast.models.training.reconstruction",
+    "clade": "mixsyn_fast.models.training.reconstruction",
+    "sean": "mixsyn_fast.models.training.reconstruction",
+}
+
+
+def trainable(name: str) -> Trainable:
+    """Return the description of a model by its name; ValueError lists the names."""
+    if name not in MODULES:
+        raise ValueError(f"model: expected one of {', '.join(MODULES)}, got {name!r}")
+    return importlib.import_module(MODULES[name]).TRAINABLES[name]

@@ -1,0 +1,102 @@
+"""What a model gives to the training loop: networks, phases, losses, pictures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ..data import Batch
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimiser's part of a step: which networks move, and how.
+
+    Different learning rates of generator and discriminator are the two time-scale update rule (TTUR, Heusel et al. 2017).
+    """
+
+    networks: tuple[str, ...]  # names in Task.networks that this phase updates; the others see no gradient
+    lr: float  # learning rate, before the schedule's factor
+    betas: tuple[float, float] = (0.0, 0.9)  # decay rates of Adam's moments
+    weight_decay: float = 0.0  # per step, as options say: L2 (adam) or decoupled (adamw)
+    optimizer: Literal["adam", "adamw"] = "adam"
+
+
+class Task(ABC):
+    """A model in training. The loop (`train`) owns steps, optimisers, averages, files and processes; a task owns the rest.
+
+    A subclass fills the attributes in its constructor and always reaches its networks through `self.networks`, for the loop
+    may replace their layers (synchronised statistics) and hands averaged copies to `generate`.
+    """
+
+    networks: dict[str, nn.Module]
+    """Everything that a checkpoint holds. Fixed feature networks do not belong here."""
+    averaged: tuple[str, ...]
+    """Names of the networks of which the loop keeps an exponential moving average."""
+    phases: dict[str, Phase]
+    """Name -> phase, in the order in which a step runs them."""
+    num_regions: int
+    """K of the region maps."""
+    plans: tuple[tuple[Size, bool], ...] = ()
+    """(size, per_image) of every label analysis that the networks will ask for: done by the data workers."""
+    classes: tuple[str, ...] = ()
+    """Names of the K regions, for sheets; filled by the command."""
+
+    @abstractmethod
+    def losses(self, phase: str, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return the weighted losses of a phase, scalars whose sum is minimised. Runs inside autocast."""
+
+    @abstractmethod
+    def generate(self, batch: Batch, networks: Mapping[str, nn.Module]) -> Tensor:
+        """Return the images (B, 3, H, W) in [-1, 1] that `networks` (live or averaged) make of a batch."""
+
+    def to(self, device: torch.device) -> None:
+        """Move the networks and whatever else the losses need."""
+        for network in self.networks.values():
+            network.to(device)
+
+    def validate(self, batch: Batch, networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        """Return figures of merit, (B,) each: here PSNR in dB, SSIM and L1 (range [-1, 1]) against the batch's images."""
+        from ..evaluation.metrics import psnr, ssim
+
+        made, real = self.generate(batch, networks).float().clamp(-1, 1), batch.image
+        return {"psnr": psnr(made, real), "ssim": ssim(made, real), "l1": (made - real).abs().mean((1, 2, 3))}
+
+    def sheet(self, batch: Batch, networks: Mapping[str, nn.Module]) -> list[list[np.ndarray]]:
+        """Return rows of pictures (H, W, 3) uint8 for a sample sheet: image, label map, generated image."""
+        from ..data import colorize, to_uint8
+
+        made = to_uint8(self.generate(batch, networks))
+        labels = batch.regions.labels_at().cpu().numpy()
+        return [
+            [image, colorize(map_, self.num_regions), fake]
+            for image, map_, fake in zip(to_uint8(batch.image), labels, made, strict=True)
+        ]
+
+    def state(self) -> dict[str, Any]:
+        """Return whatever else, as JSON, makes a resumed run continue exactly."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most tasks have nothing to take back
+        """Take back what `state` returned."""
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """How a command comes from options to a task. `mixsyn-fast train <name>` looks these up by name."""
+
+    config: type
+    """Dataclass of the model's own options: networks, weights of losses, learning rates."""
+    fitted: Callable[[Any, int, Size, bool], Any]
+    """(config, num_regions, size, edges) -> config with what the data decides: regions, image size, instance edges."""
+    build: Callable[[Any, bool], Task]
+    """(fitted config, training) -> task; without training only what `generate` needs (no feature networks for losses)."""

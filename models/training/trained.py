@@ -1,0 +1,74 @@
+"""A trained model from its run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Batch
+from . import checkpoint, config
+from .registry import trainable
+from .task import Task
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model as training left it, in eval mode."""
+
+    task: Task
+    networks: dict[str, nn.Module]
+    """The networks to use: averaged weights where there are any and they were asked for."""
+    config: dict[str, Any]
+    """What config.json holds: model, data, options, task, classes."""
+    step: int
+
+    @torch.no_grad()
+    def generate(self, batch: Batch) -> Tensor:
+        """Return the images (B, 3, H, W) in [-1, 1] of a batch on the model's device."""
+        return self.task.generate(batch, self.networks)
+
+
+def load_trained(
+    folder: str | os.PathLike[str],
+    *,
+    step: int | str = "newest",
+    averaged: bool = True,
+    device: torch.device | str = "cpu",
+) -> Trained:
+    """Load the model of a run folder.
+
+    Args:
+        folder: run folder, with config.json and checkpoints/.
+        step: "newest" valid checkpoint, "best", or a step number.
+        averaged: take the averaged weights where the run kept them.
+        device: where to put the networks.
+
+    Raises:
+        FileNotFoundError: no config.json, or no such checkpoint.
+        ValueError: a checkpoint that is damaged, or does not fit the configuration.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file (expected a run folder of mixsyn-fast train)")
+    whole = json.loads(path.read_text())
+    description = trainable(whole["model"])
+    task = description.build(config.from_dict(description.config, whole["task"]), False)
+    task.classes = tuple(whole["classes"])
+    saved = checkpoint.find(folder / "checkpoints", step)
+    for name in task.networks:
+        task.networks[name].load_state_dict(saved.tensors(f"network.{name}"))
+    if averaged and "average" in saved.groups:
+        averages = saved.tensors("average")
+        for name in task.averaged:
+            own = {key.removeprefix(f"{name}."): value for key, value in averages.items() if key.startswith(f"{name}.")}
+            task.networks[name].load_state_dict(own)
+    for network in task.networks.values():
+        network.to(device).eval().requires_grad_(False)
+    return Trained(task, dict(task.networks), whole, saved.step)

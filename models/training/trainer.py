@@ -1,0 +1,260 @@
+"""One step of training, and the state that goes from step to step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..data import Batch, Loader, RegionDataset
+from . import checkpoint, distributed
+from .distributed import World
+from .ema import EMA
+from .options import Options
+from .task import Phase, Task
+
+
+class PhaseModule(nn.Module):
+    """One phase of a task as a module: its parameters are those the phase trains, its forward is the phase's losses.
+
+    One forward per backward is what DistributedDataParallel asks for, whatever the losses do inside.
+    """
+
+    def __init__(self, task: Task, name: str) -> None:
+        super().__init__()
+        self.name, self.task = name, task
+        self.trained = nn.ModuleDict({n: task.networks[n] for n in task.phases[name].networks})
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return the phase's losses."""
+        return self.task.losses(self.name, batch, step)
+
+
+def make_optimizer(phase: Phase, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the phase's optimiser; torch's fused kernels, one pass over the parameters, where all are floats."""
+    kind = torch.optim.AdamW if phase.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=phase.lr, betas=phase.betas, weight_decay=phase.weight_decay, fused=True)
+
+
+class Trainer:
+    """Everything of a run that has state: networks, optimisers, scalers, averages, data position."""
+
+    def __init__(self, task: Task, options: Options, dataset: RegionDataset, world: World) -> None:
+        self.task, self.options, self.world = task, options, world
+        self.step = 0
+        self.best: float | None = None
+        task.to(world.device)
+        if options.channels_last:
+            for network in task.networks.values():
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if world.size > 1:  # statistics over the whole batch, as in one process
+            for name, network in task.networks.items():
+                task.networks[name] = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        if options.compile:
+            for network in task.networks.values():
+                network.compile()
+        averaged = {name: task.networks[name] for name in task.averaged}
+        self.ema = EMA(averaged, options.ema_decay) if options.ema_decay else None
+        # a parameter that the task froze for good stays frozen
+        self.movable = {
+            name: [p for p in network.parameters() if p.requires_grad] for name, network in task.networks.items()
+        }
+        for network in task.networks.values():
+            network.train()
+        self.parameters = {
+            name: [p for network in phase.networks for p in self.movable[network]] for name, phase in task.phases.items()
+        }
+        self.optimizers = {name: make_optimizer(phase, self.parameters[name]) for name, phase in task.phases.items()}
+        # one scale per phase: the gradients of generator and discriminator differ by orders of magnitude
+        self.scalers = {name: torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16") for name in task.phases}
+        self.modules: dict[str, nn.Module] = {name: PhaseModule(task, name) for name in task.phases}
+        if world.size > 1:
+            # unused: a region absent from the whole batch gives its own layers no gradient
+            for name, module in self.modules.items():
+                self.modules[name] = DistributedDataParallel(
+                    module,
+                    device_ids=[world.device] if world.device.type == "cuda" else None,
+                    find_unused_parameters=True,
+                    broadcast_buffers=False,
+                )
+        self.loader = Loader(
+            dataset,
+            options.batch_size // options.accumulate,
+            workers=options.workers,
+            rank=world.rank,
+            world=world.size,
+            seed=options.seed,
+            plans=task.plans if options.plan != "dense" else (),
+            device=world.device,
+        )
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the networks to look at: averaged where there is an average."""
+        return self.task.networks | (self.ema.networks if self.ema else {})
+
+    # --- one step -------------------------------------------------------------------------------------------------------
+
+    def run_phase(self, name: str, batches: list[Batch]) -> dict[str, Tensor]:
+        """Run one phase of a step: losses and gradients of all micro-batches, clipping, one optimiser step.
+
+        Returns:
+            The losses, averaged over micro-batches, and the gradient's 2-norm before clipping where it is clipped; on the
+            device.
+        """
+        phase, options, world = self.task.phases[name], self.options, self.world
+        for network, parameters in self.movable.items():
+            for parameter in parameters:
+                parameter.requires_grad_(network in phase.networks)
+        optimizer, scaler, module = self.optimizers[name], self.scalers[name], self.modules[name]
+        optimizer.zero_grad()
+        found: dict[str, Tensor] = {}
+        for i, batch in enumerate(batches):
+            waits = isinstance(module, DistributedDataParallel) and i + 1 < len(batches)
+            with module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+                with autocast(options.amp, world.device):
+                    losses = module(batch, self.step)
+                total = torch.stack([loss.float() for loss in losses.values()]).sum() / len(batches)
+                scaler.scale(total).backward()
+            for key, loss in losses.items():
+                found[key] = found.get(key, 0) + loss.detach().float() / len(batches)
+        scaler.unscale_(optimizer)
+        if options.clip_norm:
+            found["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters[name], options.clip_norm)
+        factor = options.schedule.factor(self.step, options.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = phase.lr * factor
+        scaler.step(optimizer)
+        scaler.update()
+        return found
+
+    def run_step(self) -> dict[str, Tensor]:
+        """Run all phases on the next batches; return the losses, named <phase>/<loss>."""
+        options = self.options
+        distributed.seed_step(options.seed, self.world.rank, self.step)
+        batches, waited = [], 0.0
+        for _ in range(options.accumulate):
+            batches.append(next(self.loader))
+            waited += self.loader.data_seconds
+        scalars: dict[str, Tensor] = {}
+        for name in self.task.phases:
+            scalars |= {f"{name}/{key}": loss for key, loss in self.run_phase(name, batches).items()}
+        if self.ema:
+            self.ema.update(self.step)
+        self.step += 1
+        self.waited, self.skipped = waited, [name for batch in batches for name in batch.skipped]
+        return scalars
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return the learning rate of every phase in its last step."""
+        return {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+
+    # --- state ----------------------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Return tensors by group and the JSON part of a checkpoint."""
+        tensors = {f"network.{name}": dict(network.state_dict()) for name, network in self.task.networks.items()}
+        state: dict[str, Any] = {
+            "step": self.step,
+            "best": self.best,
+            "loader": self.loader.state_dict(),
+            "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()},
+            "task": self.task.state(),
+            "optimizers": {},
+        }
+        for name, optimizer in self.optimizers.items():
+            tensors[f"optimizer.{name}"], state["optimizers"][name] = checkpoint.pack_optimizer(optimizer.state_dict())
+        if self.ema:
+            tensors["average"] = self.ema.state_dict()
+        tensors["random"], state["random"] = checkpoint.rng_state()
+        return tensors, state
+
+    def load(self, saved: checkpoint.Checkpoint) -> None:
+        """Take everything back from a checkpoint; ValueError names what does not fit."""
+        state = saved.state
+        for name, network in self.task.networks.items():
+            network.load_state_dict(saved.tensors(f"network.{name}"))
+        for name, optimizer in self.optimizers.items():
+            packed = saved.tensors(f"optimizer.{name}"), state["optimizers"][name]
+            optimizer.load_state_dict(checkpoint.unpack_optimizer(*packed))
+        for name, scaler in self.scalers.items():
+            scaler.load_state_dict(state["scalers"][name])
+        if self.ema:
+            self.ema.load_state_dict(saved.tensors("average"))
+        self.loader.load_state_dict(state["loader"])
+        self.task.load_state(state["task"])
+        checkpoint.set_rng_state(saved.tensors("random"), state["random"])
+        self.step, self.best = state["step"], state["best"]
+
+    def save(self, folder: Path, *, best: bool = False) -> Path:
+        """Write a checkpoint (process 0 alone) and return its folder."""
+        tensors, state = self.state()
+        return checkpoint.save_checkpoint(folder, self.step, tensors, state, keep_last=self.options.keep_last, best=best)
+
+    def is_best(self, figures: Mapping[str, float]) -> bool:
+        """Say whether a validation is the best so far, by Options.best."""
+        name = self.options.best.removeprefix("-")
+        if name not in figures:
+            raise ValueError(f"best: expected one of {', '.join(figures)} (- before it: smaller is better), got {name!r}")
+        value = -figures[name] if self.options.best.startswith("-") else figures[name]
+        if self.best is not None and value <= self.best:
+            return False
+        self.best = value
+        return True
+
+    def close(self) -> None:
+        """Stop the data workers."""
+        self.loader.close()
+
+    def bytes_to_save(self) -> int:
+        """Return the size of one checkpoint: weights, averages and two moments of what is trained."""
+        weights = sum(t.nbytes for network in self.task.networks.values() for t in network.state_dict().values())
+        averages = sum(t.nbytes for t in self.ema.state_dict().values()) if self.ema else 0
+        return weights + averages + 2 * sum(p.nbytes for parameters in self.parameters.values() for p in parameters)
+
+    # --- looking at it --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(self, dataset: RegionDataset) -> dict[str, float]:
+        """Return the task's figures of merit, means over the first images of the validation set."""
+        sums: dict[str, float] = defaultdict(float)
+        count = 0
+        for batch in self.look(dataset, self.options.validate_images):
+            values = self.task.validate(batch, self.networks())
+            for name, value in values.items():
+                sums[name] += float(value.double().sum())
+            count += len(batch)
+        return {name: total / count for name, total in sums.items()}
+
+    @torch.no_grad()
+    def sheet(self, dataset: RegionDataset) -> list[list[Any]]:
+        """Return the rows of a sample sheet."""
+        batches = self.look(dataset, self.options.sheet_images)
+        return [row for batch in batches for row in self.task.sheet(batch, self.networks())]
+
+    def look(self, dataset: RegionDataset, count: int) -> Iterator[Batch]:
+        """Yield the first `count` images (0: all) in order, with networks in eval mode and the same noise every time."""
+        count = min(count or len(dataset), len(dataset))
+        size = min(count, max(1, self.options.batch_size // self.options.accumulate // self.world.size))
+        distributed.seed_step(self.options.seed, 0, -1)
+        for network in self.task.networks.values():
+            network.eval()
+        loader = Loader(dataset, size, shuffle=False, device=self.world.device)
+        try:
+            yield from loader.once(count)
+        finally:
+            loader.close()
+            for network in self.task.networks.values():
+                network.train()
+
+
+def autocast(amp: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Return the autocast context of Options.amp."""
+    if amp == "none":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, {"fp16": torch.float16, "bf16": torch.bfloat16}[amp])

@@ -1,0 +1,375 @@
+"""The training loop on a small GAN: phases, resuming, accumulation, processes, and what goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("safetensors", reason="safetensors is not installed")
+pytest.importorskip("PIL", reason="pillow is not installed")
+
+from mixsyn_fast.models.data import RegionDataset, open_source
+from mixsyn_fast.models.training import Options, Phase, Schedule, Task, checkpoint, train
+from mixsyn_fast.models.training.distributed import World
+from mixsyn_fast.models.training.trainer import Trainer
+
+from mixsyn_fast import cli
+
+SIZE = 32
+
+
+class TinyGan(Task):
+    """A generator of two convolutions with batch statistics, a discriminator of one, weighted losses, noise."""
+
+    def __init__(self, *, norm: bool = True, at_step: dict[int, object] | None = None) -> None:
+        torch.manual_seed(3)
+        middle = nn.BatchNorm2d(8) if norm else nn.Identity()
+        self.networks = {
+            "generator": nn.Sequential(
+                nn.Conv2d(20, 8, 3, padding=1), middle, nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1), nn.Tanh()
+            ),
+            "discriminator": nn.Sequential(nn.Conv2d(3, 8, 4, stride=2), nn.LeakyReLU(0.2), nn.Conv2d(8, 1, 4)),
+        }
+        self.phases = {
+            "generator": Phase(("generator",), lr=1e-3),
+            "discriminator": Phase(("discriminator",), lr=4e-3, betas=(0.0, 0.99), weight_decay=1e-4),
+        }
+        self.averaged = ("generator",)
+        self.num_regions = 19
+        self.at_step = at_step or {}
+        self.noise = norm
+        self.seen: list[tuple[str, ...]] = []
+
+    def generate(self, batch, networks):
+        onehot = batch.regions.onehot()
+        noise = torch.randn_like(onehot[:, :1]) if self.noise else torch.zeros_like(onehot[:, :1])
+        return networks["generator"](torch.cat((onehot, noise), 1))
+
+    def losses(self, phase: str, batch, step: int) -> dict[str, Tensor]:
+        if phase == "generator":
+            self.seen.append(batch.names)
+            if step in self.at_step:
+                self.at_step[step]()  # type: ignore[operator]
+            fake = self.generate(batch, self.networks)
+            return {
+                "adversarial": -self.networks["discriminator"](fake).mean(),
+                "l1": 10 * (fake - batch.image).abs().mean(),
+            }
+        with torch.no_grad():
+            fake = self.generate(batch, self.networks)
+        real = batch.image.detach().requires_grad_()
+        score = self.networks["discriminator"](real)
+        (slope,) = torch.autograd.grad(score.sum(), real, create_graph=True)
+        return {
+            "real": torch.relu(1 - score).mean(),
+            "fake": torch.relu(1 + self.networks["discriminator"](fake)).mean(),
+            "r1": 0.5 * slope.square().sum((1, 2, 3)).mean(),
+        }
+
+
+def faces(count: int = 12, **options) -> RegionDataset:
+    return RegionDataset(open_source(None, kind="procedural_faces", count=count, seed=1), SIZE, flip=0.5, seed=5, **options)
+
+
+def options(folder: Path, **changes) -> Options:
+    plain = {
+        "steps": 6,
+        "batch_size": 4,
+        "workers": 0,
+        "log_every": 1,
+        "save_every": 2,
+        "sheet_every": 0,
+        "validate_every": 0,
+    }
+    return Options(out=str(folder), device="cpu", **(plain | changes))
+
+
+def log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    saved = checkpoint.newest_valid(folder / "checkpoints")
+    assert saved is not None
+    groups = ("network.generator", "network.discriminator", "average", "optimizer.generator", "optimizer.discriminator")
+    return {f"{group}.{key}": value for group in groups for key, value in saved.tensors(group).items()} | {
+        "step": torch.tensor(saved.step)
+    }
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+def test_training_learns_and_leaves_everything_behind(tmp_path):
+    newest = train(
+        TinyGan(),
+        options(tmp_path, steps=30, sheet_every=15, validate_every=10),
+        faces(),
+        faces(6),
+        config={"model": "tiny"},
+    )
+    lines = log(tmp_path)
+    steps = [line for line in lines if "generator/l1" in line]
+    assert [line["step"] for line in steps] == list(range(1, 31))
+    assert steps[-1]["generator/l1"] < 0.7 * steps[0]["generator/l1"]
+    for name in (
+        "generator/adversarial",
+        "discriminator/real",
+        "discriminator/r1",
+        "images_per_second",
+        "data_ms",
+        "peak_gb",
+    ):
+        assert steps[0][name] == steps[0][name]
+    judged = [line for line in lines if "validation/psnr" in line]
+    assert [line["step"] for line in judged] == [10, 20, 30]
+    assert judged[-1]["validation/psnr"] > judged[0]["validation/psnr"]
+    assert newest.name == "step_00000030" and len(list((tmp_path / "samples").glob("*.png"))) == 2
+    assert json.loads((tmp_path / "config.json").read_text())["model"] == "tiny"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, workers):
+    whole = TinyGan()
+    train(whole, options(tmp_path / "whole", workers=workers), faces())
+    stopped = TinyGan(at_step={2: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    train(stopped, options(tmp_path / "parts", workers=workers), faces())
+    assert weights(tmp_path / "parts")["step"] == 3  # the step of the signal is finished and saved
+    again = TinyGan()
+    train(again, options(tmp_path / "parts", workers=workers), faces())
+    assert stopped.seen + again.seen == whole.seen and len(again.seen) == 3
+    same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert [line["step"] for line in log(tmp_path / "parts")] == [1, 2, 3, 4, 5, 6]
+    for a, b in zip(log(tmp_path / "whole"), log(tmp_path / "parts"), strict=True):
+        assert a["generator/l1"] == b["generator/l1"] and a["discriminator/r1"] == b["discriminator/r1"]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
+    train(TinyGan(), options(tmp_path / "whole"), faces())
+    train(TinyGan(), options(tmp_path / "hurt"), faces())
+    file = tmp_path / "hurt" / "checkpoints" / "step_00000006" / "network.generator.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+    again = TinyGan()
+    train(again, options(tmp_path / "hurt"), faces())
+    assert len(again.seen) == 2  # from step 4
+    assert "network.generator.safetensors" in "".join(capsys.readouterr())
+    same(weights(tmp_path / "whole"), weights(tmp_path / "hurt"))
+
+
+def test_phases_touch_their_own_networks_only(tmp_path):
+    task = TinyGan()
+    trainer = Trainer(task, options(tmp_path), faces(), World())
+    batch = next(trainer.loader)
+    before = {name: [p.clone() for p in network.parameters()] for name, network in task.networks.items()}
+    trainer.run_phase("discriminator", [batch])
+    assert all(torch.equal(a, b) for a, b in zip(before["generator"], task.networks["generator"].parameters(), strict=True))
+    assert not any(
+        torch.equal(a, b) for a, b in zip(before["discriminator"], task.networks["discriminator"].parameters(), strict=True)
+    )
+    assert all(p.grad is None for p in task.networks["generator"].parameters())
+    trainer.close()
+
+
+def test_accumulated_micro_batches_equal_one_batch(tmp_path):
+    trained = {}
+    for pieces in (1, 2, 4):
+        task = TinyGan(norm=False)
+        trainer = Trainer(task, options(tmp_path, accumulate=pieces), faces(), World())
+        batches = [next(trainer.loader) for _ in range(pieces)]
+        assert sum(len(batch) for batch in batches) == 4
+        trainer.run_phase("generator", batches)
+        trained[pieces] = [p.grad.double() for p in task.networks["generator"].parameters()]
+        trainer.close()
+    for pieces in (2, 4):
+        for a, b in zip(trained[1], trained[pieces], strict=True):
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_clipping_schedule_and_learning_rates(tmp_path):
+    schedule = Schedule(kind="linear", start=0.5)
+    train(TinyGan(), options(tmp_path, steps=8, clip_norm=1e-3, schedule=schedule), faces())
+    lines = log(tmp_path)
+    assert all(line["generator/gradient_norm"] > 1e-3 for line in lines)  # the norm before clipping
+    rates = [line["lr/discriminator"] for line in lines]
+    assert rates[:4] == [4e-3] * 4 and rates[4] >= rates[5] > rates[6] > rates[7] > 0
+    assert lines[0]["lr/generator"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    "changes", [{"amp": "bf16"}, {"amp": "fp16"}, {"channels_last": False}, {"ema_decay": 0.0}, {"deterministic": True}]
+)
+def test_switches(tmp_path, changes):
+    train(TinyGan(), options(tmp_path, steps=3, **changes), faces())
+    assert len(log(tmp_path)) == 3 and weights(tmp_path / ".")["step"] == 3
+
+
+@pytest.mark.slow
+def test_compiled_networks_train_alike(tmp_path):
+    train(TinyGan(), options(tmp_path / "plain", steps=2), faces())
+    train(TinyGan(), options(tmp_path / "compiled", steps=2, compile=True), faces())
+    for a, b in zip(log(tmp_path / "plain"), log(tmp_path / "compiled"), strict=True):
+        assert a["generator/l1"] == pytest.approx(b["generator/l1"], rel=1e-4)
+    assert weights(tmp_path / "plain").keys() == weights(tmp_path / "compiled").keys()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    task = TinyGan()
+    task.at_step = {4: lambda: task.networks["generator"][0].weight.data.fill_(float("nan"))}
+    with pytest.raises(FloatingPointError, match=r"step 5: .*generator/l1.* not finite"):
+        train(task, options(tmp_path), faces())
+    assert weights(tmp_path)["step"] == 4  # the last good state
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
+
+
+def test_nothing_is_overwritten(tmp_path):
+    train(TinyGan(), options(tmp_path, steps=2), faces())
+    with pytest.raises(FileExistsError, match="resume"):
+        train(TinyGan(), options(tmp_path, steps=2, resume="no"), faces())
+    assert weights(tmp_path)["step"] == 2
+
+
+def test_another_batch_size_cannot_be_resumed(tmp_path):
+    train(TinyGan(), options(tmp_path, steps=2), faces())
+    with pytest.raises(ValueError, match="batch_size"):
+        train(TinyGan(), options(tmp_path, steps=4, batch_size=6), faces())
+
+
+def test_resume_from_a_folder_of_another_run(tmp_path):
+    train(TinyGan(), options(tmp_path / "a", steps=2, save_every=1), faces())
+    start = tmp_path / "a" / "checkpoints" / "step_00000001"
+    task = TinyGan()
+    train(task, options(tmp_path / "b", steps=2, resume=str(start)), faces())
+    assert len(task.seen) == 1
+    same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_the_best_checkpoint_outlives_the_newest(tmp_path):
+    task = TinyGan()
+    figures = iter([1.0, 3.0, 2.0, 2.5, 2.9, 2.0])
+    task.validate = lambda batch, networks: {"psnr": torch.full((len(batch),), next(figures))}  # type: ignore[method-assign]
+    train(task, options(tmp_path, validate_every=1, save_every=1, keep_last=1), faces(), faces(4))
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").glob("step_*"))
+    assert kept == ["step_00000002", "step_00000006"]
+
+
+def test_no_checkpoints_when_none_are_wanted(tmp_path):
+    train(TinyGan(), options(tmp_path, save_every=0), faces())
+    assert not list((tmp_path / "checkpoints").glob("step_*"))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"steps": 0}, "steps: expected at least 1, got 0"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"batch_size": 5, "accumulate": 2}, "batch_size: expected a multiple of accumulate 2, got 5"),
+        ({"workers": -1}, "workers"),
+    ],
+)
+def test_options_are_checked(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        options(tmp_path, **changes)
+
+
+def test_best_names_a_figure_of_the_validation(tmp_path):
+    with pytest.raises(ValueError, match="best: expected one of psnr"):
+        train(TinyGan(), options(tmp_path, validate_every=2, best="beauty"), faces(), faces(4))
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+SMALL = [
+    *(
+        "--kind",
+        "procedural_facades",
+        "--size",
+        "32",
+        "--batch-size",
+        "4",
+        "--steps",
+        "2",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+    ),
+    *("--log-every", "1", "--sheet-every", "0", "--validate-every", "0", "--save-every", "2", "--seed", "4"),
+    *("--generator.ngf", "2", "--generator.hidden", "8", "--discriminator.ndf", "4", "--weights.perceptual", "0"),
+]
+
+
+def test_the_command_trains_and_prints_its_configuration(tmp_path, capsys):
+    assert cli.main(["train", "spade", *SMALL, "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.strip().endswith("step_00000002")
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert written["model"] == "spade" and written["options"]["seed"] == 4 and written["task"]["generator"]["ngf"] == 2
+    assert written["task"]["generator"]["label_nc"] == 12 == len(written["classes"])
+    again = ["train", "spade", "--config", str(tmp_path / "run" / "config.json"), "--steps", "9", "--print-config"]
+    assert cli.main(again) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["options"].pop("steps") == 9 and written["options"].pop("steps") == 2
+    assert printed == written
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["train"], "model"),
+        (["train", "dream"], "dream"),
+        (["train", "spade", "--step", "3"], "--step"),
+        (["train", "spade", "--steps", "many"], "--steps"),
+        (["train", "spade", *SMALL, "--steps", "0"], "steps: expected at least 1"),
+        (["train", "spade", *SMALL, "--data", "/nonexistent", "--kind", "folder"], "/nonexistent"),
+        (["train", "spade", *SMALL, "--config", "/nonexistent.json"], "/nonexistent.json"),
+    ],
+)
+def test_bad_commands(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = cli.main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2 and message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())  # nothing was begun
+
+
+@pytest.mark.parametrize("model", ["spade"])
+def test_two_processes_lose_what_one_loses(tmp_path, model):
+    """Same global batch, same weights: statistics and gradients are those of the whole batch."""
+    base = [model, *SMALL, "--steps", "3"]
+    one = [sys.executable, "-m", "mixsyn_fast.models.training", *base, "--out", str(tmp_path / "one")]
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two = [*run, "-m", "mixsyn_fast.models.training", *base, "--out", str(tmp_path / "two")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for command in (one, two):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr
+    single, double = log(tmp_path / "one"), log(tmp_path / "two")
+    assert len(single) == len(double) == 3
+    for a, b in zip(single, double, strict=True):
+        losses = [name for name in a if "/" in name]
+        assert losses and [name for name in b if "/" in name] == losses
+        for name in losses:
+            assert a[name] == pytest.approx(b[name], rel=2e-3, abs=1e-5), (a["step"], name)
+
+
+def test_options_cover_the_loop():
+    """Every field of Options is read somewhere in the loop."""
+    folder = Path(sys.modules[Options.__module__].__file__ or "").parent
+    text = "".join((folder / name).read_text() for name in ("loop.py", "trainer.py", "meter.py", "command.py"))
+    for entry in dataclasses.fields(Options):
+        assert f"options.{entry.name}" in text, entry.name
