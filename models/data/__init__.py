@@ -25,7 +25,9 @@ from .procedural import (
     palette,
 )
 from .sets import KINDS, ProceduralSource, guess_kind, open_source
+from .sheets import contact_sheet
 from .source import FileSource, LabelSet, Record, Sample, Source
+from .statistics import Statistics, statistics
 
 __all__ = [
     "FACADE_CLASSES",
@@ -45,7 +47,9 @@ __all__ = [
     "RegionDataset",
     "Sample",
     "Source",
+    "Statistics",
     "colorize",
+    "contact_sheet",
     "draw",
     "draw_batch",
     "draw_facade",
@@ -58,4 +62,5 @@ __all__ = [
     "open_source",
     "palette",
     "read_pair",
+    "statistics",
 ]

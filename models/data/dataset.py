@@ -75,6 +75,8 @@ class RegionDataset(Dataset[Item]):
             )
         if on_error not in ("skip", "raise"):
             raise ValueError(f"on_error: expected 'skip' or 'raise', got {on_error!r}")
+        if seed < 0:
+            raise ValueError(f"seed: expected a non-negative integer, got {seed}")
         self.crop, self.flip, self.load_size, self.on_error, self.seed = crop, flip, load_size, on_error, seed
         self.num_regions = len(source.classes)
         self._exchange = np.arange(-1, self.num_regions, dtype=np.int32)  # label + 1 -> label of the mirrored picture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,54 @@ from .dataset import RegionDataset
 
 Keys = list[tuple[int, int]]
 """(epoch, index) of every item of a batch."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which pictures come in which batch. Apart from the loader, so that an iterator does not keep its loader alive."""
+
+    length: int
+    batch_size: int
+    rank: int
+    world: int
+    seed: int
+    shuffle: bool
+    drop_last: bool
+
+    @property
+    def used(self) -> int:
+        """Pictures that an epoch gives."""
+        return self.length // self.batch_size * self.batch_size if self.drop_last else self.length
+
+    def epoch(self, number: int) -> np.ndarray:
+        """Indices in the order of an epoch."""
+        if not self.shuffle:
+            return np.arange(self.length)
+        return np.random.default_rng([self.seed, number]).permutation(self.length)
+
+    def keys_from(self, batch: int) -> Iterator[Keys]:
+        """Keys of this process, of batch number `batch` and of all after it, without end."""
+        share = self.batch_size // self.world
+        epochs: dict[int, np.ndarray] = {}
+        while True:
+            start = batch * self.batch_size + self.rank * share
+            keys = []
+            for position in range(start, start + share):
+                number, within = divmod(position, self.used)
+                if number not in epochs:
+                    epochs = {number: self.epoch(number)}
+                keys.append((number, int(epochs[number][within])))
+            yield keys
+            batch += 1
+
+    def keys_once(self) -> Iterator[Keys]:
+        """Keys of this process's part of one pass in order; the last batch may be smaller, and missing."""
+        for start in range(0, self.length, self.batch_size):
+            indices = range(start, min(start + self.batch_size, self.length))
+            share = -(-len(indices) // self.world)
+            keys = [(0, index) for index in indices[self.rank * share : (self.rank + 1) * share]]
+            if keys:
+                yield keys
 
 
 class Loader:
@@ -64,13 +113,14 @@ class Loader:
             raise ValueError(f"workers, rank, world: expected 0 or more, and rank < world, got {workers}, {rank}, {world}")
         if batch_size < 1 or batch_size % world:
             raise ValueError(f"batch_size: expected a positive multiple of the {world} processes, got {batch_size}")
+        if seed < 0:
+            raise ValueError(f"seed: expected a non-negative integer, got {seed}")
         if drop_last and len(dataset) < batch_size:
             raise ValueError(
                 f"batch_size: expected at most the {len(dataset)} pictures there are (or drop_last=False), got {batch_size}"
             )
-        self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
-        self.rank, self.world, self.seed = rank, world, seed
-        self.shuffle, self.drop_last = shuffle, drop_last
+        self.dataset, self.workers = dataset, workers
+        self.order = Order(len(dataset), batch_size, rank, world, seed, shuffle, drop_last)
         self.device = None if device is None else torch.device(device)
         self.data_seconds = 0.0
         self._collate = Collate(dataset.num_regions, tuple((tuple(size), bool(own)) for size, own in plans))
@@ -80,38 +130,7 @@ class Loader:
     @property
     def batches_per_epoch(self) -> float:
         """Batches that an epoch gives; not a whole number with drop_last=False."""
-        length = len(self.dataset)
-        return length // self.batch_size if self.drop_last else length / self.batch_size
-
-    # --- order --------------------------------------------------------------------------------------------------------
-
-    def _epoch(self, epoch: int) -> np.ndarray:
-        length = len(self.dataset)
-        return np.random.default_rng([self.seed, epoch]).permutation(length) if self.shuffle else np.arange(length)
-
-    def _keys_from(self, batch: int) -> Iterator[Keys]:
-        """Keys of this process, of batch number `batch` and of all after it."""
-        length, share = len(self.dataset), self.batch_size // self.world
-        used = length // self.batch_size * self.batch_size if self.drop_last else length  # pictures per epoch
-        orders: dict[int, np.ndarray] = {}
-        while True:
-            start = batch * self.batch_size + self.rank * share
-            keys = []
-            for position in range(start, start + share):
-                epoch, within = divmod(position, used)
-                if epoch not in orders:
-                    orders = {e: order for e, order in orders.items() if e == epoch - 1} | {epoch: self._epoch(epoch)}
-                keys.append((epoch, int(orders[epoch][within])))
-            yield keys
-            batch += 1
-
-    def _keys_once(self) -> Iterator[Keys]:
-        for start in range(0, len(self.dataset), self.batch_size):
-            indices = range(start, min(start + self.batch_size, len(self.dataset)))
-            share = -(-len(indices) // self.world)
-            keys = [(0, index) for index in indices[self.rank * share : (self.rank + 1) * share]]
-            if keys:
-                yield keys
+        return self.order.used / self.order.batch_size
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
@@ -138,7 +157,7 @@ class Loader:
         """Return the next batch, waiting for it if it is not there yet."""
         began = time.perf_counter()
         if self._batches is None:
-            self._batches = self._open(self._keys_from(self._drawn))
+            self._batches = self._open(self.order.keys_from(self._drawn))
         try:
             batch = next(self._batches)
         except BaseException:
@@ -154,7 +173,7 @@ class Loader:
 
         The training order is not touched. With several processes, some may get fewer batches than others.
         """
-        batches = self._open(self._keys_once())
+        batches = self._open(self.order.keys_once())
         for batch in batches:
             self.dataset.announce(list(zip(batch.skipped, batch.reasons, strict=True)))
             yield batch
@@ -168,10 +187,10 @@ class Loader:
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs, as JSON: batches drawn so far (not those that workers hold ready), and of what."""
         return {
-            "seed": self.seed,
+            "seed": self.order.seed,
             "batches": self._drawn,
-            "batch_size": self.batch_size,
-            "length": len(self.dataset),
+            "batch_size": self.order.batch_size,
+            "length": self.order.length,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -161,6 +161,7 @@ def cmp_facade_extended(root: Path, split: str) -> Found:
     """CMP Facade, extended set: 228 less regular house fronts, as :func:`cmp_facade`.
 
     Layout: `extended/cmp_x0001.jpg` + `.png`. Our split: 1..188 train, 189..228 val, none for test.
+    Size 256 x 256. Nothing swaps.
     """
     return _FACADES, _facade_files(root, split, "extended", "cmp_x*.jpg", range(1, 189), range(189, 229))
 
@@ -183,7 +184,8 @@ def coco_stuff(root: Path, split: str) -> Found:
     Layouts: `train2017/*.jpg` (or `images/train2017`) + `stuffthingmaps/train2017/*.png` (or `annotations/train2017`), with
     `instances/train2017/*.png` beside them; or `train_img`, `train_label`, `train_inst` as prepared for SPADE; `val...`
     likewise. Splits train and val. Size 256 x 256; papers scale pictures to 286 x 286 and crop (load_size=286,
-    crop="random"), and squeeze them to 256 x 256 for validation (crop="none"). Nothing swaps.
+    crop="random"), and squeeze them to 256 x 256 for validation (crop="none"). Nothing swaps. coco_instances.py makes
+    instance maps of COCO's own polygons.
     """
     options = {
         part: [
