@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from torch import Tensor
 import mixsyn_fast
 from mixsyn_fast.progress import progress
 
-from ..data import open_source
+from ..data import RegionDataset, open_source
 from ..data.sheets import contact_sheet
 from .compare import PIXEL_METRICS, Compared, Comparison, PairMetric, Score, batches
 from .diversity import class_diversity, pairwise_lpips, top1_similarity
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--size",
         metavar="N[,N]",
-        help="height and width in pixels that the data is cropped and scaled to (default: as stored)",
+        help="height and width in pixels that the data is cropped and scaled to (default: the run's, else as stored)",
     )
     add("--limit", type=int, metavar="N", help="only the first N names of the reference (default: all)")
     add("--metrics", default=DEFAULT, help=f"out of {', '.join(METRICS)} (default: %(default)s)")
@@ -189,19 +189,23 @@ class _Tools:
 
 def _data_reference(arguments: argparse.Namespace, saved: dict[str, Any] | None) -> DataReference:
     """Open the data set of the options; what they leave open is as in a run's configuration, if there is one."""
-    own = saved if saved is not None and arguments.data is None else {}  # another set: nothing of the run's layout holds
-    split = arguments.split
-    if split is None and own:
-        split = {"auto": "val", "none": None}.get(own["validation"], own["validation"])
-        if split is None:
-            raise ValueError("--run: it had no validation set; give --split")
-    unknown = arguments.unknown or (saved or {}).get("unknown") or "class"
-    root = arguments.data or own.get("data") or None
-    source = open_source(root, kind=arguments.kind or own.get("kind") or "auto", split=split or "val", unknown=unknown)
-    size, load_size = _size(arguments.size), None
-    if size is None and saved is not None:
-        size, load_size = (saved["size"][0], saved["size"][-1]), saved.get("load_size") or None
-    return DataReference(source, size, load_size)
+    size, split = _size(arguments.size), arguments.split
+    if saved is None:
+        unknown = arguments.unknown or "class"
+        source = open_source(arguments.data, kind=arguments.kind or "auto", split=split or "val", unknown=unknown)
+        return DataReference(source, None if size is None else RegionDataset(source, size, crop="center"))
+    from ..training import config
+    from ..training.command import DataOptions
+
+    given: dict[str, Any] = {"kind": arguments.kind, "unknown": arguments.unknown, "size": size}
+    if arguments.data:  # another set: of the run's own layout nothing holds
+        given |= {"data": arguments.data, "kind": arguments.kind or "auto"}
+        split = split or "val"
+    changes = {name: value for name, value in given.items() if value is not None}
+    dataset = replace(config.from_dict(DataOptions, saved), **changes).validation_set(split)
+    if dataset is None:
+        raise ValueError("--run: it had no validation set; give --split")
+    return DataReference(dataset.source, dataset)
 
 
 def _diversity(
@@ -309,10 +313,11 @@ class _Inputs:
 
     def settings(self, arguments: argparse.Namespace) -> dict[str, Any]:
         """Return what the report says about them."""
+        own = self.trained.config["data"]["data"] or None if self.trained is not None else None
         data = self.reference if isinstance(self.reference, DataReference) else None
-        size = data.size if data is not None else None
+        size = data.dataset.size if data is not None and data.dataset is not None else None
         return {
-            "reference": arguments.reference or arguments.data,
+            "reference": arguments.reference or arguments.data or own,
             "data set": f"{data.source.name}, {len(data.source)} pictures" if data is not None else None,
             "size": f"{size[0]} x {size[1]} (height x width)" if size is not None else "as stored",
             "step": self.trained.step if self.trained is not None else None,

@@ -58,16 +58,14 @@ class DataReference:
 
     Args:
         source: the set.
-        size: (H, W) to crop (in the middle) and scale to, as in training; None: as stored.
-        load_size: shorter side in pixels before the crop; None: just large enough.
+        dataset: the source at one size, as in training; None: pictures as stored. It raises for a bad file from now on.
     """
 
-    def __init__(self, source: Source, size: tuple[int, int] | None = None, load_size: int | None = None) -> None:
-        self.source, self.classes, self.size = source, tuple(source.classes), size
+    def __init__(self, source: Source, dataset: RegionDataset | None = None) -> None:
+        self.source, self.classes, self.dataset = source, tuple(source.classes), dataset
         self.index = {name: i for i, name in enumerate(source.names())}
-        self.dataset = None
-        if size is not None:
-            self.dataset = RegionDataset(source, size, crop="center", load_size=load_size, on_error="raise")
+        if dataset is not None:
+            dataset.on_error = "raise"
 
     def names(self) -> list[str]:
         """Return the stems, sorted."""

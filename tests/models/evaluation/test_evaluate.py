@@ -24,6 +24,9 @@ from mixsyn_fast.models.evaluation import (
     ssim,
     top1_similarity,
 )
+from mixsyn_fast.models.training import command
+from mixsyn_fast.models.training.command import DataOptions
+from mixsyn_fast.models.training.config import to_dict
 from torch import Tensor, nn
 
 Image = pytest.importorskip("PIL.Image", reason="reads and writes pictures")
@@ -232,9 +235,8 @@ class Model:
 
     def __init__(self, data: Path, noise: float = 0.0, **config: Any) -> None:
         self.task = types.SimpleNamespace(plans=(((4, 4), False),))
-        layout = {"data": str(data), "kind": "folder", "split": "train", "validation": "auto", "unknown": "class"}
-        layout |= {"size": [48], "load_size": 0}
-        self.config = {"data": layout | config, "classes": list(FACE_CLASSES)}
+        options = DataOptions(**{"data": str(data), "kind": "folder", "size": (48,), **config})
+        self.config = {"data": to_dict(options), "classes": list(FACE_CLASSES)}
         self.step, self.noise, self.shapes = 700, noise, list[tuple[int, ...]]()
 
     def generate(self, batch: Any) -> Tensor:
@@ -245,16 +247,14 @@ class Model:
 
 @pytest.fixture
 def trained(data: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """A training package whose load_trained gives `.model` and notes its arguments."""
-    package = types.ModuleType("mixsyn_fast.models.training")
+    """`load_trained` gives `.model`, and its arguments are noted."""
     state = types.SimpleNamespace(model=Model(data), asked=None)
 
     def load_trained(folder: str, **options: Any) -> Model:
         state.asked = (folder, options)
         return state.model
 
-    package.load_trained = load_trained  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "mixsyn_fast.models.training", package)
+    monkeypatch.setattr("mixsyn_fast.models.training.load_trained", load_trained)
     return state
 
 
@@ -425,3 +425,14 @@ def test_real_facades(data_folder: Path, tmp_path: Path) -> None:
     assert status == 0 and found["settings"]["data set"].startswith("cmp_facade, 40")
     assert 10 < found["metrics"]["psnr"]["mean"] < 30
     assert 0 < found["metrics"]["ssim"]["regions"]["facade"]["mean"] < 1
+
+
+def test_a_run_from_training_to_report(data: Path, tmp_path: Path) -> None:
+    """One step of a small model, then its validation pictures."""
+    words = "clade --kind folder --split val --validation val --size 64 --steps 1 --batch-size 2 --workers 0 --vgg 0"
+    small = (
+        "--device cpu --sheet-every 0 --validate-every 0 --generator.ngf 4 --discriminator.ndf 4 --discriminator.scales 1"
+    )
+    assert command.run([*words.split(), *small.split(), "--data", str(data), "--out", str(tmp_path / "run")]) == 0
+    status, found = run(tmp_path / "out", "--run", tmp_path / "run", "--metrics", "psnr,ssim", "--limit", 3)
+    assert status == 0 and found["metrics"]["psnr"]["count"] == 3 and found["settings"]["step"] == 1
