@@ -20,12 +20,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .lpips import LPIPS
-from .metrics import mean_over
+from .lpips import LPIPS, Maps
 
 
-def _spread(lpips: LPIPS, outputs: Iterable[Tensor]) -> tuple[list[Tensor], tuple[int, int]]:
-    """Mean pairwise squared distance per layer and position, (1, 1, h, w), by Welford's recurrence; and (H, W)."""
+def _spread(lpips: LPIPS, outputs: Iterable[Tensor]) -> Maps:
+    """Mean pairwise distance at every position of one input's outputs, by Welford's recurrence."""
     count, mean, sums, size = 0, [], [], (0, 0)
     for output in outputs:
         if output.dim() != 3 or (count and tuple(output.shape[1:]) != size):
@@ -42,7 +41,7 @@ def _spread(lpips: LPIPS, outputs: Iterable[Tensor]) -> tuple[list[Tensor], tupl
             s += away * (f - m)
     if count < 2:
         raise ValueError(f"outputs: expected at least 2 of one input, got {count}")
-    return lpips.weighted([s * (2 / (count - 1)) for s in sums]), size
+    return Maps(lpips.weighted([s * (2 / (count - 1)) for s in sums]), size)
 
 
 def pairwise_lpips(lpips: LPIPS, outputs: Iterable[Tensor]) -> float:
@@ -55,8 +54,7 @@ def pairwise_lpips(lpips: LPIPS, outputs: Iterable[Tensor]) -> float:
     Raises:
         ValueError: fewer than two, or different sizes.
     """
-    maps, _ = _spread(lpips, outputs)
-    return float(torch.stack([m.double().mean() for m in maps]).sum())
+    return float(lpips.mean(_spread(lpips, outputs)))
 
 
 class ClassDiversity(NamedTuple):
@@ -96,9 +94,8 @@ def class_diversity(
     if not bool(inside.any()):
         raise ValueError(f"region: expected a class with pixels in labels, got {region}")
     if rule == "mean":
-        maps, size = _spread(lpips, outputs)
         # region 0 = outside, 1 = inside; NaN where a region is absent
-        other, specific = mean_over(lpips.resized_sum(maps, size), inside[None].long(), 2)[0].tolist()
+        other, specific = lpips.region_means(_spread(lpips, outputs), inside[None].long(), 2)[0].tolist()
         return ClassDiversity(specific, other)
     if rule != "masked":
         raise ValueError(f"rule: expected 'masked' or 'mean', got {rule!r}")

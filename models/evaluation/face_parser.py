@@ -8,7 +8,6 @@ the spatial path. Names of modules are those of that file, which loads strictly.
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Sequence
 
 import numpy as np
@@ -197,7 +196,9 @@ def load_face_parser(path: str | os.PathLike[str]) -> FaceParser:
         raise FileNotFoundError(f"{os.fspath(path)}: no such file (expected weights of the face parser)")
     try:
         state = read_state(path)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except (OSError, ImportError, ValueError):
+        raise
+    except Exception as error:  # a file that is no pickle raises whatever its bytes happen to mean
         raise ValueError(f"{os.fspath(path)}: expected a state_dict by torch.save, got: {error}") from error
     parser = FaceParser()
     load_checked(parser, state, fold=False, source=os.fspath(path))

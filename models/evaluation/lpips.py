@@ -15,7 +15,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,20 @@ def find_heads(kind: Kind) -> Path | None:
     name = {"vgg16": "vgg.pth", "alexnet": "alex.pth"}[kind]
     folders = (spec.submodule_search_locations or ()) if spec is not None else ()
     return next((p for f in folders if (p := Path(f, "functional/image/lpips_models", name)).is_file()), None)
+
+
+class Maps(NamedTuple):
+    """Distances at every position."""
+
+    layers: list[Tensor]
+    """(B, 1, h, w) per layer."""
+    size: tuple[int, ...]
+    """(H, W) of the pictures."""
+
+    def at_full_size(self) -> Tensor:
+        """Resize the maps to the picture, bilinear, and add them up: (B, H, W) float64."""
+        resized = [F.interpolate(m.double(), self.size, mode="bilinear", align_corners=False) for m in self.layers]
+        return torch.stack(resized).sum(0)[:, 0]
 
 
 class LPIPS(nn.Module):
@@ -112,15 +126,25 @@ class LPIPS(nn.Module):
         Raises:
             ValueError: shapes, values out of range, or pictures too small for the network.
         """
+        if (labels is None) != (num_regions is None):
+            raise ValueError("labels and num_regions: expected both or neither")
+        maps = self.maps(images, targets, value_range=value_range)
+        if labels is None or num_regions is None:
+            return self.mean(maps)
+        return self.region_means(maps, labels, num_regions)
+
+    def maps(self, images: Tensor, targets: Tensor, *, value_range: tuple[float, float] = (-1.0, 1.0)) -> Maps:
+        """Return the distance at every position; arguments as :meth:`forward`."""
         both = torch.cat(scaled(images, targets, value_range)).float() * 2 - 1
         layers = [y.tensor_split(2) for y in self.features(both)]
-        maps = self.weighted([(a - b).square_() for a, b in layers])
-        if labels is None and num_regions is None:
-            return torch.stack([m.double().mean((1, 2, 3)) for m in maps]).sum(0)
-        return mean_over(self.resized_sum(maps, images.shape[2:]), labels, num_regions)
+        return Maps(self.weighted([(a - b).square_() for a, b in layers]), tuple(images.shape[2:]))
 
     @staticmethod
-    def resized_sum(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Resize maps (B, 1, h, w) to a size, bilinear, and add them up: (B, H, W) float64."""
-        resized = [F.interpolate(m.double(), tuple(size), mode="bilinear", align_corners=False) for m in maps]
-        return torch.stack(resized).sum(0)[:, 0]
+    def mean(maps: Maps) -> Tensor:
+        """Average each map over its positions and add the layers up: (B,) float64."""
+        return torch.stack([m.double().mean((1, 2, 3)) for m in maps.layers]).sum(0)
+
+    @staticmethod
+    def region_means(maps: Maps, labels: Tensor, num_regions: int) -> Tensor:
+        """Add the maps up at the picture's size and average over every region; as :func:`mean_over`."""
+        return mean_over(maps.at_full_size(), labels, num_regions)

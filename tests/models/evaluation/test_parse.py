@@ -61,9 +61,10 @@ def test_loading_is_strict(network: FaceParser, weights: Path, tmp_path: Path) -
     torch.save(state, tmp_path / "wrong.pth")
     with pytest.raises(ValueError, match=r"(?s)wrong.pth does not fit FaceParser.*ffm.conv1.weight.*other"):
         load_face_parser(tmp_path / "wrong.pth")
-    (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(ValueError, match="text.pth: expected a state_dict"):
-        load_face_parser(tmp_path / "text.pth")
+    for text in ("no weights", "background"):  # the second begins with a letter that means something in a pickle
+        (tmp_path / "text.pth").write_text(text)
+        with pytest.raises(ValueError, match="text.pth: expected a state_dict"):
+            load_face_parser(tmp_path / "text.pth")
     with pytest.raises(FileNotFoundError, match="absent.pth: no such file"):
         load_face_parser(tmp_path / "absent.pth")
 
@@ -87,8 +88,12 @@ def test_channels_come_out_in_our_order(network: FaceParser) -> None:
 
 @pytest.mark.parametrize("shape", [(33, 70), (200, 50), (64, 64)])
 def test_labels_have_the_photo_s_size(network: FaceParser, shape: tuple[int, int]) -> None:
+    seen = []
+    hook = network.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[2:])))
     labels = network.parse(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8), 48)
+    hook.remove()
     assert labels.shape == shape and labels.dtype == np.uint8 and labels.max() < 19
+    assert min(seen[0]) == 48 and max(seen[0]) == round(48 * max(shape) / min(shape))
 
 
 def test_bad_photos_are_named(network: FaceParser) -> None:

@@ -1,0 +1,203 @@
+"""What is judged and by what: folders of outputs, a trained model, folders of several outputs per input; their references.
+
+Everything streams. A file that is missing, left over, unreadable or of another size is named in `problems` and left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from ..data import Collate, RegionDataset, Source
+from .compare import Compared
+from .pictures import list_pictures, read_picture, to_uint8
+
+if TYPE_CHECKING:
+    from ..training import Trained
+
+
+class Reference(Protocol):
+    """Pictures to compare with, by name."""
+
+    classes: tuple[str, ...]
+    """Names of the regions; empty where there are no label maps."""
+
+    def names(self) -> list[str]:
+        """Return the stems, sorted."""
+        ...
+
+    def read(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the picture (H, W, 3) uint8 and its labels (H, W) or None; ValueError, naming the file, if it is bad."""
+        ...
+
+
+class PictureReference:
+    """A folder of pictures without label maps. FileNotFoundError when there is none."""
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, folder: str) -> None:
+        self.files = list_pictures(folder)
+
+    def names(self) -> list[str]:
+        """Return the stems, sorted."""
+        return list(self.files)
+
+    def read(self, name: str) -> tuple[np.ndarray, None]:
+        """Read a picture; ValueError, naming the file, if it is bad."""
+        return read_picture(self.files[name]), None
+
+
+class DataReference:
+    """The pictures and label maps of a data set.
+
+    Args:
+        source: the set.
+        dataset: the source at one size, as in training; None: pictures as stored. It raises for a bad file from now on.
+    """
+
+    def __init__(self, source: Source, dataset: RegionDataset | None = None) -> None:
+        self.source, self.classes, self.dataset = source, tuple(source.classes), dataset
+        self.index = {name: i for i, name in enumerate(source.names())}
+        if dataset is not None:
+            dataset.on_error = "raise"
+
+    def names(self) -> list[str]:
+        """Return the stems, sorted."""
+        return list(self.index)
+
+    def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Read a picture and its labels; ValueError, naming the file, if one is bad."""
+        item = (self.source.read if self.dataset is None else self.dataset.__getitem__)(self.index[name])
+        return item.image, item.labels
+
+
+def match(outputs: Sequence[str], reference: Sequence[str], limit: int | None, problems: list[str]) -> list[str]:
+    """Return the names that both have, in the order of the reference; name the rest in `problems`.
+
+    With `limit`, only so many names of the reference are asked for; outputs of its other names are no problem.
+    """
+    asked, have = list(reference)[:limit], set(outputs)
+    both = [name for name in asked if name in have]
+    if both:  # otherwise all would be named
+        problems += [f"{name}: no output of this name" for name in asked if name not in have]
+        known = set(reference)
+        problems += [f"{name}: an output, but no reference of this name" for name in outputs if name not in known]
+    return both
+
+
+def pairs_of_files(
+    outputs: dict[str, Path], reference: Reference, names: Sequence[str], problems: list[str]
+) -> Iterator[Compared]:
+    """Read outputs with their references."""
+    for name in names:
+        try:
+            output = read_picture(outputs[name])
+            target, labels = reference.read(name)
+        except (ValueError, OSError) as error:
+            problems.append(f"{name}: {error}")
+            continue
+        if output.shape != target.shape:
+            found, expected = (f"{shape[1]} x {shape[0]}" for shape in (output.shape, target.shape))
+            problems.append(f"{name}: output {outputs[name]} is {found}, its reference {expected} (width x height)")
+            continue
+        yield Compared(name, output, target, labels)
+
+
+@dataclass
+class Drawn:
+    """Several outputs of one input."""
+
+    name: str
+    outputs: list[np.ndarray]
+    """(H, W, 3) uint8 each; those for which everything was drawn anew. May be empty."""
+    target: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    by_class: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    """Class -> outputs for which only the code of this class was drawn anew."""
+
+
+def outputs_of_run(
+    trained: Trained,
+    reference: DataReference,
+    names: Sequence[str],
+    problems: list[str],
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    seed: int,
+    draws: int = 1,
+) -> Iterator[Drawn]:
+    """Run a model on the label maps (and pictures) of a data set, `draws` times with different random numbers.
+
+    Random numbers depend on (seed, place of the batch, draw) alone.
+    """
+    collate = Collate(len(reference.classes), tuple(trained.task.plans))
+    assert reference.dataset is not None  # a batch needs one size
+    for start in range(0, len(names), batch_size):
+        items = []
+        for name in names[start : start + batch_size]:
+            try:
+                items.append(reference.dataset[reference.index[name]])
+            except (ValueError, OSError) as error:
+                problems.append(f"{name}: {error}")
+        if not items:
+            continue
+        batch = collate(items).to(device)
+        made = []
+        for draw in range(draws):
+            torch.manual_seed(int(np.random.SeedSequence((seed, start, draw)).generate_state(1)[0]))
+            made.append(to_uint8(trained.generate(batch)))
+        for i, item in enumerate(items):
+            yield Drawn(item.name, [images[i] for images in made], item.image, item.labels)
+
+
+def samples_of_folder(folder: str, reference: Reference | None, limit: int | None, problems: list[str]) -> Iterator[Drawn]:
+    """Read `folder/<input>/*.png` (outputs of an input) and `folder/<input>/<class>/*.png` (only this class differs).
+
+    A class is given by name or number. Label maps and targets come from the reference of the input's name, if there is one.
+
+    Raises:
+        FileNotFoundError: no such folder, or no subfolder in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder")
+    inputs = sorted(p for p in root.iterdir() if p.is_dir())[:limit]
+    if not inputs:
+        raise FileNotFoundError(f"{root}: expected one subfolder per input, with several outputs each")
+    known = set(reference.names()) if reference is not None else set()
+    classes = reference.classes if reference is not None else ()
+    for place in inputs:
+        try:
+            target, labels = reference.read(place.name) if reference is not None and place.name in known else (None, None)
+            drawn = Drawn(place.name, _pictures_in(place), target, labels)
+            for inner in sorted(p for p in place.iterdir() if p.is_dir()):
+                region = classes.index(inner.name) if inner.name in classes else None
+                if inner.name.isdigit() and int(inner.name) < len(classes):
+                    region = int(inner.name)
+                if region is None or labels is None:
+                    problems.append(f"{inner}: " + ("no class of this name" if labels is not None else "no label map"))
+                    continue
+                drawn.by_class[region] = _pictures_in(inner)
+            if reference is not None and target is None:
+                problems.append(f"{place}: no reference of this name")
+            sized = [target] if target is not None else []
+            if len({p.shape for p in (*sized, *drawn.outputs, *(p for ps in drawn.by_class.values() for p in ps))}) > 1:
+                raise ValueError(f"{place}: expected pictures of one size, that of the reference")
+        except (ValueError, OSError) as error:
+            problems.append(f"{place.name}: {error}")
+            continue
+        yield drawn
+
+
+def _pictures_in(folder: Path) -> list[np.ndarray]:
+    try:
+        return [read_picture(path) for path in list_pictures(folder).values()]
+    except FileNotFoundError:
+        return []
