@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,14 +21,30 @@ OPTIONAL = (r".*\.num_batches_tracked",)
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the state_dict in a file, tensors on the CPU; ValueError when the file holds anything else."""
+    """Return the state_dict in a file, tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file holds anything else than one plain state_dict.
+        ImportError: a .safetensors file, and safetensors is not installed.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{os.fspath(path)}: no such file (expected a state_dict: .pth or .safetensors)")
     if os.fspath(path).endswith(".safetensors"):
         try:
             from safetensors.torch import load_file
         except ImportError as error:
             raise ImportError(f"{path}: reading it needs safetensors (pip install safetensors)") from error
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+        read = load_file
+    else:
+
+        def read(path: str | os.PathLike[str]) -> Any:
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+    try:
+        state = read(path)
+    except Exception as error:  # whatever the readers raise on bytes that are not theirs (IndexError, UnpicklingError ...)
+        raise ValueError(f"{os.fspath(path)}: expected a state_dict (torch.save or safetensors), got: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         what = (
             f"a mapping with the keys {sorted(map(str, state))[:8]}" if isinstance(state, Mapping) else type(state).__name__

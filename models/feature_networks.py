@@ -211,14 +211,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Return the tensors of either kind of file."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{os.fspath(path)}: no such file (expected weights of a feature network)")
-    if os.fspath(path).endswith(".ckpt"):
-        return read_arrays(path)
-    try:
-        return read_state(path)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{os.fspath(path)}: expected a state_dict by torch.save, got: {error}") from error
+    return read_arrays(path) if os.fspath(path).endswith(".ckpt") else read_state(path)
 
 
 def _numbered(state: Mapping[str, Tensor], pattern: str) -> list[tuple[Tensor, Tensor]]:

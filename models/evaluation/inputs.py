@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
-from ..data import Collate, RegionDataset, Source
+from ..data import Collate, RegionDataset, Source, to_uint8
 from .compare import Compared
-from .pictures import list_pictures, read_picture, to_uint8
+from .pictures import list_pictures, read_picture
 
 if TYPE_CHECKING:
     from ..training import Trained

@@ -58,12 +58,6 @@ def to_tensor(pictures: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
 
-def to_uint8(images: Tensor) -> np.ndarray:
-    """Round images (B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8, as saving them as PNG does; values outside are clamped."""
-    levels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).cpu().numpy()
-
-
 def save_picture(path: Path, picture: np.ndarray) -> None:
     """Write (H, W, 3) uint8 in the format of the file's suffix; folders are made."""
     from PIL import Image
