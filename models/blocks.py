@@ -95,16 +95,17 @@ class SpectralConv2d(nn.Conv2d):
 
     def normalised_weight(self) -> Tensor:
         """Return weight_orig / sigma, after one power iteration when training."""
-        matrix = self.weight_orig.flatten(1)
-        if self.training:
-            with torch.no_grad():
-                v = F.normalize(matrix.t() @ self.weight_u, dim=0, eps=self.eps)
-                u = F.normalize(matrix @ v, dim=0, eps=self.eps)
-                self.weight_v.copy_(v)
-                self.weight_u.copy_(u)
-        # copies: a second forward before the backward updates the buffers in place
-        u, v = self.weight_u.clone(), self.weight_v.clone()
-        return self.weight_orig / torch.dot(u, matrix @ v)
+        with torch.autocast(self.weight_orig.device.type, enabled=False):  # sigma scales every weight
+            matrix = self.weight_orig.flatten(1)
+            if self.training:
+                with torch.no_grad():
+                    v = F.normalize(matrix.t() @ self.weight_u, dim=0, eps=self.eps)
+                    u = F.normalize(matrix @ v, dim=0, eps=self.eps)
+                    self.weight_v.copy_(v)
+                    self.weight_u.copy_(u)
+            # copies: a second forward before the backward updates the buffers in place
+            u, v = self.weight_u.clone(), self.weight_v.clone()
+            return self.weight_orig / torch.dot(u, matrix @ v)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of x (B, C, H, W) with the normalised weight."""

@@ -55,6 +55,7 @@ class _OneDnnLinear(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
+        x, grad = x.contiguous(), grad.contiguous()  # a strided x (one region's codes) costs oneDNN 16 ms, not 0.05
         grad_x = _onednn_linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
         grad_weight = _onednn_linear(grad.t(), x.t()) if ctx.needs_input_grad[1] else None
         grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None

@@ -430,9 +430,7 @@ def test_real_facades(data_folder: Path, tmp_path: Path) -> None:
 def test_a_run_from_training_to_report(data: Path, tmp_path: Path) -> None:
     """One step of a small model, then its validation pictures."""
     words = "clade --kind folder --split val --validation val --size 64 --steps 1 --batch-size 2 --workers 0 --vgg 0"
-    small = (
-        "--device cpu --sheet-every 0 --validate-every 0 --generator.ngf 4 --discriminator.ndf 4"
-    )
+    small = "--device cpu --sheet-every 0 --validate-every 0 --generator.ngf 4 --discriminator.ndf 4"
     assert command.run([*words.split(), *small.split(), "--data", str(data), "--out", str(tmp_path / "run")]) == 0
     status, found = run(tmp_path / "out", "--run", tmp_path / "run", "--metrics", "psnr,ssim", "--limit", 3)
     assert status == 0 and found["metrics"]["psnr"]["count"] == 3 and found["settings"]["step"] == 1
