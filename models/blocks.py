@@ -96,16 +96,23 @@ class SpectralConv2d(nn.Conv2d):
     def normalised_weight(self) -> Tensor:
         """Return weight_orig / sigma, after one power iteration when training."""
         with torch.autocast(self.weight_orig.device.type, enabled=False):  # sigma scales every weight
-            matrix = self.weight_orig.flatten(1)
+            # as a matrix without a copy, its columns in the order in which the weight lies in memory
+            order, back = (0, 1, 2, 3), (0, 1, 2)
+            if self.weight_orig.is_contiguous(memory_format=torch.channels_last):
+                order, back = (0, 2, 3, 1), (2, 0, 1)
+            laid_out = self.weight_orig.permute(order)
+            matrix = laid_out.flatten(1)
+            stored = self.weight_v.view(self.weight_orig.shape[1:])  # as published: columns in the order (C, kh, kw)
+            v = stored.permute([i - 1 for i in order[1:]]).flatten()
+            u = self.weight_u
             if self.training:
                 with torch.no_grad():
-                    v = F.normalize(matrix.t() @ self.weight_u, dim=0, eps=self.eps)
+                    v = F.normalize(matrix.t() @ u, dim=0, eps=self.eps)
                     u = F.normalize(matrix @ v, dim=0, eps=self.eps)
-                    self.weight_v.copy_(v)
+                    stored.copy_(v.view(laid_out.shape[1:]).permute(back))
                     self.weight_u.copy_(u)
-            # copies: a second forward before the backward updates the buffers in place
-            u, v = self.weight_u.clone(), self.weight_v.clone()
-            return self.weight_orig / torch.dot(u, matrix @ v)
+            # u a copy of the buffer, v one or new: a second forward before the backward updates the buffers in place
+            return self.weight_orig / torch.dot(u.clone(), matrix @ v.clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of x (B, C, H, W) with the normalised weight."""

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from mixsyn_fast import masked_roi_pool
+from mixsyn_fast.backend import current_plan
 from mixsyn_fast.layers import FastConv2d, SEANNorm
+from mixsyn_fast.ops.region_norm import region_norm
 from mixsyn_fast.region_map import RegionMap
 
 from .blocks import SLOPE, GeneratorConfig, RegionGenerator
@@ -67,7 +69,20 @@ class StyleEncoder(nn.Module):
 
     def forward(self, image: Tensor, regions: RegionMap) -> Tensor:
         """Return the style codes (B, K, style_length)."""
-        return masked_roi_pool(self.model(image), regions, mode="mean")[0]
+        return masked_roi_pool(self.features(image), regions, mode="mean")[0]
+
+    def features(self, image: Tensor) -> Tensor:
+        """Return the features (B, style_length, H / 2, W / 2) of an image, in [-1, 1]."""
+        if current_plan() == "dense":
+            return self.model(image)
+        x, before = image, None
+        for layer in self.model:
+            if isinstance(before, nn.InstanceNorm2d):  # this is its LeakyReLU: one pass, and one tensor less to keep
+                x = region_norm(x, norm="instance", eps=before.eps, negative_slope=SLOPE)
+            elif not isinstance(layer, nn.InstanceNorm2d):
+                x = layer(x)
+            before = layer
+        return x
 
 
 class SEANGenerator(RegionGenerator):

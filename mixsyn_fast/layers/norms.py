@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..backend import current_backend, current_plan
 from ..ops.region_norm import region_norm
 from ..region_map import ClassPlan, PatternPlan, RegionMap, as_region_map
-from .algebra import gather_sum, linear, low_rank_conv2d, packed, taps
+from .algebra import gather_sum, linear, low_rank_conv2d, packed, tap_rows, taps
 from .derived import derived, may_keep
 
 Regions = RegionMap | Tensor
@@ -191,7 +191,7 @@ def _hidden_rows_of_classes(spade: nn.Module, regions: RegionMap, plan: ClassPla
     conv = _shared_conv(spade)
     present = vectors.index_select(1, regions.present_index)
     rows = F.pad(present.reshape(-1, conv.in_channels), (0, 0, 0, 1))  # and zero: outside the image, or no region
-    hidden = gather_sum(_tap_rows(rows, taps(conv.weight)), plan.hidden)
+    hidden = gather_sum(tap_rows(rows, conv.weight), plan.hidden)
     if conv.bias is not None:
         hidden = hidden + conv.bias
     return F.pad(F.relu(hidden), (0, 0, 0, 1))
@@ -245,7 +245,7 @@ def _spade_table(spade: Any, hidden: Tensor, rows: Tensor) -> Tensor:
     if may_keep(spade, *weights) and not hidden.requires_grad:
         matrix, finished = derived(spade, "table", weights, lambda: (_both_taps(gamma, beta), bias()))
         return gather_sum(_with_centre(_tap_rows(hidden, matrix), finished), rows)
-    parts = [gather_sum(_tap_rows(hidden, taps(conv.weight)), rows) for conv in (gamma, beta)]
+    parts = [gather_sum(tap_rows(hidden, conv.weight), rows) for conv in (gamma, beta)]
     return torch.cat(parts, 1) + bias()
 
 
@@ -375,8 +375,8 @@ def _sean_table(module: Any, regions: RegionMap, plan: PatternPlan, vectors: Ten
         return gather_sum(rows, plan.rows).add_(styled.index_select(0, plan.centre))
     parts, styled_parts = [], []
     for blend, (style, own) in zip(blends, pairs, strict=True):
-        parts.append(gather_sum(_tap_rows(hidden * (1 - blend), taps(own.weight)), plan.rows))
-        styled_parts.append(gather_sum(_tap_rows(styles * blend, taps(style.weight)), plan.style))
+        parts.append(gather_sum(tap_rows(hidden * (1 - blend), own.weight), plan.rows))
+        styled_parts.append(gather_sum(tap_rows(styles * blend, style.weight), plan.style))
     return torch.cat(parts, 1) + (torch.cat(styled_parts, 1) + bias()).index_select(0, plan.centre)
 
 

@@ -28,6 +28,7 @@ from ..blocks import GeneratorConfig, RegionGenerator
 from ..discriminators import DiscriminatorConfig, MultiScaleDiscriminator, logits_of
 from ..feature_networks import find_weights, load_feature_network
 from ..losses import ADVERSARIAL, PerceptualLoss, feature_matching_loss, kld_loss, l1_loss, r1_due, r1_penalty
+from .at_once import at_once
 from .task import Phase, Task, Trainable
 
 if TYPE_CHECKING:
@@ -259,16 +260,21 @@ class ReconstructionTask(Task):
             parts = discriminator.read_map(regions, (real.shape[2], real.shape[3]))
             # Apart from the generated images: the published single pass computes a gradient of the real half, all zero.
             targets = discriminator(real, regions, parts) if config.feature_matching else None
-        # one power iteration per phase, as the single pass makes, and the same weights for both halves
-        discriminator.train(iterating and targets is None)
-        features = discriminator(fake, regions, parts)
-        discriminator.train(iterating)
-        adversarial = ADVERSARIAL[config.adversarial]
-        losses["gan"] = config.gan * adversarial.generator_loss(logits_of(features)[0])
-        if targets is not None:
-            losses["feature_matching"] = config.feature_matching * feature_matching_loss(targets, features)
-        if self.perceptual is not None:
-            losses["vgg"] = config.vgg * self.perceptual(fake, real)
+        adversarial, perceptual = ADVERSARIAL[config.adversarial], self.perceptual
+
+        def judged(image: Tensor) -> dict[str, Tensor]:
+            # one power iteration per phase, as the single pass makes, and the same weights for both halves
+            discriminator.train(iterating and targets is None)
+            features = discriminator(image, regions, parts)
+            discriminator.train(iterating)
+            found = {"gan": config.gan * adversarial.generator_loss(logits_of(features)[0])}
+            if targets is not None:
+                found["feature_matching"] = config.feature_matching * feature_matching_loss(targets, features)
+            return found
+
+        losses |= at_once(judged, fake)
+        if perceptual is not None:
+            losses |= at_once(lambda image: {"vgg": config.vgg * perceptual(image, real)}, fake)
         if config.l1:
             losses["l1"] = config.l1 * l1_loss(fake.float(), real)
         return losses
