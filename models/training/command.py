@@ -1,6 +1,9 @@
-"""The command that trains a model: `mixsyn-fast train sean --data DIR ...`, or on several processes
+"""Train a model on a data set; everything about a run stands in its folder (--out).
 
-torchrun --nproc-per-node 2 -m mixsyn_fast.models.training sean --data DIR ...
+    mixsyn-fast train sean --data datasets/cmp_facade --size 128 --out runs/sean
+    torchrun --nproc-per-node 2 -m mixsyn_fast.models.training sean --data datasets/cmp_facade --out runs/sean
+
+The same command goes on from the newest checkpoint of the folder. SIGTERM and Ctrl-C save and leave.
 """
 
 from __future__ import annotations
@@ -68,7 +71,7 @@ class DataOptions:
         )
 
     def validation_set(self, split: str | None = None) -> RegionDataset | None:
-        """Return the validation images (centre crops, no flips) or None; `split` instead of the options' own."""
+        """Return the validation images (no flips, no random crops) or None; `split` instead of the options' own."""
         split = split or self.validation
         if split == "none":
             return None
@@ -78,7 +81,8 @@ class DataOptions:
             if split != "auto":
                 raise
             return None
-        return RegionDataset(source, self.height_and_width, crop="center", load_size=self.load_size or None, on_error="skip")
+        crop: Literal["center", "none"] = "none" if self.crop == "none" else "center"
+        return RegionDataset(source, self.height_and_width, crop=crop, load_size=self.load_size or None, on_error="skip")
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str, values: Mapping[str, Any] | None = None) -> None:
@@ -94,13 +98,14 @@ def add_arguments(parser: argparse.ArgumentParser, name: str, values: Mapping[st
     """
     parser.add_argument("--config", metavar="FILE", help="config.json of a run: its values instead of the defaults below")
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration as JSON and leave")
-    sections = {"data": DataOptions, "options": Options, "task": trainable(name).config}
+    description = trainable(name)
+    sections = {"data": DataOptions, "options": Options, "task": description.config}
     if values is not None and values.get("model") != name:
         raise ValueError(f"config: expected one of model {name!r}, got {values.get('model')!r}")
     for section, kind in sections.items():
         given = config.from_dict(kind, values.get(section, {})) if values is not None else None
         fields = {entry.name: getattr(given, entry.name) for entry in dataclasses.fields(kind)} if given else {}
-        config.add_arguments(parser, kind, **fields)
+        config.add_arguments(parser, kind, without=description.decided if section == "task" else (), **fields)
 
 
 def main(arguments: argparse.Namespace, name: str) -> int:

@@ -24,7 +24,7 @@ import textwrap
 import tokenize
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any, Literal, TypeVar, Union
 
@@ -257,7 +257,9 @@ def _text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def add_arguments(parser: argparse.ArgumentParser, kind: type, /, **overridden: Any) -> None:
+def add_arguments(
+    parser: argparse.ArgumentParser, kind: type, /, *, without: Collection[str] = (), **overridden: Any
+) -> None:
     """Add an option for every field of the dataclass `kind`; abbreviated options are switched off.
 
     `model.label_nc` of a section becomes ``--model.label-nc``. Tuples are comma lists, bools ``--flag`` and
@@ -266,6 +268,7 @@ def add_arguments(parser: argparse.ArgumentParser, kind: type, /, **overridden: 
     Args:
         parser: gets the options, in one group per section.
         kind: the dataclass.
+        without: dotted names of fields that get no option and keep their default (what the data decides, say).
         overridden: other defaults, ``batch_size=4``; those of sections as ``**{"model.ngf": 32}`` or ``model=Config(...)``.
 
     Raises:
@@ -281,6 +284,11 @@ def add_arguments(parser: argparse.ArgumentParser, kind: type, /, **overridden: 
             if key not in hints:
                 raise TypeError(f"{key}: no field of {kind.__name__}; expected one of {', '.join(hints)}")
             defaults[key] = _checked(default, hints[key], key)
+    unknown = [name for name in without if name not in hints]
+    if unknown:
+        raise TypeError(f"{unknown[0]}: no field of {kind.__name__}; expected one of {', '.join(hints)}")
+    parser.set_defaults(**{name: defaults[name] for name in without})
+    leaves = [leaf for leaf in leaves if leaf[0] not in without]
     parser.allow_abbrev = False
     groups: dict[str, Any] = {"": parser}
     for section, comment in _sections(kind).items():

@@ -340,9 +340,13 @@ class SEANTask(ReconstructionTask):
         return networks["generator"](regions, batch.image), {}
 
 
+_DECIDED = tuple(f"generator.{name}" for name in ("label_nc", "image_size", "aspect_ratio"))
+_DECIDED += ("discriminator.label_nc", "discriminator.edges")
+_DECIDED_LATENT = (*_DECIDED, "generator.edges", "encoder.z_dim", "encoder.image_size")
+
 TRAINABLES = {
-    "spade": Trainable(SPADEConfig, fitted, LatentTask),
-    "clade": Trainable(CLADEConfig, fitted, LatentTask),
-    "sean": Trainable(SEANConfig, fitted, SEANTask),
+    "spade": Trainable(SPADEConfig, fitted, LatentTask, _DECIDED_LATENT),
+    "clade": Trainable(CLADEConfig, fitted, LatentTask, _DECIDED_LATENT),
+    "sean": Trainable(SEANConfig, fitted, SEANTask, _DECIDED),
 }
 """What `mixsyn-fast train` finds here by name."""

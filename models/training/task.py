@@ -100,3 +100,5 @@ class Trainable:
     """(config, num_regions, size, edges) -> config with what the data decides: regions, image size, instance edges."""
     build: Callable[[Any, bool], Task]
     """(fitted config, training) -> task; without training only what `generate` needs (no feature networks for losses)."""
+    decided: tuple[str, ...] = ()
+    """Dotted names of the config's fields that `fitted` sets from the data: they are no options of the command."""

@@ -12,7 +12,7 @@ import torch
 from mixsyn_fast.models import clade, sean, spade
 from torch import Tensor
 
-from mixsyn_fast import models
+from mixsyn_fast import models, use_plan
 from mixsyn_fast.region_map import RegionMap
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -253,9 +253,10 @@ def test_encoder_matches_published() -> None:
             assert relative(a, b) <= 1e-12
 
 
-def test_spectral_convolution_is_torch_s() -> None:
-    """Same buffers and outputs as the hook of torch, over several training steps and in eval; and it can be
-    copied.
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_spectral_convolution_is_torch_s(layout: torch.memory_format) -> None:
+    """Same buffers and outputs as the hook of torch, over several training steps and in eval, however the weight lies in
+    memory; and it can be copied.
     """
     torch.manual_seed(0)
     theirs = torch.nn.utils.spectral_norm(torch.nn.Conv2d(3, 5, 3, padding=1)).double()
@@ -263,6 +264,7 @@ def test_spectral_convolution_is_torch_s() -> None:
 
     ours = SpectralConv2d(3, 5, 3, padding=1).double()
     ours.load_state_dict(theirs.state_dict())
+    ours.to(memory_format=layout)
     x = torch.randn(2, 3, 6, 7, dtype=torch.float64)
     for training in (True, True, False, True):
         theirs.train(training), ours.train(training)
@@ -301,3 +303,26 @@ def test_torch_compile_runs() -> None:
     regions = RegionMap(pub.blobs(1, K, 64, 64), K)
     with torch.no_grad():
         assert relative(torch.compile(ours, backend="eager")(regions), ours(regions)) < 1e-12
+
+
+def test_style_features_fused_and_as_published() -> None:
+    """The encoder's fused norms against its modules in turn, values and gradients; the 2x rule against float64."""
+    torch.manual_seed(0)
+    fused = models.StyleEncoder(16, 4)
+    image = torch.randn(2, 3, 32, 48)
+    double = copy.deepcopy(fused).double()
+    truth = double.model(image.double())
+    with use_plan("dense"):
+        plain = fused.features(image)
+    result = fused.features(image)
+    allowed = 2 * (plain - truth).abs().max() + 1e-7
+    assert (result - truth).abs().max() <= allowed
+    grad = torch.randn_like(plain)
+    expected = torch.autograd.grad(truth, list(double.parameters()), grad.double())
+    for got, reference, exact in zip(
+        torch.autograd.grad(result, list(fused.parameters()), grad),
+        torch.autograd.grad(plain, list(fused.parameters()), grad),
+        expected,
+        strict=True,
+    ):
+        assert (got - exact).abs().max() <= 2 * (reference - exact).abs().max() + 1e-5 * exact.abs().max() + 1e-6

@@ -173,6 +173,18 @@ def test_overridden_defaults() -> None:
         parse(batch_size="4")
 
 
+def test_fields_without_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, Options, without=("model.width", "lr"), lr=0.5)
+    config = from_arguments(parser.parse_args(["--name", "a"]), Options)
+    assert config.model.width == 8 and config.lr == 0.5
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--name", "a", "--model.width", "3"])
+    assert "--model.width" in capsys.readouterr().err
+    with pytest.raises(TypeError, match="model.depth: no field of Options"):
+        add_arguments(argparse.ArgumentParser(), Options, without=("model.depth",))
+
+
 def test_checks_of_the_dataclass_name_the_section() -> None:
     with pytest.raises(ValueError, match="^model: width: expected a positive number, got 0$"):
         parse("--name", "n", "--model.width", "0")

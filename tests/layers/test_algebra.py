@@ -1,0 +1,75 @@
+"""The matrix products behind the tables: linear, taps of convolution weights, their gradients in every layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mixsyn_fast.layers import algebra
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def weight(layout: torch.memory_format, *, size: tuple[int, int, int, int] = (6, 5, 3, 3)) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(size).contiguous(memory_format=layout).requires_grad_()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [(6, 5, 3, 3), (4, 1, 3, 3), (1, 7, 3, 3), (3, 4, 1, 1), (2, 3, 5, 3)])
+def test_tap_rows_is_a_product_per_tap(layout: torch.memory_format, size: tuple[int, int, int, int]) -> None:
+    w = weight(layout, size=size)
+    rows = torch.randn(9, size[1], requires_grad=True)
+    expected = torch.einsum("ri,oiyx->ryxo", rows.double(), w.double()).reshape(-1, size[0])
+    result = algebra.tap_rows(rows, w)
+    assert torch.allclose(result.double(), expected, rtol=1e-5, atol=1e-5)
+    grad = torch.randn_like(result)
+    for got, exact in zip(
+        torch.autograd.grad(result, (rows, w), grad), torch.autograd.grad(expected, (rows, w), grad.double()), strict=True
+    ):
+        assert got.shape == exact.shape and torch.allclose(got, exact.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_taps_lie_as_the_weight_does(layout: torch.memory_format) -> None:
+    w, rows = weight(layout), torch.randn(4, 5)
+    for result in (algebra.tap_rows(rows, w), algebra.linear(rows, algebra.taps(w))):
+        (gradient,) = torch.autograd.grad(result.sum(), w)
+        assert gradient.stride() == w.stride()
+
+
+def test_tap_rows_keeps_no_copy_of_the_weight() -> None:
+    w, rows = weight(torch.contiguous_format), torch.randn(4, 5, requires_grad=True)
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        algebra.tap_rows(rows, w)
+    assert {tensor.data_ptr() for tensor in kept} == {rows.data_ptr(), w.data_ptr()}
+
+
+@pytest.mark.parametrize("needs", [(True, False), (False, True)])
+def test_only_the_gradients_that_are_wanted(needs: tuple[bool, bool]) -> None:
+    w, rows = weight(torch.channels_last).requires_grad_(needs[1]), torch.randn(4, 5, requires_grad=needs[0])
+    algebra.tap_rows(rows, w).sum().backward()
+    assert (rows.grad is not None, w.grad is not None) == needs
+
+
+def test_linear_of_a_strided_slice() -> None:
+    """One region's codes of a batch: values and gradients are those of a dense copy."""
+    codes = torch.randn(4, 3, 8, requires_grad=True)
+    w, bias = torch.randn(8, 8, requires_grad=True), torch.randn(8, requires_grad=True)
+    grad = torch.randn(4, 8)
+    dense = torch.autograd.grad(torch.nn.functional.linear(codes[:, 1], w, bias), (codes, w, bias), grad)
+    ours = torch.autograd.grad(algebra.linear(codes[:, 1], w, bias), (codes, w, bias), grad)
+    for a, b in zip(ours, dense, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_empty() -> None:
+    assert algebra.tap_rows(torch.zeros(0, 5), weight(torch.contiguous_format)).shape == (0, 6)
+    assert algebra.tap_rows(torch.zeros(2, 5), torch.zeros(0, 5, 3, 3, requires_grad=True)).shape == (18, 0)
