@@ -83,6 +83,7 @@ def faces(count: int = 12, **options) -> RegionDataset:
 
 def options(folder: Path, **changes) -> Options:
     plain = {
+        "device": "cpu",
         "steps": 6,
         "batch_size": 4,
         "workers": 0,
@@ -91,7 +92,7 @@ def options(folder: Path, **changes) -> Options:
         "sheet_every": 0,
         "validate_every": 0,
     }
-    return Options(out=str(folder), device="cpu", **(plain | changes))
+    return Options(out=str(folder), **(plain | changes))
 
 
 def log(folder: Path) -> list[dict]:
@@ -288,6 +289,44 @@ def test_options_are_checked(tmp_path, changes, message):
 def test_best_names_a_figure_of_the_validation(tmp_path):
     with pytest.raises(ValueError, match="best: expected one of psnr"):
         train(TinyGan(), options(tmp_path, validate_every=2, best="beauty"), faces(), faces(4))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("changes", [{}, {"amp": "fp16"}, {"amp": "bf16"}, {"workers": 1}, {"channels_last": False}])
+def test_on_a_gpu(tmp_path, changes):
+    """Trains, and a resumed run sees the data and the losses of an uninterrupted one (sums may differ in the last bits)."""
+    whole, gpu = TinyGan(), {"device": "cuda", "clip_norm": 5.0, **changes}
+    train(whole, options(tmp_path / "whole", **gpu), faces())
+    first, second = TinyGan(at_step={2: lambda: os.kill(os.getpid(), signal.SIGTERM)}), TinyGan()
+    for task in (first, second):
+        train(task, options(tmp_path / "parts", **gpu), faces())
+    assert first.seen + second.seen == whole.seen
+    for a, b in zip(log(tmp_path / "whole"), log(tmp_path / "parts"), strict=True):
+        assert a["generator/l1"] == pytest.approx(b["generator/l1"], rel=1e-2)
+    assert log(tmp_path / "whole")[-1]["generator/l1"] < log(tmp_path / "whole")[0]["generator/l1"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", ["spade", "clade", "sean"])
+@pytest.mark.parametrize("amp", ["none", "bf16"])
+def test_the_models_train_on_a_gpu(tmp_path, model, amp):
+    arguments = [
+        "train",
+        model,
+        *SMALL,
+        "--device",
+        "cuda",
+        "--workers",
+        "1",
+        "--amp",
+        amp,
+        "--r1",
+        "1",
+        "--sheet-every",
+        "2",
+    ]
+    assert cli.main([*arguments, "--sheet-every", "2", "--out", str(tmp_path)]) == 0
+    assert len(log(tmp_path)) == 2 and len(list((tmp_path / "samples").glob("*.png"))) == 1
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
