@@ -39,8 +39,35 @@ def _onednn_takes(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _padded(rows: Tensor) -> Tensor:
+    """Rows padded with zeros to one of sixteen sizes per octave, dense.
+
+    oneDNN makes and keeps a kernel for every shape that it meets, and label maps bring ever new numbers of patterns: without
+    this a process grows by some megabytes with every new label map, and spends part of its time on making kernels.
+    """
+    count = rows.shape[0]
+    step = max(1, 1 << max(0, count.bit_length() - 5))
+    wanted = -(-count // step) * step
+    if wanted == count:
+        return rows.contiguous()
+    result = rows.new_zeros((wanted, rows.shape[1]))
+    result[:count] = rows
+    return result
+
+
+def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return _onednn_product(_padded(x), weight, bias)[: x.shape[0]]
+
+
+def _onednn_gradients(x: Tensor, grad: Tensor, weight: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
+    """Gradients of x @ weight.T by x and weight, where needed. Dense rows: a strided x (one region's codes) costs 16 ms."""
+    padded = _padded(grad)
+    grad_x = _onednn_product(padded, weight.t())[: x.shape[0]] if needs[0] else None
+    return grad_x, _onednn_product(padded.t(), _padded(x).t()) if needs[1] else None
 
 
 class _OneDnnLinear(torch.autograd.Function):
@@ -55,11 +82,8 @@ class _OneDnnLinear(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        x, grad = x.contiguous(), grad.contiguous()  # a strided x (one region's codes) costs oneDNN 16 ms, not 0.05
-        grad_x = _onednn_linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        grad_weight = _onednn_linear(grad.t(), x.t()) if ctx.needs_input_grad[1] else None
-        grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
-        return grad_x, grad_weight, grad_bias
+        grad_x, grad_weight = _onednn_gradients(x, grad, weight, ctx.needs_input_grad[:2])
+        return grad_x, grad_weight, grad.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -136,11 +160,9 @@ class _TapLinear(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        x, grad = x.contiguous(), grad.contiguous()
-        grad_x = _onednn_linear(grad, _tap_matrix(weight).t()) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return grad_x, None
-        return grad_x, _weight_of_taps(_onednn_linear(grad.t(), x.t()), weight.shape, _lies_last(weight))
+        matrix = _tap_matrix(weight) if ctx.needs_input_grad[0] else weight
+        grad_x, grad_matrix = _onednn_gradients(x, grad, matrix, ctx.needs_input_grad)
+        return grad_x, None if grad_matrix is None else _weight_of_taps(grad_matrix, weight.shape, _lies_last(weight))
 
 
 def taps(weight: Tensor) -> Tensor:
