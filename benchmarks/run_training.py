@@ -61,7 +61,6 @@ def measure(model: str, options: list[str], *, rounds: int, steps: int) -> dict[
                 log = train_once(model, [*options, *extra], steps + 1, Path(scratch) / f"{name}{turn}")
                 first.setdefault(name, losses_of(log[0], ("generator", "discriminator")))
                 lines[name] += log[1:]
-                print(f"{name}: {statistics.median(line['step_ms'] for line in log[1:]):.0f} ms a step", flush=True)
     difference = gate(first["ours"], first["dense"])
     if difference > ALLOWED:
         raise RuntimeError(f"the losses of the first step differ by {difference:.1e} (allowed {ALLOWED}): {first}")
@@ -86,7 +85,9 @@ def measure(model: str, options: list[str], *, rounds: int, steps: int) -> dict[
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--model", default="sean", help="as in mixsyn-fast train (default sean)")
     parser.add_argument("--rounds", type=int, default=2, help="processes of each contender (default 2)")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of a process (default 8)")

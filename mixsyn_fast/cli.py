@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
+
+from .commands import guarded, make_parser
 
 # words of the command -> (module with add_arguments(parser) and main(options), one line of help)
 _COMMANDS = {
@@ -18,14 +18,6 @@ _COMMANDS = {
     "parse": ("mixsyn_fast.models.evaluation.parse", "label maps of your own face photos"),
 }
 _TRAIN = ("train <model>", "train a model on a data set (train --help lists the models)")
-# What a user can mend ends with its message alone.
-_USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
-
-
-def make_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
-    """Return a parser as all commands have it: no abbreviations, descriptions as written."""
-    form = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(prog, description=description, formatter_class=form, allow_abbrev=False)
 
 
 def _refuse_or_help(argv: list[str]) -> NoReturn:
@@ -65,13 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 (the command ran and found something wrong), 2 (bad input, said on stderr; with
         MIXSYN_FAST_TRACEBACK=1 the exception itself is raised).
     """
-    try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
-    except _USER_ERRORS as error:
-        if os.environ.get("MIXSYN_FAST_TRACEBACK"):
-            raise
-        print(f"mixsyn-fast: {error}", file=sys.stderr)
-        return 2
+    return guarded(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
 
 
 if __name__ == "__main__":

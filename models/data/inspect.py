@@ -11,7 +11,7 @@ import numpy as np
 
 from .dataset import RegionDataset
 from .procedural import colorize, palette
-from .sets import KINDS, open_source
+from .sets import KINDS, add_reader_arguments, open_source, reader_options
 from .sheets import contact_sheet, legend, save_png
 from .source import Source
 from .statistics import Statistics, statistics
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="class",
         help="what pixels without a class become: class, none, or a class name (default: %(default)s)",
     )
+    add_reader_arguments(parser)
     parser.add_argument("--limit", type=int, help="read the first N pictures only (default: all)")
     parser.add_argument("--out", type=Path, help="write a contact sheet here (PNG): picture, labels, overlay, class names")
     parser.add_argument("--count", type=int, default=8, help="rows of the contact sheet (default: %(default)s)")
@@ -49,7 +50,8 @@ def main(arguments: argparse.Namespace) -> int:
     for path in (arguments.out, arguments.json):
         if path is not None and not path.resolve().parent.is_dir():
             raise FileNotFoundError(f"{path.resolve().parent}: no such folder to write {path.name} into")
-    source = open_source(arguments.directory, arguments.kind, arguments.split, arguments.unknown)
+    options = reader_options(arguments)
+    source = open_source(arguments.directory, arguments.kind, arguments.split, arguments.unknown, **options)
     found = statistics(source, arguments.limit, _progress(len(source), arguments.limit))
     print(f"{source.name}, split {arguments.split}: {found.count} pictures, {len(source.classes)} classes")
     sizes = list(found.sizes.items())

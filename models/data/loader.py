@@ -6,6 +6,7 @@ every process takes its contiguous part of it.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from mixsyn_fast import RegionMap
 from .batch import Batch, Collate
 from .dataset import RegionDataset
 
+_SECONDS_AFTER_SIGTERM = 60
 Keys = list[tuple[int, int]]
 """(epoch, index) of every item of a batch."""
 
@@ -145,7 +147,7 @@ class Loader:
                 num_workers=self.workers,
                 collate_fn=self._collate,
                 pin_memory=on_cuda,
-                worker_init_fn=_one_thread,
+                worker_init_fn=_begin_worker,
             )
         )
         return _CopiedAhead(batches, self.device) if on_cuda else batches  # type: ignore[arg-type,return-value]
@@ -209,8 +211,12 @@ class Loader:
         self._drawn = int(state["batches"])
 
 
-def _one_thread(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    # A signal to the whole process group (Ctrl-C, `timeout`, a batch system) is the training process' to answer: it finishes
+    # its step, for which it may need the workers, saves, and ends them. A worker that nobody ends goes a minute later.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_AFTER_SIGTERM))
 
 
 class _CopiedAhead:

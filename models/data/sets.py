@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import os
 import re
@@ -63,6 +64,20 @@ class ProceduralSource:
             raise IndexError(f"index: expected 0 to {self.count - 1}, got {index}")
         image, labels = _DRAWN[self.name][0](self.seed + index, self.default_size)
         return Sample(image, labels.astype(np.int32), None, f"seed_{self.seed + index:08d}")
+
+
+def add_reader_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the readers' own options to a command; :func:`reader_options` takes them out again."""
+    parser.add_argument("--unknown-id", type=int, help="kind folder: stored id of pixels without a class, often 255")
+    parser.add_argument("--first-id", type=int, help="kind folder: stored id of the first class (default: 0)")
+    parser.add_argument("--partition", help="celebamask_hq, ffhq: how the set is split (see docs/training.md)")
+    parser.add_argument("--names", metavar="FILE", help="only the pictures whose stems stand in this file, one per line")
+
+
+def reader_options(given: Any) -> dict[str, Any]:
+    """Return the readers' options that were given: attributes unknown_id, first_id, partition, names that are not None."""
+    found = {name: getattr(given, name) for name in ("unknown_id", "first_id", "partition", "names")}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def open_source(

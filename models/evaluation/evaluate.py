@@ -27,6 +27,7 @@ import mixsyn_fast
 from mixsyn_fast.progress import progress
 
 from ..data import RegionDataset, open_source
+from ..data.sets import add_reader_arguments, reader_options
 from ..data.sheets import contact_sheet
 from .compare import PIXEL_METRICS, Compared, Comparison, PairMetric, Score, batches
 from .diversity import class_diversity, pairwise_lpips, top1_similarity
@@ -52,6 +53,9 @@ METRICS = ("psnr", "ssim", "rmse", "lpips_vgg", "lpips_alex", "fid", "fid_region
 DEFAULT = "psnr,ssim,rmse,lpips_vgg,lpips_alex,fid"
 
 
+_UNSET = {"size": None, "kind": None, "split": None, "step": "newest", "live": False, "draws": 8}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
@@ -71,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--kind", help="layout of the data set (default: the run's, else auto)")
     add("--split", help="part of the data set (default: the run's validation set, else val)")
     add("--unknown", help="pixels without a known class: class or none (default: the run's, else class)")
+    add_reader_arguments(parser)
     add(
         "--size",
         metavar="N[,N]",
@@ -132,6 +137,16 @@ def _check(arguments: argparse.Namespace) -> list[str]:
         raise ValueError("--run: expected --data (a model needs label maps), got --reference")
     if (arguments.regions or "fid_regions" in metrics) and not (arguments.data or arguments.run):
         raise ValueError("--regions, fid_regions: expected --data, for they need label maps")
+    if arguments.samples and "diversity" not in metrics:
+        if arguments.metrics != DEFAULT:
+            raise ValueError("--samples: expected diversity among --metrics, for nothing else reads them")
+        metrics = [*(metrics if arguments.images or arguments.run else []), "diversity"]
+    of_data, of_run = not (arguments.data or arguments.run), not arguments.run
+    useless = {name: of_data for name in ("size", "kind", "split")} | {name: of_run for name in ("step", "live", "draws")}
+    for name, refused in useless.items():
+        if refused and getattr(arguments, name) != _UNSET[name]:
+            needed = "--run" if name in ("step", "live", "draws") else "--data or --run"
+            raise ValueError(f"--{name}: goes with {needed} only")
     for name, least in (("limit", 1), ("batch_size", 1), ("draws", 2), ("seed", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
@@ -192,12 +207,13 @@ def _data_reference(arguments: argparse.Namespace, saved: dict[str, Any] | None)
     size, split = _size(arguments.size), arguments.split
     if saved is None:
         unknown = arguments.unknown or "class"
-        source = open_source(arguments.data, kind=arguments.kind or "auto", split=split or "val", unknown=unknown)
+        own = reader_options(arguments)
+        source = open_source(arguments.data, arguments.kind or "auto", split or "val", unknown, **own)
         return DataReference(source, None if size is None else RegionDataset(source, size, crop="center"))
     from ..training import config
     from ..training.command import DataOptions
 
-    given: dict[str, Any] = {"kind": arguments.kind, "unknown": arguments.unknown, "size": size}
+    given: dict[str, Any] = {"kind": arguments.kind, "unknown": arguments.unknown, "size": size, **reader_options(arguments)}
     if arguments.data:  # another set: of the run's own layout nothing holds
         given |= {"data": arguments.data, "kind": arguments.kind or "auto"}
         split = split or "val"

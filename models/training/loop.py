@@ -52,72 +52,85 @@ def train(
 
     Raises:
         FileExistsError: resume "no" in a run folder that holds checkpoints.
-        OSError: the folder cannot be written, or is too small for the checkpoints; before anything is trained.
+        ValueError: the folder cannot be written, or is too small for the checkpoints (before anything is trained); the
+            checkpoint does not fit the model or the data.
         CheckpointError: a checkpoint could not be written later; the last good one is whole.
         FloatingPointError: a loss is not finite; the checkpoints stay as they were.
-        ValueError: the checkpoint does not fit the model or the data.
     """
-    world = world or distributed.init(None if options.device == "auto" else options.device)
+    world = world or distributed.init(None if options.device == "auto" else options.device, timeout=options.timeout)
+    main = world.rank == 0
     folder = Path(options.out)
     saves = folder / "checkpoints"
     if options.deterministic:
-        distributed.deterministic(True)
+        distributed.deterministic(True, warn_only=True)
     with (
         use_plan(options.plan),
         use_backend(options.backend),
         contextlib.closing(Trainer(task, options, dataset, world)) as trainer,
     ):
         keep_memory()
-        resumed = find_checkpoint(options.resume, saves)
-        if resumed is not None:
-            trainer.load(resumed)
-        if world.rank == 0 and options.save_every:
-            checkpoint.preflight(saves, trainer.bytes_to_save() * (options.keep_last + 2))
-        newest = resumed.path if resumed else None
+        resumed = find_checkpoint(options.resume, saves, world)
+        notes = trainer.load(resumed) if resumed else []
+        if main and options.save_every:
+            checkpoint.preflight(saves, trainer.bytes_to_save() * (options.keep_last + 2) - checkpoint.bytes_there(saves))
+        newest = resumed.path if resumed and main else None
         with Run(folder, dict(config or {}), rank=world.rank, total_steps=options.steps, start_step=trainer.step) as run:
-            meter = Meter(options, world)
-            while trainer.step < options.steps and not distributed.any_rank(run.stop_requested):
+            for note in notes:
+                run.message(note)
+            meter, stop = Meter(options, world), False
+            while trainer.step < options.steps and not stop:
                 meter.add(trainer.run_step(), trainer)
                 step, last = trainer.step, trainer.step == options.steps
                 run.advance(step)
-                if step % options.log_every == 0 or last:
-                    run.log(step, meter.summary())
-                if world.rank > 0:
+                stop = distributed.agree(run.stop_requested, step)
+                saving = due(options.save_every, step, last or stop)
+                validating = validation is not None and due(options.validate_every, step, last)
+                if due(options.log_every, step, last) or saving or validating:
+                    run.log(step, meter.summary())  # raises where a loss is not finite: such weights are never saved
+                if not main:
                     continue
-                better = False
-                if options.sheet_every and (step % options.sheet_every == 0 or last):
+                if due(options.sheet_every, step, last):
                     run.sheet("samples", step, trainer.sheet(validation or dataset))
-                if validation and options.validate_every and (step % options.validate_every == 0 or last):
+                better = False
+                if validation is not None and validating:
                     figures = trainer.validate(validation)
                     run.log(step, {f"validation/{name}": value for name, value in figures.items()})
-                    better = trainer.is_best(figures)
-                if options.save_every and (step % options.save_every == 0 or last or better):
+                    better = trainer.is_best(figures) and options.save_every > 0
+                if saving or better:
                     newest = trainer.save(saves, best=better)
                 meter.restart()
             if trainer.step < options.steps:
-                if world.rank == 0 and options.save_every and trainer.step % options.save_every:
-                    newest = trainer.save(saves)
-                run.message(f"stopped as asked after step {trainer.step}; the same command goes on from there")
+                where = f"saved as {newest}" if newest else "nothing saved, as --save-every 0 says"
+                run.message(f"stopped as asked after step {trainer.step}; {where}")
     return newest
 
 
-def find_checkpoint(resume: str, folder: Path) -> checkpoint.Checkpoint | None:
+def due(every: int, step: int, last: bool) -> bool:
+    """Say whether something that happens every so many steps (0: never), and at the end, happens now."""
+    return every > 0 and (step % every == 0 or last)
+
+
+def find_checkpoint(resume: str, folder: Path, world: World) -> checkpoint.Checkpoint | None:
     """Return the checkpoint that Options.resume asks for, verified; None to start anew.
+
+    The first process looks, and the others take what it found, for a folder may change while they look.
 
     Args:
         resume: "auto": the newest valid one in `folder`, if any; "no": none, and there must be none; else its path.
         folder: the run's checkpoints.
+        world: the processes.
 
     Raises:
         FileExistsError: "no", but the folder holds checkpoints.
         CheckpointError: a path without a whole checkpoint.
     """
-    if resume == "auto":
-        return checkpoint.newest_valid(folder)
-    if resume != "no":
-        return checkpoint.open_checkpoint(resume)
-    if checkpoint.steps(folder):
-        raise FileExistsError(
-            f"resume: {folder} holds checkpoints: choose another --out, or --resume auto to go on from them"
-        )
-    return None
+    found = None
+    if world.rank == 0:
+        if resume == "no" and checkpoint.steps(folder):
+            raise FileExistsError(
+                f"resume: {folder} holds checkpoints: choose another --out, or --resume auto to go on from them"
+            )
+        if resume != "no":
+            found = checkpoint.newest_valid(folder) if resume == "auto" else checkpoint.open_checkpoint(resume)
+    path = distributed.from_first(str(found.path) if found else "")
+    return checkpoint.open_checkpoint(path) if path and found is None else found

@@ -45,7 +45,7 @@ class Meter:
         self.steps += 1
         self.waited += trainer.waited
         self.skipped += len(trainer.skipped)
-        self.learning_rate = trainer.learning_rates()
+        self.trainer = trainer
         self.step = trainer.step
         now = time.perf_counter()
         self.seconds, self.started = self.seconds + now - self.started, now
@@ -54,8 +54,8 @@ class Meter:
         """Return the means since the last summary, over all processes, and start anew.
 
         Losses, `images_per_second` (all processes together), `data_ms` (time a step waited for its data), `step_ms`,
-        `lr/<phase>`, `skipped` (pictures replaced because their files are bad), `peak_gb` (device memory on a GPU, resident
-        memory of the process on a CPU, 1e9 bytes).
+        `lr/<phase>`, with fp16 `loss_scale/<phase>`, `skipped` (pictures replaced because their files are bad), `peak_gb`
+        (device memory on a GPU, resident memory of the process on a CPU, 1e9 bytes).
 
         Raises:
             FloatingPointError: a loss is not finite.
@@ -64,11 +64,14 @@ class Meter:
         losses = {name: float(total) / self.counts[name] for name, total in self.sums.items()}  # waits for the device
         self.seconds += time.perf_counter() - began
         losses = distributed.mean_over_ranks(losses)
+        # a loss scale that is too large makes infinite gradients: that step is skipped and the scale halved
+        skipped = [name for name in losses if name.endswith("/gradient_norm") and not math.isfinite(losses[name])]
+        losses = {name: value for name, value in losses.items() if self.options.amp != "fp16" or name not in skipped}
         wrong = [name for name, value in losses.items() if not math.isfinite(value)]
         if wrong:
             raise FloatingPointError(
                 f"step {self.step}: {', '.join(wrong)} not finite ({', '.join(str(losses[name]) for name in wrong)}); "
-                "the newest checkpoint is from before. "
+                "nothing was saved since the last line of the log. "
                 "Lower the learning rate, clip gradients (--clip-norm), or leave autocast"
             )
         found = losses | {
@@ -77,7 +80,7 @@ class Meter:
             "data_ms": 1e3 * self.waited / self.steps,
             "peak_gb": peak_bytes(self.world.device) / 1e9,
         }
-        found |= {f"lr/{name}": value for name, value in self.learning_rate.items()}
+        found |= self.trainer.rates()
         if self.skipped:
             found["skipped"] = float(self.skipped)
         self._clear()

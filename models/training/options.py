@@ -37,16 +37,18 @@ class Options:
     resume: str = "auto"  # auto: from the run folder's newest valid checkpoint; no; or a checkpoint folder
     plan: Literal["auto", "table", "dense"] = "auto"  # algebra of the layers; dense computes as published
     backend: Literal["auto", "native", "triton", "reference"] = "auto"  # kernels of the ops
-    timeout: float = 600.0  # seconds after which a process gives up waiting for the others
+    timeout: float = 600.0  # seconds that a process waits for the others, validation and saving by the first one included
 
     def __post_init__(self) -> None:
         """Check every field once."""
-        for name in ("steps", "batch_size", "accumulate", "log_every", "keep_last"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "sheet_images", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("workers", "save_every", "sheet_every", "validate_every", "validate_images", "clip_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if not 0 < self.timeout < float("inf"):
+            raise ValueError(f"timeout: expected a positive number of seconds, got {self.timeout}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected 0 <= decay < 1, got {self.ema_decay}")
         if self.batch_size % self.accumulate:

@@ -1,6 +1,6 @@
 """The folder of a training run and what the user sees of it.
 
-config.json                 the exact settings; a resume with others adds config_from_<step>.json
+config.json                 the exact settings; after a resume with others, the former ones: config_until_<step>.json
 log.jsonl                   one JSON object per logged step
 samples/<name>_<step>.png   sample sheets
 tensorboard/                the same scalars and sheets, where tensorboard is installed
@@ -159,16 +159,17 @@ class Run:
     def _write_config(self) -> None:
         place = self.folder / _CONFIG
         if self._start and place.exists():
+            before = place.read_text(encoding="utf-8")
             try:
-                changes = differences(json.loads(place.read_text(encoding="utf-8")), json.loads(self._config_text))
-            except (ValueError, TypeError):
+                changes = differences(json.loads(before), json.loads(self._config_text))
+            except (ValueError, AttributeError, TypeError):
                 self.message(f"{place}: not readable, written anew")
             else:
                 for change in changes:
                     self.message(f"setting changed on resume: {change}")
                 if not changes:
                     return
-                place = self.folder / f"config_from_{self._start:08d}.json"
+            _replace(self.folder / f"config_until_{self._start:08d}.json", before)
         _replace(place, self._config_text + "\n")
 
     def _keep_log(self) -> list[dict[str, Any]]:

@@ -76,11 +76,7 @@ def load_trained(
 
 def _find(folder: Path, step: int | str) -> checkpoint.Checkpoint:
     if isinstance(step, int):
-        path = folder / f"step_{step:08d}"
-        if not path.is_dir():
-            there = ", ".join(map(str, checkpoint.steps(folder))) or "none"
-            raise FileNotFoundError(f"{path}: no such checkpoint (steps there: {there})")
-        return checkpoint.open_checkpoint(path)
+        return checkpoint.checkpoint_at(folder, step)
     if step not in ("newest", "best"):
         raise ValueError(f"step: expected 'newest', 'best' or a number, got {step!r}")
     found = checkpoint.newest_valid(folder, best=step == "best")

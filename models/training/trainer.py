@@ -51,6 +51,7 @@ class Trainer:
         self.task, self.options, self.world = task, options, world
         self.step = 0
         self.best: float | None = None
+        self.saved = -1  # step of the last checkpoint written
         task.to(world.device)
         if options.channels_last:
             for network in task.networks.values():
@@ -154,9 +155,11 @@ class Trainer:
         self.waited, self.skipped = waited, [name for batch in batches for name in batch.skipped]
         return scalars
 
-    def learning_rates(self) -> dict[str, float]:
-        """Return the learning rate of every phase in its last step."""
-        return {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+    def rates(self) -> dict[str, float]:
+        """Return the learning rate of every phase in its last step, and its loss scale where there is one."""
+        found = {f"lr/{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+        scales = {f"loss_scale/{name}": scaler.get_scale() for name, scaler in self.scalers.items() if scaler.is_enabled()}
+        return found | scales
 
     # --- state ----------------------------------------------------------------------------------------------------------
 
@@ -178,30 +181,46 @@ class Trainer:
         tensors["random"], state["random"] = packing.rng_state()
         return tensors, state
 
-    def load(self, saved: checkpoint.Checkpoint) -> None:
-        """Take everything back from a checkpoint; ValueError names what does not fit."""
-        state = saved.state
-        for name, network in self.task.networks.items():
-            network.load_state_dict(saved.tensors(f"network.{name}"))
-        for name, optimizer in self.optimizers.items():
-            packed = saved.tensors(f"optimizer.{name}"), state["optimizers"][name]
-            optimizer.load_state_dict(packing.unpack_optimizer(*packed))
-            for parameter, moments in optimizer.state.items():
-                for key, value in moments.items():
-                    if value.shape == parameter.shape:  # files are contiguous, the fused kernels want the weight's layout
-                        moments[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
-        for name, scaler in self.scalers.items():
-            scaler.load_state_dict(state["scalers"][name])
-        if self.ema:
-            self.ema.load_state_dict(saved.tensors("average"))
-        self.loader.load_state_dict(state["loader"])
-        self.task.load_state(state["task"])
+    def load(self, saved: checkpoint.Checkpoint) -> list[str]:
+        """Take everything back from a checkpoint.
+
+        Learning rates, betas and weight decay are those of the task, which may have changed since.
+
+        Returns:
+            Notes for the user.
+
+        Raises:
+            ValueError: the checkpoint is of other networks, phases or data; the message names its folder.
+        """
+        state, notes = saved.state, [f"resumed from {saved.path}"]
+        try:
+            for name, network in self.task.networks.items():
+                network.load_state_dict(saved.tensors(f"network.{name}"))
+            for name, optimizer in self.optimizers.items():
+                packed = saved.tensors(f"optimizer.{name}"), state["optimizers"][name]
+                restore_optimizer(optimizer, packing.unpack_optimizer(*packed))
+            for name, scaler in self.scalers.items():
+                if scaler.is_enabled() and state["scalers"][name]:
+                    scaler.load_state_dict(state["scalers"][name])
+            self.loader.load_state_dict(state["loader"])
+            self.task.load_state(state["task"])
+            if self.ema and "average" in saved.groups:
+                self.ema.load_state_dict(saved.tensors("average"))
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{saved.path}: does not fit this model or its data (choose another --out, or --resume no): {error}"
+            ) from error
+        if self.ema and "average" not in saved.groups:
+            self.ema = EMA({name: self.task.networks[name] for name in self.task.averaged}, self.options.ema_decay)
+            notes.append("the checkpoint has no averaged weights: the average begins with the weights as they are")
         packing.set_rng_state(saved.tensors("random"), state["random"])
         self.step, self.best = state["step"], state["best"]
+        return notes
 
     def save(self, folder: Path, *, best: bool = False) -> Path:
         """Write a checkpoint (process 0 alone) and return its folder."""
         tensors, state = self.state()
+        self.saved = self.step
         return checkpoint.save_checkpoint(folder, self.step, tensors, state, keep_last=self.options.keep_last, best=best)
 
     def is_best(self, figures: Mapping[str, float]) -> bool:
@@ -279,6 +298,18 @@ def synchronise_statistics(network: nn.Module, device: torch.device) -> None:
                     f"device: expected a GPU for synchronised statistics of {type(parent).__name__}.{name}, got cpu"
                 )
             setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(norm))
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimiser's moments; its settings stay what they are now."""
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, now in zip(optimizer.param_groups, settings, strict=True):
+        group.update(now)
+    for parameter, moments in optimizer.state.items():
+        for key, value in moments.items():
+            if value.shape == parameter.shape:  # files are contiguous, the fused kernels want the weight's layout
+                moments[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def autocast(amp: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

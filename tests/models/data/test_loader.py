@@ -174,7 +174,8 @@ def test_bad_files_do_not_stop_an_epoch(workers: int) -> None:
     loader = Loader(dataset(10, bad=(2, 7)), 5, seed=1, workers=workers)
     with pytest.warns(UserWarning) as caught:
         batches = [next(loader) for _ in range(4)]
-    assert sorted(str(w.message) for w in caught) == ["skipped n2: n2.png: broken", "skipped n7: n7.png: broken"]
+    said = sorted(str(w.message) for w in caught if "skipped" in str(w.message))  # torch warns of workers on one core
+    assert said == ["skipped n2: n2.png: broken", "skipped n7: n7.png: broken"]
     assert Counter(name for b in batches for name in b.skipped) == {"n2": 2, "n7": 2}
     assert all(set(b.index.tolist()) <= {0, 1, 3, 4, 5, 6, 8, 9} for b in batches)
     with warnings.catch_warnings():
@@ -195,6 +196,23 @@ def test_bad_files_stop_an_epoch_if_asked(workers: int) -> None:
     source.bad = ()
     assert next(loader).index.tolist() == [2, 3]
     loader.close()
+
+
+def test_workers_outlive_sigterm_until_they_are_closed() -> None:
+    """A batch system signals the whole group; the step under way still gets its data."""
+    loader = Loader(dataset(40), 4, workers=2)
+    next(loader)
+    workers = loader._batches._workers  # type: ignore[union-attr]
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+    for _ in range(6):
+        next(loader)
+    assert all(worker.is_alive() for worker in workers)
+    loader.close()
+    for worker in workers:
+        worker.join(10)
+        assert not worker.is_alive()
 
 
 def test_a_killed_worker_is_an_error_and_no_hang() -> None:

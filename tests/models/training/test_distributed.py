@@ -18,11 +18,11 @@ import torch
 import torch.distributed as dist
 from mixsyn_fast.models.training.distributed import (
     World,
+    agree,
     any_rank,
-    barrier,
     deterministic,
+    from_first,
     init,
-    main_first,
     mean_over_ranks,
     mix,
     seed_step,
@@ -43,7 +43,7 @@ def _without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_alone_there_is_no_process_group() -> None:
     world = init("cpu")
-    assert world == World(0, 1, 0, torch.device("cpu")) and world.is_main
+    assert world == World(0, 1, 0, torch.device("cpu"))
     assert not dist.is_initialized()
     assert init() == world or torch.cuda.is_available()
     means = mean_over_ranks(
@@ -52,9 +52,8 @@ def test_alone_there_is_no_process_group() -> None:
     assert means == {"a": 1.5, "b": 2.0, "c": 3.0} and all(type(value) is float for value in means.values())
     assert mean_over_ranks({}) == {}
     assert any_rank(True) is True and any_rank(False) is False
-    barrier()
-    with main_first():
-        pass
+    assert agree(True, 3) is True and agree(False, 8) is False
+    assert from_first("here") == "here"
     shutdown()
     shutdown()
 
@@ -102,11 +101,6 @@ def test_scalars_of_several_elements() -> None:
         mean_over_ranks({"loss": torch.zeros(2)})
 
 
-def test_main_first_lets_errors_through() -> None:
-    with pytest.raises(KeyError), main_first():
-        raise KeyError
-
-
 # ---- several processes -----------------------------------------------------------------------------
 
 TWO = """
@@ -114,29 +108,15 @@ TWO = """
     from pathlib import Path
     import torch
     import torch.distributed as dist
-    from mixsyn_fast.models.training.distributed import any_rank, barrier, init, main_first, mean_over_ranks, shutdown
+    from mixsyn_fast.models.training.distributed import agree, any_rank, from_first, init, mean_over_ranks, shutdown
 
     folder = Path(sys.argv[1])
     world = init("cpu", timeout=60)
     result = {"rank": world.rank, "size": world.size, "local": world.local_rank, "backend": dist.get_backend()}
     result["means"] = mean_over_ranks({"a": world.rank, "b": torch.tensor(1e9 + world.rank, dtype=torch.float64)})
     result["any"] = [any_rank(False), any_rank(world.rank == 1), any_rank(True)]
-    time.sleep(0.3 * (1 - world.rank))
-    with main_first():
-        if world.is_main:
-            time.sleep(0.3)
-            (folder / "made").touch()
-        result["made"] = (folder / "made").exists()
-    try:
-        with main_first():
-            if world.is_main:
-                raise ValueError("only here")
-    except ValueError:
-        result["raised"] = True
-    time.sleep(0.3 * world.rank)
-    result["arrived"] = time.monotonic()
-    barrier()
-    result["left"] = time.monotonic()
+    result["agreed"] = [agree(world.rank == 0, 1), agree(False, 2)]
+    result["text"] = from_first("of the first" if world.rank == 0 else "of another")
     try:
         init("cpu")
     except RuntimeError as error:
@@ -176,10 +156,8 @@ def test_two_processes_under_torchrun(tmp_path: Path) -> None:
         assert (found["rank"], found["local"], found["size"], found["backend"]) == (rank, rank, 2, "gloo")
         assert found["means"] == {"a": 0.5, "b": 1e9 + 0.5}
         assert found["any"] == [False, True, True]
-        assert found["made"] and found["ended"]
+        assert found["agreed"] == [True, False] and found["text"] == "of the first" and found["ended"]
         assert "call shutdown() first" in found["again"]
-        assert found["left"] >= max(other["arrived"] for other in ranks)
-    assert "raised" in ranks[0] and "raised" not in ranks[1]
 
 
 DYING = """

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,98 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
 
 
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    """Whatever the log's interval: a checkpoint comes after a check of the losses."""
+    task = TinyGan()
+    task.at_step = {3: lambda: task.networks["generator"][0].weight.data.fill_(float("nan"))}
+    with pytest.raises(FloatingPointError, match="step 4"):
+        train(task, options(tmp_path, log_every=100), faces())
+    assert weights(tmp_path)["step"] == 2
+
+
+def test_an_infinite_gradient_under_a_loss_scale_is_no_failure(tmp_path):
+    task = TinyGan()
+    train(task, options(tmp_path, amp="fp16", clip_norm=1.0, steps=4), faces())
+    lines = log(tmp_path)
+    assert len(lines) == 4 and all(line["loss_scale/generator"] > 0 for line in lines)
+
+
+def test_a_signal_to_the_whole_group_saves(tmp_path):
+    """As Ctrl-C, `timeout` and batch systems send it: the data workers get it too."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import importlib.util\n"
+        "spec = importlib.util.spec_from_file_location('here', sys.argv[2])\n"
+        "here = importlib.util.module_from_spec(spec); spec.loader.exec_module(here)\n"
+        "from pathlib import Path\n"
+        "options = here.options(Path(sys.argv[3]), workers=2, steps=10**6, save_every=10**6)\n"
+        "here.train(here.TinyGan(), options, here.faces())\n"
+    )
+    root = str(Path(__file__).parents[3])
+    for number in (signal.SIGTERM, signal.SIGINT):
+        folder = tmp_path / number.name
+        process = subprocess.Popen(
+            [sys.executable, str(script), root, __file__, str(folder)],
+            start_new_session=True,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not (folder / "log.jsonl").exists() or len(log(folder)) < 3:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+        assert weights(folder)["step"] >= 3 and "stopped as asked" in said
+
+
+def test_a_stop_at_the_best_step_keeps_it_the_best(tmp_path):
+    task = TinyGan(at_step={1: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    figures = iter([1.0, 3.0])
+    task.validate = lambda batch, networks: {"psnr": torch.full((len(batch),), next(figures))}  # type: ignore[method-assign]
+    train(task, options(tmp_path, validate_every=1, save_every=100, keep_last=1), faces(), faces(4))
+    best = checkpoint.newest_valid(tmp_path / "checkpoints", best=True)
+    assert best is not None and best.step == 2
+
+
+def test_settings_of_the_optimisers_may_change_on_resume(tmp_path):
+    train(TinyGan(), options(tmp_path, steps=2), faces())
+    task = TinyGan()
+    task.phases["generator"] = dataclasses.replace(task.phases["generator"], lr=5e-4, betas=(0.5, 0.9), weight_decay=0.1)
+    trainer = Trainer(task, options(tmp_path), faces(), WORLD)
+    trainer.load(checkpoint.newest_valid(tmp_path / "checkpoints"))
+    group = trainer.optimizers["generator"].param_groups[0]
+    assert (group["betas"], group["weight_decay"], group["lr"]) == ((0.5, 0.9), 0.1, 5e-4)
+    assert trainer.optimizers["generator"].state  # the moments are those of the checkpoint
+    trainer.close()
+
+
+def test_an_average_and_a_loss_scale_may_begin_on_resume(tmp_path, capsys):
+    train(TinyGan(), options(tmp_path, steps=2, ema_decay=0.0), faces())
+    train(TinyGan(), options(tmp_path, steps=4, ema_decay=0.9, amp="fp16"), faces())
+    assert "no averaged weights" in capsys.readouterr().err
+    assert any(name.startswith("average.") for name in weights(tmp_path))
+
+
+def test_a_checkpoint_of_another_model(tmp_path):
+    train(TinyGan(), options(tmp_path, steps=2), faces())
+    other = TinyGan()
+    other.networks["generator"][3] = nn.Conv2d(8, 3, 1)
+    with pytest.raises(ValueError, match="(?s)step_00000002: does not fit this model or its data .*size mismatch"):
+        train(other, options(tmp_path, steps=4), faces())
+    assert weights(tmp_path)["step"] == 2
+
+
+def test_room_that_checkpoints_take_already_is_not_asked_for_again(tmp_path, monkeypatch):
+    train(TinyGan(), options(tmp_path, steps=4, save_every=1), faces())
+    asked = []
+    monkeypatch.setattr(checkpoint, "preflight", lambda folder, needed: asked.append(needed))
+    train(TinyGan(), options(tmp_path, steps=5, save_every=1), faces())
+    train(TinyGan(), options(tmp_path / "new", steps=1, save_every=1), faces())
+    assert asked[0] < 0.7 * asked[1]
+
+
 def test_nothing_is_overwritten(tmp_path):
     train(TinyGan(), options(tmp_path, steps=2), faces())
     with pytest.raises(FileExistsError, match="resume"):
@@ -279,6 +372,8 @@ def test_no_checkpoints_when_none_are_wanted(tmp_path):
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"batch_size": 5, "accumulate": 2}, "batch_size: expected a multiple of accumulate 2, got 5"),
         ({"workers": -1}, "workers"),
+        ({"sheet_images": 0}, "sheet_images"),
+        ({"timeout": 0.0}, "timeout"),
     ],
 )
 def test_options_are_checked(tmp_path, changes, message):
@@ -384,6 +479,53 @@ def test_bad_commands(arguments, message, tmp_path, capsys, monkeypatch):
         code = stop.code
     assert code == 2 and message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())  # nothing was begun
+
+
+def own_set(folder: Path, *, spoil: bool = False) -> Path:
+    """A set of one's own: two splits, ids 1 and 2, 255 where nothing is known."""
+    from PIL import Image
+
+    (folder / "classes.txt").parent.mkdir(parents=True, exist_ok=True)
+    (folder / "classes.txt").write_text("wall\nwindow\n")
+    for split in ("train", "val"):
+        for part in ("images", "labels"):
+            (folder / split / part).mkdir(parents=True)
+        for i in range(4):
+            labels = torch.randint(1, 3, (4, 4), dtype=torch.uint8).repeat_interleave(8, 0).repeat_interleave(8, 1)
+            labels[:4] = 255
+            Image.fromarray((labels * 60).numpy()).convert("RGB").save(folder / split / "images" / f"{i}.jpg")
+            Image.fromarray(labels.numpy()).save(folder / split / "labels" / f"{i}.png")
+    if spoil:
+        (folder / "val" / "labels" / "0.png").unlink()
+    return folder
+
+
+def test_a_set_of_ones_own_with_unknown_pixels(tmp_path, capsys):
+    where = ["--data", str(own_set(tmp_path / "set")), "--kind", "folder", "--unknown-id", "255", "--first-id", "1"]
+    small = [*SMALL, *where, "--validate-every", "2"]
+    assert cli.main(["train", "spade", *small, "--out", str(tmp_path / "run")]) == 0
+    assert any("validation/psnr" in line for line in log(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["classes"] == ["wall", "window", "unknown"]
+    capsys.readouterr()
+    assert cli.main(["data", "inspect", str(tmp_path / "set"), *where[2:]]) == 0
+    assert "0 bad of 4" in capsys.readouterr().out
+
+
+def test_a_validation_set_that_cannot_be_opened_is_said(tmp_path):
+    where = [
+        "--data",
+        str(own_set(tmp_path / "set", spoil=True)),
+        "--kind",
+        "folder",
+        "--unknown-id",
+        "255",
+        "--first-id",
+        "1",
+    ]
+    with pytest.warns(UserWarning, match=r"no validation.*0\.jpg"):
+        assert cli.main(["train", "spade", *SMALL, *where, "--out", str(tmp_path / "run")]) == 0
+    bad = [*SMALL, *where, "--validation", "val", "--out", str(tmp_path / "other")]
+    assert cli.main(["train", "spade", *bad]) == 2
 
 
 @pytest.mark.parametrize("model, steps", [("spade", 3), ("sean", 1)])

@@ -137,9 +137,9 @@ def test_changed_settings_are_said_and_kept(tmp_path: Path, capsys: pytest.Captu
     changed = {"lr": 0.2, "model": {"width": 4}}
     train(tmp_path, 3, 4, changed)
     assert "setting changed on resume: lr: 0.1 -> 0.2\n" in capsys.readouterr().err
-    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
-    assert json.loads((tmp_path / "config_from_00000003.json").read_text()) == changed
-    assert {name for name in files(tmp_path) if "config" in name} == {"config.json", "config_from_00000003.json"}
+    assert json.loads((tmp_path / "config.json").read_text()) == changed
+    assert json.loads((tmp_path / "config_until_00000003.json").read_text()) == CONFIG
+    assert {name for name in files(tmp_path) if "config" in name} == {"config.json", "config_until_00000003.json"}
 
 
 @pytest.mark.parametrize("text", ['{"lr": 0', "[1]", ""])
