@@ -359,24 +359,33 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {name: plain(getattr(config, name)) for name in _hints(type(config))}
 
 
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
 def from_dict(kind: type[C], values: Mapping[str, Any], *, _prefix: str = "") -> C:
     """Return the config that :func:`to_dict` wrote down.
 
+    A key that is missing takes the field's default, so that a run outlives the options that are added after it.
+
     Raises:
-        ValueError: a key that is unknown or missing, a value of a wrong type, or what ``__post_init__`` finds; the
-            message names the dotted key.
+        ValueError: a key that is unknown, or missing without a default; a value of a wrong type, or what ``__post_init__``
+            finds; the message names the dotted key.
     """
     hints = _hints(kind)
     where = _prefix.rstrip(".") or kind.__name__
     if not isinstance(values, Mapping):
         raise ValueError(f"{where}: expected the fields of {kind.__name__}, got {values!r}")
     unknown = [f"{_prefix}{name}" for name in values if name not in hints]
-    missing = [f"{_prefix}{name}" for name in hints if name not in values]
+    needed = [field.name for field in dataclasses.fields(kind) if field.init and not _has_default(field)]  # type: ignore[arg-type]
+    missing = [f"{_prefix}{name}" for name in needed if name not in values]
     if unknown or missing:
         problems = [f"{title} {', '.join(names)}" for title, names in (("unknown", unknown), ("missing", missing)) if names]
         raise ValueError(f"{where}: {'; '.join(problems)}")
     fields: dict[str, Any] = {}
     for name, hint in hints.items():
+        if name not in values:
+            continue
         key = _prefix + name
         if dataclasses.is_dataclass(hint):
             fields[name] = from_dict(typing.cast(type, hint), values[name], _prefix=f"{key}.")

@@ -1,0 +1,70 @@
+"""The training benchmark's gate and ratios, and the plot of curves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import plot_training, run_training
+
+
+def lines(step_ms: float, gb: float, loss: float) -> list[dict[str, Any]]:
+    entry = {"images_per_second": 1e3 / step_ms, "data_ms": 1.0, "peak_gb": gb, "generator/gan": loss, "lr/generator": 1e-4}
+    return [{"step": step, "step_ms": step_ms * (9 if step == 1 else 1), **entry} for step in (1, 2, 3)]
+
+
+def test_ratios_leave_the_first_step_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def train_once(model: str, options: list[str], steps: int, folder: Path) -> list[dict[str, Any]]:
+        asked.append(options)
+        return lines(300, 4, 1.0001) if "dense" in options else lines(100, 2, 1.0)
+
+    monkeypatch.setattr(run_training, "train_once", train_once)
+    row = run_training.measure("sean", ["--size", "64"], rounds=2, steps=2)
+    assert row["faster"] == pytest.approx(3) and row["memory"] == 0.5
+    assert row["difference_of_first_losses"] == pytest.approx(1e-4, rel=1e-2)
+    assert asked == [["--size", "64"], ["--size", "64", "--plan", "dense", "--backend", "reference"]] * 2
+
+
+def test_nothing_is_reported_behind_a_red_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train_once(model: str, options: list[str], steps: int, folder: Path) -> list[dict[str, Any]]:
+        return lines(100, 1, 1.1 if "dense" in options else 1.0)
+
+    monkeypatch.setattr(run_training, "train_once", train_once)
+    with pytest.raises(RuntimeError, match="losses of the first step differ"):
+        run_training.measure("sean", [], rounds=1, steps=2)
+    assert run_training.gate({"a": 1.0}, {"a": 1.0, "b": 2.0}) == float("inf") == run_training.gate({}, {})
+
+
+def test_a_real_run_goes_through(tmp_path: Path) -> None:
+    small = ["--kind", "procedural_facades", "--size", "32", "--batch-size", "2", "--generator.ngf", "2", "--vgg", "0"]
+    small += [
+        "--generator.style-length",
+        "8",
+        "--generator.encoder-width",
+        "2",
+        "--discriminator.ndf",
+        "2",
+        "--workers",
+        "0",
+    ]
+    row = run_training.measure("sean", [*small, "--init-gain", "0"], rounds=1, steps=1)
+    assert row["difference_of_first_losses"] <= 1e-3 and row["contenders"]["dense"]["step_ms"] > 0
+    with pytest.raises(RuntimeError, match="unrecognized arguments: --nonsense"):
+        run_training.train_once("sean", ["--nonsense"], 1, tmp_path)
+
+
+def test_curves(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(FileNotFoundError, match="run: no log.jsonl"):
+        plot_training.plot([run], tmp_path / "curves.png")
+    (run / "log.jsonl").write_text("".join(json.dumps({**line, "validation/psnr": 10.0}) + "\n" for line in lines(1, 1, 1)))
+    assert plot_training.main([str(run), "--out", str(tmp_path / "curves.png")]) == 0
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+    assert plot_training.curve(plot_training.read_log(run), "generator/gan") == ([1, 2, 3], [1.0, 1.0, 1.0])
