@@ -51,7 +51,6 @@ class Trainer:
         self.task, self.options, self.world = task, options, world
         self.step = 0
         self.best: float | None = None
-        self.saved = -1  # step of the last checkpoint written
         task.to(world.device)
         if options.channels_last:
             for network in task.networks.values():
@@ -220,7 +219,6 @@ class Trainer:
     def save(self, folder: Path, *, best: bool = False) -> Path:
         """Write a checkpoint (process 0 alone) and return its folder."""
         tensors, state = self.state()
-        self.saved = self.step
         return checkpoint.save_checkpoint(folder, self.step, tensors, state, keep_last=self.options.keep_last, best=best)
 
     def is_best(self, figures: Mapping[str, float]) -> bool:
