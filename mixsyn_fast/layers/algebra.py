@@ -60,14 +60,14 @@ def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 
 def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return _onednn_product(_padded(x), weight, bias)[: x.shape[0]]
+    result = _onednn_product(_padded(x), weight, bias)
+    return result.resize_(x.shape[0], result.shape[1])  # no slice: autograd refuses to change a view in place
 
 
 def _onednn_gradients(x: Tensor, grad: Tensor, weight: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
     """Gradients of x @ weight.T by x and weight, where needed. Dense rows: a strided x (one region's codes) costs 16 ms."""
-    padded = _padded(grad)
-    grad_x = _onednn_product(padded, weight.t())[: x.shape[0]] if needs[0] else None
-    return grad_x, _onednn_product(padded.t(), _padded(x).t()) if needs[1] else None
+    grad_x = _onednn_linear(grad, weight.t()) if needs[0] else None
+    return grad_x, _onednn_product(_padded(grad).t(), _padded(x).t()) if needs[1] else None
 
 
 class _OneDnnLinear(torch.autograd.Function):

@@ -59,6 +59,27 @@ def test_only_the_gradients_that_are_wanted(needs: tuple[bool, bool]) -> None:
     assert (rows.grad is not None, w.grad is not None) == needs
 
 
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 31, 33, 100, 1000, 1025])
+def test_rows_are_padded_to_few_sizes_and_results_are_not(rows: int) -> None:
+    x, w, bias = torch.randn(rows, 6, requires_grad=True), torch.randn(4, 6, requires_grad=True), torch.randn(4)
+    padded = algebra._padded(x.detach())
+    assert rows <= len(padded) <= rows * 17 / 16 + 1 and torch.equal(padded[:rows], x) and not padded[rows:].any()
+    result = algebra.linear(x, w, bias)
+    assert result.shape == (rows, 4) and result.is_contiguous()
+    result.add_(0)  # as a layer may
+    expected = torch.nn.functional.linear(x.double(), w.double(), bias.double())
+    assert torch.allclose(result.double(), expected, atol=1e-5)
+    for got, exact in zip(
+        torch.autograd.grad(result.square().sum(), (x, w)), torch.autograd.grad(expected.square().sum(), (x, w)), strict=True
+    ):
+        assert torch.allclose(got, exact.float(), rtol=1e-4, atol=1e-3)
+
+
+def test_sizes_of_padded_rows_are_sixteen_per_octave() -> None:
+    sizes = {len(algebra._padded(torch.empty(count, 1))) for count in range(512, 1024)}
+    assert len(sizes) == 17 and max(sizes) == 1024
+
+
 def test_linear_of_a_strided_slice() -> None:
     """One region's codes of a batch: values and gradients are those of a dense copy."""
     codes = torch.randn(4, 3, 8, requires_grad=True)

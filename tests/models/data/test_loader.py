@@ -201,7 +201,8 @@ def test_bad_files_stop_an_epoch_if_asked(workers: int) -> None:
 def test_workers_outlive_sigterm_until_they_are_closed() -> None:
     """A batch system signals the whole group; the step under way still gets its data."""
     loader = Loader(dataset(40), 4, workers=2)
-    next(loader)
+    for _ in range(4):  # of both workers: they have begun
+        next(loader)
     workers = loader._batches._workers  # type: ignore[union-attr]
     for worker in workers:
         os.kill(worker.pid, signal.SIGTERM)
