@@ -132,18 +132,13 @@ def read_pair(
         height, width = (size, size) if isinstance(size, int) else size
         if height < 1 or width < 1:
             raise ValueError(f"size: expected positive height and width, got {height} x {width}")
-        left, upper, right, lower = _crop_box(*picture.size, (height, width))
-        rows = np.clip(np.floor(upper + (np.arange(height) + 0.5) * (lower - upper) / height), 0, labels.shape[0] - 1)
-        columns = np.clip(np.floor(left + (np.arange(width) + 0.5) * (right - left) / width), 0, labels.shape[1] - 1)
-        labels = np.ascontiguousarray(labels[rows.astype(int)[:, None], columns.astype(int)[None]])
-        picture = picture.resize((width, height), resample=_bicubic(), box=(left, upper, right, lower), reducing_gap=3.0)
+        from .dataset import resample
+        from .source import Sample
+
+        sample = Sample(np.asarray(picture), labels, None, pair.image.stem)
+        image, labels, _ = resample(sample, _crop_box(*picture.size, (height, width)), (height, width))
+        return image, labels
     return np.asarray(picture), labels
-
-
-def _bicubic() -> Image.Resampling:
-    from PIL import Image
-
-    return Image.Resampling.BICUBIC
 
 
 def load_folder(

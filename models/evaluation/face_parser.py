@@ -192,14 +192,7 @@ def load_face_parser(path: str | os.PathLike[str]) -> FaceParser:
         FileNotFoundError: no such file.
         ValueError: the file holds something else; the message lists the entries that are missing or unexpected.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{os.fspath(path)}: no such file (expected weights of the face parser)")
-    try:
-        state = read_state(path)
-    except (OSError, ImportError, ValueError):
-        raise
-    except Exception as error:  # a file that is no pickle raises whatever its bytes happen to mean
-        raise ValueError(f"{os.fspath(path)}: expected a state_dict by torch.save, got: {error}") from error
+    state = read_state(path)
     parser = FaceParser()
     load_checked(parser, state, fold=False, source=os.fspath(path))
     return parser.eval().requires_grad_(False)

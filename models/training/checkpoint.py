@@ -276,7 +276,10 @@ def _writing(folder: Path, timeout: float | None = None) -> Iterator[None]:
     lock = FileLock(folder / _LOCK, timeout=_LOCK_SECONDS if timeout is None else timeout)
     try:
         lock.acquire()
-    except NotImplementedError:  # a file system without locks: then the user sees to it that there is one writer
+    except NotImplementedError:
+        warnings.warn(
+            f"{folder}: a file system without locks: see to it that one process at a time saves there", stacklevel=4
+        )
         yield
         return
     try:

@@ -70,23 +70,26 @@ class Config:
 
 
 @dataclass(frozen=True)
-class SPADEConfig(Config):
-    """Settings of SPADE."""
+class LatentConfig(Config):
+    """Settings of a generator that may have a latent code."""
 
-    generator: spade.Config = field(default_factory=lambda: spade.Config(spectral_norm=True))
     encoder: spade.EncoderConfig = field(
         default_factory=lambda: spade.EncoderConfig(spectral_norm=True)
     )  # image encoder of the VAE: only with generator.use_vae
 
 
 @dataclass(frozen=True)
-class CLADEConfig(Config):
+class SPADEConfig(LatentConfig):
+    """Settings of SPADE."""
+
+    generator: spade.Config = field(default_factory=lambda: spade.Config(spectral_norm=True))
+
+
+@dataclass(frozen=True)
+class CLADEConfig(LatentConfig):
     """Settings of CLADE."""
 
     generator: clade.Config = field(default_factory=lambda: clade.Config(spectral_norm=True))
-    encoder: spade.EncoderConfig = field(
-        default_factory=lambda: spade.EncoderConfig(spectral_norm=True)
-    )  # image encoder of the VAE: only with generator.use_vae
 
 
 @dataclass(frozen=True)
