@@ -1,0 +1,218 @@
+r"""The MS block (MixSyn, section 4.2.1 and Fig. 4e) and its convolution.
+
+A pre-activation residual block with optional average-pool down or bilinear up and optional normalisation, "unit of processing
+for all of our networks":
+
+    y = (S(x) + R(x)) / \sqrt 2
+    down:  R = conv_1 act norm_1 pool conv_0 act norm_0,      S = conv_s pool          (conv_0 keeps the width)
+    up:    R = conv_1 act norm_1 conv_0 up act norm_0,        S = conv_s up            (conv_0 changes the width)
+
+with leaky ReLU (slope 0.2); conv_s is 1 x 1 without bias and is there where the widths differ. The paper names the parts, not
+the order of sampling and convolution nor the factor; both are those usual in pre-activation generators.
+
+Exact algebra, left out with ``use_plan("dense")``:
+
+* Average pooling after a 3 x 3 convolution is one 4 x 4 convolution of stride 2 with the 3 x 3 weight summed over four shifts
+  and divided by 4: 16 instead of 36 multiplications per output, and the tensor at full size never exists.
+* Pooling and bilinear sampling commute with the 1 x 1 convolution of the shortcut, which then runs at the smaller size.
+* One encoder per region: the N of them are one grouped convolution, and groups of regions that nobody has are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixsyn_fast.backend import current_plan
+from mixsyn_fast.layers import conv2d
+from mixsyn_fast.ops.region_norm import region_norm
+
+SLOPE = 0.2  # of every leaky ReLU
+Resample = Literal["none", "down", "up"]
+MakeNorm = Callable[[int], nn.Module]  # channels -> norm(x, *condition, negative_slope=...)
+
+
+def pooled_kernel(weight: Tensor) -> Tensor:
+    """Return the kernel (O, I, 4, 4) whose convolution of stride 2 is that of `weight` (O, I, 3, 3), average-pooled by 2."""
+    across = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))
+    return (F.pad(across, (0, 0, 0, 1)) + F.pad(across, (0, 0, 1, 0))) / 4
+
+
+class MSConv2d(nn.Conv2d):
+    """Same-size convolution of `regions` encoders side by side, with optional spectral norm and fused average pooling.
+
+    Weight (regions * fout, fin, k, k). Encoder i reads channels i * fin to (i + 1) * fin of the input and writes as many of
+    the output. With `spectral` each encoder's weight is divided by its own largest singular value as a matrix (fout,
+    fin * k * k), found by one power iteration per forward in training (Miyato et al., ICLR 2018).
+
+    Args:
+        fin: input channels of one encoder.
+        fout: output channels of one encoder.
+        kernel_size: 1 or 3.
+        regions: number of encoders; 1 is an ordinary convolution.
+        bias: add a bias.
+        spectral: spectral norm.
+    """
+
+    def __init__(
+        self, fin: int, fout: int, kernel_size: int, *, regions: int = 1, bias: bool = True, spectral: bool = False
+    ) -> None:
+        super().__init__(regions * fin, regions * fout, kernel_size, padding=kernel_size // 2, groups=regions, bias=bias)
+        self.regions, self.spectral = regions, spectral
+        if spectral:
+            self.register_buffer("u", F.normalize(torch.randn(regions, fout), dim=1))
+            self.register_buffer("v", F.normalize(torch.randn(regions, fin, kernel_size, kernel_size), dim=(1, 2, 3)))
+            with torch.no_grad():
+                for _ in range(10):  # random vectors say nothing yet, and a network may be used before it is trained
+                    self._sigma(self._stack(), None)
+
+    def _sigma(self, stack: Tensor, which: Tensor | None) -> Tensor:
+        """Return the largest singular value (M,) of each weight of stack (M, fout, fin, k, k), and improve the vectors."""
+        # as matrices without a copy: columns in the order in which the weight lies in memory
+        order, back = ((0, 1, 2, 3), (0, 1, 2, 3))
+        if stack.stride(2) == 1:
+            order, back = (0, 2, 3, 1), (0, 3, 1, 2)
+        matrix = stack.permute(0, 1, *(i + 1 for i in order[1:])).flatten(2)
+        u, v = (t if which is None else t.index_select(0, which) for t in (self.u, self.v))
+        shape = v.permute(order).shape
+        v = v.permute(order).flatten(1)
+        if self.training:
+            with torch.no_grad():
+                v = F.normalize(torch.bmm(u[:, None], matrix)[:, 0], dim=1)
+                u = F.normalize(torch.bmm(matrix, v[:, :, None])[:, :, 0], dim=1)
+                rows = slice(None) if which is None else which
+                self.u[rows], self.v[rows] = u, v.view(shape).permute(back)
+        # copies: a second forward before the backward updates the buffers in place
+        return torch.bmm(torch.bmm(u.clone()[:, None], matrix), v.clone()[:, :, None])[:, 0, 0]
+
+    def _stack(self) -> Tensor:
+        """Return the weight as (regions, fout, fin, k, k)."""
+        return self.weight.view(self.regions, -1, *self.weight.shape[1:])
+
+    def normalised_weight(self, which: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias of the encoders `which` (M,) int64 (None: all), spectral norm applied."""
+        stack, bias = self._stack(), self.bias
+        if which is not None:
+            stack = stack.index_select(0, which)
+            bias = None if bias is None else bias.view(self.regions, -1).index_select(0, which).flatten()
+        if self.spectral:
+            with torch.autocast(stack.device.type, enabled=False):  # sigma scales every weight
+                stack = stack / self._sigma(stack, which)[:, None, None, None, None]
+        return stack.flatten(0, 1), bias
+
+    def forward(self, x: Tensor, which: Tensor | None = None, pool: bool = False) -> Tensor:  # type: ignore[override]
+        """Convolve.
+
+        Args:
+            x: (B, M * fin, H, W).
+            which: (M,) int64, the encoders that the channels belong to; None for all.
+            pool: average-pool the result by 2 (H and W rounded down).
+
+        Returns:
+            (B, M * fout, H, W), or (B, M * fout, H // 2, W // 2).
+        """
+        count = self.regions if which is None else len(which)
+        if not (self.spectral or pool or which is not None):
+            return conv2d(self, x)
+        weight, bias = self.normalised_weight(which)
+        if not pool:
+            return F.conv2d(x, weight, bias, padding=self.padding, groups=count)
+        if current_plan() == "dense" or self.kernel_size != (3, 3):
+            return F.avg_pool2d(F.conv2d(x, weight, bias, padding=self.padding, groups=count), 2)
+        kernel = pooled_kernel(weight)
+        if weight.is_contiguous(memory_format=torch.channels_last):
+            kernel = kernel.contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x, kernel, bias, stride=2, padding=1, groups=count)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Write the spectral norm into the weight and forget it: the same function in eval, for use without training."""
+        if self.spectral:
+            training, self.training = self.training, False
+            self.weight.copy_(self.normalised_weight()[0])
+            self.training, self.spectral = training, False
+            del self.u, self.v
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Return x (B, C, H, W) at twice the size, bilinear ("Samplings are done with bilinear interpolation")."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class MSBlock(nn.Module):
+    """MS block.
+
+    Args:
+        fin: input channels, of one encoder where there are several.
+        fout: output channels, likewise.
+        resample: "none", "down" (half the size) or "up" (twice the size).
+        norm: "none", "instance", or a function channels -> layer that takes (x, *condition, negative_slope=...).
+        regions: number of encoders side by side.
+        spectral: spectral norm of the convolutions.
+    """
+
+    def __init__(
+        self,
+        fin: int,
+        fout: int,
+        *,
+        resample: Resample = "none",
+        norm: Literal["none", "instance"] | MakeNorm = "none",
+        regions: int = 1,
+        spectral: bool = True,
+    ) -> None:
+        super().__init__()
+        self.resample, self.norm = resample, norm if isinstance(norm, str) else "layer"
+        middle = fin if resample == "down" else fout
+        self.conv_0 = MSConv2d(fin, middle, 3, regions=regions, spectral=spectral)
+        self.conv_1 = MSConv2d(middle, fout, 3, regions=regions, spectral=spectral)
+        self.conv_s = MSConv2d(fin, fout, 1, regions=regions, bias=False, spectral=spectral) if fin != fout else None
+        if not isinstance(norm, str):
+            self.norm_0, self.norm_1 = norm(fin), norm(middle)
+
+    def _activated(self, x: Tensor, layer: int, condition: tuple[Any, ...]) -> Tensor:
+        if self.norm == "none":
+            return F.leaky_relu(x, SLOPE)  # discriminators: R1 needs its second derivative
+        if self.norm == "instance":
+            return region_norm(x, norm="instance", negative_slope=SLOPE)
+        return getattr(self, f"norm_{layer}")(x, *condition, negative_slope=SLOPE)
+
+    def _shortcut(self, x: Tensor, which: Tensor | None) -> Tensor:
+        def convolved(t: Tensor) -> Tensor:
+            return t if self.conv_s is None else self.conv_s(t, which)
+
+        if self.resample == "down":
+            return convolved(F.avg_pool2d(x, 2))
+        if self.resample == "up":
+            return convolved(doubled(x)) if current_plan() == "dense" else doubled(convolved(x))
+        return convolved(x)
+
+    def forward(self, x: Tensor, *condition: Any, which: Tensor | None = None) -> Tensor:
+        """Run the block.
+
+        Args:
+            x: (B, M * fin, H, W).
+            condition: what the norm layers read: region map and style codes.
+            which: (M,) int64, the encoders in use; None for all.
+
+        Returns:
+            (B, M * fout, H', W').
+        """
+        h = self._activated(x, 0, condition)
+        if self.resample == "up":
+            h = doubled(h)
+        h = self.conv_0(h, which, pool=self.resample == "down")
+        h = self.conv_1(self._activated(h, 1, condition), which)
+        return (self._shortcut(x, which) + h) * math.sqrt(0.5)
+
+
+def fold_spectral_norm(network: nn.Module) -> None:
+    """Write all spectral norms of a network into its weights (see `MSConv2d.fold`)."""
+    for module in network.modules():
+        if isinstance(module, MSConv2d):
+            module.fold()

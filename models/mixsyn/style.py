@@ -1,0 +1,174 @@
+"""The style generator G_I (MixSyn, section 4 and Fig. 4).
+
+    Delta = concat_i E_i(k_i)            style matrix, delta x N, of the segments k_i = r_i * I
+    I*    = G_I(M*, Delta)
+
+Every segment has an encoder of its own. The generator's region-adaptive normalisation spreads the codes over the learned
+regions. On a soft composition it convolves the N weights with effective weights per image in place of a map of `delta`
+channels, on a hard map it reads a table of label patterns; both are exact (docs/exact_algebra.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixsyn_fast.layers import SEANNorm
+from mixsyn_fast.ops.region_norm import region_norm
+from mixsyn_fast.region_map import RegionMap
+
+from .blocks import MSBlock, MSConv2d, SLOPE
+from .config import Config, Size, halvings
+from .structure import checked_map, chosen_regions, spread
+
+
+class RegionAdaptiveNorm(SEANNorm):
+    """SEAN's region-adaptive normalisation over instance statistics, without noise."""
+
+    def __init__(self, channels: int, config: Config) -> None:
+        own = config.style
+        super().__init__(channels, len(config.classes), style_length=own.code_length, norm="instance", hidden=own.hidden)
+        self.noise_var.requires_grad_(False)  # without noise nothing reads it
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, regions: RegionMap, codes: Tensor, *, negative_slope: float | None = None
+    ) -> Tensor:
+        """Normalise x (B, C, H, W) and modulate it by the codes (B, N, delta) of its regions."""
+        return super().forward(x, regions, codes, noise=None, negative_slope=negative_slope)
+
+
+class GlobalNorm(nn.Module):
+    """The ablation: instance normalisation modulated by one style per image, the mean code of its regions."""
+
+    def __init__(self, channels: int, config: Config) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(config.style.code_length, 2 * channels)
+
+    def forward(self, x: Tensor, regions: RegionMap, codes: Tensor, *, negative_slope: float | None = None) -> Tensor:
+        """Normalise x (B, C, H, W) and modulate it by the mean code, one row of a table per image."""
+        present = (codes != 0).any(2).sum(1, keepdim=True).clamp(min=1)
+        table = self.modulation(codes.sum(1) / present)
+        scale, shift = table.chunk(2, 1)
+        index = torch.arange(len(x), dtype=torch.int32, device=x.device)[:, None, None].expand(-1, *x.shape[2:])
+        return region_norm(x, index, torch.cat((1 + scale, shift), 1), norm="instance", negative_slope=negative_slope)
+
+
+class StyleGenerator(nn.Module):
+    """G_I with its segment encoders.
+
+    Args:
+        config: classes, image_size and style are read.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        own, count, spectral = config.style, len(config.classes), config.style.spectral_norm
+        channels = min(own.encoder_width, own.encoder_largest)
+        self.encoder_in = MSConv2d(3, channels, 3, regions=count, spectral=spectral)
+        encoder = []
+        for _ in range(own.encoder_halvings):
+            wider = min(2 * channels, own.encoder_largest)
+            encoder.append(MSBlock(channels, wider, resample="down", norm="instance", regions=count, spectral=spectral))
+            channels = wider
+        self.encoder = nn.ModuleList(encoder)
+        self.encoder_out = MSConv2d(channels, own.code_length, 1, regions=count)
+        norm = {"region_adaptive": RegionAdaptiveNorm, "global": GlobalNorm}[own.normalisation]
+
+        def make_norm(wide: int) -> nn.Module:
+            return norm(wide, config)
+
+        doublings = halvings(config.image_size, own.start_size, "style.start_size")
+        widths = [min(own.width << level, own.largest) for level in range(doublings, -1, -1)]
+        self.conv_in = MSConv2d(count, widths[0], 3, spectral=spectral)
+        blocks = [MSBlock(widths[0], widths[0], norm=make_norm, spectral=spectral)]
+        for before, after in zip(widths, widths[1:], strict=False):
+            blocks.append(MSBlock(before, after, resample="up", norm=make_norm, spectral=spectral))
+        self.blocks = nn.ModuleList(blocks)
+        self.conv_out = MSConv2d(widths[-1], 3, 3)
+
+    @property
+    def start_size(self) -> Size:
+        """(H, W) at which the generator begins."""
+        height, width = self.config.image_size
+        return height >> (len(self.blocks) - 1), width >> (len(self.blocks) - 1)
+
+    @property
+    def plans(self) -> tuple[tuple[Size, bool], ...]:
+        """(size, per_image) of the label analyses that a hard map needs (`RegionMap.plan`)."""
+        if self.config.style.normalisation != "region_adaptive":
+            return ()
+        height, width = self.start_size
+        return tuple(((height << level, width << level), True) for level in range(len(self.blocks)))
+
+    def encode(
+        self,
+        image: Tensor,
+        regions: RegionMap | Tensor,
+        which: Sequence[int] | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """Return the style codes of the segments of S images, e_i = E_i(r_i * I).
+
+        An encoder's features are averaged over its region, weighted by how much of each cell it covers, and mapped to the code.
+
+        Args:
+            image: (S, 3, H, W) in [-1, 1].
+            regions: region map, or masks (S, N, H, W), one-hot or soft.
+            which: regions to encode; None for all. Encoders of other regions, and of absent ones, do not run.
+            present: (S, N) bool: the regions there are; None: those with any weight. A generated composition gives every
+                region some weight everywhere, also the absent ones: pass `Composition.present`.
+
+        Returns:
+            (S, N, delta), or (S, len(which), delta); zero for an absent region.
+
+        Raises:
+            ValueError: another number of regions, size or batch, or no such region.
+        """
+        regions = checked_map(regions, self.config)
+        if image.dim() != 4 or image.shape != (regions.batch_size, 3, *regions.size):
+            expected = (regions.batch_size, 3, *regions.size)
+            raise ValueError(f"image: expected shape {expected}, got {tuple(image.shape)}")
+        if present is None:
+            present = regions.areas() > 0
+        chosen = chosen_regions(which, present, regions.num_regions)
+        own = self.config.style
+        if not chosen:
+            return image.new_zeros((len(image), 0 if which is not None else regions.num_regions, own.code_length))
+        masks = regions.onehot(dtype=image.dtype)
+        index = torch.tensor(chosen, device=image.device) if len(chosen) < masks.shape[1] or which is not None else None
+        masks = masks if index is None else masks.index_select(1, index)
+        segments = (masks[:, :, None] * image[:, None]).flatten(1, 2)
+        x = self.encoder_in(segments.contiguous(memory_format=torch.channels_last), index)
+        for block in self.encoder:
+            x = block(x, which=index)
+        x = F.leaky_relu(x, SLOPE).unflatten(1, (len(chosen), -1))  # (S, M, C, h, w)
+        cover = F.avg_pool2d(masks.float(), 1 << own.encoder_halvings).flatten(2)
+        cover = cover / cover.sum(2, keepdim=True).clamp(min=1e-8)
+        pooled = torch.einsum("smcp,smp->smc", x.flatten(3), cover.to(x.dtype))
+        codes = self.encoder_out(pooled.reshape(len(image), -1, 1, 1), index).view(len(image), len(chosen), own.code_length)
+        return spread(codes.to(image.dtype), chosen, present, which)
+
+    def forward(self, regions: RegionMap | Tensor, codes: Tensor) -> Tensor:
+        """Return the images (B, 3, H, W) in (-1, 1).
+
+        Args:
+            regions: compositions: a hard map, or soft weights (B, N, H, W); gradients reach the weights.
+            codes: style matrix (B, N, delta), zero for absent regions.
+
+        Raises:
+            ValueError: another number of regions, size, batch or code length.
+        """
+        regions = checked_map(regions, self.config)
+        shape = (regions.batch_size, regions.num_regions, self.config.style.code_length)
+        if tuple(codes.shape) != shape:
+            raise ValueError(f"codes: expected shape {shape}, got {tuple(codes.shape)}")
+        # The mean composition of every cell: a hard and a soft map agree, and no small region is missed.
+        x = F.adaptive_avg_pool2d(regions.onehot(dtype=codes.dtype), self.start_size)
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        for block in self.blocks:
+            x = block(x, regions, codes)
+        return torch.tanh(self.conv_out(F.leaky_relu(x, SLOPE))).float()
