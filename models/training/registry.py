@@ -11,6 +11,7 @@ MODULES = {
     "spade": "mixsyn_fast.models.training.reconstruction",
     "clade": "mixsyn_fast.models.training.reconstruction",
     "sean": "mixsyn_fast.models.training.reconstruction",
+    "mixsyn": "mixsyn_fast.models.mixsyn.task",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -96,8 +96,8 @@ class Trainable:
 
     config: type
     """Dataclass of the model's own options: networks, weights of losses, learning rates."""
-    fitted: Callable[[Any, int, Size, bool], Any]
-    """(config, num_regions, size, edges) -> config with what the data decides: regions, image size, instance edges."""
+    fitted: Callable[[Any, Sequence[str], Size, bool], Any]
+    """(config, classes, size, edges) -> config with what the data decides: regions, image size, instance edges."""
     build: Callable[[Any, bool], Task]
     """(fitted config, training) -> task; without training only what `generate` needs (no feature networks for losses)."""
     decided: tuple[str, ...] = ()

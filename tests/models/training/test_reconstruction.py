@@ -15,7 +15,8 @@ from mixsyn_fast.models import clade, sean, spade
 from mixsyn_fast.models.data import Batch
 from mixsyn_fast.models.discriminators import DiscriminatorConfig, MultiScaleDiscriminator
 from mixsyn_fast.models.feature_networks import PERCEPTUAL_TAPS, FeatureNetwork
-from mixsyn_fast.models.training import reconstruction
+from mixsyn_fast.models.training import perceptual
+from mixsyn_fast.models.training.perceptual import perceptual_loss
 from mixsyn_fast.models.training.reconstruction import (
     TRAINABLES,
     CLADEConfig,
@@ -25,7 +26,6 @@ from mixsyn_fast.models.training.reconstruction import (
     SPADEConfig,
     fitted,
     initialise,
-    perceptual_loss,
 )
 from torch import Tensor, nn
 
@@ -33,6 +33,7 @@ from mixsyn_fast import use_backend, use_plan
 from mixsyn_fast.region_map import RegionMap
 
 K, SIZE = 5, (64, 64)
+CLASSES = tuple(f"class_{k}" for k in range(7))
 FAMILIES = ("spade", "clade", "sean")
 
 
@@ -51,7 +52,7 @@ def make(family: str, size: tuple[int, int] = SIZE, edges: bool = False, **field
     """Return a task of a small model in float64 where nothing else is asked."""
     dtype = fields.pop("dtype", torch.float64)
     torch.manual_seed(2)
-    task = TRAINABLES[family].build(fitted(settings(family, **fields), K, size, edges), True)
+    task = TRAINABLES[family].build(fitted(settings(family, **fields), CLASSES[:K], size, edges), True)
     for network in task.networks.values():
         network.to(dtype).train()
     return task
@@ -331,7 +332,7 @@ def test_plans_are_what_a_step_asks_for(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_settings_follow_the_data(family: str) -> None:
-    found = fitted(settings(family), 7, (64, 128), True)
+    found = fitted(settings(family), CLASSES, (64, 128), True)
     assert found.generator.label_nc == found.discriminator.label_nc == 7
     assert found.generator.output_size == (64, 128)
     assert getattr(found.generator, "edges", False) == found.discriminator.edges == (family != "sean")
@@ -354,9 +355,9 @@ def test_published_defaults() -> None:
 @pytest.mark.parametrize("size", [(60, 64), (64, 60), (16, 64), (33, 33)])
 def test_sizes_that_the_generator_cannot_make(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="size: expected|image_size: expected"):
-        fitted(settings("spade"), K, size, False)
+        fitted(settings("spade"), CLASSES[:K], size, False)
     with pytest.raises(ValueError, match="size: expected two positive numbers"):
-        fitted(settings("spade"), K, (0, 64), False)
+        fitted(settings("spade"), CLASSES[:K], (0, 64), False)
 
 
 @pytest.mark.parametrize(
@@ -381,7 +382,7 @@ def test_unknown_phase() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_training_only_what_generates(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconstruction, "find_weights", lambda kind: None)
+    monkeypatch.setattr(perceptual, "find_weights", lambda kind: None)
     trained = make(family)
     config = replace(trained.config, vgg=10.0)  # no VGG is at hand, and none is needed
     task = TRAINABLES[family].build(config, False)
@@ -428,29 +429,29 @@ def test_perceptual_loss_of_a_file(vgg_file: Path) -> None:
 
 def test_weights_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = replace(settings("clade"), vgg=10.0)
-    monkeypatch.setattr(reconstruction, "find_weights", lambda kind: None)
+    monkeypatch.setattr(perceptual, "find_weights", lambda kind: None)
     with pytest.warns(UserWarning, match="no VGG weights on this machine: .*--vgg-weights"):
-        assert fitted(config, K, SIZE, False).vgg == 0
+        assert fitted(config, CLASSES[:K], SIZE, False).vgg == 0
     with pytest.raises(FileNotFoundError, match="vgg_weights: no VGG weights"):
         perceptual_loss(config)
     missing = replace(config, vgg_weights=str(tmp_path / "no.pth"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert fitted(missing, K, SIZE, False).vgg == 10, "a file that was named is not dropped silently"
+        assert fitted(missing, CLASSES[:K], SIZE, False).vgg == 10, "a file that was named is not dropped silently"
         assert perceptual_loss(replace(config, vgg=0.0)) is None
     with pytest.raises(FileNotFoundError, match=r"no\.pth"):
-        TRAINABLES["clade"].build(fitted(missing, K, SIZE, False), True)
+        TRAINABLES["clade"].build(fitted(missing, CLASSES[:K], SIZE, False), True)
 
 
 def test_vgg_19_before_vgg_16_and_no_alexnet(monkeypatch: pytest.MonkeyPatch, vgg_file: Path) -> None:
     asked = []
-    monkeypatch.setattr(reconstruction, "find_weights", lambda kind: asked.append(kind) or None)
+    monkeypatch.setattr(perceptual, "find_weights", lambda kind: asked.append(kind) or None)
     with pytest.raises(FileNotFoundError):
         perceptual_loss(Config())
     assert asked == ["vgg19", "vgg16"]
-    monkeypatch.setattr(reconstruction, "find_weights", lambda kind: vgg_file if kind == "vgg16" else None)
+    monkeypatch.setattr(perceptual, "find_weights", lambda kind: vgg_file if kind == "vgg16" else None)
     assert perceptual_loss(Config()).network.kind == "vgg16"
-    monkeypatch.setattr(reconstruction, "load_feature_network", lambda path: FeatureNetwork("alexnet"))
+    monkeypatch.setattr(perceptual, "load_feature_network", lambda path: FeatureNetwork("alexnet"))
     with pytest.raises(ValueError, match="expected VGG-19 or VGG-16, got AlexNet"):
         perceptual_loss(Config())
 

@@ -1,0 +1,292 @@
+r"""Training of MixSyn: both generators jointly and end to end, against a discriminator each (sections 3.3 and 4.2.2).
+
+With images I, their masks M, the generated compositions known M' = G_M(M') and random M'' = G_M(M''), a step minimises
+
+    structure:  \lambda_A L_A (Eq. 1) + \lambda_R || M - G_M(M') ||_1                                              (Eq. 2)
+    style:      \lambda_A L_A (Eq. 3) + \lambda_S L_S (Eq. 4) + \lambda_R L_R (Eq. 5)                              (Eq. 6)
+
+on known images G_I(I, M), approximated ones G_I(I, M') and random ones G_I(I*, M''). The gradient of the images reaches the
+structure generator through the soft map that normalisation and segments read.
+
+Exact algebra: codes depend on one picture and one region, so a random composition *gathers* codes that the known one has
+computed already, structure and style; no encoder runs twice on the same segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mixsyn_fast.region_map import RegionMap
+
+from ..losses import log_loss, r1_due, r1_penalty, style_code_loss
+from ..training.at_once import at_once
+from ..training.perceptual import perceptual_loss, without_missing_vgg
+from ..training.task import Phase, Task, Trainable
+from .compositions import Composition, known_compositions, random_compositions
+from .config import Config, Size
+from .structure import Discriminator, StructureGenerator
+from .style import StyleGenerator
+
+if TYPE_CHECKING:
+    from ..data import Batch
+
+GENERATORS = ("structure_generator", "style_generator")
+DISCRIMINATORS = ("structure_discriminator", "image_discriminator")
+
+
+def fitted(config: Config, classes: Sequence[str], size: Size, edges: bool) -> Config:
+    """Return the settings with what the data decides: names of the regions, and (H, W) of the images.
+
+    Raises:
+        ValueError: sizes that the networks cannot halve evenly, names in `coupled` that the data does not have, fewer than
+            two regions.
+    """
+    del edges  # compositions know regions, no instances
+    return without_missing_vgg(replace(config, classes=tuple(classes), image_size=(int(size[0]), int(size[1]))))
+
+
+class Made(NamedTuple):
+    """What the generators make of a batch of B pictures."""
+
+    compositions: Tensor
+    """(2 B, N, H, W) soft: known, then random."""
+    images: Tensor | None
+    """(3 B, 3, H, W): known, approximated, random; None where only the structure was asked for."""
+    codes: Tensor | None
+    """(2 B, N, delta): the style matrices of the approximated and the random images."""
+    present: Tensor
+    """(2 B, N) bool: the regions of the known and the random compositions."""
+
+
+class MixSynTask(Task):
+    """Networks "structure_generator", "style_generator" and their discriminators; phases "generators", "discriminators".
+
+    Args:
+        config: fitted settings (`fitted`).
+        training: False builds only the generators.
+
+    Raises:
+        FileNotFoundError, ValueError: the VGG weights, where Config.vgg asks for them.
+    """
+
+    def __init__(self, config: Config, training: bool = True) -> None:
+        self.config = config
+        self.num_regions = len(config.classes)
+        self.classes = config.classes
+        style = StyleGenerator(config)
+        self.networks: dict[str, nn.Module] = {"structure_generator": StructureGenerator(config), "style_generator": style}
+        self.averaged = GENERATORS
+        self.plans = style.plans
+        self.perceptual = perceptual_loss(config) if training else None
+        settings = {"betas": config.betas, "weight_decay": config.weight_decay}
+        self.phases = {"generators": Phase(GENERATORS, lr=config.generator_lr, **settings)}
+        if training:
+            size = config.image_size
+            self.networks["structure_discriminator"] = Discriminator(self.num_regions, size, config.structure_discriminator)
+            self.networks["image_discriminator"] = Discriminator(3, size, config.image_discriminator)
+            self.phases["discriminators"] = Phase(DISCRIMINATORS, lr=config.discriminator_lr, **settings)
+        self._made: list[tuple[int, Tensor, Made]] = []  # step, real images, fakes: from one phase to the next
+
+    def to(self, device: torch.device) -> None:
+        """Move the networks and the feature network."""
+        super().to(device)
+        if self.perceptual is not None:
+            self.perceptual.to(device)
+
+    # --- what the generators make ---------------------------------------------------------------------------------------
+
+    def stages(self, step: int) -> tuple[bool, bool]:
+        """Return whether the structure and the style are trained in a step."""
+        first = step < self.config.structure_steps
+        return (True, True) if self.config.training == "joint" else (first, not first)
+
+    def make(
+        self,
+        batch: Batch,
+        networks: Mapping[str, nn.Module],
+        random: Composition,
+        *,
+        structure_gradient: bool = True,
+        images: bool = True,
+    ) -> Made:
+        """Make compositions and images of a batch.
+
+        Args:
+            batch: pictures and masks.
+            networks: the two generators.
+            random: the random compositions.
+            structure_gradient: False holds the compositions fixed.
+            images: False makes compositions only.
+        """
+        structure, style = networks["structure_generator"], networks["style_generator"]
+        assert isinstance(structure, StructureGenerator) and isinstance(style, StyleGenerator)
+        regions, image = batch.regions, batch.image
+        known = known_compositions(regions.areas() > 0)
+        present = torch.cat((known.present, random.present))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and structure_gradient):
+            codes = structure.encode(regions)
+            compositions = structure.decode(torch.cat((codes, random.gather(codes))))
+        if not images:
+            return Made(compositions, None, None, present)
+        count = len(batch)
+        own = style.encode(image, regions)
+        approximated = style.encode(image, RegionMap.soft(compositions[:count]), present=known.present)
+        codes = torch.cat((approximated, random.gather(own)))
+        made = torch.cat((style(regions, own), style(RegionMap.soft(compositions), codes)))
+        return Made(compositions, made, codes, present)
+
+    def _random(self, regions: RegionMap, generator: torch.Generator | None = None) -> Composition:
+        return random_compositions(regions.areas() > 0, self.config.groups, generator)
+
+    # --- losses ---------------------------------------------------------------------------------------------------------
+
+    def losses(self, phase: str, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return the weighted losses of "generators" or "discriminators" (see the module's docstring)."""
+        if phase not in self.phases:
+            raise ValueError(f"phase: expected one of {', '.join(self.phases)}, got {phase!r}")
+        return self.generator_losses(batch, step) if phase == "generators" else self.discriminator_losses(batch, step)
+
+    def generator_losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return the losses of the generators' step: Eq. 2 and Eq. 6."""
+        train_structure, train_style = self.stages(step)
+        made = self.make(
+            batch, self.networks, self._random(batch.regions), structure_gradient=train_structure, images=train_style
+        )
+        if self.config.reuse_fakes:
+            kept = Made(*(None if part is None else part.detach() for part in made))  # type: ignore[arg-type]
+            self._made = [*(each for each in self._made if each[0] == step), (step, batch.image, kept)]
+        losses = self.structure_losses(batch, made) if train_structure else {}
+        return losses | (self.style_losses(batch, made) if train_style else {})
+
+    def structure_losses(self, batch: Batch, made: Made) -> dict[str, Tensor]:
+        """Return the generator's part of Eq. 1, and the reconstruction of Eq. 2."""
+        config, count, judge = self.config, len(batch), self.networks["structure_discriminator"]
+
+        def judged(compositions: Tensor) -> dict[str, Tensor]:
+            known, random = judge(compositions).chunk(2)
+            loss = log_loss.mask_generator_loss(known, random, alpha=config.alpha, saturating=config.saturating)
+            return {"structure_gan": config.adversarial * loss}
+
+        losses = at_once(judged, made.compositions) if config.adversarial else {}
+        if config.structure_reconstruction:
+            difference = (made.compositions[:count] - batch.regions.onehot()).abs().mean()
+            losses["structure_l1"] = config.structure_reconstruction * difference
+        return losses
+
+    def style_losses(self, batch: Batch, made: Made) -> dict[str, Tensor]:
+        """Return the generator's part of Eq. 3, the style loss (Eq. 4) and the reconstruction (Eq. 5)."""
+        config, count, judge = self.config, len(batch), self.networks["image_discriminator"]
+        assert made.images is not None and made.codes is not None
+        perceptual, real = self.perceptual, batch.image
+
+        def judged(images: Tensor) -> dict[str, Tensor]:
+            known, approximated, random = judge(images).chunk(3)
+            loss = log_loss.image_generator_loss(
+                known, approximated, random, beta=config.beta, eta=config.eta, saturating=config.saturating
+            )
+            return {"image_gan": config.adversarial * loss}
+
+        losses = at_once(judged, made.images) if config.adversarial else {}
+        reconstructed = made.images[: 2 * count]
+        if config.reconstruction:
+            twice = torch.cat((real, real))
+            losses["image_l1"] = config.reconstruction * (reconstructed - twice).abs().mean()
+        if perceptual is not None:
+            twice = torch.cat((real, real))
+            losses |= at_once(lambda images: {"vgg": config.vgg * perceptual(images, twice)}, reconstructed)
+        if config.style_weight:
+            style = self.networks["style_generator"]
+            assert isinstance(style, StyleGenerator)
+            again = style.encode(made.images[count:], RegionMap.soft(made.compositions), present=made.present)
+            # the mean over approximated and random images is the half of the sum in Eq. 4
+            loss = style_code_loss(again, made.codes.detach(), made.present)
+            losses["style"] = config.style_weight * loss
+        return losses
+
+    def discriminator_losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Return the losses of the discriminators' step: -L_A of Eq. 1 and Eq. 3, and R1."""
+        config, count = self.config, len(batch)
+        train_structure, train_style = self.stages(step)
+        kept = [made for _, image, made in self._made if image is batch.image]
+        self._made = [each for each in self._made if each[1] is not batch.image]
+        if kept:
+            made = kept[-1]
+        else:
+            with torch.no_grad():
+                made = self.make(batch, self.networks, self._random(batch.regions), images=train_style)
+        losses: dict[str, Tensor] = {}
+        penalise = config.r1 > 0 and r1_due(step, config.r1_every)
+        if train_structure:
+            judge, real = self.networks["structure_discriminator"], batch.regions.onehot()
+            logits, known, random = judge(torch.cat((real, made.compositions))).split(count)
+            losses["structure_gan"] = log_loss.mask_discriminator_loss(logits, known, random, alpha=config.alpha)
+            if penalise:
+                losses["structure_r1"] = r1_penalty(judge, real, gamma=config.r1, interval=config.r1_every)
+        if train_style:
+            assert made.images is not None
+            judge, real = self.networks["image_discriminator"], batch.image
+            parts = judge(torch.cat((real, made.images.to(real.dtype)))).split(count)
+            losses["image_gan"] = log_loss.image_discriminator_loss(*parts, beta=config.beta, eta=config.eta)
+            if penalise:
+                losses["image_r1"] = r1_penalty(judge, real, gamma=config.r1, interval=config.r1_every)
+        return losses
+
+    # --- looking at it --------------------------------------------------------------------------------------------------
+
+    def _look(self, batch: Batch, networks: Mapping[str, nn.Module]) -> Made:
+        """Make everything of a batch, the same random compositions every time."""
+        return self.make(batch, networks, self._random(batch.regions, torch.Generator().manual_seed(int(batch.index.sum()))))
+
+    def generate(self, batch: Batch, networks: Mapping[str, nn.Module]) -> Tensor:
+        """Return the approximated images (B, 3, H, W): every picture made anew, of its own codes and composition."""
+        made = self._look(batch, networks)
+        assert made.images is not None
+        return made.images[len(batch) : 2 * len(batch)]
+
+    def validate(self, batch: Batch, networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        """Return PSNR in dB, SSIM and L1 of approximated ("psnr") and known images, and the composition's pixel accuracy."""
+        from ..evaluation.metrics import psnr, ssim
+
+        made, real, count = self._look(batch, networks), batch.image, len(batch)
+        assert made.images is not None
+        known, approximated, _ = made.images.clamp(-1, 1).split(count)
+        labels = batch.regions.labels_at()
+        right = (made.compositions[:count].argmax(1) == labels) & (labels >= 0)
+        return {
+            "psnr": psnr(approximated, real),
+            "ssim": ssim(approximated, real),
+            "l1": (approximated - real).abs().mean((1, 2, 3)),
+            "known_psnr": psnr(known, real),
+            "known_ssim": ssim(known, real),
+            "structure_accuracy": right.sum((1, 2)) / (labels >= 0).sum((1, 2)).clamp(min=1),
+        }
+
+    def sheet(self, batch: Batch, networks: Mapping[str, nn.Module]) -> list[list[np.ndarray]]:
+        """Return rows: image, masks, known composition, known and approximated image, random composition and image."""
+        from ..data import colorize, to_uint8
+
+        made, count = self._look(batch, networks), len(batch)
+        assert made.images is not None
+        images = to_uint8(made.images)
+        maps = np.concatenate((batch.regions.labels_at().cpu().numpy(), made.compositions.argmax(1).cpu().numpy()))
+        coloured = [colorize(each, self.num_regions) for each in maps]
+        return [
+            [
+                image,
+                *coloured[i : 2 * count : count],
+                *images[i : 2 * count : count],
+                coloured[i + 2 * count],
+                images[i + 2 * count],
+            ]
+            for i, image in enumerate(to_uint8(batch.image))
+        ]
+
+
+TRAINABLES = {"mixsyn": Trainable(Config, fitted, MixSynTask, ("classes", "image_size"))}
+"""What `mixsyn-fast train` finds here by name."""
