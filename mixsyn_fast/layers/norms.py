@@ -400,6 +400,13 @@ def _effective_style_conv(vectors: Tensor, conv: nn.Conv2d, weights: Tensor) -> 
     return y if conv.bias is None else y + conv.bias[:, None, None]
 
 
+def _blended_maps(blend: Tensor, own: Any, style: Any, hidden: Tensor, vectors: Tensor, weights: Tensor) -> Tensor:
+    """blend * style(style map) + (1 - blend) * own(hidden), the blend taken by the weights: they are smaller than maps."""
+    bias = blend * _zero_or(style.bias, style) + (1 - blend) * _zero_or(own.bias, own)
+    y = own._conv_forward(hidden, own.weight * (1 - blend), bias)
+    return y + low_rank_conv2d(vectors * blend, weights, style.weight)
+
+
 def sean_norm(
     module: nn.Module,
     x: Tensor,
@@ -459,17 +466,16 @@ def sean_norm(
         modulation: dict[str, Any] = {"index": plan.index, "table": table}
     else:
         dense_hidden = _dense_hidden(spade, regions, size, dtype)
-        gamma, beta = gamma_conv(dense_hidden), beta_conv(dense_hidden)
-        if use_style:
-            if plan_name == "dense":
+        if use_style and plan_name != "dense":
+            weights = regions.onehot(size, dtype)[:, list(which)]
+            pairs = ((blend_gamma, gamma_conv, style_gamma), (blend_beta, beta_conv, style_beta))
+            gamma, beta = (_blended_maps(*pair, dense_hidden, vectors, weights) for pair in pairs)
+        else:
+            gamma, beta = gamma_conv(dense_hidden), beta_conv(dense_hidden)
+            if use_style:
                 style_map = _dense_style_map(vectors, regions, size)
-                own_gamma, own_beta = style_gamma(style_map), style_beta(style_map)
-            else:
-                weights = regions.onehot(size, dtype)[:, list(which)]
-                own_gamma = _effective_style_conv(vectors, style_gamma, weights)
-                own_beta = _effective_style_conv(vectors, style_beta, weights)
-            gamma = blend_gamma * own_gamma + (1 - blend_gamma) * gamma
-            beta = blend_beta * own_beta + (1 - blend_beta) * beta
+                gamma = blend_gamma * style_gamma(style_map) + (1 - blend_gamma) * gamma
+                beta = blend_beta * style_beta(style_map) + (1 - blend_beta) * beta
         if _is_plain():
             noisy = x if drawn is None else x + drawn * module.noise_var[:, None, None]  # type: ignore[index]
             return _plain(module.param_free_norm, noisy, 1 + gamma, beta, negative_slope)  # type: ignore[arg-type]

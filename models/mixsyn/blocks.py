@@ -1,26 +1,25 @@
 r"""The MS block (MixSyn, section 4.2.1 and Fig. 4e) and its convolution.
 
-A pre-activation residual block with optional average-pool down or bilinear up and optional normalisation, "unit of processing
-for all of our networks":
+A pre-activation residual block with optional average-pool down or bilinear up and optional normalisation, "unit of
+processing for all of our networks":
 
-    y = (S(x) + R(x)) / \sqrt 2
+    y = S(x) + R(x)
     down:  R = conv_1 act norm_1 pool conv_0 act norm_0,      S = conv_s pool          (conv_0 keeps the width)
     up:    R = conv_1 act norm_1 conv_0 up act norm_0,        S = conv_s up            (conv_0 changes the width)
 
-with leaky ReLU (slope 0.2); conv_s is 1 x 1 without bias and is there where the widths differ. The paper names the parts, not
-the order of sampling and convolution nor the factor; both are those usual in pre-activation generators.
+with leaky ReLU (slope 0.2); conv_s is 1 x 1 without bias and is there where the widths differ. The paper names the parts but
+not the order of sampling and convolution; it is the usual one of pre-activation residual blocks.
 
 Exact algebra, left out with ``use_plan("dense")``:
 
-* Average pooling after a 3 x 3 convolution is one 4 x 4 convolution of stride 2 with the 3 x 3 weight summed over four shifts
-  and divided by 4: 16 instead of 36 multiplications per output, and the tensor at full size never exists.
+* Average pooling after a 3 x 3 convolution is one 4 x 4 convolution of stride 2 with the 3 x 3 weight summed over four
+  shifts and divided by 4: 16 instead of 36 multiplications per output, and the tensor at full size never exists.
 * Pooling and bilinear sampling commute with the 1 x 1 convolution of the shortcut, which then runs at the smaller size.
 * One encoder per region: the N of them are one grouped convolution, and groups of regions that nobody has are left out.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -208,7 +207,7 @@ class MSBlock(nn.Module):
             h = doubled(h)
         h = self.conv_0(h, which, pool=self.resample == "down")
         h = self.conv_1(self._activated(h, 1, condition), which)
-        return (self._shortcut(x, which) + h) * math.sqrt(0.5)
+        return self._shortcut(x, which) + h
 
 
 def fold_spectral_norm(network: nn.Module) -> None:

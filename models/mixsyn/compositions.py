@@ -94,7 +94,7 @@ def known_compositions(present: Tensor) -> Composition:
 def random_compositions(present: Tensor, groups: Groups, generator: torch.Generator | None = None) -> Composition:
     """Return as many random compositions as there are pictures: every group of regions comes from one of them.
 
-    Every group draws its source uniformly and for itself, the own picture included; a region that the source lacks is absent.
+    Every group draws its source uniformly and for itself, the own picture included; what the source lacks is absent.
 
     Args:
         present: (S, N) bool, the regions that each picture has.

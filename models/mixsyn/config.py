@@ -25,7 +25,7 @@ def _positive(config: object, *names: str) -> None:
 class StructureConfig:
     """The structure generator G_M: one encoder per region, one decoder."""
 
-    width: int = 16  # channels of an encoder's first convolution; doubled by every halving, at most code_channels
+    width: int = 16  # channels of an encoder's first convolution, which halves; doubled by every other halving
     code_channels: int = 128  # channels of a structure code (paper: 16 x 16 x 128)
     code_size: int = 16  # shorter side of a structure code in pixels
     decoder_width: int = 256  # channels of the decoder at the size of the codes; halved by every doubling
@@ -42,7 +42,9 @@ class StyleConfig:
     """The style generator G_I: one encoder per segment, one generator with region-adaptive normalisation."""
 
     code_length: int = 512  # delta, the length of a region's style code
-    encoder_width: int = 16  # channels of a segment encoder's first convolution; doubled by every halving
+    encoder_width: int = (
+        16  # channels of a segment encoder's first convolution, which halves; doubled by every other halving
+    )
     encoder_largest: int = 128  # at most so many channels in a segment encoder
     encoder_halvings: int = 4  # halvings before a segment's features are averaged over its region
     width: int = 64  # channels of the generator at full size; doubled by every halving
@@ -137,7 +139,8 @@ class Config:
             ("image_discriminator.end_size", self.image_discriminator.end_size),
             ("style.encoder_halvings", min(self.image_size) / 2**self.style.encoder_halvings),
         ):
-            halvings(self.image_size, end, name)
+            if halvings(self.image_size, end, name) < 1:
+                raise ValueError(f"{name}: expected less than the image's {min(self.image_size)} pixels, got {end:g}")
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:

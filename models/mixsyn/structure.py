@@ -44,7 +44,7 @@ def chosen_regions(which: Sequence[int] | None, present: Tensor, count: int) -> 
 
 
 def spread(codes: Tensor, chosen: Sequence[int], present: Tensor, which: Sequence[int] | None) -> Tensor:
-    """Return codes (S, M, ...) of the chosen regions as (S, N, ...), or as they are where `which` named them; absent: zero."""
+    """Return codes (S, M, ...) of chosen regions as (S, N, ...), or as they are where `which` named them; absent: zero."""
     here = present[:, list(chosen)].view(len(codes), len(chosen), *(1,) * (codes.dim() - 2))
     codes = torch.where(here, codes, 0)
     if which is not None or len(chosen) == present.shape[1]:
@@ -65,15 +65,14 @@ class StructureGenerator(nn.Module):
         self.config = config
         own, count = config.structure, len(config.classes)
         halved = halvings(config.image_size, own.code_size, "structure.code_size")
-        spectral, channels = own.spectral_norm, min(own.width, own.code_channels)
+        spectral = own.spectral_norm
+        channels = own.code_channels if halved == 1 else min(own.width, own.code_channels)
         self.encoder_in = MSConv2d(1, channels, 3, regions=count, spectral=spectral)
         encoder: list[MSBlock] = []
-        for i in range(halved):
+        for i in range(1, halved):
             wider = own.code_channels if i + 1 == halved else min(2 * channels, own.code_channels)
             encoder.append(MSBlock(channels, wider, resample="down", norm="instance", regions=count, spectral=spectral))
             channels = wider
-        if not halved:
-            encoder.append(MSBlock(channels, own.code_channels, norm="instance", regions=count, spectral=spectral))
         self.encoder = nn.ModuleList(encoder)
         channels = own.decoder_width
         decoder = [MSBlock(count * own.code_channels, channels, norm="instance", spectral=spectral)]
@@ -102,13 +101,13 @@ class StructureGenerator(nn.Module):
         chosen = chosen_regions(which, present, regions.num_regions)
         masks = regions.onehot(dtype=self.encoder_in.weight.dtype)
         if not chosen:
-            height, width = (side >> len(self.encoder) for side in regions.size)
+            height, width = (side >> len(self.encoder) + 1 for side in regions.size)
             return masks.new_zeros(
                 (len(masks), 0 if which is not None else masks.shape[1], self.code_channels, height, width)
             )
         index = torch.tensor(chosen, device=masks.device) if len(chosen) < masks.shape[1] or which is not None else None
         x = masks if index is None else masks.index_select(1, index)
-        x = self.encoder_in(x.contiguous(memory_format=torch.channels_last), index)
+        x = self.encoder_in(x.contiguous(memory_format=torch.channels_last), index, pool=True)
         for block in self.encoder:
             x = block(x, which=index)
         return spread(x.unflatten(1, (len(chosen), -1)), chosen, present, which)

@@ -70,7 +70,7 @@ class StyleGenerator(nn.Module):
         channels = min(own.encoder_width, own.encoder_largest)
         self.encoder_in = MSConv2d(3, channels, 3, regions=count, spectral=spectral)
         encoder = []
-        for _ in range(own.encoder_halvings):
+        for _ in range(own.encoder_halvings - 1):
             wider = min(2 * channels, own.encoder_largest)
             encoder.append(MSBlock(channels, wider, resample="down", norm="instance", regions=count, spectral=spectral))
             channels = wider
@@ -113,7 +113,8 @@ class StyleGenerator(nn.Module):
     ) -> Tensor:
         """Return the style codes of the segments of S images, e_i = E_i(r_i * I).
 
-        An encoder's features are averaged over its region, weighted by how much of each cell it covers, and mapped to the code.
+        An encoder's features are averaged over its region, weighted by how much of each cell it covers, and mapped to
+        the code.
 
         Args:
             image: (S, 3, H, W) in [-1, 1].
@@ -142,7 +143,7 @@ class StyleGenerator(nn.Module):
         index = torch.tensor(chosen, device=image.device) if len(chosen) < masks.shape[1] or which is not None else None
         masks = masks if index is None else masks.index_select(1, index)
         segments = (masks[:, :, None] * image[:, None]).flatten(1, 2)
-        x = self.encoder_in(segments.contiguous(memory_format=torch.channels_last), index)
+        x = self.encoder_in(segments.contiguous(memory_format=torch.channels_last), index, pool=True)
         for block in self.encoder:
             x = block(x, which=index)
         x = F.leaky_relu(x, SLOPE).unflatten(1, (len(chosen), -1))  # (S, M, C, h, w)
