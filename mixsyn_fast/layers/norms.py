@@ -401,7 +401,7 @@ def _effective_style_conv(vectors: Tensor, conv: nn.Conv2d, weights: Tensor) -> 
 
 
 def _blended_maps(blend: Tensor, own: Any, style: Any, hidden: Tensor, vectors: Tensor, weights: Tensor) -> Tensor:
-    """blend * style(style map) + (1 - blend) * own(hidden), the blend taken by the weights: they are smaller than maps."""
+    """Blend style(style map) with own(hidden): the factors go to the weights, which are smaller than the maps."""
     bias = blend * _zero_or(style.bias, style) + (1 - blend) * _zero_or(own.bias, own)
     y = own._conv_forward(hidden, own.weight * (1 - blend), bias)
     return y + low_rank_conv2d(vectors * blend, weights, style.weight)

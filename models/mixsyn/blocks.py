@@ -138,6 +138,11 @@ class MSConv2d(nn.Conv2d):
             del self.u, self.v
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return half-precision values as float32, all others as they are."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
 def doubled(x: Tensor) -> Tensor:
     """Return x (B, C, H, W) at twice the size, bilinear ("Samplings are done with bilinear interpolation")."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mixsyn_fast.ops.region_norm import region_norm
 from mixsyn_fast.region_map import RegionMap, as_region_map
 
-from .blocks import SLOPE, MSBlock, MSConv2d
+from .blocks import SLOPE, MSBlock, MSConv2d, at_least_float32
 from .config import Config, DiscriminatorConfig, Size, halvings
 
 
@@ -130,7 +130,7 @@ class StructureGenerator(nn.Module):
         for block in self.decoder:
             x = block(x)
         logits = self.decoder_out(region_norm(x, norm="instance", negative_slope=SLOPE))
-        return torch.softmax(logits.float(), 1)
+        return torch.softmax(at_least_float32(logits), 1)
 
     def forward(self, regions: RegionMap | Tensor) -> Tensor:
         """Return the known compositions G_M(M') of S masks, (S, N, H, W)."""

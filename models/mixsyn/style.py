@@ -20,7 +20,7 @@ from mixsyn_fast.layers import SEANNorm
 from mixsyn_fast.ops.region_norm import region_norm
 from mixsyn_fast.region_map import RegionMap
 
-from .blocks import SLOPE, MSBlock, MSConv2d
+from .blocks import SLOPE, MSBlock, MSConv2d, at_least_float32
 from .config import Config, Size, halvings
 from .structure import checked_map, chosen_regions, spread
 
@@ -147,7 +147,7 @@ class StyleGenerator(nn.Module):
         for block in self.encoder:
             x = block(x, which=index)
         x = F.leaky_relu(x, SLOPE).unflatten(1, (len(chosen), -1))  # (S, M, C, h, w)
-        cover = F.avg_pool2d(masks.float(), 1 << own.encoder_halvings).flatten(2)
+        cover = F.avg_pool2d(at_least_float32(masks), 1 << own.encoder_halvings).flatten(2)
         cover = cover / cover.sum(2, keepdim=True).clamp(min=1e-8)
         pooled = torch.einsum("smcp,smp->smc", x.flatten(3), cover.to(x.dtype))
         codes = self.encoder_out(pooled.reshape(len(image), -1, 1, 1), index).view(len(image), len(chosen), own.code_length)
@@ -172,4 +172,4 @@ class StyleGenerator(nn.Module):
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             x = block(x, regions, codes)
-        return torch.tanh(self.conv_out(F.leaky_relu(x, SLOPE))).float()
+        return torch.tanh(at_least_float32(self.conv_out(F.leaky_relu(x, SLOPE))))
