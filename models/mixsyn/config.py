@@ -79,7 +79,7 @@ class DiscriminatorConfig:
 class Config:
     """Settings of MixSyn and its training; classes and image_size follow from the data."""
 
-    classes: tuple[str, ...] = ("background", "region")  # names of the N regions
+    classes: tuple[str, ...] = ()  # names of the N regions; none: not known yet (networks need them)
     image_size: Size = (256, 256)  # height and width of masks and images in pixels
     coupled: str = "auto"  # regions that a random composition takes from one source: auto, none, or a+b,c+d+e
     structure: StructureConfig = field(default_factory=StructureConfig)  # structure generator
@@ -110,8 +110,6 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check every field once."""
-        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"classes: expected two or more different names, got {', '.join(self.classes) or 'none'}")
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(f"image_size: expected two positive numbers (H, W), got {self.image_size}")
         for name in (
@@ -131,6 +129,13 @@ class Config:
         _positive(self, "r1_every", "generator_lr", "discriminator_lr")
         if self.structure_steps < 0:
             raise ValueError(f"structure_steps: expected 0 or more, got {self.structure_steps}")
+        if self.classes:
+            self._check_with_data()
+
+    def _check_with_data(self) -> None:
+        """Check what depends on regions and image size, which only the data decides."""
+        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes: expected two or more different names, got {', '.join(self.classes)}")
         coupled_groups(self.classes, self.coupled)
         for name, end in (
             ("structure.code_size", self.structure.code_size),

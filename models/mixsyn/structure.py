@@ -33,6 +33,13 @@ def checked_map(regions: RegionMap | Tensor, config: Config) -> RegionMap:
     return regions
 
 
+def region_count(config: Config) -> int:
+    """Return N; ValueError for settings that no data has been fitted to."""
+    if not config.classes:
+        raise ValueError("config: expected the names of the regions in classes, got none (see task.fitted)")
+    return len(config.classes)
+
+
 def chosen_regions(which: Sequence[int] | None, present: Tensor, count: int) -> list[int]:
     """Return the regions to encode: those asked for, or those that some picture has (one host synchronisation)."""
     if which is None:
@@ -63,7 +70,7 @@ class StructureGenerator(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        own, count = config.structure, len(config.classes)
+        own, count = config.structure, region_count(config)
         halved = halvings(config.image_size, own.code_size, "structure.code_size")
         spectral = own.spectral_norm
         channels = own.code_channels if halved == 1 else min(own.width, own.code_channels)

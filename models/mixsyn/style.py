@@ -22,7 +22,7 @@ from mixsyn_fast.region_map import RegionMap
 
 from .blocks import SLOPE, MSBlock, MSConv2d, at_least_float32
 from .config import Config, Size, halvings
-from .structure import checked_map, chosen_regions, spread
+from .structure import checked_map, chosen_regions, region_count, spread
 
 
 class RegionAdaptiveNorm(SEANNorm):
@@ -66,7 +66,7 @@ class StyleGenerator(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        own, count, spectral = config.style, len(config.classes), config.style.spectral_norm
+        own, count, spectral = config.style, region_count(config), config.style.spectral_norm
         channels = min(own.encoder_width, own.encoder_largest)
         self.encoder_in = MSConv2d(3, channels, 3, regions=count, spectral=spectral)
         encoder = []
@@ -114,7 +114,7 @@ class StyleGenerator(nn.Module):
         """Return the style codes of the segments of S images, e_i = E_i(r_i * I).
 
         An encoder's features are averaged over its region, weighted by how much of each cell it covers, and mapped to
-        the code.
+        the code, in (-1, 1).
 
         Args:
             image: (S, 3, H, W) in [-1, 1].
@@ -150,7 +150,8 @@ class StyleGenerator(nn.Module):
         cover = F.avg_pool2d(at_least_float32(masks), 1 << own.encoder_halvings).flatten(2)
         cover = cover / cover.sum(2, keepdim=True).clamp(min=1e-8)
         pooled = torch.einsum("smcp,smp->smc", x.flatten(3), cover.to(x.dtype))
-        codes = self.encoder_out(pooled.reshape(len(image), -1, 1, 1), index).view(len(image), len(chosen), own.code_length)
+        codes = torch.tanh(self.encoder_out(pooled.reshape(len(image), -1, 1, 1), index))
+        codes = codes.view(len(image), len(chosen), own.code_length)
         return spread(codes.to(image.dtype), chosen, present, which)
 
     def forward(self, regions: RegionMap | Tensor, codes: Tensor) -> Tensor:

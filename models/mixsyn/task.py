@@ -175,7 +175,7 @@ class MixSynTask(Task):
 
         losses = at_once(judged, made.compositions) if config.adversarial else {}
         if config.structure_reconstruction:
-            difference = (made.compositions[:count] - batch.regions.onehot()).abs().mean()
+            difference = (made.compositions[:count] - batch.regions.onehot(dtype=made.compositions.dtype)).abs().mean()
             losses["structure_l1"] = config.structure_reconstruction * difference
         return losses
 
@@ -223,7 +223,7 @@ class MixSynTask(Task):
         losses: dict[str, Tensor] = {}
         penalise = config.r1 > 0 and r1_due(step, config.r1_every)
         if train_structure:
-            judge, real = self.networks["structure_discriminator"], batch.regions.onehot()
+            judge, real = self.networks["structure_discriminator"], batch.regions.onehot(dtype=made.compositions.dtype)
             logits, known, random = judge(torch.cat((real, made.compositions))).split(count)
             losses["structure_gan"] = log_loss.mask_discriminator_loss(logits, known, random, alpha=config.alpha)
             if penalise:
