@@ -209,6 +209,11 @@ def base_classes(types: Sequence[str], merge: str) -> tuple[str, ...]:
     raise ValueError(f"classes: {', '.join(types)} are not the {merge} types of any set")
 
 
+def merge_of(types: Sequence[str]) -> str:
+    """Return the `merge` that makes these types of a known set, "none" if they are no such types."""
+    return next((merge for merge, known in _KNOWN.items() if any(tuple(types) == one.names for one in known)), "none")
+
+
 class MergedSource:
     """A `Source` whose classes are merged into types; pictures, instances and edges are as they were.
 

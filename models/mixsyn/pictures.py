@@ -13,7 +13,7 @@ import numpy as np
 from ..data import FACE_CLASSES, LABEL_SETS, FileSource, LabelSet, Record, RegionDataset, Sample, Source, guess_kind
 from ..data.dataset import resample
 from ..data.readers import class_listing, class_names
-from ..data.region_types import base_classes, region_types
+from ..data.region_types import base_classes, merge_of, region_types
 from ..data.sets import classes_differ
 from ..evaluation.pictures import read_picture as read_photo
 
@@ -82,7 +82,7 @@ def read_picture(
             `first_id + k`, and a classes.txt in the image's folder (or in the set's, around `images/`) must say the same.
             "auto": the kind that folder and file names tell; if they tell none, "folder" where every known set of these
             classes stores them so too.
-        merge: region types that the model was trained on: "none", "meta", "compact".
+        merge: region types that the model was trained on: "none", "meta", "compact"; "auto": those that `classes` are.
         labels: label map; palette or grey PNG, or as the kind stores it.
         parser: finds the regions of a face photo (`load_face_parser`): CelebAMask-HQ's 19 classes, and types made of them.
             The photo is turned as its camera noted and reduced to a shorter side of 1024 pixels at most.
@@ -103,6 +103,7 @@ def read_picture(
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such picture")
+    merge = merge_of(classes) if merge == "auto" else merge
     base = base_classes(classes, merge)
     types = None if merge == "none" else region_types(base, merge)
     if labels is not None and not Path(labels).is_file():
@@ -146,14 +147,12 @@ def _label_set(
     if kind not in ("auto", "folder", *LABEL_SETS):
         raise ValueError(f"kind: expected auto, folder or one of {', '.join(LABEL_SETS)}, got {kind!r}")
     if kind == "auto":  # neither folder nor file names tell
-        rivals = [name for name in LABEL_SETS if _policy(LABEL_SETS[name], base, unknown) is not None]
-        for name in rivals:
-            chosen = _policy(LABEL_SETS[name], base, unknown)
-            if not np.array_equal(LABEL_SETS[name].resolve(chosen or "class")[1], own.resolve(policy)[1]):
-                raise ValueError(
-                    f"{labels}: expected a kind: these classes may be stored as in {name} or as in a folder of your own; "
-                    f"give kind (--kind), {' or '.join((*rivals, 'folder'))}"
-                )
+        found = {name: _policy(known, base, unknown) for name, known in LABEL_SETS.items()}
+        tables = {name: LABEL_SETS[name].resolve(chosen)[1] for name, chosen in found.items() if chosen is not None}
+        if any(not np.array_equal(table, own.resolve(policy)[1]) for table in tables.values()):
+            raise ValueError(
+                f"{labels}: cannot tell how it stores its classes; give kind (--kind): {' or '.join((*tables, 'folder'))}"
+            )
         kind = "folder"
     if kind == "folder":
         listing = next((found for found in map(class_listing, folders) if found is not None), None)
