@@ -224,9 +224,7 @@ def test_a_folder_says_its_classes(tmp_path: Path) -> None:
         assert (read_picture(photo, classes=OWN, kind=kind).labels == 2).all()
         with pytest.raises(ValueError, match=r"classes.txt: expected the model's classes, got 3 classes, class 1 is door"):
             read_picture(photo, classes=("wall", "roof", "door"), kind=kind)
-    with pytest.raises(
-        ValueError, match=r"classes.txt: .* got 3 classes instead of 12, also wall, roof, without"
-    ):
+    with pytest.raises(ValueError, match=r"classes.txt: .* got 3 classes instead of 12, also wall, roof, without"):
         read_picture(photo, classes=FACADE_CLASSES)
 
 
