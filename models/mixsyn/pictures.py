@@ -126,8 +126,9 @@ def read_picture(
 def _places(image: Path) -> list[Path]:
     """Where the label map of an image may lie, in the order of the search."""
     places = [image.with_name(f"{image.stem}{ending}.png") for ending in ("_labels", ".labels")]
-    places += [image.parent.parent / "labels" / f"{image.stem}.png", image.with_name(f"{image.stem}.png")]
-    return [place for place in places if place != image]
+    beside = image.absolute().parent.parent / "labels"  # absolute: "a.jpg" alone has a folder above it as well
+    places += [beside / f"{image.stem}.png", image.with_name(f"{image.stem}.png")]
+    return [place for place in places if place.absolute() != image.absolute()]
 
 
 def _label_set(

@@ -81,6 +81,18 @@ def test_an_image_is_not_its_own_label_map(tmp_path: Path) -> None:
     assert f"looked for {places[0]}, {places[1]};" in str(caught.value)
 
 
+def test_a_bare_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image(tmp_path / "photos" / "a.jpg")
+    monkeypatch.chdir(tmp_path / "photos")
+    with pytest.raises(FileNotFoundError, match="a.jpg: has no label map; looked for a_labels.png, "):
+        read_picture("a.jpg", classes=OWN)
+    plane(tmp_path / "labels" / "a.png", 2)
+    assert (read_picture("a.jpg", classes=OWN).labels == 2).all()
+    with pytest.raises(FileNotFoundError, match="no label map"):
+        monkeypatch.chdir(tmp_path / "labels")
+        read_picture("a.png", classes=OWN)
+
+
 def test_no_label_map_names_the_places(tmp_path: Path) -> None:
     photo = image(tmp_path / "photos" / "a.jpg")
     with pytest.raises(FileNotFoundError) as caught:
