@@ -24,7 +24,8 @@ from .procedural import (
     draw_street,
     palette,
 )
-from .sets import KINDS, ProceduralSource, guess_kind, open_source
+from .region_types import MergedSource, RegionTypes, merged, region_types
+from .sets import KINDS, LABEL_SETS, JoinedSource, ProceduralSource, guess_kind, open_source
 from .sheets import contact_sheet, to_uint8
 from .source import FileSource, LabelSet, Record, Sample, Source
 from .statistics import Statistics, statistics
@@ -33,18 +34,22 @@ __all__ = [
     "FACADE_CLASSES",
     "FACE_CLASSES",
     "KINDS",
+    "LABEL_SETS",
     "NUM_CLASSES",
     "STREET_CLASSES",
     "Batch",
     "Collate",
     "FileSource",
     "Item",
+    "JoinedSource",
     "LabelSet",
     "Loader",
+    "MergedSource",
     "Pair",
     "ProceduralSource",
     "Record",
     "RegionDataset",
+    "RegionTypes",
     "Sample",
     "Source",
     "Statistics",
@@ -59,9 +64,11 @@ __all__ = [
     "guess_kind",
     "list_pairs",
     "load_folder",
+    "merged",
     "open_source",
     "palette",
     "read_pair",
+    "region_types",
     "statistics",
     "to_uint8",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from .classes import (
@@ -140,7 +141,7 @@ def helen(root: Path, split: str) -> Found:
         if missing:
             raise FileNotFoundError(f"{root / 'labels' / stem / missing[0]}.png: no such part mask for {image}")
         records.append(Record(stem, image, tuple((k, masks[name]) for k, name in enumerate(names))))
-    return LabelSet(LAPA, (256, 256), soft_parts=True), records
+    return replace(_LAPA, soft_parts=True), records
 
 
 # --- facades ----------------------------------------------------------------------------------------------------------
@@ -178,6 +179,17 @@ def _facade_files(root: Path, split: str, part: str, pattern: str, train: range,
 # --- scenes -----------------------------------------------------------------------------------------------------------
 
 
+_COCO_STUFF = LabelSet(COCO_STUFF, (256, 256), unknown=255)
+_ADE20K = LabelSet(ADE20K, (256, 256), first=1, unknown=0)
+_CITYSCAPES = LabelSet(CITYSCAPES, (256, 512), unknown=0)
+_CAMVID = LabelSet(
+    CAMVID,
+    (256, 320),
+    unknown=11,
+    colours={rgb: CAMVID.index(name) for name, several in CAMVID_COLOURS.items() for rgb in several},
+)
+
+
 def coco_stuff(root: Path, split: str) -> Found:
     """COCO-Stuff: 118,287 + 5,000 pictures, 182 classes stored as 0..181, 255 = unknown; instance maps where they exist.
 
@@ -196,11 +208,10 @@ def coco_stuff(root: Path, split: str) -> Found:
         ]
         for part in ("train", "val")
     }
-    label_set = LabelSet(COCO_STUFF, (256, 256), unknown=255)
     found = split_folders(root, options, split)
     if not found:
-        return label_set, simple(root, split)
-    return label_set, [
+        return _COCO_STUFF, simple(root, split)
+    return _COCO_STUFF, [
         record
         for images, labels, instances in found
         for record in pairs(files(images), files(labels), labels, files(instances))
@@ -217,11 +228,10 @@ def ade20k(root: Path, split: str) -> Found:
     options = {
         part: [(f"images/{name}", f"annotations/{name}")] for part, name in (("train", "training"), ("val", "validation"))
     }
-    label_set = LabelSet(ADE20K, (256, 256), first=1, unknown=0)
     found = split_folders(root, options, split)
     if not found:
-        return label_set, simple(root, split)
-    return label_set, [record for images, labels in found for record in pairs(files(images), files(labels), labels)]
+        return _ADE20K, simple(root, split)
+    return _ADE20K, [record for images, labels in found for record in pairs(files(images), files(labels), labels)]
 
 
 def cityscapes(root: Path, split: str) -> Found:
@@ -231,9 +241,8 @@ def cityscapes(root: Path, split: str) -> Found:
     `*_gtFine_instanceIds.png`. Id 0, unlabeled, is a class (no class with unknown="none"); class 34, the licence plate, is
     never drawn but counted by the published models. Size 256 x 512. Nothing swaps.
     """
-    label_set = LabelSet(CITYSCAPES, (256, 512), unknown=0)
     if not (root / "leftImg8bit").is_dir():
-        return label_set, simple(root, split)
+        return _CITYSCAPES, simple(root, split)
     records = []
     for part in SPLITS if split == "all" else (split,):
         labels = root / "gtFine" / part
@@ -241,7 +250,7 @@ def cityscapes(root: Path, split: str) -> Found:
         if images or split != "all":
             maps = (files(labels, ending=f"_gtFine_{kind}Ids") for kind in ("label", "instance"))
             records += pairs(images, next(maps), labels, next(maps))
-    return label_set, records
+    return _CITYSCAPES, records
 
 
 def gta5(root: Path, split: str) -> Found:
@@ -273,20 +282,24 @@ def camvid(root: Path, split: str) -> Found:
     `701_StillsRaw_full/*.png` + `LabeledApproved_full/*_L.png`, whose 32 colours are merged into the 11 classes: it has no
     split, so only "all", or `names`. Size 256 x 320. Nothing swaps.
     """
-    codes = {rgb: CAMVID.index(name) for name, several in CAMVID_COLOURS.items() for rgb in several}
-    label_set = LabelSet(CAMVID, (256, 320), unknown=11, colours=codes)
     found = split_folders(root, {part: [(part, f"{part}annot")] for part in SPLITS}, split)
     if found:
-        return label_set, [record for images, labels in found for record in pairs(files(images), files(labels), labels)]
+        return _CAMVID, [record for images, labels in found for record in pairs(files(images), files(labels), labels)]
     images, labels = root / "701_StillsRaw_full", root / "LabeledApproved_full"
     if not images.is_dir():
-        return label_set, simple(root, split)
+        return _CAMVID, simple(root, split)
     if split != "all":
         raise ValueError(f"split: {images} has no split: expected 'all' (with `names` for a part of it), got {split!r}")
-    return label_set, pairs(files(images), files(labels, ending="_L"), labels)
+    return _CAMVID, pairs(files(images), files(labels, ending="_L"), labels)
 
 
 # --- clothes ----------------------------------------------------------------------------------------------------------
+
+
+_DEEPFASHION = LabelSet(
+    DEEPFASHION, (256, 256), colours={rgb: k for k, rgb in enumerate(DEEPFASHION_COLOURS)}, pad=(255, 255, 255)
+)
+_CCP = LabelSet(CCP, (384, 256))
 
 
 def deepfashion(root: Path, split: str) -> Found:
@@ -298,11 +311,9 @@ def deepfashion(root: Path, split: str) -> Found:
     gallery = val. Pictures are padded to squares, white at the sides, and used at 256 x 256 (class-wise VAE, which
     also leaves out pictures without a face: give `names`). Nothing swaps.
     """
-    colours = {rgb: k for k, rgb in enumerate(DEEPFASHION_COLOURS)}
-    label_set = LabelSet(DEEPFASHION, (256, 256), colours=colours, pad=(255, 255, 255))
     pictures = next((d for d in (root / "img_highres", root / "img") if d.is_dir()), None)
     if pictures is None:
-        return label_set, simple(root, split)
+        return _DEEPFASHION, simple(root, split)
     found = {}
     for base in (pictures, root / "img_highres_seg"):
         for where, _, names in os.walk(base):
@@ -321,7 +332,7 @@ def deepfashion(root: Path, split: str) -> Found:
         records.append(Record("_".join(key.split("/")[-2:]), image, labels))
     if not records:
         raise FileNotFoundError(f"{pictures}: holds no parsing map (*_segment.png) of split {split!r}")
-    return label_set, records
+    return _DEEPFASHION, records
 
 
 def _deepfashion_parts(path: Path) -> dict[str, str]:
@@ -341,12 +352,11 @@ def ccp(root: Path, split: str) -> Found:
     Layout: `photos/*.jpg` + `annotations/pixel-level/*.mat` (read with scipy). No published split; ours goes by number:
     1..800 train, 801..900 val, 901..1004 test. Size 384 x 256. Nothing swaps.
     """
-    label_set = LabelSet(CCP, (384, 256))
     labels = root / "annotations" / "pixel-level"
     if not (root / "photos").is_dir():
-        return label_set, simple(root, split)
+        return _CCP, simple(root, split)
     records = pairs(files(root / "photos"), files(labels, (".mat",)), labels)
-    return label_set, by_number(records, split, range(1, 801), range(801, 901))
+    return _CCP, by_number(records, split, range(1, 801), range(801, 901))
 
 
 # --- a user's own ------------------------------------------------------------------------------------------------------
@@ -368,13 +378,13 @@ def folder(
     names or their number. `unknown_id`: stored id of pixels without a class. `first_id`: stored id of the first class.
     Classes named l_x and r_x, or left... and right..., swap in a flip.
     """
-    listing = next((p for p in (root / "classes.txt", root / "label_list.txt") if p.is_file()), None)
+    listing = class_listing(root)
     if isinstance(classes, int):
         names = [f"class_{k}" for k in range(classes)]
     elif classes is not None:
         names = [str(name) for name in classes]
     elif listing is not None:
-        names = _class_names(listing)
+        names = class_names(listing)
     else:
         raise FileNotFoundError(f"{root / 'classes.txt'}: expected the class names, one per line (or option classes)")
     if not names or len(set(names)) < len(names):
@@ -382,7 +392,13 @@ def folder(
     return LabelSet(tuple(names), size, first=first_id, unknown=unknown_id), simple(root, split)
 
 
-def _class_names(path: Path) -> list[str]:
+def class_listing(root: Path) -> Path | None:
+    """Return the file in a folder that lists class names, if it has one."""
+    return next((p for p in (root / "classes.txt", root / "label_list.txt") if p.is_file()), None)
+
+
+def class_names(path: Path) -> list[str]:
+    """Read class names, one per line; a leading number on every line, counting from 0, is skipped."""
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     numbered = [line.split(maxsplit=1) for line in lines]
     if all(len(parts) == 2 and parts[0] == str(k) for k, parts in enumerate(numbered)):
@@ -410,3 +426,20 @@ READERS: dict[str, Callable[..., Found]] = {
     )
 }
 """Reader of every kind of files."""
+
+LABEL_SETS: dict[str, LabelSet] = {
+    "celebamask_hq": _FACES,
+    "ffhq": _FACES,
+    "lapa": _LAPA,
+    "helen": _LAPA,
+    "cmp_facade": _FACADES,
+    "cmp_facade_extended": _FACADES,
+    "coco_stuff": _COCO_STUFF,
+    "ade20k": _ADE20K,
+    "cityscapes": _CITYSCAPES,
+    "camvid": _CAMVID,
+    "deepfashion": _DEEPFASHION,
+    "ccp": _CCP,
+}
+"""How the label maps of every kind store its classes; not of "folder", which is as its user says, nor of "gta5", which is
+stored in two ways."""

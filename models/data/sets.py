@@ -17,13 +17,17 @@ from .facades import FACADE_CLASSES, draw_facade
 from .faces import FACE_CLASSES, draw_face
 from .folder import IMAGE_SUFFIXES
 from .layouts import SPLITS
+from .readers import LABEL_SETS as _STORED
 from .readers import READERS
-from .source import FileSource, Sample, Source
+from .source import FileSource, LabelSet, Sample, Source
 
 _DRAWN = {"procedural_faces": (draw_face, FACE_CLASSES), "procedural_facades": (draw_facade, FACADE_CLASSES)}
 
 KINDS = (*READERS, *_DRAWN)
 """Every kind that :func:`open_source` knows."""
+
+LABEL_SETS = {**_STORED, **{kind: LabelSet(tuple(classes), (128, 128)) for kind, (_, classes) in _DRAWN.items()}}
+"""How a label map of every kind stores its classes, where the kind alone says so (not "folder" and "gta5")."""
 
 
 class ProceduralSource:
@@ -64,6 +68,62 @@ class ProceduralSource:
             raise IndexError(f"index: expected 0 to {self.count - 1}, got {index}")
         image, labels = _DRAWN[self.name][0](self.seed + index, self.default_size)
         return Sample(image, labels.astype(np.int32), None, f"seed_{self.seed + index:08d}")
+
+
+class JoinedSource:
+    """Several sets of the same classes as one; every picture of every set once, so that a set's share is its size.
+
+    Name, flips and default size are those of the first set. Pictures are sorted by name; equal names stand in the order of
+    the sets.
+
+    Args:
+        sources: one or more.
+
+    Raises:
+        ValueError: no source, or sets of different classes or flips; the message names the difference.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        if not sources:
+            raise ValueError("sources: expected at least one, got none")
+        first = sources[0]
+        for source in sources[1:]:
+            if tuple(source.classes) != tuple(first.classes):
+                difference = classes_differ(source.classes, first.classes)
+                raise ValueError(f"sources: expected the classes of {first.name}; {source.name} has {difference}")
+            if set(source.swaps) != set(first.swaps):
+                raise ValueError(f"sources: {source.name} flips classes {source.swaps}, {first.name} flips {first.swaps}")
+        self.sources = tuple(sources)
+        self.name, self.classes, self.swaps = first.name, tuple(first.classes), first.swaps
+        self.default_size = first.default_size
+        self._where = sorted((name, k, i) for k, source in enumerate(sources) for i, name in enumerate(source.names()))
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def names(self) -> list[str]:
+        """Stem of every picture, sorted."""
+        return [name for name, _, _ in self._where]
+
+    def read(self, index: int) -> Sample:
+        """Read sample `index`; raises what its set raises, IndexError outside [0, len)."""
+        if not 0 <= index < len(self._where):
+            raise IndexError(f"index: expected 0 to {len(self._where) - 1}, got {index}")
+        _, k, i = self._where[index]
+        return self.sources[k].read(i)
+
+
+def classes_differ(got: Sequence[str], expected: Sequence[str]) -> str:
+    """Say how a list of class names differs from another, for messages: "12 classes instead of 19, also a, b, without c"."""
+    found = [f"{len(got)} classes" + (f" instead of {len(expected)}" if len(got) != len(expected) else "")]
+    for ours, theirs, which in ((got, expected, "also"), (expected, got, "without")):
+        only = [name for name in ours if name not in theirs]
+        if only:
+            found.append(f"{which} {', '.join(only[:4])}{' ...' if len(only) > 4 else ''}")
+    unequal = next((k for k, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), None)
+    if len(found) == 1 and unequal is not None:
+        found.append(f"class {unequal} is {got[unequal]} instead of {expected[unequal]}")
+    return ", ".join(found)
 
 
 def add_reader_arguments(parser: argparse.ArgumentParser) -> None:
@@ -183,8 +243,12 @@ _STEMS = (
 )
 
 
-def guess_kind(root: str | os.PathLike[str]) -> str:
+def guess_kind(root: str | os.PathLike[str], stem: str | None = None) -> str:
     """Guess the kind of a folder: by what only one set has, by file names, then by the folder's own name.
+
+    Args:
+        root: the folder.
+        stem: of the one picture in question; None: the first picture that the folder has speaks for all.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -202,9 +266,9 @@ def guess_kind(root: str | os.PathLike[str]) -> str:
             if folder.is_dir()
             else ()
         )
-        stem = next(iter(found), None)
-        for pattern, kind in _STEMS if stem is not None else ():
-            if re.fullmatch(pattern, stem):
+        name = next(iter(found), None) if stem is None else stem
+        for pattern, kind in _STEMS if name is not None else ():
+            if re.fullmatch(pattern, name):
                 return kind
     for folder in (where.resolve(), where.resolve().parent):  # the folder itself may be one split
         name = folder.name.lower().replace("-", "_")

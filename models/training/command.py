@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from mixsyn_fast.commands import make_parser
 
-from ..data import RegionDataset, Source, open_source
+from ..data import KINDS, JoinedSource, RegionDataset, Source, merged, open_source
 from ..data.sets import reader_options
 from . import config, distributed
 from .loop import train
@@ -46,12 +46,20 @@ class DataOptions:
     crop: Literal["random", "center", "none"] = "center"  # where the crop lies; none: squeeze the whole picture to the size
     flip: float = 0.5  # probability of a horizontal flip; left and right classes change places
     count: int = 1000  # pictures of a set drawn by code (kinds procedural_faces and procedural_facades)
+    merge: Literal["none", "meta", "compact"] = "none"  # classes merged into fewer region types; see docs/training.md
+    also: str = (
+        ""  # a second set with the same classes to learn from: a kind drawn by code (--count pictures), or kind:folder
+    )
     on_error: Literal["skip", "raise"] = "skip"  # a bad file: take the next picture and say so, or stop
 
     def __post_init__(self) -> None:
         """Check what no data set needs to be opened for."""
         if len(self.size) not in (1, 2) or min(self.size) < 1:
             raise ValueError(f"size: expected one or two positive numbers, got {self.size}")
+        kind, _, folder = self.also.partition(":")
+        if self.also and (kind not in ("auto", *KINDS) or kind.startswith("procedural") == bool(folder)):
+            drawn = ", ".join(kind for kind in KINDS if kind.startswith("procedural"))
+            raise ValueError(f"also: expected a kind drawn by code ({drawn}) or kind:folder, got {self.also!r}")
 
     @property
     def height_and_width(self) -> tuple[int, int]:
@@ -59,7 +67,23 @@ class DataOptions:
         return self.size[0], self.size[-1]
 
     def source(self, split: str) -> Source:
-        """Open a split of the set; ValueError or FileNotFoundError say what is wrong."""
+        """Open a split of the set, in its region types; ValueError or FileNotFoundError say what is wrong."""
+        return merged(self._opened(split), self.merge)
+
+    def training_source(self) -> Source:
+        """Open what is learnt from: the training split, and the set of `also`; raises as :meth:`source`."""
+        first = self._opened(self.split)
+        if not self.also:
+            return merged(first, self.merge)
+        kind, _, folder = self.also.partition(":")
+        if folder:
+            second = open_source(folder, kind, self.split, self.unknown)
+        else:
+            second = open_source(None, kind, size=self.height_and_width, count=self.count)
+        return merged(JoinedSource((first, second)), self.merge)
+
+    def _opened(self, split: str) -> Source:
+        """Open a split of the set with its own classes."""
         if not self.kind.startswith("procedural"):
             return open_source(self.data or None, self.kind, split, self.unknown, **reader_options(self))
         # seeds that no training set reaches
@@ -69,7 +93,7 @@ class DataOptions:
     def training_set(self, seed: int) -> RegionDataset:
         """Return the training images: crops and flips as asked."""
         return RegionDataset(
-            self.source(self.split),
+            self.training_source(),
             self.height_and_width,
             crop=self.crop,
             flip=self.flip,
