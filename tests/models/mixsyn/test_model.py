@@ -187,6 +187,13 @@ def test_sources_of_other_sizes_are_fitted(mixsyn: MixSyn) -> None:
     assert np.array_equal(made.image, again.image)
 
 
+@pytest.mark.filterwarnings("error")
+def test_arrays_may_be_read_only_views(mixsyn: MixSyn) -> None:
+    image, labels = np.flip(A.image, 1).copy()[:, ::-1], np.asfortranarray(A.labels)
+    image.flags.writeable = labels.flags.writeable = False
+    assert np.array_equal(mixsyn.compose({}, Picture(image, labels, "a")).image, mixsyn.compose({}, A).image)
+
+
 def test_regions_of_a_picture(mixsyn: MixSyn) -> None:
     assert mixsyn.regions_of(C) == ("wall", "window", "door", "sky")
     labels = np.full(SIZE, -1, np.int32)
