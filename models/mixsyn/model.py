@@ -1,0 +1,621 @@
+"""A trained MixSyn in use: compose from several pictures, edit a composition step by step, keep it in one file.
+
+For example::
+
+    mixsyn = MixSyn.shipped()
+    made = mixsyn.compose({"window": a, "door": b}, base=c)  # pictures of read_picture
+    made.image, made.labels, made.table
+
+Codes of a region depend on its own source picture and region alone, whatever else is in the composition: sources are encoded
+one at a time, region by region. That is what makes edits local (see :class:`Editor`).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mixsyn_fast import RegionMap, as_region_map
+
+from ..checkpoints import load_checked
+from ..data import to_uint8
+from ..training.config import from_dict, to_dict
+from .blocks import fold_spectral_norm
+from .config import Config
+from .pictures import Picture, fit
+from .structure import StructureGenerator
+from .style import StyleGenerator
+
+Encoder = Callable[[Tensor, RegionMap, int], Tensor]
+N = TypeVar("N", bound=nn.Module)
+FORMAT = "mixsyn_fast.mixsyn"
+VERSION = "1"
+_WEIGHTS = Path(__file__).parent / "weights" / "facades.safetensors"
+_PARTS = ("structure_generator", "style_generator")
+
+
+# --------------------------------------------------------------------------------------------------
+# Results
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """What the encoders make of regions; zero for an absent region."""
+
+    structure: Tensor
+    """(N, C, h, w), one structure code per region."""
+    style: Tensor
+    """(N, L), one style code per region."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall time of the parts of a pass, in seconds (on a GPU after everything queued there is done)."""
+
+    encode: float
+    """Structure and style encoders."""
+    decode: float
+    """Structure decoder: codes to soft composition."""
+    generate: float
+    """Style generator: soft composition and style codes to image."""
+
+    @property
+    def total(self) -> float:
+        """All three together."""
+        return self.encode + self.decode + self.generate
+
+
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """A composition and its image."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+    composition: np.ndarray
+    """(N, H, W) float32, soft: weights of the regions, which sum to one at every pixel."""
+    labels: np.ndarray
+    """(H, W) int32: the region with the largest weight."""
+    sources: tuple[Picture, ...]
+    """The pictures it is made of, at the model's size, each once; a base of which nothing is used is not among them."""
+    table: dict[str, int]
+    """Region -> index of its source: the base's regions in the order of the classes, then the named ones as they were named.
+    A region that is not there is absent from the composition."""
+
+
+@dataclass(frozen=True, eq=False)
+class Edited(Composed):
+    """The state of an :class:`Editor` after a step."""
+
+    changed: tuple[str, ...]
+    """Regions whose codes were made anew in this step."""
+    seconds: Seconds
+    """What the step took."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How two images of an edit chain differ inside and outside the edited regions; see :meth:`Editor.drift`.
+
+    Changes are absolute, in grey levels 0 to 255, over all pixels and the three colours; 0 where there is no such pixel.
+    """
+
+    mean_outside: float
+    max_outside: float
+    mean_inside: float
+    max_inside: float
+    relabelled_outside: float
+    """Share of the pixels outside, 0 to 1, at which another region has the largest weight now."""
+    outside: float
+    """Share of the image that is outside, 0 to 1."""
+
+
+# --------------------------------------------------------------------------------------------------
+# The model
+# --------------------------------------------------------------------------------------------------
+
+
+class MixSyn:
+    """Structure generator and style generator, ready for use: copies in eval mode, without gradients or spectral norm.
+
+    Args:
+        structure: makes soft compositions of regions (paper, section 3). It stays as it is, in training say.
+        style: makes images of compositions and styles (section 4); likewise.
+        config: of both networks.
+
+    Attributes:
+        config: the same, with spectral norm off, for it is folded into the weights.
+        structure: the copy in use.
+        style: likewise.
+    """
+
+    def __init__(self, structure: StructureGenerator, style: StyleGenerator, config: Config) -> None:
+        parts = {name: replace(getattr(config, name), spectral_norm=False) for name in ("structure", "style")}
+        self.config = replace(config, **parts)
+        self.structure = _for_use(structure)
+        self.style = _for_use(style)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the N regions."""
+        return self.config.classes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of compositions and images, in pixels."""
+        return self.config.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.structure.parameters()).device
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def shipped(device: torch.device | str = "cpu") -> MixSyn:
+        """Load the model that comes with the package: facades (weights/MODEL_CARD.md)."""
+        return MixSyn.load(_WEIGHTS, device)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MixSyn:
+        """Load a model.
+
+        Args:
+            path: a file of :meth:`save`, or the run folder of a training (`mixsyn-fast train mixsyn`): its newest valid
+                checkpoint, averaged weights where the run kept them.
+            device: where to put the networks.
+
+        Raises:
+            FileNotFoundError: no such file or folder, or a folder without a checkpoint.
+            ValueError: damaged, of another model or version, or with weights that do not fit; the message names the path.
+            ImportError: safetensors is not installed.
+        """
+        path = Path(path)
+        return (_load_run if path.is_dir() else _load_file)(path, device)
+
+    def save(self, path: str | os.PathLike[str], half: bool = False) -> None:
+        """Write the model to one file, whole or not at all.
+
+        Args:
+            path: of the file, as a rule *.safetensors; its folder exists. A file that is there is replaced.
+            half: store weights as float16 (half the size, about three decimal digits); :meth:`load` makes float32 of them.
+
+        Raises:
+            ValueError: `half`, and a weight that float16 cannot hold.
+            OSError: the file cannot be written.
+            ImportError: safetensors is not installed.
+        """
+        networks = nn.ModuleDict(zip(_PARTS, (self.structure, self.style), strict=True))
+        tensors = {name: _stored(name, value, half) for name, value in networks.state_dict().items()}
+        metadata = {
+            "format": FORMAT,
+            "version": VERSION,
+            "config": json.dumps(to_dict(self.config)),
+            "sha256": _digest(tensors),
+        }
+        content = _safetensors().torch.save(tensors, metadata)
+        path = Path(path)
+        private = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with private.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(private, path)
+        except BaseException:
+            private.unlink(missing_ok=True)
+            raise
+
+    # --- parts of a pass ----------------------------------------------------------------------------------------------
+
+    def regions_of(self, picture: Picture) -> tuple[str, ...]:
+        """Return the names of the regions that a picture has at the model's size, in the order of the classes.
+
+        Raises:
+            ValueError: label values outside [-1, N).
+        """
+        return self._present(self.fitted(picture))
+
+    def fitted(self, picture: Picture) -> Picture:
+        """Return a picture at the model's size, scaled and cropped as in training (itself where it has that size).
+
+        Raises:
+            ValueError: label values outside [-1, N).
+            TypeError: something else than a Picture.
+        """
+        if not isinstance(picture, Picture):
+            raise TypeError(f"picture: expected a Picture (see read_picture), got {type(picture).__name__}")
+        low, high = int(picture.labels.min()), int(picture.labels.max())
+        if low < -1 or high >= len(self.classes):
+            raise ValueError(
+                f"{picture.name}: labels: expected classes 0 to {len(self.classes) - 1} or -1, got {low} to {high}"
+            )
+        return picture if picture.labels.shape == self.size else fit(picture, self.size)
+
+    def region_map(self, picture: Picture) -> RegionMap:
+        """Return the hard region map (B = 1) of a picture at the model's size; raises as :meth:`fitted`."""
+        labels = _tensor(self.fitted(picture).labels)[None].to(self.device)
+        return RegionMap(labels, len(self.classes), ignore_index=-1)
+
+    def encode(self, picture: Picture, regions: Sequence[str]) -> Codes:
+        """Return the codes (n, C, h, w) and (n, L) of n regions of a picture, in the order given; zero for one it lacks.
+
+        The encoders run one by one: convolutions of one and of several groups differ in the last bits, so codes made
+        together would depend on what else is encoded. It costs a full pass on a CPU about a tenth of its time.
+
+        Raises:
+            ValueError: no region, an unknown one, or label values outside [-1, N).
+            TypeError: something else than a Picture.
+        """
+        structure, style = self._encode(picture, regions, (self._structure_code, self._style_code))
+        return Codes(structure, style)
+
+    def styles(self, picture: Picture, regions: Sequence[str]) -> Tensor:
+        """Return the style codes (n, L) alone, otherwise as :meth:`encode`."""
+        return self._encode(picture, regions, (self._style_code,))[0]
+
+    @torch.no_grad()
+    def decode(self, structure: Tensor) -> Tensor:
+        """Return the soft composition (N, H, W) that the structure generator makes of all regions' codes (N, C, h, w)."""
+        return self.structure.decode(structure[None])[0]
+
+    @torch.no_grad()
+    def generate(self, regions: RegionMap | Tensor, style: Tensor) -> Tensor:
+        """Return the image (3, H, W) in (-1, 1) that the style generator makes of a composition.
+
+        Args:
+            regions: soft composition (N, H, W) of :meth:`decode`, or a map of one image, hard or soft.
+            style: style codes of all regions (N, L).
+        """
+        if isinstance(regions, Tensor):
+            regions = as_region_map(regions[None], len(self.classes))
+        return self.style(regions, style[None])[0]
+
+    # --- composing ----------------------------------------------------------------------------------------------------
+
+    def compose(self, regions: Mapping[str, Picture], base: Picture | None = None) -> Composed:
+        """Compose an image of regions of 1 to N pictures (paper, Fig. 5).
+
+        Only regions that are named are taken from their picture (left and right sides are not coupled here); all others come
+        from `base`, or are absent without one. Encoders run for what is used only. A base alone gives its reconstruction.
+
+        Args:
+            regions: name of a region -> picture it comes from. Pictures of another size are fitted to the model's, as in
+                training (the largest box of its proportions in the middle, scaled).
+            base: where the other regions come from.
+
+        Raises:
+            ValueError: no region at all; an unknown region (the message lists those that there are); a picture that lacks
+                the region it is asked for (the message lists those it has); label values outside [-1, N).
+            TypeError: something else than a Picture.
+        """
+        table = self._table(regions, base)
+        return _pass(self, table, tuple(table), None)[1]
+
+    def editor(self, base: Picture | None = None, regions: Mapping[str, Picture] | None = None) -> Editor:
+        """Start a chain of edits at the composition that :meth:`compose` makes of the same arguments; raises as it does."""
+        return Editor(self, base, regions)
+
+    # --- inner parts --------------------------------------------------------------------------------------------------
+
+    def _structure_code(self, image: Tensor, map_: RegionMap, region: int) -> Tensor:
+        return self.structure.encode(map_, (region,))[0]
+
+    def _style_code(self, image: Tensor, map_: RegionMap, region: int) -> Tensor:
+        return self.style.encode(image, map_, (region,))[0]
+
+    @torch.no_grad()
+    def _encode(self, picture: Picture, regions: Sequence[str], encoders: Sequence[Encoder]) -> list[Tensor]:
+        picture = self.fitted(picture)
+        which = [self._index(name) for name in regions]
+        if not which:
+            raise ValueError("regions: expected at least one region, got none")
+        map_ = self.region_map(picture)
+        image = _tensor(picture.image).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
+        return [torch.cat([encoder(image, map_, region) for region in which]) for encoder in encoders]
+
+    def _index(self, name: str) -> int:
+        if name not in self.classes:
+            raise ValueError(f"regions: expected names out of {', '.join(self.classes)}, got {name!r}")
+        return self.classes.index(name)
+
+    def _present(self, fitted: Picture) -> tuple[str, ...]:
+        return tuple(self.classes[k] for k in np.unique(fitted.labels).tolist() if k >= 0)
+
+    def _table(
+        self, regions: Mapping[str, Picture], base: Picture | None, known: Iterable[Picture] = ()
+    ) -> dict[str, Picture]:
+        """Region -> its picture at the model's size, equal pictures as one object; regions of the base first.
+
+        `known`: fitted pictures that equal ones become.
+        """
+        for name in regions:
+            self._index(name)
+        found: dict[int, Picture] = {}  # id of a given picture -> fitted
+        several = list(known)
+
+        def unified(picture: Picture) -> Picture:
+            if id(picture) not in found:
+                fitted = self.fitted(picture)
+                same = next((other for other in several if _equal(other, fitted)), None)
+                found[id(picture)] = same or fitted
+                if same is None:
+                    several.append(fitted)
+            return found[id(picture)]
+
+        table: dict[str, Picture] = {}
+        if base is not None:
+            fitted = unified(base)
+            table = {name: fitted for name in self._present(fitted) if name not in regions}
+        for name, picture in regions.items():
+            fitted = unified(picture)
+            has = self._present(fitted)
+            if name not in has:
+                raise ValueError(
+                    f"regions[{name!r}]: {picture.name} has no such region at {self.size[0]} x {self.size[1]} pixels; "
+                    f"it has: {', '.join(has) or 'none'}"
+                )
+            table[name] = fitted
+        if not table:
+            raise ValueError(
+                "regions: expected at least one region of a picture, got none"
+                if base is None
+                else f"base: expected a picture with a region, got none in {base.name}"
+            )
+        return table
+
+
+class Editor:
+    """A chain of edits (paper, section 6.2, Fig. 12): regions are replaced, everything else keeps its codes.
+
+    An edit encodes the regions it changes and nothing else; the codes of all others stay, bit for bit, and decoder and
+    generator run again. An earlier state comes back, bit for bit, when its regions are put back.
+
+    Args:
+        mixsyn: the model.
+        base: see :meth:`MixSyn.compose`, as for errors.
+        regions: likewise; None for none.
+    """
+
+    def __init__(self, mixsyn: MixSyn, base: Picture | None = None, regions: Mapping[str, Picture] | None = None) -> None:
+        self.mixsyn = mixsyn
+        self._pictures = mixsyn._table(regions or {}, base)
+        self._codes, self._current = self._pass(self._pictures, tuple(self._pictures), None)
+
+    @property
+    def current(self) -> Edited:
+        """The state after the last edit; in the beginning the first composition, all of whose regions count as changed."""
+        return self._current
+
+    @property
+    def codes(self) -> Codes:
+        """Codes of all N regions in the current state. Edits make new tensors, so these may be kept; do not change them."""
+        return self._codes
+
+    def replace(self, regions: Mapping[str, Picture | None]) -> Edited:
+        """Take regions from other pictures, and return the new state.
+
+        A region that comes from an equal picture already is left alone; a region may also be new to the composition.
+
+        Args:
+            regions: name of a region -> picture it comes from, or None: it becomes absent.
+
+        Raises:
+            ValueError, TypeError: as :meth:`MixSyn.compose`; the state is as before then.
+        """
+        if not regions:
+            raise ValueError("regions: expected at least one region to replace, got none")
+        given = {name: picture for name, picture in regions.items() if picture is not None}
+        new = self.mixsyn._table(given, None, known=self._pictures.values()) if given else {}
+        pictures = {name: picture for name, picture in self._pictures.items() if name not in regions} | new
+        for name in regions:
+            self.mixsyn._index(name)
+        if not pictures:
+            raise ValueError("regions: expected at least one region to stay, got None for all of them")
+        changed = tuple(name for name in regions if pictures.get(name) is not self._pictures.get(name))
+        self._codes, self._current = self._pass(pictures, changed, self._codes)
+        self._pictures = pictures
+        return self._current
+
+    def full_pass(self) -> Edited:
+        """Make the current state anew, encoders of all its regions included: what an edit would cost without this class.
+
+        Codes, composition and image are those of the chain, bit for bit (on a GPU as far as its convolutions are
+        deterministic). The state does not change.
+        """
+        return self._pass(self._pictures, tuple(self._pictures), None)[1]
+
+    def drift(self, before: Composed, after: Composed, regions: Iterable[str] | None = None) -> Drift:
+        """Compare two states of the chain inside and outside the area of the edited regions.
+
+        The area is every pixel at which one of these regions has the largest weight before or after.
+
+        Args:
+            before: a state.
+            after: a later one.
+            regions: names of the edited regions; by default those that `after` changed.
+
+        Raises:
+            ValueError: unknown region, images of different sizes, or no `regions` with an `after` that is no edit.
+        """
+        if regions is None:
+            if not isinstance(after, Edited):
+                raise ValueError("regions: expected the names of the edited regions, for `after` is no result of an edit")
+            regions = after.changed
+        if before.image.shape != after.image.shape:
+            raise ValueError(f"before, after: expected one size, got {before.image.shape} and {after.image.shape}")
+        which = [self.mixsyn._index(name) for name in regions]
+        inside = np.isin(before.labels, which) | np.isin(after.labels, which)
+        change = np.abs(before.image.astype(np.int16) - after.image)
+        relabelled = before.labels != after.labels
+
+        def of(values: np.ndarray) -> tuple[float, float]:
+            return (float(values.mean()), float(values.max())) if values.size else (0.0, 0.0)
+
+        return Drift(*of(change[~inside]), *of(change[inside]), of(relabelled[~inside])[0], 1 - float(inside.mean()))
+
+    def _pass(self, pictures: Mapping[str, Picture], changed: tuple[str, ...], codes: Codes | None) -> tuple[Codes, Edited]:
+        codes, made, seconds = _pass(self.mixsyn, pictures, changed, codes)
+        return codes, Edited(**vars(made), changed=changed, seconds=seconds)
+
+
+def _pass(
+    mixsyn: MixSyn, pictures: Mapping[str, Picture], changed: Iterable[str], codes: Codes | None
+) -> tuple[Codes, Composed, Seconds]:
+    """Encode what changed, decode, generate.
+
+    Args:
+        mixsyn: the model.
+        pictures: region -> fitted picture, the whole composition.
+        changed: regions to encode; those that `pictures` lacks get zero codes.
+        codes: of all other regions; None: they are zero.
+    """
+    times = [_now(mixsyn)]
+    codes = _encoded(mixsyn, pictures, changed, codes)
+    times.append(_now(mixsyn))
+    composition = mixsyn.decode(codes.structure)
+    times.append(_now(mixsyn))
+    image = mixsyn.generate(composition, codes.style)
+    times.append(_now(mixsyn))
+    sources = tuple({id(picture): picture for picture in pictures.values()}.values())
+    place = {id(picture): at for at, picture in enumerate(sources)}
+    made = Composed(
+        image=to_uint8(image[None])[0],
+        composition=composition.float().cpu().numpy(),
+        labels=composition.argmax(0).to(torch.int32).cpu().numpy(),
+        sources=sources,
+        table={name: place[id(picture)] for name, picture in pictures.items()},
+    )
+    return codes, made, Seconds(*(after - before for before, after in zip(times, times[1:], strict=False)))
+
+
+def _encoded(mixsyn: MixSyn, pictures: Mapping[str, Picture], changed: Iterable[str], codes: Codes | None) -> Codes:
+    """New codes of all regions, encoding the changed ones source by source; arguments as of :func:`_pass`."""
+    changed = tuple(changed)
+    sources = {id(pictures[name]): pictures[name] for name in changed if name in pictures}
+    made: dict[str, tuple[Tensor, Tensor]] = {}
+    for picture in sources.values():
+        names = [name for name in changed if pictures.get(name) is picture]
+        new = mixsyn.encode(picture, names)
+        made |= {name: (new.structure[at], new.style[at]) for at, name in enumerate(names)}
+    if codes is None:
+        structure, style = next(iter(made.values()))
+        count = len(mixsyn.classes)
+        codes = Codes(structure.new_zeros(count, *structure.shape), style.new_zeros(count, *style.shape))
+    result = Codes(codes.structure.clone(), codes.style.clone())
+    for name in changed:
+        at = mixsyn._index(name)
+        result.structure[at], result.style[at] = made.get(name, (0.0, 0.0))  # type: ignore[assignment]
+    return result
+
+
+def _now(mixsyn: MixSyn) -> float:
+    if mixsyn.device.type == "cuda":
+        torch.cuda.synchronize(mixsyn.device)
+    return time.perf_counter()
+
+
+def _equal(a: Picture, b: Picture) -> bool:
+    return a is b or (np.array_equal(a.labels, b.labels) and np.array_equal(a.image, b.image))
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(array, order="C"))  # a copy: arrays of pictures may be read-only
+
+
+# --------------------------------------------------------------------------------------------------
+# Files
+# --------------------------------------------------------------------------------------------------
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError("files of models need safetensors: pip install 'mixsyn_fast[models]'") from error
+    return safetensors
+
+
+def _stored(name: str, value: Tensor, half: bool) -> Tensor:
+    """A tensor as it goes into the file: contiguous, on the CPU, of its own memory."""
+    value = value.detach().cpu().contiguous()
+    if half and value.is_floating_point():
+        small = value.half()
+        if not bool((torch.isfinite(small) == torch.isfinite(value)).all()):
+            raise ValueError(f"half: float16 cannot hold {name}, whose largest value is {value.abs().max().item():.4g}")
+        return small
+    return value.clone()
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes: the format itself has no check of its contents."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        sha.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file of :meth:`MixSyn.save`, verified."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file (expected a file of MixSyn.save, or a run folder)")
+    library = _safetensors()
+    try:
+        with library.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (library.SafetensorError, ValueError, OSError) as error:
+        raise ValueError(f"{path}: expected a safetensors file of MixSyn.save: {error}") from error
+    for key, expected in (("format", FORMAT), ("version", VERSION)):
+        if metadata.get(key) != expected:
+            raise ValueError(f"{path}: expected a file of MixSyn.save with {key} {expected!r}, got {metadata.get(key)!r}")
+    if metadata.get("sha256") != _digest(tensors):
+        raise ValueError(f"{path}: damaged: the SHA-256 of its weights is not that of what was written")
+    return tensors, metadata
+
+
+def _load_file(path: Path, device: torch.device | str) -> MixSyn:
+    tensors, metadata = _read(path)
+    try:
+        config = from_dict(Config, json.loads(metadata["config"]))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path}: expected the config of a MixSyn, got: {error}") from error
+    with torch.random.fork_rng(devices=[]):  # first weights, drawn in vain: the program's random numbers go on as before
+        networks = nn.ModuleDict(zip(_PARTS, (StructureGenerator(config), StyleGenerator(config)), strict=True))
+    load_checked(networks, tensors, source=str(path))
+    return MixSyn(*networks.to(device).values(), config)
+
+
+def _load_run(folder: Path, device: torch.device | str) -> MixSyn:
+    from ..training.trained import load_trained
+
+    try:
+        trained = load_trained(folder, device=device)
+        if not all(part in trained.networks for part in _PARTS):
+            raise ValueError(f"a run of model {trained.config['model']!r}")
+        config = from_dict(Config, trained.config["task"])
+    except (KeyError, ValueError, RuntimeError) as error:  # RuntimeError: load_state_dict
+        raise ValueError(f"{folder}: expected a run of `mixsyn-fast train mixsyn`, got: {error}") from error
+    return MixSyn(*(trained.networks[part] for part in _PARTS), config)
+
+
+def _for_use(network: N) -> N:
+    """A copy of the network in eval mode without gradients, spectral norm folded, in the faster memory layout."""
+    network = copy.deepcopy(network)
+    fold_spectral_norm(network)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval().requires_grad_(False)

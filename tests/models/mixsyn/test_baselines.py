@@ -1,0 +1,174 @@
+"""Copy and paste by hand, and sequential transfer against the networks called one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from mixsyn_fast.models.data import to_uint8
+from mixsyn_fast.models.mixsyn.baselines import copy_paste, sequential
+from mixsyn_fast.models.mixsyn.config import Config, StructureConfig, StyleConfig
+from mixsyn_fast.models.mixsyn.model import MixSyn
+from mixsyn_fast.models.mixsyn.pictures import Picture
+from mixsyn_fast.models.mixsyn.structure import StructureGenerator
+from mixsyn_fast.models.mixsyn.style import StyleGenerator
+
+from mixsyn_fast import RegionMap
+
+CLASSES = ("wall", "window", "door")
+
+
+def flat(name: str, rows: list[str], level: int) -> Picture:
+    """A picture of one grey level; every letter is a label ("." none)."""
+    labels = np.array([[".wnd".index(letter) - 1 for letter in row] for row in rows], np.int32)
+    return Picture(np.full((*labels.shape, 3), level, np.uint8), labels, name)
+
+
+A = flat("a", ["wwww", "wnnw", "wwww", "wddw"], 10)
+B = flat("b", ["nnww", "nnww", "wwww", "...."], 20)
+C = flat("c", ["....", "....", "dddd", "dddd"], 30)
+
+
+def letters(picture: Picture) -> list[str]:
+    return ["".join(".wnd"[k + 1] for k in row) for row in picture.labels.tolist()]
+
+
+def test_segments_lie_where_they_lie_in_their_picture_and_holes_are_grey() -> None:
+    made = copy_paste((A, B), {"wall": 0, "window": 1}, (4, 4), CLASSES)
+    assert letters(made) == ["nnww", "nn.w", "wwww", "w..w"]
+    grey = made.image[..., 0]
+    assert grey.tolist() == [[20, 20, 10, 10], [20, 20, 128, 10], [10, 10, 10, 10], [10, 128, 128, 10]]
+    assert (made.image == grey[..., None]).all() and made.image.dtype == np.uint8 and made.labels.dtype == np.int32
+    assert made.name == "a+b"
+
+
+def test_later_regions_cover_earlier_ones() -> None:
+    assert letters(copy_paste((A, C), {"wall": 0, "door": 1}, (4, 4), CLASSES))[2:] == ["dddd", "dddd"]
+    assert letters(copy_paste((A, C), {"door": 1, "wall": 0}, (4, 4), CLASSES))[2:] == ["wwww", "wddw"]
+
+
+def test_a_base_lies_below() -> None:
+    made = copy_paste((B,), {"window": 0}, (4, 4), CLASSES, base=A)
+    assert letters(made) == ["nnww", "nnnw", "wwww", "wddw"]  # its own window shows where the new one is not
+    assert made.image[1, 2, 0] == 10 and made.image[0, 0, 0] == 20 and made.name == "a+b"
+
+
+def test_holes_take_the_nearest_pixel() -> None:
+    made = copy_paste((B, C), {"window": 0, "door": 1}, (4, 4), CLASSES, holes="nearest")
+    assert (made.labels >= 0).all() and set(np.unique(made.image)) == {20, 30}
+    assert ((made.labels == 1) == (made.image[..., 0] == 20)).all()
+    assert letters(made)[0] == "nnnn" and letters(made)[1][3] == "d"
+
+
+def test_sources_of_another_size_are_fitted() -> None:
+    large = Picture(A.image.repeat(8, 0).repeat(8, 1), A.labels.repeat(8, 0).repeat(8, 1), "large")
+    assert letters(copy_paste((large,), {"window": 0}, (4, 4), CLASSES)) == ["....", ".nn.", "....", "...."]
+    assert copy_paste((A,), {"window": 0}, (8, 8), CLASSES, base=B).image.shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    "table, words",
+    [
+        ({}, "at least one region"),
+        ({"roof": 0}, "wall, window, door, got 'roof'"),
+        ({"wall": 2}, "index of one of 2 sources, got 2"),
+        ({"wall": -1}, "got -1"),
+        ({"wall": 1}, "'wall'.*c has no such region; it has: door"),
+    ],
+)
+def test_a_wrong_table_says_why(table: dict[str, int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        copy_paste((A, C), table, (4, 4), CLASSES)
+    with pytest.raises(ValueError, match="'grey' or 'nearest', got 'blur'"):
+        copy_paste((A,), {"wall": 0}, (4, 4), CLASSES, holes="blur")  # type: ignore[arg-type]
+
+
+# --- sequential -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixsyn() -> MixSyn:
+    torch.manual_seed(0)
+    config = Config(
+        classes=CLASSES,
+        image_size=(32, 32),
+        structure=StructureConfig(width=4, code_channels=8, code_size=8, decoder_width=8, decoder_smallest=4),
+        style=StyleConfig(
+            code_length=8, encoder_width=4, encoder_largest=8, encoder_halvings=2, width=4, largest=8, hidden=4
+        ),
+    )
+    return MixSyn(StructureGenerator(config), StyleGenerator(config), config)
+
+
+def large(picture: Picture) -> Picture:
+    labels = picture.labels.repeat(8, 0).repeat(8, 1)
+    image = np.random.default_rng(len(picture.name) + picture.image[0, 0, 0]).integers(0, 256, (32, 32, 3), np.uint8)
+    return Picture(image, labels, picture.name)
+
+
+def drawn(mixsyn: MixSyn, target: Picture, mask: RegionMap, region: int, source: Picture) -> Picture:
+    """One step of a single-source editor, from the networks."""
+
+    def encoded(picture: Picture, labels: np.ndarray) -> torch.Tensor:
+        image = torch.from_numpy(picture.image).permute(2, 0, 1)[None].float() / 127.5 - 1
+        map_ = RegionMap(torch.from_numpy(labels)[None], len(CLASSES), ignore_index=-1)
+        return torch.cat([mixsyn.style.encode(image, map_, (k,)) for k in range(len(CLASSES))], 1)
+
+    with torch.no_grad():
+        style = encoded(target, target.labels)
+        style[:, region] = encoded(source, source.labels)[:, region]
+        return Picture(to_uint8(mixsyn.style(mask, style))[0], target.labels, "step")
+
+
+def test_each_result_is_the_next_target_on_the_same_mask(mixsyn: MixSyn) -> None:
+    a, b, c = large(A), large(B), large(C)
+    steps = sequential(mixsyn, a, [("window", b), ("door", c), ("window", a)])
+    assert [step.name for step in steps] == ["a+b", "a+b+c", "a+b+c+a"]
+    assert all(np.array_equal(step.labels, a.labels) and step.image.shape == (32, 32, 3) for step in steps)
+    mask = RegionMap(torch.from_numpy(a.labels)[None], len(CLASSES), ignore_index=-1)
+    target = a
+    for step, (region, source) in zip(steps, ((1, b), (2, c), (1, a)), strict=True):
+        target = drawn(mixsyn, target, mask, region, source)
+        assert np.array_equal(step.image, target.image)
+
+
+def test_an_editor_with_memory_keeps_the_other_codes(mixsyn: MixSyn) -> None:
+    a, b, c = large(A), large(B), large(C)
+    kept = sequential(mixsyn, a, {"window": b, "door": c}, anew=False)
+    anew = sequential(mixsyn, a, {"window": b, "door": c})
+    assert np.array_equal(kept[0].image, anew[0].image) and not np.array_equal(kept[1].image, anew[1].image)
+    styles = mixsyn.styles(a, CLASSES)
+    styles[1:2], styles[2:3] = mixsyn.styles(b, ["window"]), mixsyn.styles(c, ["door"])
+    expected = to_uint8(mixsyn.generate(mixsyn.region_map(a), styles)[None])[0]
+    assert np.array_equal(kept[1].image, expected)
+    back = sequential(mixsyn, a, [("window", b), ("window", a)], anew=False)[-1]
+    original = to_uint8(mixsyn.generate(mixsyn.region_map(a), mixsyn.styles(a, CLASSES))[None])[0]
+    assert np.array_equal(back.image, original)
+
+
+def test_a_region_without_a_place_in_the_mask_shows_no_change(mixsyn: MixSyn) -> None:
+    b, c = large(B), large(C)
+    steps = sequential(mixsyn, b, {"wall": large(A), "door": c}, anew=False)
+    assert np.array_equal(steps[0].image, steps[1].image) and 2 not in steps[1].labels
+
+
+def test_sources_and_base_of_other_sizes(mixsyn: MixSyn) -> None:
+    (step,) = sequential(mixsyn, A, {"window": B})
+    assert step.image.shape == (32, 32, 3) and step.labels.shape == (32, 32)
+
+
+@pytest.mark.parametrize(
+    "replacements, words",
+    [({}, "at least one"), ({"roof": A}, "got 'roof'"), ({"window": C}, "c has no region 'window'; it has: door")],
+)
+def test_wrong_replacements_say_why(mixsyn: MixSyn, replacements: dict[str, Picture], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        sequential(mixsyn, A, replacements)
+
+
+def test_a_composition_can_be_pasted(mixsyn: MixSyn) -> None:
+    a, b = large(A), large(B)
+    made = mixsyn.compose({"window": b}, base=a)
+    pasted = copy_paste(made.sources, made.table, mixsyn.size, mixsyn.classes)
+    assert np.array_equal(pasted.labels == 1, b.labels == 1)
+    assert np.array_equal(pasted.image[pasted.labels == 2], a.image[a.labels == 2])
