@@ -90,7 +90,7 @@ class Config:
     image_discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)  # judge of images
     adversarial: float = 1.0  # lambda_A, weight of the adversarial losses, for the generators
     reconstruction: float = 10.0  # lambda_R, weight of the L1 reconstruction of images; 0: none
-    structure_reconstruction: float = 20.0  # weight of the L1 reconstruction of compositions; 0: none
+    structure_reconstruction: float = 10.0  # weight of the L1 reconstruction of compositions (0 to 2 a pixel); 0: none
     style_weight: float = 1.0  # lambda_S, weight of the style loss; 0: none
     alpha: float = 0.5  # share of known compositions among the fake ones (Eq. 1)
     beta: float = 0.6  # weight of real images against all fakes (Eq. 3)

@@ -24,7 +24,7 @@ _ANY = (1, 1)  # a label set's size, where nothing asks for it
 _PARSED_SIDE = 1024  # shorter side in pixels to which larger photos are reduced before they are parsed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picture:
     """An image with its label map.
 

@@ -175,8 +175,9 @@ class MixSynTask(Task):
 
         losses = at_once(judged, made.compositions) if config.adversarial else {}
         if config.structure_reconstruction:
-            difference = (made.compositions[:count] - batch.regions.onehot(dtype=made.compositions.dtype)).abs().mean()
-            losses["structure_l1"] = config.structure_reconstruction * difference
+            known = made.compositions[:count]
+            distance = (known - batch.regions.onehot(dtype=known.dtype)).abs().sum(1)  # of a pixel: 0 to 2
+            losses["structure_l1"] = config.structure_reconstruction * distance.mean()
         return losses
 
     def style_losses(self, batch: Batch, made: Made) -> dict[str, Tensor]:
