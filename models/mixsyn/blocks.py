@@ -180,8 +180,8 @@ class MSBlock(nn.Module):
             self.norm_0, self.norm_1 = norm(fin), norm(middle)
 
     def _activated(self, x: Tensor, layer: int, condition: tuple[Any, ...]) -> Tensor:
-        if self.norm == "none":
-            return F.leaky_relu(x, SLOPE)  # discriminators: R1 needs its second derivative
+        if self.norm == "none":  # discriminators: no fused op, for R1 needs the second derivative
+            return F.leaky_relu(x, SLOPE, inplace=layer == 1)  # nothing else reads what conv_0 returned
         if self.norm == "instance":
             return region_norm(x, norm="instance", negative_slope=SLOPE)
         return getattr(self, f"norm_{layer}")(x, *condition, negative_slope=SLOPE)

@@ -66,7 +66,7 @@ class StyleConfig:
 class DiscriminatorConfig:
     """A discriminator of MS blocks."""
 
-    width: int = 64  # channels of the first convolution; doubled by every halving
+    width: int = 32  # channels of the first convolution; doubled by every halving
     largest: int = 512  # at most so many channels
     end_size: int = 4  # shorter side in pixels at which halving ends
 
@@ -85,7 +85,7 @@ class Config:
     structure: StructureConfig = field(default_factory=StructureConfig)  # structure generator
     style: StyleConfig = field(default_factory=StyleConfig)  # style generator
     structure_discriminator: DiscriminatorConfig = field(
-        default_factory=lambda: DiscriminatorConfig(width=32, largest=256)
+        default_factory=lambda: DiscriminatorConfig(largest=256)
     )  # judge of compositions
     image_discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)  # judge of images
     adversarial: float = 1.0  # lambda_A, weight of the adversarial losses, for the generators
