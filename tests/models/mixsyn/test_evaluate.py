@@ -19,7 +19,9 @@ from mixsyn_fast.models.evaluation.compare import Score
 from mixsyn_fast.models.mixsyn import evaluate
 from mixsyn_fast.models.mixsyn.compositions import coupled_groups
 from mixsyn_fast.models.mixsyn.config import Config, StructureConfig, StyleConfig
+from mixsyn_fast.models.mixsyn.model import MixSyn
 from mixsyn_fast.models.mixsyn.task import MixSynTask
+from mixsyn_fast.models.training.command import DataOptions
 from torch import Tensor, nn
 
 from mixsyn_fast import RegionMap
@@ -327,6 +329,18 @@ def test_another_set_of_the_same_classes(command: Any, tmp_path: Path, capsys: A
         command(*DRAWN, model=model_of(Structure(), Style(), FACADE_CLASSES[:-1]))
 
 
+def test_classes_are_merged_as_the_models_were(command: Any, tmp_path: Path) -> None:
+    types = DataOptions(kind="procedural_faces", merge="meta", size=(SIZE,)).source("val").classes
+    model = model_of(Structure(), Style(), types, data_kind="celebamask_hq", merge="meta")
+    words = ("--kind", "procedural_faces", "--limit", 1, "--json", tmp_path / "t.json")
+    assert command(*words, model=model) == 0
+    found = json.loads((tmp_path / "t.json").read_text())
+    assert len(found["classes"]) == 15 and found["settings"]["trained on"] == "celebamask_hq meta"
+    assert found["notes"] == ["Cross-dataset: trained on celebamask_hq, judged on procedural_faces."]
+    with pytest.raises(ValueError, match="expected the model's 15 classes, got 19"):
+        command(*words, "--merge", "none", model=model)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -367,11 +381,9 @@ def test_bad_pictures_are_named(command: Any, tmp_path: Path, capsys: Any) -> No
 
 
 def test_a_saved_model_is_judged(tmp_path: Path, capsys: Any) -> None:
-    model = pytest.importorskip("mixsyn_fast.models.mixsyn.model", reason="MixSyn.save and load")
     task, _ = tiny_model()
-    model.MixSyn(task.networks["structure_generator"], task.networks["style_generator"], task.config).save(
-        tmp_path / "m.safetensors"
-    )
+    networks = task.networks["structure_generator"], task.networks["style_generator"]
+    MixSyn(*networks, task.config).save(tmp_path / "m.safetensors")
     parser = argparse.ArgumentParser(allow_abbrev=False)
     evaluate.add_arguments(parser)
     assert evaluate.main(parser.parse_args(["--model", str(tmp_path / "m.safetensors"), *DRAWN, "--limit", "2"])) == 0
