@@ -1,0 +1,654 @@
+"""Table 1 of the MixSyn paper: SSIM, RMSE, PSNR and FID of compositions and images, whole and per region.
+
+    mixsyn-fast evaluate compositions --model runs/mixsyn --data datasets/cmp_facade
+    mixsyn-fast evaluate compositions --model facades.safetensors --kind procedural_facades --limit 50 --json table.json
+
+What is compared with what, 8-bit pictures throughout:
+
+* structure: the known composition G_M(M') with the label map M. As pictures: every region in its colour of the palette, in
+  the composition mixed by its weights; pixels without a region are white in both. Pixel accuracy and IoU are those of the
+  composition's largest weight, over pixels that have a region. Per region: its channel (weights, not rounded) with its
+  mask, over the whole frame.
+* known image: G_I(I, M) with the picture I. approximated image: G_I(I, G_M(M')) with I. Per region in two ways: over the
+  pixels that the label map gives to it ("pixels"), and as segments, both pictures black outside of it ("segments"): the
+  paper's k_i, and the likely meaning of its "metrics applied per region". Black agrees with black, so segments score far
+  higher than whole pictures: a generator that was never trained reaches SSIM 0.94 and 26 dB on CMP Facade.
+* random compositions and images: no picture is their truth; their FID against all label maps and pictures, with a seed.
+
+Every picture's score is averaged; a mean over regions averages the regions' means. Regions that a picture lacks are not
+scored in it. PSNR of equal pictures is infinite: counted, and left out of means.
+
+RMSE is that of images in [0, 1]. The paper does not state its units: 33.06 dB PSNR is an RMSE of 0.022 of the value range
+and of 5.7 on a scale of 255, neither of which is near its 1.15, so only SSIM and PSNR can be put beside it.
+
+A model may be judged on another set than it was trained on (the paper's Helen columns) if that set, after --merge, has the
+same classes. Exit status 1: pictures are unreadable (all named), or nothing could be judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import mixsyn_fast
+from mixsyn_fast import RegionMap
+from mixsyn_fast.progress import progress
+
+from ..data import Batch, Collate, colorize, palette, to_uint8
+from ..data.sets import add_reader_arguments, reader_options
+from ..evaluation.compare import GREY, MEASURES, PIXEL_METRICS, Score
+from ..evaluation.fid import FIDResult, InceptionFeatures, fid_of_features
+from ..evaluation.inputs import DataReference
+from ..evaluation.report import jsonable
+from .compositions import known_compositions, random_compositions
+
+if TYPE_CHECKING:
+    from .model import MixSyn
+
+_BYTES = (0.0, 255.0)
+_COLUMNS = ("ssim", "rmse", "psnr")
+_TITLES = {
+    "structure": "composition",
+    "known": "known image",
+    "approximated": "approximated image",
+    "random_structure": "random composition",
+    "random": "random image",
+}
+_REAL = {"structure": "labels", "random_structure": "labels"}  # what a row's FID is taken against; the rest: pictures
+PAPER = (
+    "Paper, Table 1 (SSIM, RMSE, PSNR, FID), CelebAMask-HQ: composition 0.97, 1.15, 33.06, 18.13; image 0.95, 1.89, 31.32, "
+    "14.41; Helen: composition 0.98, 0.92, 36.00; image 0.96, 1.46, 32.13. Its metrics are per region and its RMSE has no "
+    "stated units; here RMSE is of images in [0, 1]."
+)
+
+# ------------------------------------------------------------------------------------------------------ what is made
+
+
+def render(composition: Tensor, unlabelled: Tensor | None = None) -> Tensor:
+    """Draw a composition in the colours of its classes, mixed by the weights.
+
+    Args:
+        composition: (B, N, H, W) floating weights that sum to one, or one-hot.
+        unlabelled: (B, H, W) bool, pixels that belong to no region: white, as `colorize` draws them.
+
+    Returns:
+        (B, 3, H, W) uint8.
+    """
+    colours = torch.from_numpy(palette(composition.shape[1])).to(composition.device, composition.dtype)
+    mixed = torch.einsum("bnhw,nc->bchw", composition, colours)
+    if unlabelled is not None:
+        mixed = torch.where(unlabelled[:, None], 255.0, mixed)
+    return mixed.round().clamp(0, 255).to(torch.uint8)
+
+
+@torch.no_grad()
+def known(model: MixSyn, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Make the known composition and both images of every picture of a batch.
+
+    Args:
+        model: both generators.
+        batch: B pictures with their label maps, of the model's size and classes.
+
+    Returns:
+        Known compositions G_M(M') (B, N, H, W) that sum to one over N, known images G_I(I, M), and approximated images
+        G_I(I, G_M(M')), both (B, 3, H, W) in (-1, 1). As in training, the styles of an approximated image are those of its
+        own segments, k' = G_M(M') * I ("we push the extraction of the style matrix per composition").
+    """
+    composition = known_compositions(batch.regions.areas() > 0)
+    soft = model.structure.decode(composition.gather(model.structure.encode(batch.regions)))
+    weights = RegionMap.soft(soft)
+    own = model.style.encode(batch.image, batch.regions)
+    again = model.style.encode(batch.image, weights, present=composition.present)
+    return soft, model.style(batch.regions, composition.gather(own)), model.style(weights, composition.gather(again))
+
+
+@torch.no_grad()
+def random(model: MixSyn, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Make one random composition per picture of a batch, every group of coupled regions from one of its pictures.
+
+    Args:
+        model: both generators.
+        batch: B pictures, the sources.
+        generator: of random numbers.
+
+    Returns:
+        Compositions (B, N, H, W) and images (B, 3, H, W) in (-1, 1).
+    """
+    composition = random_compositions(batch.regions.areas() > 0, model.config.groups, generator)
+    soft = model.structure.decode(composition.gather(model.structure.encode(batch.regions)))
+    styles = composition.gather(model.style.encode(batch.image, batch.regions))
+    return soft, model.style(RegionMap.soft(soft), styles)
+
+
+# ---------------------------------------------------------------------------------------------------- what is counted
+
+
+def channel_scores(composition: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Score every region's weights against its mask, over the whole frame.
+
+    Args:
+        composition: (B, N, H, W) weights in [0, 1].
+        labels: (B, H, W) integer region in [0, N), or -1: such pixels are left out (zero on both sides).
+
+    Returns:
+        "ssim", "rmse", "psnr" -> (B, N) float64, NaN where a region is absent.
+    """
+    size = composition.shape
+    masks = labels[:, None] == torch.arange(size[1], device=labels.device)[:, None, None]
+    weights = torch.where(labels[:, None] < 0, 0.0, composition)
+    planes = [t.reshape(-1, 1, *size[2:]).double() for t in (weights, masks)]
+    absent = ~masks.flatten(2).any(2)
+    return {
+        name: torch.where(absent, math.nan, metric(*planes, value_range=(0.0, 1.0)).reshape(size[:2]))
+        for name, metric in PIXEL_METRICS.items()
+    }
+
+
+def segment_scores(made: Tensor, real: Tensor, labels: Tensor, num_regions: int) -> dict[str, Tensor]:
+    """Score every region as a segment: both pictures black outside of it.
+
+    Args:
+        made: (B, 3, H, W) uint8.
+        real: the same shape.
+        labels: (B, H, W) integer region in [0, num_regions), or -1.
+        num_regions: N.
+
+    Returns:
+        "ssim", "rmse", "psnr" -> (B, N) float64, NaN where a region is absent.
+    """
+    found = {name: torch.full((len(made), num_regions), math.nan, dtype=torch.float64) for name in PIXEL_METRICS}
+    for region in labels.unique().tolist():
+        if region < 0:
+            continue
+        inside = labels == region
+        has = inside.flatten(1).any(1)
+        cut = [torch.where(inside[:, None], pictures, 0)[has] for pictures in (made, real)]
+        for name, metric in PIXEL_METRICS.items():
+            found[name][has.cpu(), region] = metric(*cut, value_range=_BYTES).cpu()
+    return found
+
+
+def confusion(predicted: Tensor, labels: Tensor, num_regions: int) -> Tensor:
+    """Count pixels by (region in `labels`, region in `predicted`): (N, N) int64; pixels with label -1 are left out."""
+    known = labels >= 0
+    pairs = labels[known].long() * num_regions + predicted[known].long()
+    return torch.bincount(pairs, minlength=num_regions**2).reshape(num_regions, num_regions).cpu()
+
+
+def iou(counts: Tensor) -> Tensor:
+    """Intersection over union of every region, (N,) float64, NaN where it is on neither side, from :func:`confusion`."""
+    both = counts.diagonal().double()
+    return both / (counts.sum(0) + counts.sum(1) - both)
+
+
+def region_mean(score: Score) -> float:
+    """Mean over regions of their means over pictures; infinite values are left out unless there is nothing else."""
+    if not score.by_region:
+        return math.nan
+    table = np.stack(score.by_region)
+    finite = np.isfinite(table)
+    known = finite.any(0)
+    if not known.any():
+        return math.inf if np.isinf(table).any() else math.nan
+    return float((np.where(finite, table, 0).sum(0)[known] / finite.sum(0)[known]).mean())
+
+
+class _Features:
+    """Features for FID by what they are of ("pictures", "known", ...) and region (-1: whole pictures)."""
+
+    def __init__(self, network: InceptionFeatures, by_region: bool) -> None:
+        self.network, self.by_region = network, by_region
+        self._found: dict[tuple[str, int], list[Tensor]] = {}
+
+    def add(self, what: str, pictures: Tensor, labels: Tensor | None = None) -> None:
+        """Take features of pictures (B, 3, H, W) uint8, and with labels of every region with grey around it."""
+        self._found.setdefault((what, -1), []).append(self.network.features(pictures))
+        for region in labels.unique().tolist() if labels is not None and self.by_region else ():
+            if region >= 0:
+                inside = labels == region  # type: ignore[operator]
+                cut = torch.where(inside[:, None], pictures, GREY)[inside.flatten(1).any(1)]
+                self._found.setdefault((what, region), []).append(self.network.features(cut))
+
+    def distances(self, what: str, real: str) -> dict[int, FIDResult]:
+        """Return region (-1: whole) -> distance of two sets, where either has at least two pictures."""
+        result = {}
+        for (kind, region), features in sorted(self._found.items()):
+            others = self._found.get((real, region))
+            if kind == what and others is not None:
+                first, second = torch.cat(features), torch.cat(others)
+                if min(len(first), len(second)) >= 2:
+                    result[region] = fid_of_features(first, second, self.network.notes)
+        return result
+
+
+@dataclass
+class Row:
+    """Scores of one kind of output."""
+
+    scores: dict[str, Score] = field(default_factory=dict)
+    """By name in `MEASURES`: whole pictures and, by region, the region's pixels (structure: its channel)."""
+    segments: dict[str, Score] = field(default_factory=dict)
+    """Images only: by region, both pictures black outside of it."""
+    accuracy: Score | None = None
+    """Structure only: share of pixels whose largest weight is their region's, per picture."""
+    iou: Tensor | None = None
+    """Structure only: (N,) over all pictures together."""
+    fid: dict[int, FIDResult] = field(default_factory=dict)
+    """By region, -1 for whole pictures."""
+
+
+def _note(
+    scores: dict[str, Score], names: Sequence[str], whole: Mapping[str, Tensor], regions: Mapping[str, Tensor]
+) -> None:
+    for name in regions:
+        score = scores.setdefault(name, Score())
+        if name in whole:
+            score.names += names
+            score.values += whole[name].tolist()
+        score.by_region += list(regions[name].cpu().numpy())
+
+
+class Judge:
+    """Collects the scores of Table 1 while batches stream by.
+
+    Args:
+        model: both generators.
+        inception: feature network for FID; None for no FID.
+        fid_regions: FID of every region of the images as well (one run of the network per region).
+    """
+
+    def __init__(self, model: MixSyn, inception: InceptionFeatures | None = None, fid_regions: bool = False) -> None:
+        self.model, self.num_regions = model, len(model.classes)
+        self._features = None if inception is None else _Features(inception, fid_regions)
+        self._rows = {name: Row() for name in ("structure", "known", "approximated")}
+        self._rows["structure"].accuracy = Score()
+        self._counts = torch.zeros(self.num_regions, self.num_regions, dtype=torch.int64)
+        self.names: list[str] = []
+        """Pictures that were judged."""
+        self.random_count = 0
+
+    @property
+    def count(self) -> int:
+        """Number of pictures that were judged."""
+        return len(self.names)
+
+    def add(self, batch: Batch) -> None:
+        """Make and score the known compositions and images of a batch of the model's size and classes."""
+        labels, names = batch.regions.labels_at(), list(batch.names)
+        soft, *images = known(self.model, batch)
+        real, unlabelled = _bytes(batch.image), labels < 0
+        truth = torch.from_numpy(colorize(labels.cpu().numpy(), self.num_regions)).movedim(-1, 1).to(labels.device)
+        drawn, predicted = render(soft, unlabelled), soft.argmax(1)
+        whole = {name: metric(drawn, truth, value_range=_BYTES) for name, metric in PIXEL_METRICS.items()}
+        row = self._rows["structure"]
+        _note(row.scores, names, whole, channel_scores(soft, labels))
+        assert row.accuracy is not None
+        row.accuracy.names += names
+        right = ((predicted == labels) & ~unlabelled).flatten(1).sum(1) / (~unlabelled).flatten(1).sum(1)
+        row.accuracy.values += right.tolist()
+        self._counts += confusion(predicted, labels, self.num_regions)
+        self._add_features("labels", truth)
+        self._add_features("structure", drawn)
+        self._add_features("pictures", real, labels)
+        for kind, image in zip(("known", "approximated"), images, strict=True):
+            made, row = _bytes(image), self._rows[kind]
+            whole = {name: metric(made, real, value_range=_BYTES) for name, metric in PIXEL_METRICS.items()}
+            regions = {
+                name: metric(made, real, labels, self.num_regions, value_range=_BYTES)
+                for name, metric in PIXEL_METRICS.items()
+            }
+            _note(row.scores, names, whole, regions)
+            _note(row.segments, names, {}, segment_scores(made, real, labels, self.num_regions))
+            self._add_features(kind, made, labels)
+        self.names += names
+
+    def add_random(self, batch: Batch, generator: torch.Generator, count: int | None = None) -> None:
+        """Make random compositions and images of a batch, and take the features of the first `count`."""
+        soft, image = random(self.model, batch, generator)
+        self._add_features("random_structure", render(soft[:count]))
+        self._add_features("random", _bytes(image[:count]))
+        self.random_count += len(soft[:count])
+
+    def _add_features(self, what: str, pictures: Tensor, labels: Tensor | None = None) -> None:
+        if self._features is not None:
+            self._features.add(what, pictures, labels)
+
+    def rows(self) -> dict[str, Row]:
+        """Return "structure", "known", "approximated" and, after `add_random`, "random_structure" and "random"."""
+        found = dict(self._rows)
+        found["structure"].iou = iou(self._counts)
+        if self.random_count:
+            found |= {"random_structure": Row(), "random": Row()}
+        for name, row in found.items() if self._features is not None else ():
+            row.fid = self._features.distances(name, _REAL.get(name, "pictures"))
+        return found
+
+
+def _bytes(image: Tensor) -> Tensor:
+    """Turn images (B, 3, H, W) in [-1, 1] into uint8."""
+    return torch.from_numpy(to_uint8(image)).movedim(-1, 1).to(image.device)
+
+
+# ------------------------------------------------------------------------------------------------------------ the table
+
+
+@dataclass
+class Table:
+    """Table 1 for one model on one data set."""
+
+    classes: tuple[str, ...]
+    settings: dict[str, Any]
+    rows: dict[str, Row]
+    not_computed: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seed: int = 0
+    """Of the bootstrap."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the table as JSON types: means with intervals, regions, and the value of every picture."""
+        rows: dict[str, Any] = {}
+        for name, row in self.rows.items():
+            entry: dict[str, Any] = {"title": _TITLES[name], "metrics": {}}
+            for metric, score in row.scores.items():
+                measure = MEASURES[metric]
+                entry["metrics"][metric] = {
+                    "unit": measure.unit,
+                    "better": "higher" if measure.higher_is_better else "lower",
+                    **jsonable(score.whole(self.seed)),
+                    "mean_over_regions": jsonable(region_mean(score)),
+                    "regions": jsonable(score.regions(self.classes, self.seed)),
+                    "pictures": jsonable(dict(zip(score.names, score.values, strict=True))),
+                }
+            entry["segments"] = {
+                metric: {
+                    "mean_over_regions": jsonable(region_mean(score)),
+                    "regions": jsonable(score.regions(self.classes, self.seed)),
+                }
+                for metric, score in row.segments.items()
+            }
+            if row.accuracy is not None and row.iou is not None:
+                entry["pixel_accuracy"] = jsonable(row.accuracy.whole(self.seed))
+                entry["mean_iou"] = jsonable(float(row.iou.nanmean()))
+                entry["iou"] = jsonable(dict(zip(self.classes, row.iou.tolist(), strict=True)))
+            entry["fid"] = jsonable(row.fid.get(-1))
+            entry["fid_regions"] = {self.classes[k]: jsonable(found) for k, found in row.fid.items() if k >= 0}
+            rows[name] = entry
+        more = ("settings", "not_computed", "problems", "notes")
+        return {"classes": list(self.classes), "rows": rows, **{name: jsonable(getattr(self, name)) for name in more}}
+
+    def as_markdown(self) -> str:
+        """Return the table and its parts by region as Markdown; intervals are 95 % over pictures."""
+        lines = ["# Compositions and images (Table 1)", ""]
+        lines += [f"* {name}: {value}" for name, value in self.settings.items() if value not in (None, "")]
+        lines += ["", f"| | {' | '.join(map(_heading, _COLUMNS))} | FID ↓ |", "|---" * (len(_COLUMNS) + 2) + "|"]
+        for name, row in self.rows.items():
+            fid = row.fid.get(-1)
+            cells = [_cell(row.scores[m].whole(self.seed)) if m in row.scores else "–" for m in _COLUMNS]
+            lines.append(f"| {_TITLES[name]} | {' | '.join(cells)} | {_number(fid.value if fid else math.nan)} |")
+            of_regions = "channels" if name == "structure" else "pixels"
+            for what, scores in ((of_regions, row.scores), ("segments", row.segments)):
+                if scores:
+                    cells = [_number(region_mean(scores[m])) for m in _COLUMNS]
+                    lines.append(f"| {_TITLES[name]}, mean over regions ({what}) | {' | '.join(cells)} | |")
+        structure = self.rows.get("structure")
+        if structure is not None and structure.accuracy is not None and structure.iou is not None:
+            accuracy = _cell(structure.accuracy.whole(self.seed))
+            lines += ["", f"Composition: pixel accuracy {accuracy}, mean IoU {_number(float(structure.iou.nanmean()))}."]
+        for name, row in self.rows.items():
+            lines += self._regions(name, row)
+        never = [c for k, c in enumerate(self.classes) if not self._seen(k)]
+        if never:
+            lines += ["", f"In no picture: {', '.join(never)}."]
+        warnings = dict.fromkeys(w for row in self.rows.values() for found in row.fid.values() for w in found.warnings)
+        notes = [*(f"FID: {warning}" for warning in warnings), *self.notes, PAPER]
+        lines += ["", *(f"* not computed: {what}: {reason}" for what, reason in self.not_computed.items())]
+        lines += [f"* {note}" for note in notes]
+        if self.problems:
+            lines += ["", f"## Problems ({len(self.problems)})", "", *(f"* {problem}" for problem in self.problems)]
+        return "\n".join(lines) + "\n"
+
+    def _seen(self, region: int) -> bool:
+        scores = [score for row in self.rows.values() for score in row.scores.values()]
+        return any(not math.isnan(values[region]) for score in scores for values in score.by_region)
+
+    def _regions(self, name: str, row: Row) -> list[str]:
+        if not row.scores:
+            return []
+        found = {(m, part): s[m].regions(self.classes, self.seed) for part, s in
+                 (("", row.scores), (", segment", row.segments)) if s for m in _COLUMNS}  # fmt: skip
+        columns = [f"{_heading(metric)}{part}" for metric, part in found]
+        columns += ["IoU ↑"] * (row.iou is not None) + ["FID ↓"] * any(k >= 0 for k in row.fid)
+        titled = f"## {_TITLES[name].capitalize()} by region"
+        lines = ["", titled, "", f"| region | pictures | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+        pictures = np.isfinite(np.stack(row.scores["rmse"].by_region)).sum(0)
+        for k, region in enumerate(self.classes):
+            if not pictures[k]:
+                continue
+            cells = [_number(regions[region].mean) for regions in found.values()]
+            cells += [_number(float(row.iou[k]))] if row.iou is not None else []
+            if any(k >= 0 for k in row.fid):
+                cells.append(_number(row.fid[k].value if k in row.fid else math.nan))
+            lines.append(f"| {region} | {pictures[k]} | {' | '.join(cells)} |")
+        return lines
+
+
+def _heading(metric: str) -> str:
+    measure = MEASURES[metric]
+    unit = ", dB" if measure.unit == "dB" else " in [0, 1]" if metric == "rmse" else ""
+    return f"{measure.title}{unit} {'↑' if measure.higher_is_better else '↓'}"
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4g}"
+
+
+def _cell(found: Any) -> str:
+    text = _number(found.mean)
+    if not math.isnan(found.low):
+        text += f" [{found.low:.4g}, {found.high:.4g}]"
+    return text + (f", {found.infinite} infinite" * (found.infinite > 0))
+
+
+# ---------------------------------------------------------------------------------------------------------- the command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="FILE|RUN", help="a saved model, or a run folder of mixsyn-fast train mixsyn")
+    add("--data", default="", metavar="DIR", help="data set with label maps; none for the kinds drawn by code")
+    add("--kind", default="auto", help="layout of the data set (default: %(default)s)")
+    add("--split", default="val", help="part of the data set (default: %(default)s)")
+    add("--unknown", default="class", choices=("class", "none"), help="pixels without a known class (default: %(default)s)")
+    types = "region types that classes are merged into (default: the model's)"
+    add("--merge", choices=("none", "meta", "compact"), help=types)
+    add_reader_arguments(parser)
+    add("--limit", type=int, metavar="N", help="only the first N pictures (default: all)")
+    add("--random", type=int, metavar="N", help="random compositions for FID (default: as many as pictures)")
+    add("--fid-regions", action="store_true", help="FID of every region of the images as well (slow)")
+    add("--inception", metavar="FILE", help="TorchScript feature network for FID; it holds code: name only a trusted file")
+    add(
+        "--batch-size",
+        type=int,
+        default=4,
+        help="pictures at a time, and to mix at random (default: %(default)s)",
+    )
+    add("--device", default="cpu", help="torch device (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of random compositions and of the bootstrap (default: %(default)s)")
+    add("--json", metavar="FILE", help="write the table with the scores of every picture")
+    add("--markdown", metavar="FILE", help="write what is printed")
+
+
+def check_classes(expected: Sequence[str], got: Sequence[str], name: str) -> None:
+    """Check that a data set has the classes of the model, in its order.
+
+    Raises:
+        ValueError: it has not; the message names the classes that differ.
+    """
+    if tuple(expected) == tuple(got):
+        return
+    lacking, more = ([c for c in a if c not in b] for a, b in ((expected, got), (got, expected)))
+    parts = [f"it lacks {', '.join(lacking)}"] * bool(lacking) + [f"it has {', '.join(more)} instead"] * bool(more)
+    if not parts:
+        at = next(k for k, pair in enumerate(zip(expected, got, strict=False)) if pair[0] != pair[1])
+        parts = [f"in the model's order, class {at} is {expected[at]}, not {got[at]}"]
+    raise ValueError(f"--data: expected the model's {len(expected)} classes, got {len(got)} of {name}: {'; '.join(parts)}")
+
+
+def _trained_on(model: MixSyn) -> tuple[str, str]:
+    """Return the kind of data set that a model's classes come from ("" where it does not say), and their region types."""
+    return getattr(model.config, "data_kind", ""), getattr(model.config, "merge", "none") or "none"
+
+
+def _open(options: argparse.Namespace, model: MixSyn) -> DataReference:
+    from ..training.command import DataOptions
+
+    data = DataOptions(
+        data=options.data,
+        kind=options.kind,
+        unknown=options.unknown,
+        merge=options.merge or _trained_on(model)[1],
+        size=model.size,
+        **reader_options(options),
+    )
+    dataset = data.validation_set(options.split)
+    assert dataset is not None  # only the split "none" has none, and it is refused
+    check_classes(model.classes, dataset.source.classes, dataset.source.name)
+    return DataReference(dataset.source, dataset)
+
+
+def batches_of(
+    reference: DataReference, names: Sequence[str], size: int, device: torch.device | str, problems: list[str]
+) -> Iterator[Batch]:
+    """Read pictures in batches; those that are unreadable are named in `problems` and left out."""
+    collate = Collate(len(reference.classes))
+    assert reference.dataset is not None
+    for start in range(0, len(names), size):
+        items = []
+        for name in names[start : start + size]:
+            try:
+                items.append(reference.dataset[reference.index[name]])
+            except (ValueError, OSError) as error:
+                problems.append(f"{name}: {error}")
+        if items:
+            yield collate(items).to(device)
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name, least in (("limit", 1), ("batch_size", 1), ("seed", 0), ("random", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
+    if options.split in ("none", "auto"):
+        raise ValueError(f"--split: expected train, val, test or all, got {options.split!r}")
+    if options.random and options.batch_size < 2:
+        raise ValueError("--batch-size: expected at least 2 for random compositions, got 1: they mix pictures of a batch")
+    for name in ("json", "markdown"):
+        path = getattr(options, name)
+        if path is not None and Path(path).is_dir():
+            raise ValueError(f"--{name}: expected a file, got the folder {path}")
+
+
+def _network(options: argparse.Namespace, not_computed: dict[str, str]) -> InceptionFeatures | None:
+    try:
+        return InceptionFeatures(options.inception).to(options.device)
+    except FileNotFoundError as error:
+        if options.inception is not None or options.random or options.fid_regions:
+            raise
+        not_computed["FID, random compositions"] = str(error)
+        return None
+
+
+def _write(path: str, text: str) -> None:
+    """Write a file whole or not at all; folders are made."""
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+
+
+def evaluate(model: MixSyn, reference: DataReference, options: argparse.Namespace) -> Table:
+    """Judge a model on a data set as the options of the command say."""
+    not_computed: dict[str, str] = {}
+    problems: list[str] = []
+    inception = _network(options, not_computed)
+    judge = Judge(model, inception, options.fid_regions)
+    names = reference.names()[: options.limit]
+    with progress("evaluating"):
+        for batch in batches_of(reference, names, options.batch_size, model.device, problems):
+            judge.add(batch)
+    wanted = 0 if inception is None else judge.count if options.random is None else options.random
+    if wanted and min(judge.count, options.batch_size) < 2:
+        not_computed["random compositions"] = "they mix pictures of a batch: it needs two pictures and --batch-size 2"
+        wanted = 0
+    with progress("making random compositions"):
+        _mix(judge, reference, wanted, options, problems)
+    rows = judge.rows() if judge.count else {}
+    if inception is not None and not any(row.fid for row in rows.values()):
+        not_computed["FID"] = "it needs at least two pictures on either side"
+    source, (kind, merge) = reference.source, _trained_on(model)
+    settings = {
+        "model": options.model,
+        "trained on": " ".join(part for part in (kind, merge) if part not in ("", "none")),
+        "data set": f"{source.name}, {options.split}, {judge.count} of {len(source)} pictures",
+        "size": f"{model.size[0]} x {model.size[1]} (height x width)",
+        "random compositions": judge.random_count or None,
+        "seed": options.seed,
+        "FID features": str(inception.path) if inception is not None else None,
+        "versions": f"mixsyn_fast {mixsyn_fast.__version__}, torch {torch.__version__}",
+    }
+    notes = []
+    if kind not in ("", "auto", source.name):
+        notes.append(f"Cross-dataset: trained on {kind}, judged on {source.name}.")
+    return Table(tuple(model.classes), settings, rows, not_computed, problems, notes, options.seed)
+
+
+def _mix(judge: Judge, reference: DataReference, wanted: int, options: argparse.Namespace, problems: list[str]) -> None:
+    """Make random compositions of the pictures that were judged, in ever new batches."""
+    generator, order = torch.Generator().manual_seed(options.seed), np.random.default_rng(options.seed)
+    while judge.random_count < wanted:
+        before = judge.random_count
+        mixed = [judge.names[i] for i in order.permutation(judge.count)]
+        for batch in batches_of(reference, mixed, options.batch_size, judge.model.device, problems):
+            if len(batch) > 1 and judge.random_count < wanted:
+                judge.add_random(batch, generator, wanted - judge.random_count)
+        if judge.random_count == before:
+            raise ValueError("--data: its pictures were readable once, and are not any more")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Evaluate as the options say, print the table, and return the exit status (see the module).
+
+    Raises:
+        ValueError, FileNotFoundError: options that do not fit together, a model, data set or network that is not there or
+            cannot be used, classes that differ, or --random, --fid-regions without a feature network.
+    """
+    from .model import MixSyn
+
+    _check(options)
+    model = MixSyn.load(options.model, device=options.device)
+    table = evaluate(model, _open(options, model), options)
+    text = table.as_markdown()
+    print(text, end="")
+    if options.json is not None:
+        _write(options.json, json.dumps(table.as_json(), indent=2, allow_nan=False) + "\n")
+    if options.markdown is not None:
+        _write(options.markdown, text)
+    for problem in table.problems:
+        print(problem, file=sys.stderr)
+    if not table.rows:
+        print("nothing could be judged: no picture is readable", file=sys.stderr)
+    return 1 if table.problems or not table.rows else 0

@@ -1,0 +1,390 @@
+"""Table 1: numbers known by hand, perfect generators, absent regions, and a command that says what it was given wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mixsyn_fast.models.data import FACADE_CLASSES, Batch, Collate, ProceduralSource, RegionDataset, colorize, palette
+from mixsyn_fast.models.evaluation import InceptionFeatures, psnr, rmse, ssim
+from mixsyn_fast.models.evaluation.compare import Score
+from mixsyn_fast.models.mixsyn import evaluate
+from mixsyn_fast.models.mixsyn.compositions import coupled_groups
+from mixsyn_fast.models.mixsyn.config import Config, StructureConfig, StyleConfig
+from mixsyn_fast.models.mixsyn.model import MixSyn
+from mixsyn_fast.models.mixsyn.task import MixSynTask
+from mixsyn_fast.models.training.command import DataOptions
+from torch import Tensor, nn
+
+from mixsyn_fast import RegionMap
+
+Image = pytest.importorskip("PIL.Image", reason="reads and writes pictures")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+SIZE = 32
+N = len(FACADE_CLASSES)
+
+
+class Structure:
+    """Codes are the masks themselves; a composition is right but for what it leaks to the next region."""
+
+    def __init__(self, leak: float = 0.0) -> None:
+        self.leak = leak
+
+    def encode(self, regions: RegionMap) -> Tensor:
+        return regions.onehot()[:, :, None]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        masks = codes[:, :, 0]
+        masks[:, 0] += masks.sum(1) == 0  # weights sum to one, also where there is no region
+        masks = masks / masks.sum(1, keepdim=True)
+        return (1 - self.leak) * masks + self.leak * masks.roll(1, 1)
+
+
+class Style:
+    """Gives back the pictures that it saw, brighter by `shift`."""
+
+    def __init__(self, shift: float = 0.0) -> None:
+        self.shift = shift
+
+    def encode(self, image: Tensor, regions: RegionMap, present: Tensor | None = None) -> Tensor:
+        assert regions.is_soft == (present is not None)  # a soft composition has some of every region
+        self.image = image
+        return torch.ones(len(image), regions.num_regions, 4)
+
+    def __call__(self, regions: RegionMap, codes: Tensor) -> Tensor:
+        return (self.image + self.shift).clamp(-1, 1)
+
+
+def model_of(structure: Any, style: Any, classes: tuple[str, ...] = FACADE_CLASSES, **fields: Any) -> Any:
+    config = SimpleNamespace(groups=coupled_groups(classes), **{"data_kind": "", "merge": "none", **fields})
+    return SimpleNamespace(structure=structure, style=style, classes=classes, size=(SIZE, SIZE), device="cpu", config=config)
+
+
+def batch_of(count: int, first: int = 0) -> Batch:
+    dataset = RegionDataset(ProceduralSource("procedural_facades", count, seed=first, size=SIZE), SIZE)
+    return Collate(N)([dataset[i] for i in range(count)])
+
+
+class Means(nn.Module):
+    """Stands for the feature network of FID: means of a 2 x 2 grid."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+
+
+@pytest.fixture
+def inception(tmp_path: Path) -> Path:
+    torch.jit.save(torch.jit.script(Means()), str(tmp_path / "means.pt"))
+    return tmp_path / "means.pt"
+
+
+# ------------------------------------------------------------------------------------------------------ single numbers
+
+
+def test_a_composition_is_drawn_in_the_mixed_colours_of_its_regions() -> None:
+    labels = torch.tensor([[[0, 1], [2, -1]]])
+    masks = (labels[:, None] == torch.arange(3)[:, None, None]).float()
+    drawn = evaluate.render(masks, labels < 0)
+    assert np.array_equal(drawn.movedim(1, -1).numpy(), colorize(labels.numpy(), 3))
+    colours = palette(3).astype(float)
+    soft = torch.tensor([0.25, 0.0, 0.75])[None, :, None, None].expand(1, 3, 2, 2)
+    assert evaluate.render(soft)[0, :, 1, 1].tolist() == np.round(0.25 * colours[0] + 0.75 * colours[2]).tolist()
+
+
+def test_channels_against_masks_by_hand() -> None:
+    labels = torch.zeros(1, 16, 16, dtype=torch.int32)
+    labels[0, :, 8:] = 1
+    masks = (labels[:, None] == torch.arange(3)[:, None, None]).float()
+    found = evaluate.channel_scores((masks - 0.1).abs(), labels)  # off by 0.1 everywhere
+    assert found["rmse"][0, :2].tolist() == pytest.approx([0.1, 0.1]) and found["psnr"][0, :2].tolist() == pytest.approx(
+        [20.0, 20.0]
+    )
+    assert all(math.isnan(found[name][0, 2]) for name in ("ssim", "rmse", "psnr"))  # absent, though it has weight
+    labels[0, :4] = -1  # a quarter of the frame counts no more
+    found = evaluate.channel_scores((masks - 0.1).abs(), labels)
+    assert found["rmse"][0, :2].tolist() == pytest.approx([0.1 * math.sqrt(0.75)] * 2)
+
+
+def test_segments_are_black_outside_of_the_region() -> None:
+    rng = torch.Generator().manual_seed(0)
+    real = torch.randint(60, 200, (2, 3, 16, 16), dtype=torch.uint8, generator=rng)
+    labels = torch.zeros(2, 16, 16, dtype=torch.int32)
+    labels[0, :, 12:], labels[1, 0] = 1, -1
+    made = real + torch.where(labels == 1, 51, 0).to(torch.uint8)[:, None]
+    found = evaluate.segment_scores(made, real, labels, 3)
+    assert found["rmse"][0].tolist() == pytest.approx([0, 0.2 * math.sqrt(0.25), math.nan], nan_ok=True)
+    assert found["psnr"][0].tolist() == pytest.approx([math.inf, -10 * math.log10(0.01), math.nan], nan_ok=True)
+    assert found["rmse"][1].tolist() == pytest.approx([0, math.nan, math.nan], nan_ok=True)
+    inside = labels[:1] == 1
+    expected = ssim(made[:1] * inside[:, None], real[:1] * inside[:, None], value_range=(0, 255))
+    assert float(found["ssim"][0, 1]) == pytest.approx(float(expected))
+
+
+def test_confusion_and_iou_by_hand() -> None:
+    labels = torch.tensor([[[0, 0, 1, 1, -1, 2]]])
+    predicted = torch.tensor([[[0, 1, 1, 1, 3, 0]]])
+    counts = evaluate.confusion(predicted, labels, 5)
+    assert counts.tolist()[:3] == [[1, 1, 0, 0, 0], [0, 2, 0, 0, 0], [1, 0, 0, 0, 0]] and int(counts.sum()) == 5
+    assert evaluate.iou(counts).tolist() == pytest.approx([1 / 3, 2 / 3, 0, math.nan, math.nan], nan_ok=True)
+
+
+def test_regions_weigh_alike_in_their_mean() -> None:
+    nan, inf = math.nan, math.inf
+    score = Score([], [], [np.array([1.0, 4.0, nan, inf]), np.array([3.0, nan, nan, inf])])
+    assert evaluate.region_mean(score) == 3.0
+    assert evaluate.region_mean(Score([], [], [np.array([inf, nan])])) == inf
+    assert math.isnan(evaluate.region_mean(Score())) and math.isnan(evaluate.region_mean(Score([], [], [np.array([nan])])))
+
+
+# ------------------------------------------------------------------------------------------------------ whole generators
+
+
+def table_of(model: Any, batches: list[Batch], network: InceptionFeatures | None = None) -> evaluate.Table:
+    judge = evaluate.Judge(model, network)
+    for batch in batches:
+        judge.add(batch)
+    return evaluate.Table(tuple(model.classes), {}, judge.rows())
+
+
+def test_perfect_generators(inception: Path) -> None:
+    table = table_of(model_of(Structure(), Style()), [batch_of(3)], InceptionFeatures(inception))
+    found = json.loads(json.dumps(table.as_json(), allow_nan=False))
+    assert list(found["rows"]) == ["structure", "known", "approximated"]
+    for name, row in found["rows"].items():
+        metrics = row["metrics"]
+        assert metrics["ssim"]["mean"] == pytest.approx(1) and metrics["rmse"]["mean"] == 0, name
+        assert metrics["psnr"]["mean"] == "inf" and metrics["psnr"]["infinite"] == 3 and metrics["psnr"]["count"] == 0
+        assert metrics["psnr"]["mean_over_regions"] == "inf" and metrics["ssim"]["mean_over_regions"] == pytest.approx(1)
+        assert row["fid"]["value"] == pytest.approx(0, abs=1e-6) and (row["fid"]["first_count"] == 3)
+    structure = found["rows"]["structure"]
+    assert structure["pixel_accuracy"]["mean"] == 1 and structure["mean_iou"] == 1
+    text = table.as_markdown()
+    assert "| composition | 1 [1, 1] | 0 [0, 0] | inf, 3 infinite |" in text and "mean IoU 1." in text
+
+
+def test_rows_are_told_apart_and_hold_the_functions_values() -> None:
+    batch, shift = batch_of(3), 0.2
+    table = table_of(model_of(Structure(leak=0.25), Style(shift)), [batch])
+    real = evaluate._bytes(batch.image)
+    made = evaluate._bytes((batch.image + shift).clamp(-1, 1))
+    labels = batch.regions.labels_at()
+    for name, metric in (("psnr", psnr), ("ssim", ssim), ("rmse", rmse)):
+        for row in ("known", "approximated"):
+            score = table.rows[row].scores[name]
+            assert score.values == pytest.approx(metric(made, real, value_range=(0, 255)).tolist())
+            expected = metric(made, real, labels, N, value_range=(0, 255)).numpy()
+            np.testing.assert_allclose(np.stack(score.by_region), expected)
+            assert score.names == list(batch.names)
+    structure = table.rows["structure"]
+    masks = batch.regions.onehot()
+    drawn, truth = (evaluate.render(m) for m in (0.75 * masks + 0.25 * masks.roll(1, 1), masks))
+    assert structure.scores["rmse"].values == pytest.approx(rmse(drawn, truth, value_range=(0, 255)).tolist())
+    assert structure.accuracy is not None and structure.accuracy.values == [1, 1, 1]  # the largest weight is right
+    shares = batch.regions.areas() / SIZE**2
+    before = shares.roll(1, 1)
+    expected = torch.where(shares > 0, 0.25 * (shares + before).sqrt(), math.nan)
+    np.testing.assert_allclose(np.stack(structure.scores["rmse"].by_region), expected.numpy(), rtol=1e-5)
+
+
+def test_batches_do_not_matter() -> None:
+    model = model_of(Structure(leak=0.1), Style(0.1))
+    whole = table_of(model, [batch_of(3)]).as_json()
+    single = table_of(model, [batch_of(1, i) for i in range(3)]).as_json()
+    assert json.dumps(whole) == json.dumps(single)
+
+
+def test_one_picture_and_regions_that_nobody_has(inception: Path) -> None:
+    labels = torch.zeros(1, SIZE, SIZE, dtype=torch.int32)
+    labels[0, :, 20:] = 1
+    labels[0, :4] = -1
+    image = torch.zeros(1, 3, SIZE, SIZE)
+    batch = Batch(image, RegionMap(labels, 4, ignore_index=-1), ("only",), torch.tensor([0]))
+    model = model_of(Structure(), Style(0.4), ("a", "b", "c", "d"))
+    table = table_of(model, [batch], InceptionFeatures(inception))
+    found = table.as_json()
+    assert found["rows"]["known"]["fid"] is None and found["rows"]["known"]["metrics"]["rmse"]["low"] is None
+    assert found["rows"]["known"]["metrics"]["rmse"]["mean"] == pytest.approx(50 / 255)  # 127.5 and 178.5 to even
+    assert list(found["rows"]["known"]["metrics"]["rmse"]["regions"]) == ["a", "b"]
+    assert found["rows"]["structure"]["metrics"]["rmse"]["mean"] == 0  # without a region: white on both sides
+    assert found["rows"]["structure"]["iou"] == {"a": 1, "b": 1, "c": None, "d": None}
+    text = table.as_markdown()
+    assert "In no picture: c, d." in text and "| c |" not in text and "nan" not in text
+
+
+def test_pictures_without_any_region_are_no_error() -> None:
+    labels = torch.full((1, SIZE, SIZE), -1, dtype=torch.int32)
+    batch = Batch(torch.zeros(1, 3, SIZE, SIZE), RegionMap(labels, 3, ignore_index=-1), ("none",), torch.tensor([0]))
+    table = table_of(model_of(Structure(), Style(), ("a", "b", "c")), [batch])
+    assert table.as_json()["rows"]["structure"]["mean_iou"] is None
+    assert "In no picture: a, b, c." in table.as_markdown()
+
+
+def tiny() -> Config:
+    structure = StructureConfig(width=2, code_channels=4, code_size=8, decoder_width=8, decoder_smallest=4)
+    style = StyleConfig(code_length=8, encoder_width=2, encoder_largest=4, encoder_halvings=2, width=4, largest=8, hidden=4)
+    return Config(classes=FACADE_CLASSES, image_size=(SIZE, SIZE), structure=structure, style=style)
+
+
+def tiny_model() -> tuple[MixSynTask, Any]:
+    torch.manual_seed(3)
+    task = MixSynTask(tiny(), training=False)
+    for network in task.networks.values():
+        network.eval().requires_grad_(False)
+    model = model_of(task.networks["structure_generator"], task.networks["style_generator"])
+    model.config = task.config
+    return task, model
+
+
+def test_approximated_images_are_those_of_the_training_task() -> None:
+    task, model = tiny_model()
+    batch = batch_of(2)
+    soft, image, approximated = evaluate.known(model, batch)
+    assert soft.shape == (2, N, SIZE, SIZE) and image.shape == approximated.shape == (2, 3, SIZE, SIZE)
+    torch.testing.assert_close(approximated, task.generate(batch, task.networks), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(image, approximated)
+
+
+def test_random_compositions_follow_the_seed() -> None:
+    _, model = tiny_model()
+    first, again, other = (evaluate.random(model, batch_of(3), torch.Generator().manual_seed(seed))[1] for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+# ------------------------------------------------------------------------------------------------------------ the command
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run the command with a given model in place of the loaded one."""
+
+    def run(*words: object, model: Any = None) -> int:
+        found = model if model is not None else model_of(Structure(), Style(0.1))
+        module = ModuleType("model")
+        module.MixSyn = SimpleNamespace(load=lambda path, device: found)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "mixsyn_fast.models.mixsyn.model", module)
+        parser = argparse.ArgumentParser(allow_abbrev=False)
+        evaluate.add_arguments(parser)
+        return evaluate.main(parser.parse_args(["--model", "a.safetensors", *map(str, words)]))
+
+    return run
+
+
+DRAWN = ("--kind", "procedural_facades", "--batch-size", "2")
+
+
+def test_the_command_prints_and_writes_one_table(command: Any, tmp_path: Path, inception: Path, capsys: Any) -> None:
+    files = ("--json", tmp_path / "new" / "table.json", "--markdown", tmp_path / "new" / "table.md")
+    words = (*DRAWN, "--limit", 3, "--random", 5, "--inception", inception, "--fid-regions", *files)
+    assert command(*words) == 0
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "new" / "table.md").read_text()
+    found = json.loads((tmp_path / "new" / "table.json").read_text())
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["table.json", "table.md"]
+    assert list(found["rows"]) == ["structure", "known", "approximated", "random_structure", "random"]
+    assert found["settings"]["random compositions"] == 5 and found["not_computed"] == {} and found["problems"] == []
+    for name in ("random_structure", "random"):
+        assert found["rows"][name]["fid"]["first_count"] == 5 and found["rows"][name]["fid"]["second_count"] == 3
+    assert found["rows"]["known"]["fid_regions"]["window"]["first_count"] == 3
+    assert len(found["rows"]["known"]["metrics"]["psnr"]["pictures"]) == 3
+    assert "| random image | – | – | – |" in printed and "Cross-dataset" not in printed
+    assert "Paper, Table 1" in printed and "RMSE in [0, 1] ↓" in printed
+
+
+def test_random_images_are_as_many_as_pictures_unless_said(command: Any, tmp_path: Path, inception: Path) -> None:
+    for more, expected in (((), 4), (("--random", 0), None), (("--batch-size", 1), None)):
+        words = (*DRAWN, "--limit", 4, "--inception", inception, "--json", tmp_path / "t.json", *more)
+        assert command(*words) == 0
+        found = json.loads((tmp_path / "t.json").read_text())
+        assert found["settings"]["random compositions"] == expected
+        assert ("random compositions" in found["not_computed"]) == ("--batch-size" in more)
+
+
+def test_without_a_network_fid_is_left_out_with_its_reason(command: Any, capsys: Any) -> None:
+    assert command(*DRAWN, "--limit", 2) == 0
+    assert "not computed: FID, random compositions: FID needs a feature network" in capsys.readouterr().out
+    for more in (("--random", 3), ("--fid-regions",), ("--inception", "nowhere.pt")):
+        with pytest.raises(FileNotFoundError):
+            command(*DRAWN, *more)
+
+
+def test_another_set_of_the_same_classes(command: Any, tmp_path: Path, capsys: Any) -> None:
+    assert command(*DRAWN, "--limit", 1, model=model_of(Structure(), Style(), data_kind="cmp_facade")) == 0
+    out = capsys.readouterr().out
+    assert "Cross-dataset: trained on cmp_facade, judged on procedural_facades." in out
+    with pytest.raises(ValueError, match="12 classes, got 19 of procedural_faces: it lacks .*window.*; it has skin"):
+        command("--kind", "procedural_faces")
+    turned = (FACADE_CLASSES[1], FACADE_CLASSES[0], *FACADE_CLASSES[2:])
+    with pytest.raises(ValueError, match=f"order, class 0 is {FACADE_CLASSES[1]}, not {FACADE_CLASSES[0]}"):
+        command(*DRAWN, model=model_of(Structure(), Style(), turned))
+    with pytest.raises(ValueError, match="expected the model's 11 classes, got 12 of .*: it has .* instead$"):
+        command(*DRAWN, model=model_of(Structure(), Style(), FACADE_CLASSES[:-1]))
+
+
+def test_classes_are_merged_as_the_models_were(command: Any, tmp_path: Path) -> None:
+    types = DataOptions(kind="procedural_faces", merge="meta", size=(SIZE,)).source("val").classes
+    model = model_of(Structure(), Style(), types, data_kind="celebamask_hq", merge="meta")
+    words = ("--kind", "procedural_faces", "--limit", 1, "--json", tmp_path / "t.json")
+    assert command(*words, model=model) == 0
+    found = json.loads((tmp_path / "t.json").read_text())
+    assert len(found["classes"]) == 15 and found["settings"]["trained on"] == "celebamask_hq meta"
+    assert found["notes"] == ["Cross-dataset: trained on celebamask_hq, judged on procedural_faces."]
+    with pytest.raises(ValueError, match="expected the model's 15 classes, got 19"):
+        command(*words, "--merge", "none", model=model)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--limit", 0), "--limit: expected at least 1, got 0"),
+        (("--batch-size", 0), "--batch-size: expected at least 1"),
+        (("--seed", -1), "--seed: expected at least 0"),
+        (("--random", -1), "--random: expected at least 0"),
+        (("--split", "none"), "--split: expected train"),
+        (("--random", 2, "--batch-size", 1), "--batch-size: expected at least 2 for random"),
+        (("--json", "."), "--json: expected a file, got the folder"),
+        (("--kind", "auto"), "kind: expected one of procedural_faces"),
+        (("--kind", "nonsense"), "kind: expected auto or one of"),
+    ],
+)
+def test_bad_options(command: Any, words: tuple[object, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        command(*DRAWN, *words)
+
+
+def test_bad_pictures_are_named(command: Any, tmp_path: Path, capsys: Any) -> None:
+    source = ProceduralSource("procedural_facades", 3, size=SIZE)
+    for part in ("images", "labels"):
+        (tmp_path / "val" / part).mkdir(parents=True)
+    for i, name in enumerate(("a", "b", "c")):
+        sample = source.read(i)
+        Image.fromarray(sample.image).save(tmp_path / "val" / "images" / f"{name}.png")
+        Image.fromarray(sample.labels.astype(np.uint8)).save(tmp_path / "val" / "labels" / f"{name}.png")
+    (tmp_path / "classes.txt").write_text("\n".join(FACADE_CLASSES))
+    (tmp_path / "val" / "images" / "b.png").write_bytes(b"no picture")
+    assert command("--data", tmp_path) == 1
+    captured = capsys.readouterr()
+    assert "b.png" in captured.err and "2 of 3 pictures" in captured.out and "## Problems (1)" in captured.out
+    for name in "ac":
+        (tmp_path / "val" / "images" / f"{name}.png").write_bytes(b"no picture")
+    assert command("--data", tmp_path) == 1
+    captured = capsys.readouterr()
+    assert "no picture is readable" in captured.err and captured.out.startswith("# Compositions")
+
+
+def test_a_saved_model_is_judged(tmp_path: Path, capsys: Any) -> None:
+    task, _ = tiny_model()
+    networks = task.networks["structure_generator"], task.networks["style_generator"]
+    MixSyn(*networks, task.config).save(tmp_path / "m.safetensors")
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    evaluate.add_arguments(parser)
+    assert evaluate.main(parser.parse_args(["--model", str(tmp_path / "m.safetensors"), *DRAWN, "--limit", "2"])) == 0
+    assert "| approximated image | " in capsys.readouterr().out
