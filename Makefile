@@ -5,6 +5,7 @@
 #   make bench                              the benchmarks (JSON and tables below benchmarks/results); its parts are
 #                                           bench-ops [ARGS=..], bench-plots [PLOT_ARGS=..], bench-models [MODEL_ARGS=..]
 #   make bench-training ARGS='--data DIR ..' the training loop against plain PyTorch
+#   make bench-mixsyn [ARGS=..]              a composition and an edit of MixSyn, part by part
 #   make gpu-check                          what needs a GPU: uses python3 itself when it has a CUDA torch
 #   make sanitize                           the CPU kernels under AddressSanitizer and UBSan
 #   make lint | format | kernels | doctor | clean
@@ -17,7 +18,7 @@ RUN := $(VENV)/bin/python
 CSRC := $(wildcard csrc/*.* csrc/*/*.*)
 CXX_USED := $(or $(shell command -v $(firstword $(CXX))),g++)
 
-.PHONY: demo test networks bench bench-ops bench-plots bench-models bench-training gpu-check sanitize lint format kernels doctor setup clean
+.PHONY: demo test networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn gpu-check sanitize lint format kernels doctor setup clean
 
 setup: $(VENV)/.installed
 
@@ -56,6 +57,9 @@ bench-plots: setup
 
 bench-training: setup
 	$(RUN) -m benchmarks.run_training $(ARGS)
+
+bench-mixsyn: setup
+	$(RUN) -m benchmarks.run_mixsyn $(ARGS)
 
 bench-models: setup
 	$(RUN) -m benchmarks.run_models $(or $(MODEL_ARGS),--quick)

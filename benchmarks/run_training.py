@@ -37,8 +37,9 @@ def train_once(model: str, options: list[str], steps: int, folder: Path) -> list
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def losses_of(line: dict[str, Any], phases: tuple[str, ...]) -> dict[str, float]:
-    """The losses of a log line: <phase>/<loss>."""
+def losses_of(line: dict[str, Any]) -> dict[str, float]:
+    """The losses of a log line: <phase>/<loss>, for every phase (each logs its learning rate as lr/<phase>)."""
+    phases = {name.removeprefix("lr/") for name in line if name.startswith("lr/")}
     return {
         name: value for name, value in line.items() if name.split("/")[0] in phases and not name.endswith("gradient_norm")
     }
@@ -59,7 +60,7 @@ def measure(model: str, options: list[str], *, rounds: int, steps: int) -> dict[
         for turn in range(rounds):
             for name, extra in CONTENDERS.items():
                 log = train_once(model, [*options, *extra], steps + 1, Path(scratch) / f"{name}{turn}")
-                first.setdefault(name, losses_of(log[0], ("generator", "discriminator")))
+                first.setdefault(name, losses_of(log[0]))
                 lines[name] += log[1:]
     difference = gate(first["ours"], first["dense"])
     if difference > ALLOWED:

@@ -46,6 +46,7 @@ from mixsyn_fast import RegionMap
 from mixsyn_fast.progress import progress
 
 from ..data import Batch, Collate, colorize, palette, to_uint8
+from ..data.region_types import merge_of
 from ..data.sets import add_reader_arguments, reader_options
 from ..evaluation.compare import GREY, MEASURES, PIXEL_METRICS, Score
 from ..evaluation.fid import FIDResult, InceptionFeatures, fid_of_features
@@ -352,7 +353,6 @@ class Table:
     rows: dict[str, Row]
     not_computed: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     seed: int = 0
     """Of the bootstrap."""
 
@@ -385,7 +385,7 @@ class Table:
             entry["fid"] = jsonable(row.fid.get(-1))
             entry["fid_regions"] = {self.classes[k]: jsonable(found) for k, found in row.fid.items() if k >= 0}
             rows[name] = entry
-        more = ("settings", "not_computed", "problems", "notes")
+        more = ("settings", "not_computed", "problems")
         return {"classes": list(self.classes), "rows": rows, **{name: jsonable(getattr(self, name)) for name in more}}
 
     def as_markdown(self) -> str:
@@ -412,7 +412,7 @@ class Table:
         if never:
             lines += ["", f"In no picture: {', '.join(never)}."]
         warnings = dict.fromkeys(w for row in self.rows.values() for found in row.fid.values() for w in found.warnings)
-        notes = [*(f"FID: {warning}" for warning in warnings), *self.notes, PAPER]
+        notes = [*(f"FID: {warning}" for warning in warnings), PAPER]
         lines += ["", *(f"* not computed: {what}: {reason}" for what, reason in self.not_computed.items())]
         lines += [f"* {note}" for note in notes]
         if self.problems:
@@ -507,11 +507,6 @@ def check_classes(expected: Sequence[str], got: Sequence[str], name: str) -> Non
     raise ValueError(f"--data: expected the model's {len(expected)} classes, got {len(got)} of {name}: {'; '.join(parts)}")
 
 
-def _trained_on(model: MixSyn) -> tuple[str, str]:
-    """Return the kind of data set that a model's classes come from ("" where it does not say), and their region types."""
-    return getattr(model.config, "data_kind", ""), getattr(model.config, "merge", "none") or "none"
-
-
 def _open(options: argparse.Namespace, model: MixSyn) -> DataReference:
     from ..training.command import DataOptions
 
@@ -519,7 +514,7 @@ def _open(options: argparse.Namespace, model: MixSyn) -> DataReference:
         data=options.data,
         kind=options.kind,
         unknown=options.unknown,
-        merge=options.merge or _trained_on(model)[1],
+        merge=options.merge or merge_of(model.classes),
         size=model.size,
         **reader_options(options),
     )
@@ -599,10 +594,9 @@ def evaluate(model: MixSyn, reference: DataReference, options: argparse.Namespac
     rows = judge.rows() if judge.count else {}
     if inception is not None and not any(row.fid for row in rows.values()):
         not_computed["FID"] = "it needs at least two pictures on either side"
-    source, (kind, merge) = reference.source, _trained_on(model)
+    source = reference.source
     settings = {
         "model": options.model,
-        "trained on": " ".join(part for part in (kind, merge) if part not in ("", "none")),
         "data set": f"{source.name}, {options.split}, {judge.count} of {len(source)} pictures",
         "size": f"{model.size[0]} x {model.size[1]} (height x width)",
         "random compositions": judge.random_count or None,
@@ -610,10 +604,7 @@ def evaluate(model: MixSyn, reference: DataReference, options: argparse.Namespac
         "FID features": str(inception.path) if inception is not None else None,
         "versions": f"mixsyn_fast {mixsyn_fast.__version__}, torch {torch.__version__}",
     }
-    notes = []
-    if kind not in ("", "auto", source.name):
-        notes.append(f"Cross-dataset: trained on {kind}, judged on {source.name}.")
-    return Table(tuple(model.classes), settings, rows, not_computed, problems, notes, options.seed)
+    return Table(tuple(model.classes), settings, rows, not_computed, problems, options.seed)
 
 
 def _mix(judge: Judge, reference: DataReference, wanted: int, options: argparse.Namespace, problems: list[str]) -> None:

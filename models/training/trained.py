@@ -62,13 +62,15 @@ def load_trained(
     task = description.build(config.from_dict(description.config, whole["task"]), False)
     task.classes = tuple(whole["classes"])
     saved = _find(folder / "checkpoints", step)
-    for name in task.networks:
-        task.networks[name].load_state_dict(saved.tensors(f"network.{name}"))
-    if averaged and "average" in saved.groups:
-        averages = saved.tensors("average")
-        for name in task.averaged:
-            own = {key.removeprefix(f"{name}."): value for key, value in averages.items() if key.startswith(f"{name}.")}
-            task.networks[name].load_state_dict(own)
+    averages = saved.tensors("average") if averaged and "average" in saved.groups else {}
+    for name, network in task.networks.items():
+        weights = saved.tensors(f"network.{name}")
+        if averages and name in task.averaged:
+            weights = {key.removeprefix(f"{name}."): value for key, value in averages.items() if key.startswith(f"{name}.")}
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"{saved.path}: does not fit {path}: {error}") from error
     for network in task.networks.values():
         network.to(device).eval().requires_grad_(False)
     return Trained(task, dict(task.networks), whole, saved.step)
