@@ -263,7 +263,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1, help="images per run of SEAN (default: %(default)s)")
     parser.add_argument("--ngf", type=int, default=64, help="width of SEAN (default: %(default)s, as published)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of sources, drawings, weights and noise")
-    parser.add_argument("--repeat", type=int, default=5, help="timed runs of each form (default: %(default)s)")
+    parser.add_argument("--repeat", type=int, default=3, help="timed runs of each form (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda[:n] (default: %(default)s)")
     parser.add_argument(
         "--compile",

@@ -150,7 +150,9 @@ def numbers(step: Step, files: Mapping[str, str]) -> dict[str, Any]:
 
 def table(steps: Sequence[Step]) -> str:
     """Return time and drift of every step as text."""
-    rows = [["step", "edit", "full pass", "faster", "encoders", "full", "drift outside: mean", "largest", "relabelled"]]
+    rows = [
+        ["step", "edit", "full pass", "faster", "encoders", "all encoders", "drift outside: mean", "largest", "relabelled"]
+    ]
     for number, step in enumerate(steps, 1):
         edit, full, drift = step.result.seconds, step.full, step.drift
         rows.append(
@@ -219,7 +221,8 @@ def sheet(mixsyn: MixSyn, base: Picture, start: Composed, steps: Sequence[Step],
             done += len(step.regions)
             pasted = pasted_from(mixsyn, result, base)
             cells.append(captioned(enlarged(pasted.image, size), "copy-paste"))
-            cells.append(sequential_cell(*transferred[done - 1], size))
+            last = next((image for _, image in reversed(transferred[:done]) if image is not None), None)
+            cells.append(sequential_cell(", ".join(step.regions), last, size))
         rows.append([*cells, *(source(picture, names) for picture, names in used.values())])
         before = result
     pictures = [start.labels, *(step.result.labels for step in steps)]
