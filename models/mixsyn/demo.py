@@ -1,0 +1,147 @@
+"""The composing part of `mixsyn-fast demo`: new pictures from three to six sources each, and what composing costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mixsyn_fast.backend import use_backend, use_plan
+
+from ..data import Source
+from ..data.sheets import contact_sheet, text
+from .compose import pasted_from
+from .model import Composed, MixSyn, Seconds
+from .pictures import Picture, fit, pictures_of
+from .sheets import enlarged, soft_colours, source_cells
+
+SOURCES = (3, 4, 5, 6)
+"""Numbers of sources of the rows of the sheet, in turns."""
+UNSEEN = 2 * 10**9
+"""First seed of drawings that neither training nor validation sets reach."""
+_POOL = 24  # pictures of a set that sources are chosen from
+_SIDE = 160  # longer side of a picture on the sheet in pixels
+
+
+def pool(mixsyn: MixSyn, source: Source, seed: int) -> list[Picture]:
+    """Read pictures to choose from, at the model's size, spread over the set.
+
+    Raises:
+        ValueError: fewer than two pictures, or a bad file.
+    """
+    if len(source) < 2:
+        raise ValueError(f"{source.name}: expected at least 2 pictures to compose from, got {len(source)}")
+    chosen = np.random.default_rng([seed, 2]).permutation(len(source))[:_POOL]
+    return [fit(picture, mixsyn.size) for picture in pictures_of(source, [int(i) for i in chosen])]
+
+
+def share_out(mixsyn: MixSyn, pictures: Sequence[Picture], rng: np.random.Generator) -> dict[str, Picture]:
+    """Decide which picture gives which regions: coupled ones come from one, and every picture has a large part.
+
+    Groups of coupled regions are dealt from the largest to the smallest, each to the picture that has given least so far
+    among those that have it; what is equal is drawn. What the picture does not have of a group is absent.
+
+    Returns:
+        region -> picture, for :meth:`MixSyn.compose`.
+    """
+    count = len(mixsyn.classes)
+    areas = np.stack([np.bincount(p.labels[p.labels >= 0], minlength=count) for p in pictures])  # (S, N) pixels
+    given = [0] * len(pictures)
+    table: dict[str, Picture] = {}
+    for group in sorted(mixsyn.config.groups, key=lambda group: -int(areas[:, list(group)].sum())):
+        owners = [s for s in range(len(pictures)) if areas[s, list(group)].any()]
+        if not owners:
+            continue
+        taken = min(owners, key=lambda s: (given[s], rng.random()))
+        given[taken] += 1
+        table |= {mixsyn.classes[k]: pictures[taken] for k in group if areas[taken, k]}
+    return table
+
+
+def compositions(mixsyn: MixSyn, pictures: Sequence[Picture], rows: int, seed: int) -> list[Composed]:
+    """Compose `rows` new pictures of 3, 4, 5 and 6 of the pictures, in turns (of all where there are fewer)."""
+    rng = np.random.default_rng([seed, 3])
+    made = []
+    for row in range(rows):
+        count = min(SOURCES[row % len(SOURCES)], len(pictures))
+        chosen = [pictures[i] for i in rng.permutation(len(pictures))[:count]]
+        made.append(mixsyn.compose(share_out(mixsyn, chosen, rng)))
+    return made
+
+
+def sheet(mixsyn: MixSyn, made: Sequence[Composed]) -> np.ndarray:
+    """Draw a row per composition: its sources with what is used of them outlined, composition, copy-paste, new image.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    scale = _SIDE / max(mixsyn.size)
+    size = round(mixsyn.size[0] * scale), round(mixsyn.size[1] * scale)
+    most = max(len(one.sources) for one in made)
+    blank = np.full((*size, 3), 24, np.uint8)
+    titles = ["sources, used regions outlined", *[""] * (most - 1), "composition", "(copy-paste)", "new image"]
+    rows = [[text(title, 16, size[1]) for title in titles]]
+    for one in made:
+        cells = source_cells(one.sources, one.table, mixsyn.classes, size, named=False)
+        pasted = pasted_from(mixsyn, one, None)
+        results = [soft_colours(one.composition, size), enlarged(pasted.image, size), enlarged(one.image, size)]
+        rows.append([*cells, *[blank] * (most - len(cells)), *results])
+    return contact_sheet(rows)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Time of one composition in plain PyTorch and with mixsyn_fast, and how far the results are apart."""
+
+    sources: int
+    regions: int
+    plain: Seconds
+    fast: Seconds
+    difference: float
+    """Largest absolute difference of the images, which lie in (-1, 1), or of the compositions, in [0, 1]."""
+    relative: float
+    """Largest absolute difference of the images / their largest absolute value."""
+
+
+def cost(mixsyn: MixSyn, composed: Composed, repeat: int) -> Cost:
+    """Measure a composition: every source encoded anew, decoder, generator. Medians; both forms in turns after a warm-up.
+
+    Plain PyTorch is the dense form of every layer with torch's own operations: `use_plan("dense")` and
+    `use_backend("reference")`.
+    """
+    regions = {name: composed.sources[index] for name, index in composed.table.items()}
+    seconds: dict[bool, list[Seconds]] = {True: [], False: []}
+    results: dict[bool, tuple[torch.Tensor, torch.Tensor]] = {}
+    for turn in range(repeat + 1):
+        for plain in (True, False):
+            with _plain_pytorch() if plain else nullcontext():
+                editor = mixsyn.editor(None, regions)
+                if turn == 0:
+                    composition = mixsyn.decode(editor.codes.structure)
+                    results[plain] = composition, mixsyn.generate(composition, editor.codes.style)
+                else:
+                    seconds[plain].append(editor.current.seconds)
+    exact, image = results[True][0].double(), results[True][1].double()
+    apart = float((results[False][1].double() - image).abs().max())
+    return Cost(
+        sources=len(composed.sources),
+        regions=len(regions),
+        plain=_median(seconds[True]),
+        fast=_median(seconds[False]),
+        difference=max(apart, float((results[False][0].double() - exact).abs().max())),
+        relative=apart / max(float(image.abs().max()), 1e-12),
+    )
+
+
+@contextmanager
+def _plain_pytorch() -> Iterator[None]:
+    with use_plan("dense"), use_backend("reference"):
+        yield
+
+
+def _median(samples: Sequence[Seconds]) -> Seconds:
+    """The sample with the median total: its parts add up."""
+    return sorted(samples, key=lambda sample: sample.total)[len(samples) // 2]

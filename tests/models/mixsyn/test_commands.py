@@ -1,0 +1,358 @@
+"""`mixsyn-fast compose | edit | diversity`: what they write, what they refuse, and that refusing leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mixsyn_fast.models.data import FACADE_CLASSES, FACE_CLASSES, draw_facade, draw_face
+from mixsyn_fast.models.evaluation.pictures import save_labels, save_picture
+from mixsyn_fast.models.mixsyn import diversity, edit
+from mixsyn_fast.models.mixsyn.compose import split_regions
+from mixsyn_fast.models.mixsyn.config import Config, StructureConfig, StyleConfig
+from mixsyn_fast.models.mixsyn.model import MixSyn
+from mixsyn_fast.models.mixsyn.pictures import Picture, fit, read_picture
+from mixsyn_fast.models.mixsyn.structure import StructureGenerator
+from mixsyn_fast.models.mixsyn.style import StyleGenerator
+
+from mixsyn_fast import cli
+
+Image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+pytest.importorskip("safetensors", reason="safetensors is not installed")
+
+
+def _tiny(classes: tuple[str, ...]) -> MixSyn:
+    structure = StructureConfig(width=2, code_channels=4, code_size=8, decoder_width=8, decoder_smallest=4)
+    style = StyleConfig(
+        code_length=8,
+        encoder_width=2,
+        encoder_largest=4,
+        encoder_halvings=2,
+        width=4,
+        largest=8,
+        start_size=8,
+        hidden=4,
+    )
+    config = Config(classes=classes, image_size=(32, 32), structure=structure, style=style)
+    torch.manual_seed(0)
+    return MixSyn(StructureGenerator(config), StyleGenerator(config), config)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    _tiny(tuple(FACADE_CLASSES)).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Pictures a to d with label maps beside them, d of another size; e without a door; f without a label map."""
+    folder = tmp_path / "photos"
+    for name, seed, size in (("a", 3, 32), ("b", 5, 32), ("c", 7, 32), ("d", 11, (50, 40)), ("e", 13, 32), ("f", 17, 32)):
+        image, labels = draw_facade(seed, size)
+        if name == "e":
+            labels = np.where(labels == FACADE_CLASSES.index("door"), FACADE_CLASSES.index("facade"), labels)
+        save_picture(folder / f"{name}.png", image)
+        if name != "f":
+            save_labels(folder / f"{name}_labels.png", labels, 12)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def _read(name: str) -> Picture:
+    return fit(read_picture(f"{name}.png", classes=FACADE_CLASSES, kind="folder"), (32, 32))
+
+
+def _pixels(path: str | Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def _options(model: str) -> list[str]:
+    return ["--model", model, "--kind", "folder"]
+
+
+# ------------------------------------------------------------------------------------------------------------ compose
+
+
+def test_compose_writes_what_the_model_makes(model: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--region", "window=a.png", "--region", "door=b.png", "--region", "facade=d.png", "--base", "c.png"]
+    out, labels, sheet = photos / "new/x.png", photos / "new/l.png", photos / "deep/er/s.png"
+    written = ["--out", str(out), "--labels-out", str(labels), "--sheet", str(sheet), "--compare"]
+    assert cli.main(["compose", *given, *_options(model), *written]) == 0
+    regions = {"window": _read("a"), "door": _read("b"), "facade": _read("d")}
+    expected = MixSyn.load(model).compose(regions, _read("c"))
+    assert np.array_equal(_pixels(out), expected.image)
+    assert np.array_equal(_pixels(labels), expected.labels)
+    assert _pixels(sheet).shape[1] > 4 * 224
+    assert sorted(os.listdir(photos / "new")) == ["l.png", "x.png"] and os.listdir(sheet.parent) == ["s.png"]
+    printed = capsys.readouterr().out
+    assert all(str(path) in printed for path in (out, labels, sheet))
+
+
+def test_compose_without_a_base_and_label_maps_elsewhere(model: str, photos: Path) -> None:
+    (photos / "maps").mkdir()
+    os.rename("a_labels.png", "maps/of_a.png")
+    given = ["--region", "window=a.png", "--region", "door=b.png", "--labels", "a.png=maps/of_a.png"]
+    assert cli.main(["compose", *given, *_options(model), "--sheet", "s.png", "--compare"]) == 0
+    image, labels = draw_facade(3, 32)
+    window = Picture(image, labels.astype(np.int32), "a")
+    expected = MixSyn.load(model).compose({"window": window, "door": _read("b")})
+    assert np.array_equal(_pixels("composed.png"), expected.image)
+
+
+def test_a_sheet_outlines_sources_and_lists_regions(model: str, photos: Path) -> None:
+    one = ["compose", "--region", "window=a.png", *_options(model), "--sheet", "one.png"]
+    assert cli.main(one) == 0
+    assert cli.main([*one[:-1], "many.png", *(f"--region={r}={p}.png" for r, p in (("door", "b"), ("facade", "c")))]) == 0
+    assert cli.main(["compose", "--region", "window=a.png", "--base", "c.png", *_options(model), "--sheet", "base.png"]) == 0
+    sizes = [_pixels(name).shape[:2] for name in ("one.png", "many.png", "base.png")]
+    assert sizes[0] == sizes[2]  # both have one row of sources
+    red = (_pixels("one.png") == (242, 0, 0)).all(2).sum()
+    assert red > 500 and (_pixels("many.png") == (0, 97, 242)).all(2).sum() > 200
+
+
+def test_meaning_of_ids_follows_kind(model: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["compose", "--region", "window=a.png", "--model", model]
+    assert cli.main(given) == 2
+    assert "give kind (--kind)" in capsys.readouterr().err
+    save_labels(photos / "a_labels.png", draw_facade(3, 32)[1] + 1, 13)
+    assert cli.main([*given, "--kind", "cmp_facade"]) == 0
+    first = _pixels("composed.png")
+    assert cli.main([*given, "--kind", "folder", "--first-id", "1"]) == 0
+    assert np.array_equal(_pixels("composed.png"), first)
+
+
+BAD = [
+    ([], "--region: expected at least one REGION=FILE, got none"),
+    (["--base", "c.png"], "--region: expected at least one"),
+    (["--region", "window"], "--region: expected REGION=FILE, got 'window'"),
+    (["--region", "=a.png"], "--region: expected REGION=FILE, got '=a.png'"),
+    (["--region", "window="], "--region: expected REGION=FILE, got 'window='"),
+    (
+        ["--region", "windows=a.png"],
+        "unknown region 'windows'; the model's regions are background, facade, window",
+    ),
+    (["--region", "door=a.png", "--region", "door=b.png"], "--region: expected every region once, got door from a.png"),
+    (["--region", "window=zzz.png"], "zzz.png: no such image"),
+    (["--region", "window=."], "expected an image file, got a folder"),
+    (["--region", "door=e.png"], "e has no such region"),
+    (["--region", "window=f.png"], "f.png: has no label map; looked for"),
+    (["--region", "window=text.png"], "not a readable image file"),
+    (["--region", "window=a.png", "--base", "text.png"], "not a readable image file"),
+    (["--region", "window=a.png", "--labels", "a.png=nowhere.png"], "nowhere.png: no such label map"),
+    (["--region", "window=a.png", "--labels", "a.png=d_labels.png"], "label map is 40 x 50"),
+    (["--region", "window=a.png", "--labels", "b.png=b_labels.png"], "no image of this command belongs to b_labels.png"),
+    (["--region", "window=a.png", "--labels", "a.png"], "--labels: expected IMAGE=FILE, got 'a.png'"),
+    (
+        ["--region", "window=a.png", "--labels", "a.png=a_labels.png", "--labels", "./a.png=b_labels.png"],
+        "--labels: expected one label map per image, got two for ./a.png",
+    ),
+    (["--region", "window=a.png", "--labels", "a.png=wrong.png"], "expected class ids 0..11, got 99"),
+    (["--region", "window=a.png", "--merge", "meta"], "are not the meta types of any set"),
+    (["--region", "window=a.png", "--out", "x.jpg"], "--out: expected a file name ending in .png"),
+    (["--region", "window=a.png", "--labels-out", "x"], "--labels-out: expected a file name ending in .png"),
+    (["--region", "window=a.png", "--compare"], "--compare: needs --sheet"),
+    (["--region", "window=a.png", "--device", "abacus"], "--device: expected cpu or cuda"),
+    (["--region", "window=a.png", "--model", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
+    (["--region", "window=a.png", "--model", "text.png"], "text.png"),
+    (["--region", "window=a.png", "--model", "empty"], "empty"),
+    (["--region", "window=a.png", "--out", "text.png/x.png"], "text.png"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", BAD, ids=[" ".join(arguments) or "nothing" for arguments, _ in BAD])
+def test_bad_input_is_named(
+    arguments: list[str], message: str, model: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "text.png").write_text("no image")
+    (photos / "empty").mkdir()
+    save_labels(photos / "wrong.png", np.full((32, 32), 99), 100)
+    before = sorted(os.listdir(photos))
+    assert cli.main(["compose", *_options(model), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1, error
+    assert sorted(os.listdir(photos)) == before
+
+
+def test_a_source_without_the_region_lists_those_it_has(
+    model: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["compose", *_options(model), "--region", "door=e.png"]) == 2
+    error = capsys.readouterr().err
+    assert "door" in error and "it has: background, facade, window" in error
+
+
+def test_photos_may_be_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mixsyn_fast.models.evaluation import face_parser
+
+    image, labels = draw_face(1, 32)
+    opened = []
+
+    def load(path: str) -> SimpleNamespace:
+        opened.append(path)
+        parser = SimpleNamespace(parse=lambda photo, *_: labels)
+        parser.to = lambda device: parser
+        return parser
+
+    monkeypatch.setattr(face_parser, "load_face_parser", load)
+    monkeypatch.chdir(tmp_path)
+    _tiny(tuple(FACE_CLASSES)).save("faces.safetensors")
+    for name in "ab":
+        save_picture(Path(f"{name}.png"), image)
+    given = ["--region", "hair=a.png", "--base", "b.png", "--model", "faces.safetensors"]
+    assert cli.main(["compose", *given, "--parser", "weights.pth"]) == 0
+    assert opened == ["weights.pth"]  # once for both photos
+    picture = Picture(image, labels.astype(np.int32), "a")
+    assert np.array_equal(
+        _pixels("composed.png"), MixSyn.load("faces.safetensors").compose({"hair": picture}, picture).image
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- edit
+
+
+def test_edit_chain(model: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = ["--step", "window=a.png", "--step", "door=b.png,facade=d.png", "--step", "window=c.png"]
+    steps += ["--step", "facade=c.png,door=c.png"]
+    written = ["--out", "o/last.png", "--sheet", "o/s.png", "--json", "o/t.json", "--compare"]
+    assert cli.main(["edit", "--base", "c.png", *steps, *_options(model), *written]) == 0
+    assert np.array_equal(_pixels("o/last.png"), MixSyn.load(model).compose({}, _read("c")).image)  # all came back
+    assert sorted(os.listdir("o")) == ["last.png", "s.png", "t.json"]
+    found = json.loads(Path("o/t.json").read_text())
+    assert found["base"] == "c.png" and found["size"] == [32, 32]
+    assert [step["regions"] for step in found["steps"]][1] == {"door": "b.png", "facade": "d.png"}
+    for step in found["steps"]:
+        for seconds in (step["seconds"], step["full_pass_seconds"]):
+            assert seconds["total"] == pytest.approx(seconds["encode"] + seconds["decode"] + seconds["generate"])
+        assert 0 <= step["drift"]["mean_outside"] <= step["drift"]["max_outside"] <= 255
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split()[:2] == ["step", "edit"] and printed[2].startswith("2 door, facade")
+    assert len({len(line) for line in printed[:5]}) == 1  # columns line up
+
+
+def test_drift_of_a_step_is_measured_from_the_one_before(model: str, photos: Path) -> None:
+    mixsyn = MixSyn.load(model)
+    base, a, b = _read("c"), _read("a"), _read("b")
+    start, steps = edit.chain(mixsyn, base, [{"window": a}, {"facade": b}])
+    states = [start, *(step.result for step in steps)]
+    for (before, after), step in zip(pairwise(states), steps, strict=True):
+        which = [mixsyn.classes.index(name) for name in step.regions]
+        outside = ~(np.isin(before.labels, which) | np.isin(after.labels, which))
+        change = np.abs(before.image.astype(int) - after.image)
+        assert step.drift.outside == pytest.approx(outside.mean())
+        assert step.drift.mean_outside == pytest.approx(change[outside].mean() if outside.any() else 0)
+    assert np.array_equal(start.image, mixsyn.compose({}, base).image)
+
+
+@pytest.mark.parametrize(
+    "steps, message",
+    [
+        ([], "--step: expected at least one REGION=FILE, got none"),
+        (["window"], "--step: expected REGION=FILE, got 'window'"),
+        (["window=a.png,door"], "a.png,door: no such image"),
+        (["window=a.png,window=b.png"], "--step: expected every region once, got window from a.png and from b.png"),
+        (["tower=a.png"], "--step: unknown region 'tower'"),
+        (["window=a.png", "door=e.png"], "e has no such region"),
+    ],
+)
+def test_bad_steps_are_named(
+    steps: list[str], message: str, model: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(os.listdir(photos))
+    given = [part for step in steps for part in ("--step", step)]
+    assert cli.main(["edit", "--base", "c.png", *given, *_options(model)]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(os.listdir(photos)) == before
+
+
+def test_commas_in_file_names_stay() -> None:
+    assert split_regions("door=b, my house.jpg,shop=c=1,2.jpg") == ["door=b, my house.jpg", "shop=c=1,2.jpg"]
+    assert split_regions("door=a,b/c=d.jpg") == ["door=a,b/c=d.jpg"]  # a folder named "a,b"
+
+
+# ---------------------------------------------------------------------------------------------------------- diversity
+
+
+def test_diversity_of_drawn_pictures(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["diversity", "--kind", "procedural_facades", "--model", model, "--regions", "window,facade", "--sources", "3"]
+    paths = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    assert cli.main([*given, "--count", "5", "--out", str(paths[0])]) == 0
+    assert "5 of 9 combinations of window, facade from 3 pictures" in capsys.readouterr().out
+    assert cli.main([*given, "--count", "5", "--out", str(paths[1]), "--compare"]) == 0
+    assert cli.main([*given, "--count", "5", "--out", str(paths[2])]) == 0
+    assert np.array_equal(_pixels(paths[0]), _pixels(paths[2]))
+    assert _pixels(paths[1]).shape[0] > _pixels(paths[0]).shape[0]
+    assert cli.main([*given, "--count", "50", "--seed", "1", "--out", str(paths[2])]) == 0
+    assert "9 of 9" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "kind: expected one of procedural_faces, procedural_facades without a folder"),
+        (["--data", "nowhere"], "nowhere: no such folder"),
+        (["--kind", "procedural_faces"], "--data: procedural_faces has not the model's regions: 19 classes instead of 12"),
+        (["--kind", "procedural_facades", "--regions", "tower"], "--regions: unknown region 'tower'"),
+        (["--kind", "procedural_facades", "--regions", "door,door"], "--regions: expected one or more regions, each once"),
+        (["--kind", "procedural_facades", "--regions", ","], "--regions: expected one or more regions"),
+        (["--kind", "procedural_facades", "--sources", "1"], "--sources: expected at least 2, got 1"),
+        (["--kind", "procedural_facades", "--count", "0"], "--count: expected at least 1, got 0"),
+        (["--kind", "procedural_facades", "--seed", "-1"], "--seed: expected at least 0"),
+        (["--kind", "procedural_facades", "--out", "x.gif"], "--out: expected a file name ending in .png"),
+        (["--data", "set", "--kind", "folder", "--sources", "3"], "--sources: expected 3 pictures with any region, found 2"),
+    ],
+)
+def test_bad_diversity_is_named(
+    arguments: list[str],
+    message: str,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/classes.txt").write_text("\n".join(FACADE_CLASSES))
+    for i in range(2):
+        image, labels = draw_facade(i, 32)
+        save_picture(tmp_path / f"set/images/{i}.png", image)
+        save_labels(tmp_path / f"set/labels/{i}.png", labels, 12)
+    before = sorted(os.listdir(tmp_path))
+    assert cli.main(["diversity", "--model", model, *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=4), st.integers(1, 30), st.integers(0, 99)
+)
+def test_combinations_differ_and_use_what_there_is(has: list[tuple[bool, ...]], count: int, seed: int) -> None:
+    regions = ["window", "door", "shop"]
+    mixsyn = SimpleNamespace(regions_of=lambda picture: [r for r, there in zip(regions, picture, strict=True) if there])
+    found = diversity.combinations(mixsyn, has, regions, count, seed)  # type: ignore[arg-type]
+    owners = [{s for s, row in enumerate(has) if row[k]} or {-1} for k in range(3)]
+    possible = len(owners[0]) * len(owners[1]) * len(owners[2])
+    assert len(found) == len(set(found)) == min(count, possible)
+    assert all(index in owners[k] for choice in found for k, index in enumerate(choice))
+    assert found == diversity.combinations(mixsyn, has, regions, count, seed)  # type: ignore[arg-type]
+
+
+def test_sources_have_a_region_that_is_varied(model: str) -> None:
+    from mixsyn_fast.models.data import ProceduralSource
+
+    mixsyn = MixSyn.load(model)
+    sources = diversity.choose_sources(mixsyn, ProceduralSource("procedural_facades", 60, 0, 32), ["balcony", "blind"], 4, 0)
+    shares = [len({"balcony", "blind"} & set(mixsyn.regions_of(picture))) for picture in sources]
+    assert min(shares) >= 1 and shares[0] == max(shares)
+    assert len({picture.name for picture in sources}) == 4
