@@ -17,6 +17,7 @@ _COMMANDS = {
     "edit": ("mixsyn_fast.models.mixsyn.edit", "replace regions of a picture step by step"),
     "diversity": ("mixsyn_fast.models.mixsyn.diversity", "a grid of random combinations of some pictures' regions"),
     "data inspect": ("mixsyn_fast.models.data.inspect", "classes, bad files and a contact sheet of a data set"),
+    "evaluate compositions": ("mixsyn_fast.models.mixsyn.evaluate", "Table 1 of MixSyn: compositions and images of a model"),
     "evaluate": ("mixsyn_fast.models.evaluation.evaluate", "PSNR, SSIM, LPIPS, FID ... of outputs or of a trained model"),
     "parse": ("mixsyn_fast.models.evaluation.parse", "label maps of your own face photos"),
 }
@@ -30,7 +31,7 @@ def _refuse_or_help(argv: list[str]) -> NoReturn:
     commands = [*((words, text) for words, (_, text) in _COMMANDS.items()), _TRAIN]
     parser = make_parser("mixsyn-fast", __doc__)
     parser.usage = "mixsyn-fast [--version] <command> [options]"
-    parser.epilog = "commands (each has --help):\n" + "\n".join(f"  {words:<14} {text}" for words, text in commands)
+    parser.epilog = "commands (each has --help):\n" + "\n".join(f"  {words:<21} {text}" for words, text in commands)
     parser.add_argument("--version", action="version", version=f"mixsyn_fast {__version__}")
     parser.parse_args([word for word in argv[:1] if word.startswith("-")])
     parser.error(f"expected a command ({', '.join(words for words, _ in commands)}), got {' '.join(argv[:2]) or 'nothing'}")
