@@ -194,6 +194,41 @@ def tap_rows(rows: Tensor, weight: Tensor) -> Tensor:
     return product.reshape(rows.shape[0] * weight.shape[2] * weight.shape[3], weight.shape[0])
 
 
+def low_rank_kernels(vectors: Tensor, weight: Tensor) -> Tensor:
+    """Return the per-image kernels ``weight vectors_k`` of :func:`low_rank_conv2d`, (B, O, K, kh, kw).
+
+    Args:
+        vectors: (B, K, S).
+        weight: (O, S, kh, kw).
+    """
+    batch, count, size = vectors.shape
+    out, _, height, width = weight.shape
+    # no copy of a channels_last weight, which lies in memory as these rows
+    rows = weight.permute(0, 2, 3, 1).reshape(out * height * width, size)
+    kernels = linear(vectors.reshape(batch * count, size), rows)
+    return kernels.view(batch, count, out, height, width).transpose(1, 2)
+
+
+def conv2d_per_image(maps: Tensor, kernels: Tensor) -> Tensor:
+    """Convolve every image with kernels of its own, zero padding that keeps the size.
+
+    Args:
+        maps: (B, K, H, W), converted to the dtype of ``kernels``.
+        kernels: (B, O, K, kh, kw), kh and kw odd.
+
+    Returns:
+        (B, O, H, W), differentiable in both.
+    """
+    batch, out, count, kernel_height, kernel_width = kernels.shape
+    height, width = maps.shape[2:]
+    if batch == 0 or height * width == 0:
+        return kernels.new_zeros((batch, out, height, width)) + kernels.sum() * 0 + maps.sum() * 0
+    flat = maps.to(kernels.dtype).reshape(1, batch * count, height, width)
+    rows = kernels.reshape(batch * out, count, kernel_height, kernel_width)
+    padding = (kernel_height // 2, kernel_width // 2)
+    return F.conv2d(flat, rows, padding=padding, groups=batch).reshape(batch, out, height, width)
+
+
 def low_rank_conv2d(vectors: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
     """Convolve ``x = sum_k maps_k vectors_k`` without making x: per-image kernels ``weight vectors_k`` on the K maps.
 
@@ -207,15 +242,4 @@ def low_rank_conv2d(vectors: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (B, O, H, W) in the dtype of ``vectors``, differentiable in all three.
     """
-    batch, count, size = vectors.shape
-    out, _, kernel_height, kernel_width = weight.shape
-    height, width = maps.shape[2:]
-    tap_count = kernel_height * kernel_width
-    kernels = linear(vectors.reshape(batch * count, size), weight.permute(2, 3, 0, 1).reshape(tap_count * out, size))
-    if batch == 0 or height * width == 0:
-        return kernels.new_zeros((batch, out, height, width)) + kernels.sum() * 0 + maps.sum() * 0
-    kernels = kernels.reshape(batch, count, kernel_height, kernel_width, out).permute(0, 4, 1, 2, 3)
-    kernels = kernels.reshape(batch * out, count, kernel_height, kernel_width)
-    flat = maps.to(kernels.dtype).reshape(1, batch * count, height, width)
-    padding = (kernel_height // 2, kernel_width // 2)
-    return F.conv2d(flat, kernels, padding=padding, groups=batch).reshape(batch, out, height, width)
+    return conv2d_per_image(maps, low_rank_kernels(vectors, weight))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..backend import current_backend, current_plan
 from ..ops.region_norm import region_norm
 from ..region_map import ClassPlan, PatternPlan, RegionMap, as_region_map
-from .algebra import gather_sum, linear, low_rank_conv2d, packed, tap_rows, taps
+from .algebra import conv2d_per_image, gather_sum, linear, low_rank_conv2d, low_rank_kernels, packed, tap_rows, taps
 from .derived import derived, may_keep
 
 Regions = RegionMap | Tensor
@@ -400,11 +400,20 @@ def _effective_style_conv(vectors: Tensor, conv: nn.Conv2d, weights: Tensor) -> 
     return y if conv.bias is None else y + conv.bias[:, None, None]
 
 
-def _blended_maps(blend: Tensor, own: Any, style: Any, hidden: Tensor, vectors: Tensor, weights: Tensor) -> Tensor:
-    """Blend style(style map) with own(hidden): the factors go to the weights, which are smaller than the maps."""
-    bias = blend * _zero_or(style.bias, style) + (1 - blend) * _zero_or(own.bias, own)
-    y = own._conv_forward(hidden, own.weight * (1 - blend), bias)
-    return y + low_rank_conv2d(vectors * blend, weights, style.weight)
+def _blended_maps(
+    pairs: Sequence[tuple[Tensor, Any, Any]], hidden: Tensor, vectors: Tensor, weights: Tensor
+) -> list[Tensor]:
+    """Blend style(style map) with own(hidden) for each (blend, style, own): gamma and beta.
+
+    The factors go to the kernels, which are smaller than the maps, and all style kernels run in one convolution.
+    """
+    kernels = torch.cat([blend * low_rank_kernels(vectors, style.weight) for blend, style, _ in pairs], 1)
+    styled = conv2d_per_image(weights, kernels).split([own.out_channels for *_, own in pairs], 1)
+    result = []
+    for (blend, style, own), part in zip(pairs, styled, strict=True):
+        bias = blend * _zero_or(style.bias, style) + (1 - blend) * _zero_or(own.bias, own)
+        result.append(own._conv_forward(hidden, own.weight * (1 - blend), bias) + part)
+    return result
 
 
 def sean_norm(
@@ -468,8 +477,8 @@ def sean_norm(
         dense_hidden = _dense_hidden(spade, regions, size, dtype)
         if use_style and plan_name != "dense":
             weights = regions.onehot(size, dtype)[:, list(which)]
-            pairs = ((blend_gamma, gamma_conv, style_gamma), (blend_beta, beta_conv, style_beta))
-            gamma, beta = (_blended_maps(*pair, dense_hidden, vectors, weights) for pair in pairs)
+            pairs = ((blend_gamma, style_gamma, gamma_conv), (blend_beta, style_beta, beta_conv))
+            gamma, beta = _blended_maps(pairs, dense_hidden, vectors, weights)
         else:
             gamma, beta = gamma_conv(dense_hidden), beta_conv(dense_hidden)
             if use_style:
