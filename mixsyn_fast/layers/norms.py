@@ -403,15 +403,15 @@ def _effective_style_conv(vectors: Tensor, conv: nn.Conv2d, weights: Tensor) -> 
 def _blended_maps(
     pairs: Sequence[tuple[Tensor, Any, Any]], hidden: Tensor, vectors: Tensor, weights: Tensor
 ) -> list[Tensor]:
-    """Blend style(style map) with own(hidden) for each (blend, style, own): gamma and beta.
+    """Blend style(style map) with own(hidden) for gamma and beta, each (blend, style, own); return 1 + gamma and beta.
 
-    The factors go to the kernels, which are smaller than the maps, and all style kernels run in one convolution.
+    Factors and the 1 go to kernels and biases, which are smaller than maps, and all style kernels run in one convolution.
     """
     kernels = torch.cat([blend * low_rank_kernels(vectors, style.weight) for blend, style, _ in pairs], 1)
     styled = conv2d_per_image(weights, kernels).split([own.out_channels for *_, own in pairs], 1)
     result = []
-    for (blend, style, own), part in zip(pairs, styled, strict=True):
-        bias = blend * _zero_or(style.bias, style) + (1 - blend) * _zero_or(own.bias, own)
+    for (blend, style, own), part, one in zip(pairs, styled, (1, 0), strict=True):
+        bias = one + blend * _zero_or(style.bias, style) + (1 - blend) * _zero_or(own.bias, own)
         result.append(own._conv_forward(hidden, own.weight * (1 - blend), bias) + part)
     return result
 
@@ -478,17 +478,18 @@ def sean_norm(
         if use_style and plan_name != "dense":
             weights = regions.onehot(size, dtype)[:, list(which)]
             pairs = ((blend_gamma, style_gamma, gamma_conv), (blend_beta, style_beta, beta_conv))
-            gamma, beta = _blended_maps(pairs, dense_hidden, vectors, weights)
+            scale, shift = _blended_maps(pairs, dense_hidden, vectors, weights)
         else:
             gamma, beta = gamma_conv(dense_hidden), beta_conv(dense_hidden)
             if use_style:
                 style_map = _dense_style_map(vectors, regions, size)
                 gamma = blend_gamma * style_gamma(style_map) + (1 - blend_gamma) * gamma
                 beta = blend_beta * style_beta(style_map) + (1 - blend_beta) * beta
+            scale, shift = 1 + gamma, beta
         if _is_plain():
             noisy = x if drawn is None else x + drawn * module.noise_var[:, None, None]  # type: ignore[index]
-            return _plain(module.param_free_norm, noisy, 1 + gamma, beta, negative_slope)  # type: ignore[arg-type]
-        modulation = {"scale": 1 + gamma, "shift": beta}
+            return _plain(module.param_free_norm, noisy, scale, shift, negative_slope)  # type: ignore[arg-type]
+        modulation = {"scale": scale, "shift": shift}
     return region_norm(
         x,
         **modulation,

@@ -88,6 +88,7 @@ class StyleGenerator(nn.Module):
         for before, after in zip(widths, widths[1:], strict=False):
             blocks.append(MSBlock(before, after, resample="up", norm=make_norm, spectral=spectral))
         self.blocks = nn.ModuleList(blocks)
+        self.norm_out = make_norm(widths[-1])
         self.conv_out = MSConv2d(widths[-1], 3, 3)
 
     @property
@@ -173,4 +174,5 @@ class StyleGenerator(nn.Module):
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             x = block(x, regions, codes)
-        return torch.tanh(at_least_float32(self.conv_out(F.leaky_relu(x, SLOPE))))
+        x = self.norm_out(x, regions, codes, negative_slope=SLOPE)  # a pre-activation network ends with one
+        return torch.tanh(at_least_float32(self.conv_out(x)))
