@@ -411,3 +411,20 @@ def test_the_command_says_what_is_wrong(
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.gpu
+def test_a_step_on_the_gpu_is_the_one_on_the_cpu() -> None:
+    """Losses of both phases, R1 included, in float64 on both."""
+    found = []
+    for device in ("cpu", "cuda"):
+        task, batch = make(), make_batch()
+        drawn = hold(task, batch)
+        task.to(torch.device(device))
+        on_device = Composition(drawn.source.to(device))
+        task._random = lambda regions, generator=None, made=on_device: made  # type: ignore[method-assign]
+        batch = batch.to(device)
+        losses = [run_phase(task, phase, batch, 0) for phase in task.phases]
+        found.append({f"{i}{name}": loss.detach().cpu() for i, each in enumerate(losses) for name, loss in each.items()})
+    for name, loss in found[0].items():
+        torch.testing.assert_close(found[1][name], loss, rtol=1e-6, atol=1e-9, msg=name)
