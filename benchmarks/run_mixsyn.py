@@ -43,7 +43,7 @@ from mixsyn_fast.models.mixsyn.style import StyleGenerator
 from mixsyn_fast.models.training import config as settings
 from torch import Tensor
 
-from mixsyn_fast.demo import dense_reference, randomise, time_limit, without_norms
+from mixsyn_fast.demo_speed import dense_reference, randomise, time_limit, without_norms
 from mixsyn_fast.progress import progress
 from mixsyn_fast.region_map import RegionMap
 from mixsyn_fast.runtime import keep_memory
