@@ -141,6 +141,7 @@ class RegionMap:
         self.edges = edges
         self.weights = weights
         self._cache: dict[Any, Any] = {}
+        self._bare: RegionMap | None = None
 
     @classmethod
     def from_onehot(cls, mask: Tensor, *, num_regions: int | None = None) -> RegionMap:
@@ -182,11 +183,13 @@ class RegionMap:
         return made
 
     @classmethod
-    def soft(cls, weights: Tensor) -> RegionMap:
+    def soft(cls, weights: Tensor, *, check: bool = True) -> RegionMap:
         """Make a soft map: every pixel is a weighted mixture of regions. Gradients reach the weights.
 
         Args:
             weights: (B, K, H, W) floating, finite and not negative; they need not sum to one.
+            check: look at the values, which waits for a GPU. False for what a network has just made by a softmax: values
+                that are not finite then show in its losses.
 
         Returns:
             A soft map.
@@ -201,7 +204,7 @@ class RegionMap:
             _fail("weights", "a floating dtype", weights.dtype, TypeError)
         if not 1 <= weights.shape[1] <= MAX_REGIONS:
             _fail("weights", f"1 to {MAX_REGIONS} channels", weights.shape[1])
-        if weights.numel() and not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+        if check and weights.numel() and not bool((torch.isfinite(weights) & (weights >= 0)).all()):
             _fail("weights", "finite values, not negative", "other values")
         if weights.is_inference():  # the map may be used in training later
             with torch.inference_mode(False):
@@ -209,6 +212,15 @@ class RegionMap:
         made = cls.__new__(cls)
         made._setup(weights.shape[1], weights=weights)
         return made
+
+    def without_edges(self) -> RegionMap:
+        """Return the map for networks that do not know edges: itself where it has none, else always the same other map."""
+        if self.edges is None:
+            return self
+        if self._bare is None:
+            self._bare = RegionMap.__new__(RegionMap)
+            self._bare._setup(self.num_regions, labels=self.labels)
+        return self._bare
 
     # --- properties ---------------------------------------------------------------------------------------------------
 

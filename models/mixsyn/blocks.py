@@ -10,7 +10,7 @@ processing for all of our networks":
 with leaky ReLU (slope 0.2); conv_s is 1 x 1 without bias and is there where the widths differ. The paper names the parts but
 not the order of sampling and convolution; it is the usual one of pre-activation residual blocks.
 
-Exact algebra, left out with ``use_plan("dense")``:
+Exact algebra; the first two are left out with ``use_plan("dense")``:
 
 * Average pooling after a 3 x 3 convolution is one 4 x 4 convolution of stride 2 with the 3 x 3 weight summed over four
   shifts and divided by 4: 16 instead of 36 multiplications per output, and the tensor at full size never exists.
@@ -66,28 +66,30 @@ class MSConv2d(nn.Conv2d):
         if spectral:
             self.register_buffer("u", F.normalize(torch.randn(regions, fout), dim=1))
             self.register_buffer("v", F.normalize(torch.randn(regions, fin, kernel_size, kernel_size), dim=(1, 2, 3)))
-            with torch.no_grad():
-                for _ in range(10):  # random vectors say nothing yet, and a network may be used before it is trained
-                    self._sigma(self._stack(), None)
+            for _ in range(10):  # random vectors say nothing yet, and a network may be used before it is trained
+                self._iterate()
+
+    def _as_matrix(self, stack: Tensor) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
+        """Return weights (M, fout, fin, k, k) as matrices without a copy, and the order of the columns there and back."""
+        order, back = (0, 1, 2, 3), (0, 1, 2, 3)
+        if stack.stride(2) == 1:  # channels_last
+            order, back = (0, 2, 3, 1), (0, 3, 1, 2)
+        return stack.permute(0, 1, *(i + 1 for i in order[1:])).flatten(2), order, back
+
+    @torch.no_grad()
+    def _iterate(self) -> None:
+        """Make one power iteration, for all encoders: also those whose regions this process has not met in its batch."""
+        matrix, order, back = self._as_matrix(self._stack())
+        v = F.normalize(torch.bmm(self.u[:, None], matrix)[:, 0], dim=1)
+        self.u.copy_(F.normalize(torch.bmm(matrix, v[:, :, None])[:, :, 0], dim=1))
+        self.v.copy_(v.view(self.v.permute(order).shape).permute(back))
 
     def _sigma(self, stack: Tensor, which: Tensor | None) -> Tensor:
-        """Return the largest singular value (M,) of each weight of stack (M, fout, fin, k, k), and improve the vectors."""
-        # as matrices without a copy: columns in the order in which the weight lies in memory
-        order, back = ((0, 1, 2, 3), (0, 1, 2, 3))
-        if stack.stride(2) == 1:
-            order, back = (0, 2, 3, 1), (0, 3, 1, 2)
-        matrix = stack.permute(0, 1, *(i + 1 for i in order[1:])).flatten(2)
-        u, v = (t if which is None else t.index_select(0, which) for t in (self.u, self.v))
-        shape = v.permute(order).shape
-        v = v.permute(order).flatten(1)
-        if self.training:
-            with torch.no_grad():
-                v = F.normalize(torch.bmm(u[:, None], matrix)[:, 0], dim=1)
-                u = F.normalize(torch.bmm(matrix, v[:, :, None])[:, :, 0], dim=1)
-                rows = slice(None) if which is None else which
-                self.u[rows], self.v[rows] = u, v.view(shape).permute(back)
+        """Return the largest singular value (M,) of each weight of stack (M, fout, fin, k, k)."""
+        matrix, order, _ = self._as_matrix(stack)
         # copies: a second forward before the backward updates the buffers in place
-        return torch.bmm(torch.bmm(u.clone()[:, None], matrix), v.clone()[:, :, None])[:, 0, 0]
+        u, v = (t.clone() if which is None else t.index_select(0, which) for t in (self.u, self.v))
+        return torch.bmm(torch.bmm(u[:, None], matrix), v.permute(order).flatten(1)[:, :, None])[:, 0, 0]
 
     def _stack(self) -> Tensor:
         """Return the weight as (regions, fout, fin, k, k)."""
@@ -101,6 +103,8 @@ class MSConv2d(nn.Conv2d):
             bias = None if bias is None else bias.view(self.regions, -1).index_select(0, which).flatten()
         if self.spectral:
             with torch.autocast(stack.device.type, enabled=False):  # sigma scales every weight
+                if self.training:
+                    self._iterate()
                 stack = stack / self._sigma(stack, which)[:, None, None, None, None]
         return stack.flatten(0, 1), bias
 

@@ -30,7 +30,7 @@ class StructureConfig:
     code_size: int = 16  # shorter side of a structure code in pixels
     decoder_width: int = 256  # channels of the decoder at the size of the codes; halved by every doubling
     decoder_smallest: int = 32  # at least so many channels in the decoder
-    spectral_norm: bool = True  # spectral norm of all convolutions; False for use without training (folded)
+    spectral_norm: bool = True  # spectral norm of all convolutions but the last; False for use without training (folded)
 
     def __post_init__(self) -> None:
         """Check every field once."""
@@ -52,7 +52,7 @@ class StyleConfig:
     start_size: int = 8  # shorter side in pixels at which the generator begins
     hidden: int = 64  # width of the hidden layer of the composition's part of the normalisation
     normalisation: Literal["region_adaptive", "global"] = "region_adaptive"  # global: ablation, one style per image
-    spectral_norm: bool = True  # spectral norm of the MS blocks' convolutions; False for use without training (folded)
+    spectral_norm: bool = True  # spectral norm of encoders, first convolution and MS blocks; False for use without training
 
     def __post_init__(self) -> None:
         """Check every field once."""
@@ -105,7 +105,7 @@ class Config:
     betas: tuple[float, float] = (0.0, 0.999)  # Adam's decay rates
     weight_decay: float = 1e-4  # decay of all weights (L2)
     training: Literal["joint", "staged"] = "joint"  # staged: the structure alone first, then the style alone
-    structure_steps: int = 1000  # steps of the first stage, where training is staged
+    structure_steps: int = 1000  # steps of the first stage, where training is staged; the rest are the style's
     reuse_fakes: bool = True  # discriminators judge what the generators' step made; False: made anew, a pass more
 
     def __post_init__(self) -> None:
@@ -127,6 +127,15 @@ class Config:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
         _positive(self, "r1_every", "generator_lr", "discriminator_lr")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {self.betas}")
+        structure = self.adversarial or self.structure_reconstruction
+        style = self.adversarial or self.reconstruction or self.style_weight or self.vgg
+        if not (structure and style if self.training == "staged" else structure or style):
+            raise ValueError(
+                "adversarial, structure_reconstruction, reconstruction, style_weight, vgg: expected a weight above 0"
+                + (" for either stage" if self.training == "staged" else "")
+            )
         if self.structure_steps < 0:
             raise ValueError(f"structure_steps: expected 0 or more, got {self.structure_steps}")
         if self.classes:

@@ -23,8 +23,8 @@ from .config import Config, DiscriminatorConfig, Size, halvings
 
 
 def checked_map(regions: RegionMap | Tensor, config: Config) -> RegionMap:
-    """Return a region map; ValueError when regions or size are not those of the networks."""
-    regions = as_region_map(regions, num_regions=len(config.classes))
+    """Return a region map without edges; ValueError when regions or size are not those of the networks."""
+    regions = as_region_map(regions, num_regions=len(config.classes)).without_edges()
     if regions.num_regions != len(config.classes):
         raise ValueError(f"regions: expected {len(config.classes)} regions, got {regions.num_regions}")
     if regions.size != tuple(config.image_size):
@@ -95,7 +95,7 @@ class StructureGenerator(nn.Module):
 
         Args:
             regions: region map, or masks (S, N, H, W), one-hot or soft.
-            which: regions to encode; None for all. Encoders of other regions, and of regions that no mask has, do not run.
+            which: regions to encode; None for all that some mask has. Encoders of other regions do not run.
 
         Returns:
             (S, N, C, h, w), or (S, len(which), C, h, w); zero for a region that a mask does not have.

@@ -120,7 +120,7 @@ class StyleGenerator(nn.Module):
         Args:
             image: (S, 3, H, W) in [-1, 1].
             regions: region map, or masks (S, N, H, W), one-hot or soft.
-            which: regions to encode; None for all. Encoders of other regions, and of absent ones, do not run.
+            which: regions to encode; None for all that some picture has. Encoders of other regions do not run.
             present: (S, N) bool: the regions there are; None: those with any weight. A generated composition gives every
                 region some weight everywhere, also the absent ones: pass `Composition.present`.
 

@@ -52,7 +52,7 @@ def fitted(config: Config, classes: Sequence[str], size: Size, edges: bool) -> C
 
 
 class Made(NamedTuple):
-    """What the generators make of a batch of B pictures."""
+    """What the generators make of a batch of B pictures; without random compositions the last B of everything lack."""
 
     compositions: Tensor
     """(2 B, N, H, W) soft: known, then random."""
@@ -110,7 +110,7 @@ class MixSynTask(Task):
         self,
         batch: Batch,
         networks: Mapping[str, nn.Module],
-        random: Composition,
+        random: Composition | None,
         *,
         structure_gradient: bool = True,
         images: bool = True,
@@ -120,26 +120,25 @@ class MixSynTask(Task):
         Args:
             batch: pictures and masks.
             networks: the two generators.
-            random: the random compositions.
+            random: the random compositions; None for known ones only.
             structure_gradient: False holds the compositions fixed.
             images: False makes compositions only.
         """
         structure, style = networks["structure_generator"], networks["style_generator"]
         assert isinstance(structure, StructureGenerator) and isinstance(style, StyleGenerator)
-        regions, image = batch.regions, batch.image
-        known = known_compositions(regions.areas() > 0)
-        present = torch.cat((known.present, random.present))
+        regions, image, count = batch.regions.without_edges(), batch.image, len(batch)
+        chosen = [known_compositions(regions.areas() > 0), *([] if random is None else [random])]
+        present = torch.cat([each.present for each in chosen])
         with torch.set_grad_enabled(torch.is_grad_enabled() and structure_gradient):
             codes = structure.encode(regions)
-            compositions = structure.decode(torch.cat((codes, random.gather(codes))))
+            compositions = structure.decode(torch.cat([codes, *(each.gather(codes) for each in chosen[1:])]))
         if not images:
             return Made(compositions, None, None, present)
-        count = len(batch)
+        soft = RegionMap.soft(compositions, check=False)
         own = style.encode(image, regions)
-        approximated = style.encode(image, RegionMap.soft(compositions[:count]), present=known.present)
-        codes = torch.cat((approximated, random.gather(own)))
-        made = torch.cat((style(regions, own), style(RegionMap.soft(compositions), codes)))
-        return Made(compositions, made, codes, present)
+        approximated = style.encode(image, RegionMap.soft(compositions[:count], check=False), present=present[:count])
+        codes = torch.cat([approximated, *(each.gather(own) for each in chosen[1:])])
+        return Made(compositions, torch.cat((style(regions, own), style(soft, codes))), codes, present)
 
     def _random(self, regions: RegionMap, generator: torch.Generator | None = None) -> Composition:
         return random_compositions(regions.areas() > 0, self.config.groups, generator)
@@ -155,6 +154,11 @@ class MixSynTask(Task):
     def generator_losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return the losses of the generators' step: Eq. 2 and Eq. 6."""
         train_structure, train_style = self.stages(step)
+        if len(batch) < 2:
+            raise ValueError(
+                "batch_size: expected at least 2 pictures per process and micro-batch, for random compositions mix the "
+                f"pictures of one, got {len(batch)}"
+            )
         made = self.make(
             batch, self.networks, self._random(batch.regions), structure_gradient=train_structure, images=train_style
         )
@@ -176,7 +180,7 @@ class MixSynTask(Task):
         losses = at_once(judged, made.compositions) if config.adversarial else {}
         if config.structure_reconstruction:
             known = made.compositions[:count]
-            distance = (known - batch.regions.onehot(dtype=known.dtype)).abs().sum(1)  # of a pixel: 0 to 2
+            distance = (known - batch.regions.without_edges().onehot(dtype=known.dtype)).abs().sum(1)  # of a pixel: 0 to 2
             losses["structure_l1"] = config.structure_reconstruction * distance.mean()
         return losses
 
@@ -204,7 +208,7 @@ class MixSynTask(Task):
         if config.style_weight:
             style = self.networks["style_generator"]
             assert isinstance(style, StyleGenerator)
-            again = style.encode(made.images[count:], RegionMap.soft(made.compositions), present=made.present)
+            again = style.encode(made.images[count:], RegionMap.soft(made.compositions, check=False), present=made.present)
             # the mean over approximated and random images is the half of the sum in Eq. 4
             loss = style_code_loss(again, made.codes.detach(), made.present)
             losses["style"] = config.style_weight * loss
@@ -224,7 +228,8 @@ class MixSynTask(Task):
         losses: dict[str, Tensor] = {}
         penalise = config.r1 > 0 and r1_due(step, config.r1_every)
         if train_structure:
-            judge, real = self.networks["structure_discriminator"], batch.regions.onehot(dtype=made.compositions.dtype)
+            judge = self.networks["structure_discriminator"]
+            real = batch.regions.without_edges().onehot(dtype=made.compositions.dtype)
             logits, known, random = judge(torch.cat((real, made.compositions))).split(count)
             losses["structure_gan"] = log_loss.mask_discriminator_loss(logits, known, random, alpha=config.alpha)
             if penalise:
@@ -240,25 +245,21 @@ class MixSynTask(Task):
 
     # --- looking at it --------------------------------------------------------------------------------------------------
 
-    def _look(self, batch: Batch, networks: Mapping[str, nn.Module]) -> Made:
-        """Make everything of a batch, the same random compositions every time."""
-        return self.make(batch, networks, self._random(batch.regions, torch.Generator().manual_seed(int(batch.index.sum()))))
-
     def generate(self, batch: Batch, networks: Mapping[str, nn.Module]) -> Tensor:
         """Return the approximated images (B, 3, H, W): every picture made anew, of its own codes and composition."""
-        made = self._look(batch, networks)
+        made = self.make(batch, networks, None)
         assert made.images is not None
-        return made.images[len(batch) : 2 * len(batch)]
+        return made.images[len(batch) :]
 
     def validate(self, batch: Batch, networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         """Return PSNR in dB, SSIM and L1 of approximated ("psnr") and known images, and the composition's pixel accuracy."""
         from ..evaluation.metrics import psnr, ssim
 
-        made, real, count = self._look(batch, networks), batch.image, len(batch)
+        made, real = self.make(batch, networks, None), batch.image
         assert made.images is not None
-        known, approximated, _ = made.images.clamp(-1, 1).split(count)
+        known, approximated = made.images.clamp(-1, 1).chunk(2)
         labels = batch.regions.labels_at()
-        right = (made.compositions[:count].argmax(1) == labels) & (labels >= 0)
+        right = (made.compositions.argmax(1) == labels) & (labels >= 0)
         return {
             "psnr": psnr(approximated, real),
             "ssim": ssim(approximated, real),
@@ -272,7 +273,8 @@ class MixSynTask(Task):
         """Return rows: image, masks, known composition, known and approximated image, random composition and image."""
         from ..data import colorize, to_uint8
 
-        made, count = self._look(batch, networks), len(batch)
+        count, generator = len(batch), torch.Generator().manual_seed(int(batch.index.sum()))  # the same every time
+        made = self.make(batch, networks, self._random(batch.regions, generator))
         assert made.images is not None
         images = to_uint8(made.images)
         maps = np.concatenate((batch.regions.labels_at().cpu().numpy(), made.compositions.argmax(1).cpu().numpy()))

@@ -203,11 +203,8 @@ class ReconstructionTask(Task):
 
     def regions(self, batch: Batch) -> RegionMap:
         """Return the region maps as the networks read them: without edges where they read none."""
-        regions = batch.regions
-        if regions.edges is None or self.config.discriminator.edges:
-            return regions
-        # the plans that came with the batch know edges: they are made anew
-        return RegionMap(regions.labels_at(), regions.num_regions, ignore_index=-1)
+        # the plans that came with the batch know edges: those of the bare map are made anew
+        return batch.regions if self.config.discriminator.edges else batch.regions.without_edges()
 
     def generate(self, batch: Batch, networks: Mapping[str, nn.Module]) -> Tensor:
         """Return the images (B, 3, H, W) in [-1, 1]; a VAE's code is its mean, SEAN's styles those of the batch's images."""

@@ -268,14 +268,16 @@ def test_one_step_in_each_ablation(fields: dict[str, Any]) -> None:
     for phase in task.phases:
         for name, network in task.networks.items():
             network.requires_grad_(name in task.phases[phase].networks)
+        before = {name: [p.detach().clone() for p in network.parameters()] for name, network in task.networks.items()}
         parameters = [p for name in task.phases[phase].networks for p in task.networks[name].parameters()]
-        before = [p.detach().clone() for p in parameters]
         optimizer = torch.optim.Adam(parameters, lr=1e-3)
         losses = task.losses(phase, batch, 0)
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
         assert all(bool(torch.isfinite(loss)) for loss in losses.values())
-        assert any(not torch.equal(p, q) for p, q in zip(parameters, before, strict=True))
+        for name, network in task.networks.items():
+            moved = any(not torch.equal(p, q) for p, q in zip(network.parameters(), before[name], strict=True))
+            assert moved == (name in task.phases[phase].networks), name
         gone = {"structure_l1": "structure_reconstruction", "image_l1": "reconstruction", "style": "style_weight"}
         if phase == "generators":
             for loss, weight in gone.items():
@@ -354,6 +356,52 @@ def test_looking_at_it() -> None:
     assert all((a == b).all() for row, other in zip(rows, again_rows, strict=True) for a, b in zip(row, other, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_has_nearly_the_same_losses(dtype: torch.dtype) -> None:
+    found = []
+    for enabled in (False, True):
+        task, batch = make(torch.float32), make_batch(torch.float32)
+        hold(task, batch)
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            found.append([task.losses(phase, batch, 0) for phase in task.phases])
+    for exact, half in zip(*found, strict=True):
+        for name, loss in exact.items():
+            assert float(half[name].detach()) == pytest.approx(float(loss.detach()), rel=0.1, abs=0.02), name
+
+
+def test_a_map_with_edges_trains_as_one_without() -> None:
+    """Compositions know regions, no instances: a set with instance maps is no other set."""
+    batch = make_batch()
+    labels = batch.regions.labels_at()
+    edged = replace(batch, regions=RegionMap(labels, 5, edges=labels % 2 == 0))
+    found = []
+    for each in (batch, edged):
+        task = make()
+        hold(task, batch)
+        found.append([run_phase(task, phase, each, 0) for phase in task.phases])
+        found[-1].append(task.validate(each, task.networks))
+        assert len(task.sheet(each, task.networks)) == COUNT
+    for plain, other in zip(*found, strict=True):
+        for name, loss in plain.items():
+            torch.testing.assert_close(other[name], loss)
+
+
+def test_a_single_picture_cannot_be_mixed() -> None:
+    task, batch = make(), make_batch()
+    alone = Batch(batch.image[:1], RegionMap(batch.regions.labels_at()[:1], 5), ("a",), batch.index[:1])
+    with pytest.raises(ValueError, match="batch_size: expected at least 2 pictures .* got 1"):
+        task.losses("generators", alone, 0)
+    assert task.generate(alone, task.networks).shape == (1, 3, *SIZE), "looking at one is no mixing"
+
+
+def test_not_a_number_reaches_the_losses() -> None:
+    """A run that diverges is told so by the loop, which looks at the losses, and not by an error about masks."""
+    task, batch = make(), make_batch()
+    nn.init.constant_(task.networks["structure_generator"].decoder_out.bias, float("nan"))
+    losses = task.losses("generators", batch, 1)
+    assert all(bool(torch.isnan(losses[name])) for name in ("structure_l1", "image_l1"))
+
+
 def test_bad_phase_and_bare_task() -> None:
     task = make()
     with pytest.raises(ValueError, match="phase: expected one of generators, discriminators, got 'both'"):
@@ -396,12 +444,26 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     assert {"validation/psnr", "validation/structure_accuracy"} <= last.keys()
 
 
+def test_compact_types_train(tmp_path: Path) -> None:
+    """The ablation with few types: classes are merged before anything sees them."""
+    out = tmp_path / "run"
+    assert main([*COMMAND, "--merge", "compact", "--steps", "1", "--out", str(out)]) == 0
+    classes = json.loads((out / "config.json").read_text())["task"]["classes"]
+    assert 2 <= len(classes) < 12
+    assert len(tensors(out)["network.structure_generator/decoder_out.weight"]) == len(classes)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--size", "30"], "structure.code_size: expected 2 or more pixels that halving the image's 30 x 30"),
         (["--coupled", "window+roof"], "coupled: expected names among .*, got 'roof'"),
         (["--eta", "1.5"], r"eta: expected a number in \[0, 1\]"),
+        (["--betas", "1.5,2"], r"betas: expected two numbers in \[0, 1\), got \(1.5, 2.0\)"),
+        (
+            ["--adversarial", "0", "--structure-reconstruction", "0", "--training", "staged"],
+            "structure_reconstruction, .*: expected a weight above 0 for either stage",
+        ),
     ],
 )
 def test_the_command_says_what_is_wrong(
