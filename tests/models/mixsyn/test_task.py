@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -490,3 +493,20 @@ def test_a_step_on_the_gpu_is_the_one_on_the_cpu() -> None:
         found.append({f"{i}{name}": loss.detach().cpu() for i, each in enumerate(losses) for name, loss in each.items()})
     for name, loss in found[0].items():
         torch.testing.assert_close(found[1][name], loss, rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_exactly(tmp_path: Path) -> None:
+    """Two gloo processes that meet different regions: 2 + 2 steps are 4 steps, spectral norms included."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    quiet = ["--validate-every", "0", "--sheet-every", "0", "--batch-size", "4", "--device", "cpu"]
+    for folder, steps in ((whole, "4"), (parts, "2"), (parts, "4")):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command += ["-m", "mixsyn_fast.models.training", *COMMAND[1:], *quiet, "--steps", steps, "--out", str(folder)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    expected, found = tensors(whole), tensors(parts)
+    different = [name for name, value in expected.items() if not torch.equal(value, found[name])]
+    assert not different
