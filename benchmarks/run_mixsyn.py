@@ -7,13 +7,15 @@ Contenders share weights and take turns:
 
 * dense: plain PyTorch, the same networks under use_plan("dense") and use_backend("reference");
 * compile: torch.compile of dense, its label maps prepared outside the clock;
-* ours: raw labels to output, the analysis of a label map (a fresh RegionMap) inside the clock, as in dense;
+* ours: raw labels to output, the analysis of a label map (a fresh RegionMap per picture) inside the clock, as in dense;
 * floor: the generator without its region norms, with our convolutions.
 
 Parts of a composition whose regions come in turn from `--sources` pictures: structure encoders and style encoders (one call
-per picture, for the regions that are taken from it), decoder (codes to soft composition), generator (soft composition to
-image), all four together, and the edit of one region: its two codes anew, then decoder and generator. Beside them the
-generator on a hard label map. Everything is eval, without gradients, batch 1, spectral norm folded, weights random.
+per picture: the encoders of all regions that are taken from it as one grouped computation), decoder (codes to soft
+composition), generator (soft composition to image), all four together as `MixSyn.compose` runs them ("composition"), and
+the edit of one region as `Editor.replace` does: its two codes anew, then decoder and generator. Beside them the generator
+on a hard label map. Everything is eval, without gradients, batch 1, spectral norm folded, weights in channels_last and
+random. The JSON is written after every row.
 
 Gate: every output's distance to the one of dense in float64 is at most twice that of dense in its own dtype, plus 1e-6
 (2-norm over the norm of the exact output, the rule of tests/compare.py); plus 1e-5 for compile. Nothing is timed before
@@ -54,6 +56,8 @@ from .timing import RESULTS, Call, Entry, Gate, compare, machine, machine_line, 
 FLOOR = 1e-6  # of the gate, float32: where dense happens to be exact
 FLOOR_COMPILE = 1e-5  # the opponent's: inductor's instance norms lose more, and leaving it out would do us a favour
 Outputs = dict[str, Tensor]
+Taken = Sequence[tuple[int, list[int]]]
+"""(source, regions taken from it)."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +93,15 @@ class MixSynBench:
         for network in (self.structure, self.style):
             randomise(network, seed)
             fold_spectral_norm(network)
-            network.to(self.device).eval().requires_grad_(False)
+            network.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)  # as MixSyn has them
         self.images, self.labels = images.to(self.device), labels.to(self.device)
         self.composition = in_turn(torch.cat([self.regions(s).areas() > 0 for s in range(len(images))]))
         source = self.composition.source[0].tolist()
         self.taken = [(s, [r for r, own in enumerate(source) if own == s]) for s in sorted(set(source) - {-1})]
         self.edit = self._edit(source)
-        self.codes = self._all_codes(self.networks(dense=True))  # what decoder and generator get, the same for everybody
+        self.codes = self._both_codes(
+            self.networks(dense=True), self.taken, torch.float32
+        )  # what decoder and generator get, the same for everybody
         self.soft = self.structure.decode(self.codes[0])
 
     def regions(self, source: int) -> RegionMap:
@@ -131,24 +137,32 @@ class MixSynBench:
     def _map(self, networks: Networks, source: int) -> RegionMap:
         return self.regions(source) if networks.prepared is None else networks.prepared[source]
 
-    def _structure_codes(self, networks: Networks, taken: Sequence[tuple[int, list[int]]]) -> list[Tensor]:
-        return [networks.encode_structure(self._map(networks, s), which)[0] for s, which in taken]
+    def _maps(self, networks: Networks, taken: Taken) -> list[RegionMap]:
+        return [self._map(networks, s) for s, _ in taken]
 
-    def _style_codes(self, networks: Networks, taken: Sequence[tuple[int, list[int]]], dtype: torch.dtype) -> list[Tensor]:
+    def _structure_codes(self, networks: Networks, taken: Taken, maps: Sequence[RegionMap]) -> list[Tensor]:
+        return [networks.encode_structure(map_, which)[0] for map_, (_, which) in zip(maps, taken, strict=True)]
+
+    def _style_codes(self, networks: Networks, taken: Taken, maps: Sequence[RegionMap], dtype: torch.dtype) -> list[Tensor]:
         return [
-            networks.encode_style(self.images[s : s + 1].to(dtype), self._map(networks, s), which)[0] for s, which in taken
+            networks.encode_style(self.images[s : s + 1].to(dtype), map_, which)[0]
+            for map_, (s, which) in zip(maps, taken, strict=True)
         ]
 
-    def _placed(self, codes: Sequence[Tensor], taken: Sequence[tuple[int, list[int]]], into: Tensor | None = None) -> Tensor:
+    def _placed(self, codes: Sequence[Tensor], taken: Taken, into: Tensor | None = None) -> Tensor:
         """Put codes per source at their regions: (1, N, ...), zero elsewhere or as in `into`."""
         every = codes[0].new_zeros(1, self.count, *codes[0].shape[1:]) if into is None else into.to(codes[0]).clone()
         for found, (_, which) in zip(codes, taken, strict=True):
             every[0, which] = found
         return every
 
-    def _all_codes(self, networks: Networks, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        structure = self._placed(self._structure_codes(networks, self.taken), self.taken)
-        return structure, self._placed(self._style_codes(networks, self.taken, dtype), self.taken)
+    def _both_codes(
+        self, networks: Networks, taken: Taken, dtype: torch.dtype, into: tuple[Tensor | None, Tensor | None] = (None, None)
+    ) -> tuple[Tensor, Tensor]:
+        """Encode, with one region map per picture for both kinds of encoders."""
+        maps = self._maps(networks, taken)
+        structure = self._placed(self._structure_codes(networks, taken, maps), taken, into[0])
+        return structure, self._placed(self._style_codes(networks, taken, maps, dtype), taken, into[1])
 
     def parts(self, networks: Networks, dtype: torch.dtype = torch.float32) -> dict[str, Callable[[], Outputs]]:
         """Return part -> function that computes it."""
@@ -156,13 +170,15 @@ class MixSynBench:
         edited = [(self.edit[0], [self.edit[1]])]
 
         def encoders() -> Outputs:
-            return {"structure codes": self._placed(self._structure_codes(networks, self.taken), self.taken)}
+            maps = self._maps(networks, self.taken)
+            return {"structure codes": self._placed(self._structure_codes(networks, self.taken, maps), self.taken)}
 
         def decoder() -> Outputs:
             return {"composition": networks.decode(structure)}
 
         def style_encoders() -> Outputs:
-            return {"style codes": self._placed(self._style_codes(networks, self.taken, dtype), self.taken)}
+            maps = self._maps(networks, self.taken)
+            return {"style codes": self._placed(self._style_codes(networks, self.taken, maps, dtype), self.taken)}
 
         def generator() -> Outputs:
             return {"image": networks.generate(RegionMap.soft(self.soft), style)}
@@ -175,13 +191,10 @@ class MixSynBench:
             return {"composition": soft, "image": networks.generate(RegionMap.soft(soft), style)}
 
         def whole() -> Outputs:
-            return finished(*self._all_codes(networks, dtype))
+            return finished(*self._both_codes(networks, self.taken, dtype))
 
         def edit() -> Outputs:
-            return finished(
-                self._placed(self._structure_codes(networks, edited), edited, structure),
-                self._placed(self._style_codes(networks, edited, dtype), edited, style),
-            )
+            return finished(*self._both_codes(networks, edited, dtype, (structure, style)))
 
         return {
             "structure encoders": encoders,

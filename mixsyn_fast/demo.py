@@ -1,7 +1,8 @@
 """`mixsyn-fast demo`: new pictures composed of regions of several ones, and what mixsyn_fast makes faster, on one sheet.
 
     mixsyn-fast demo                    # sources drawn by code, the shipped model of facades
-    mixsyn-fast demo --data my_facades  # yours
+    mixsyn-fast demo --data my_facades --kind cmp_facade    # yours: images/ and labels/ with CMP Facade's ids 1 to 12,
+    mixsyn-fast demo --data my_facades --kind folder        # or with a classes.txt: ids from 0 (--first-id 1: from 1)
 
 Three to six pictures give a new one: a label map (composition) and an image that fits it. Below, times against plain
 PyTorch, verified to give the same numbers: one such composition, and one pass of the SEAN generator at its published width.
@@ -14,7 +15,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,10 +71,10 @@ def load_inputs(options: argparse.Namespace, mixsyn: MixSyn) -> Inputs:
     Raises:
         ValueError: --data is no data set; names what is wrong.
     """
-    from .models.data import FACADE_CLASSES, ProceduralSource, draw_batch, load_folder, open_source
-    from .models.data.region_types import merge_of, merged
-    from .models.data.sets import classes_differ
+    from .models.data import FACADE_CLASSES, ProceduralSource, draw_batch, load_folder
+    from .models.data.sets import reader_options
     from .models.mixsyn.demo import UNSEEN
+    from .models.mixsyn.diversity import open_matching
 
     if options.data is None:
         if mixsyn.classes != tuple(FACADE_CLASSES):
@@ -84,7 +85,7 @@ def load_inputs(options: argparse.Namespace, mixsyn: MixSyn) -> Inputs:
     path = Path(options.data)
     name = f"{path.resolve().parent.name}/{path.resolve().name}"
     try:
-        source = _opened(options, open_source)
+        source = _opened(options)
     except (ValueError, OSError) as error:
         raise ValueError(f"--data: {error}") from None
     if source is None:  # images/ and labels/ without names of the regions, as for faces
@@ -95,28 +96,27 @@ def load_inputs(options: argparse.Namespace, mixsyn: MixSyn) -> Inputs:
         why = f"{path} does not say what its regions are: give --kind cmp_facade (ids 1 to 12), or write classes.txt"
         return Inputs(images, labels, NUM_REGIONS, name, None, why)
     images, labels = _batch(source, options)
+    composed, why = None, ""
     try:
-        own = merged(source, merge_of(mixsyn.classes))
-    except ValueError:
-        own = source
-    if tuple(own.classes) == mixsyn.classes:
-        return Inputs(images, labels, len(source.classes), name, own)
-    why = f"{path} has not the model's regions: {classes_differ(source.classes, mixsyn.classes)}"
-    return Inputs(images, labels, len(source.classes), name, None, why)
+        composed = open_matching(mixsyn, options.data, options.kind, "all", **reader_options(options))
+    except ValueError as error:  # the set itself is sound, for it was opened above
+        why = str(error)
+    return Inputs(images, labels, len(source.classes), name, composed, why)
 
 
-def _opened(options: argparse.Namespace, open_source: Callable[..., Source]) -> Source | None:
+def _opened(options: argparse.Namespace) -> Source | None:
     """Open --data; None for images/ and labels/ that no known set is recognised in."""
-    from .models.data import guess_kind, list_pairs
+    from .models.data import guess_kind, list_pairs, open_source
+    from .models.data.sets import reader_options
 
-    kind = options.kind
-    if kind == "auto":
+    given = reader_options(options)
+    if options.kind == "auto" and not given:
         try:
-            kind = guess_kind(options.data)
+            guess_kind(options.data)
         except ValueError:
             list_pairs(options.data)
             return None
-    return open_source(options.data, kind, "all", "none")
+    return open_source(options.data, options.kind, "all", "none", **given)
 
 
 def _batch(source: Source, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
@@ -245,6 +245,7 @@ def draw_sheet(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `mixsyn-fast demo`."""
     from .models.data import KINDS
+    from .models.data.sets import add_reader_arguments
 
     parser.add_argument(
         "--data",
@@ -252,6 +253,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="your pictures with label maps: composed where they have the model's regions (default: drawn by code)",
     )
     parser.add_argument("--kind", choices=("auto", *KINDS), default="auto", help="what set --data is (default: %(default)s)")
+    add_reader_arguments(parser)
     parser.add_argument(
         "--model", metavar="FILE", help="MixSyn weights (.safetensors) or run folder (default: the shipped model of facades)"
     )
@@ -278,6 +280,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Raise ValueError, naming the option, for what cannot be done."""
+    from .models.data.sets import reader_options
+
     if options.size < 32 or options.size % 32:
         raise ValueError(f"--size: expected a positive multiple of 32, got {options.size}")
     for name in ("rows", "batch", "ngf", "repeat"):
@@ -285,16 +289,10 @@ def check(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name}: expected at least 1, got {getattr(options, name)}")
     if options.seed < 0:
         raise ValueError(f"--seed: expected a non-negative integer, got {options.seed}")
-    try:
-        device = torch.device(options.device)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device: expected cpu or cuda[:n], got {options.device!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device: {options.device} asked for, but torch sees no GPU")
     if options.out.suffix.lower() != ".png":
         raise ValueError(f"--out: expected a file name ending in .png, got {options.out}")
+    if options.data is None and reader_options(options):
+        raise ValueError(f"--{next(iter(reader_options(options))).replace('_', '-')}: needs --data DIR")
     if options.data is not None and not Path(options.data).is_dir():
         raise ValueError(f"--data: {options.data}: no such folder")
 
@@ -314,10 +312,10 @@ def main(options: argparse.Namespace) -> int:
     from .models.mixsyn import demo as composing
     from .models.mixsyn.compose import open_model, write_sheet
 
-    device = torch.device(options.device)
+    mixsyn = open_model(options)
+    device = mixsyn.device
     if device.type == "cpu":
         keep_memory()  # for every form alike
-    mixsyn = open_model(options)
     inputs = load_inputs(options, mixsyn)
     where = _machine(device)
     print(f"mixsyn-fast demo on {where}; torch {torch.__version__}; pictures: {inputs.described}")

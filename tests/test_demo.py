@@ -21,6 +21,11 @@ TINY = ["--size", "64", "--ngf", "2", "--repeat", "1"]
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A file with a tiny MixSyn of facades, untrained."""
     from mixsyn_fast.models.data import FACADE_CLASSES
+
+    return _tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors", tuple(FACADE_CLASSES))
+
+
+def _tiny_model(path: Path, classes: tuple[str, ...]) -> str:
     from mixsyn_fast.models.mixsyn.config import Config, StructureConfig, StyleConfig
     from mixsyn_fast.models.mixsyn.model import MixSyn
     from mixsyn_fast.models.mixsyn.structure import StructureGenerator
@@ -30,9 +35,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     style = StyleConfig(
         code_length=8, encoder_width=2, encoder_largest=4, encoder_halvings=2, width=4, largest=8, start_size=8, hidden=4
     )
-    config = Config(classes=tuple(FACADE_CLASSES), image_size=(32, 32), structure=structure, style=style)
+    config = Config(classes=classes, image_size=(32, 32), structure=structure, style=style)
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     MixSyn(StructureGenerator(config), StyleGenerator(config), config).save(path)
     return str(path)
 
@@ -77,6 +81,37 @@ def test_composes_pictures_of_a_folder(tmp_path: Path, model: str, capsys: pytes
     assert cli.main([*given, "--kind", "cmp_facade"]) == 0
     printed = capsys.readouterr().out
     assert "/fronts" in printed and "of 3 pictures" in printed and "12 regions, ngf 2" in printed
+
+
+def test_ids_of_a_folder_may_begin_at_one_and_be_unknown(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mixsyn_fast.models.data import FACADE_CLASSES
+
+    _write_set(tmp_path / "fronts", "facade", 2, first=1)
+    (tmp_path / "fronts/classes.txt").write_text("\n".join(FACADE_CLASSES))
+    with Image.open(tmp_path / "fronts/labels/0.png") as opened:
+        labels = np.array(opened)
+    labels[:20] = 255
+    Image.fromarray(labels).save(tmp_path / "fronts/labels/0.png")
+    given = ["demo", *TINY, "--model", model, "--rows", "1", "--data", str(tmp_path / "fronts")]
+    assert cli.main([*given, "--out", str(tmp_path / "demo.png")]) == 2
+    assert "0.png" in capsys.readouterr().err
+    assert cli.main([*given, "--out", str(tmp_path / "demo.png"), "--first-id", "1", "--unknown-id", "255"]) == 0
+    assert "of 2 pictures" in capsys.readouterr().out
+
+
+def test_a_model_with_a_class_of_unknown_pixels_composes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A set is opened with a last class "unknown" where the model has one."""
+    from mixsyn_fast.models.data import FACADE_CLASSES
+
+    path = _tiny_model(tmp_path / "tiny.safetensors", (*FACADE_CLASSES, "unknown"))
+    _write_set(tmp_path / "fronts", "facade", 2, first=1)
+    out = str(tmp_path / "demo.png")
+    given = ["--data", str(tmp_path / "fronts"), "--kind", "folder", "--first-id", "1", "--unknown-id", "0"]
+    (tmp_path / "fronts/classes.txt").write_text("\n".join(FACADE_CLASSES))
+    assert cli.main(["demo", *TINY, "--model", path, "--rows", "1", "--out", out, *given]) == 0
+    assert "One composition" in capsys.readouterr().out
 
 
 def test_a_set_with_other_regions_is_timed_and_told_how_to_train(
@@ -133,6 +168,8 @@ def test_bad_files_of_a_folder_are_named(tmp_path: Path, model: str, capsys: pyt
         (["--seed", "-3"], "--seed: expected a non-negative integer"),
         (["--out", "x.jpg"], "--out: expected a file name ending in .png"),
         (["--device", "abacus"], "--device: expected cpu or cuda"),
+        (["--device", "meta"], "--device: expected cpu or cuda"),
+        (["--first-id", "1"], "--first-id: needs --data DIR"),
         (["--data", "/nonexistent/folder"], "--data: /nonexistent/folder: no such folder"),
         (["--model", "/nonexistent/file"], "/nonexistent/file: no such file"),
     ],

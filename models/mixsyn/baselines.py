@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
 from ..data import to_uint8
 from .model import MixSyn
@@ -104,7 +105,8 @@ def sequential(
         One picture per step at the model's size: image (H, W, 3) uint8, labels of the base, name "base+source+source ...".
 
     Raises:
-        ValueError: no replacement, an unknown region, or one that its source lacks; the message lists those that it has.
+        ValueError: no replacement, an unknown region, or one that its source lacks (the message lists those that it has); a
+            base without any region.
     """
     steps = list(replacements.items() if isinstance(replacements, Mapping) else replacements)
     if not steps:
@@ -119,11 +121,21 @@ def sequential(
     target = mixsyn.fitted(base)
     mask = mixsyn.region_map(target)
     there = mixsyn.regions_of(target)
-    styles = mixsyn.styles(target, mixsyn.classes)
+    if not there:
+        raise ValueError(f"base: expected a picture with a region, got none in {base.name}")
+    at = [mixsyn.classes.index(name) for name in there]
+
+    def encoded(picture: Picture) -> Tensor:
+        own = mixsyn.styles(picture, there)
+        styles = own.new_zeros(len(mixsyn.classes), own.shape[1])
+        styles[at] = own
+        return styles
+
+    styles = encoded(target)
     results: list[Picture] = []
     for (name, picture), style in zip(steps, new, strict=True):
         if results and anew:
-            styles = mixsyn.styles(results[-1], mixsyn.classes)
+            styles = encoded(results[-1])
         if name in there:
             styles[mixsyn.classes.index(name)] = style
         image = to_uint8(mixsyn.generate(mask, styles)[None])[0]

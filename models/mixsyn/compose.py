@@ -1,10 +1,11 @@
 """Compose a new picture from regions of several ones: a new label map and a new image (MixSyn).
 
-    mixsyn-fast compose --region window=a.jpg --region door=b.jpg --base c.jpg --out new.png --sheet sheet.png
+    mixsyn-fast compose --region window=a.jpg --region door=b.jpg --base c.jpg --kind folder --out new.png --sheet sheet.png
 
 Label maps stand beside the images (a_labels.png, or ../labels/a.png), are named with --labels, or are parsed from face
-photos with --parser. What no --region names comes from the base; without a base it is absent. The shipped model knows
-facades; train your own with `mixsyn-fast train mixsyn`.
+photos with --parser. --kind says what their pixel values mean: "folder" 0 to N - 1 in the order of the model's regions,
+"cmp_facade" 1 to 12 as that set stores them. What no --region names comes from the base; without a base it is absent. The
+shipped model knows facades; train your own with `mixsyn-fast train mixsyn`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ..data.sheets import contact_sheet, legend, save_png
 from ..evaluation.pictures import save_labels, save_picture
 from . import baselines
 from .model import Composed, MixSyn
-from .pictures import Picture, fit, read_picture
+from .pictures import Picture, fit, label_map_places, read_picture
 from .sheets import captioned, enlarged, soft_colours, source_cells, written_whole
 
 if TYPE_CHECKING:
@@ -84,9 +85,11 @@ def open_model(options: argparse.Namespace) -> MixSyn:
     try:
         device = torch.device(options.device)
     except RuntimeError:
-        raise ValueError(f"--device: expected cpu or cuda[:n], got {options.device!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device: {options.device} asked for, but torch sees no GPU")
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device: expected cpu or cuda[:n], got {options.device!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device: {options.device} asked for, but torch sees {torch.cuda.device_count() or 'no'} GPU")
     with progress("loading the model"):
         return MixSyn.load(options.model, device) if options.model else MixSyn.shipped(device)
 
@@ -200,6 +203,39 @@ def check_png(path: Path | None, option: str) -> None:
         raise ValueError(f"{option}: expected a file name ending in .png, got {path}")
 
 
+def check_outputs(
+    outputs: Mapping[str, Path | str | None], inputs: Sequence[str] = (), label_maps: Sequence[str] = ()
+) -> None:
+    """Check, before any work, that files can be written where they are asked for and cover nothing that is read.
+
+    Args:
+        outputs: option -> file to write, None for none.
+        inputs: image files that are read.
+        label_maps: of --labels, IMAGE=FILE.
+
+    Raises:
+        ValueError: a folder, a path below a file, the same file twice, an input, or a place where the label map of an input
+            is looked for; the message names the option.
+    """
+    taken: dict[Path, str] = {Path(given.partition("=")[2].strip()).resolve(): "a label map" for given in label_maps}
+    for image in inputs:
+        for place in label_map_places(Path(image).absolute()) if Path(image).absolute().name else ():
+            taken[place.resolve()] = f"where the label map of {image} is looked for"
+    taken |= {Path(image).resolve(): "an input" for image in inputs}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        file = Path(path)
+        if file.is_dir():
+            raise ValueError(f"{option}: expected a file, got the folder {path}")
+        above = next((folder for folder in file.absolute().parents if folder.exists()), None)
+        if above is not None and not above.is_dir():
+            raise ValueError(f"{option}: {path} lies below {above}, which is no folder")
+        if file.resolve() in taken:
+            raise ValueError(f"{option}: expected another file than {path}: it is {taken[file.resolve()]}")
+        taken[file.resolve()] = f"the file of {option}"
+
+
 def cell_size(size: tuple[int, int]) -> tuple[int, int]:
     """Return the size (H, W) at which a sheet shows images of `size`: a whole multiple of it."""
     factor = max(1, round(_SIDE / max(size)))
@@ -262,6 +298,9 @@ def main(options: argparse.Namespace) -> int:
         raise ValueError("--region: expected at least one REGION=FILE, got none")
     if options.compare and options.sheet is None:
         raise ValueError("--compare: needs --sheet FILE.png to draw on")
+    inputs = [entry.partition("=")[2].strip() for entry in options.region] + [options.base] * bool(options.base)
+    outputs = {"--out": options.out, "--labels-out": options.labels_out, "--sheet": options.sheet}
+    check_outputs(outputs, [file for file in inputs if file], options.labels)
     mixsyn = open_model(options)
     files = region_files(options.region, "--region", mixsyn.classes)
     reader = Reader(mixsyn, options)

@@ -111,7 +111,11 @@ def random_compositions(present: Tensor, groups: Groups, generator: torch.Genera
 
 
 def user_composition(
-    table: Mapping[str, int], classes: Sequence[str], present: Tensor, base: int | None = None
+    table: Mapping[str, int],
+    classes: Sequence[str],
+    present: Tensor,
+    base: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> Composition:
     """Return the composition (B = 1) that a table describes; regions are taken exactly as named, coupled or not.
 
@@ -120,10 +124,15 @@ def user_composition(
         classes: names of the N regions.
         present: (S, N) bool, the regions that each picture has.
         base: picture of all regions that the table does not name; None: they are absent.
+        names: of the S pictures, for messages; None: "picture 0" and so on.
 
     Raises:
         ValueError: no such region, no such picture, a picture without the region that is asked of it, or no region at all.
     """
+
+    def shown(picture: int) -> str:
+        return f"picture {picture}" if names is None else names[picture]
+
     count = len(present)
     if base is not None and not 0 <= base < count:
         raise ValueError(f"base: expected a picture in [0, {count}), got {base}")
@@ -139,8 +148,10 @@ def user_composition(
         region = list(classes).index(name)
         if not here[picture, region]:
             has = ", ".join(c for c, is_here in zip(classes, here[picture].tolist(), strict=True) if is_here)
-            raise ValueError(f"regions: {name}: picture {picture} has no such region; it has {has or 'none'}")
+            raise ValueError(f"regions: {name}: {shown(picture)} has no such region; it has {has or 'none'}")
         source[0, region] = picture
     if not (source >= 0).any():
+        if base is not None:
+            raise ValueError(f"base: {shown(base)} has no region")
         raise ValueError("regions: expected at least one region or a base, got none")
     return Composition(source.to(present.device))

@@ -1,10 +1,11 @@
 """Edit a picture step by step: every --step replaces regions, everything else keeps its codes bit for bit (MixSyn, Fig. 12).
 
-    mixsyn-fast edit --base c.jpg --step window=a.jpg --step door=b.jpg,shop=b.jpg --sheet chain.png
+    mixsyn-fast edit --base c.jpg --step window=a.jpg --step door=b.jpg,shop=b.jpg --kind folder --sheet chain.png
 
 An edit runs the encoders of the replaced regions alone, then decoder and generator. The table says what a step took against
-encoding everything anew, and how far pixels outside the replaced regions moved (grey levels, 0 to 255). A step that takes a
-region from the base again undoes the edit.
+encoding everything anew (all regions of a picture at once), and how far pixels outside the replaced regions moved (grey
+levels, 0 to 255). A step that takes a region from the base again undoes the edit bit for bit: codes that the chain has had
+are remembered, and no encoder runs. --kind: see `mixsyn-fast compose --help`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .compose import (
     add_model_arguments,
     add_picture_arguments,
     cell_size,
+    check_outputs,
     check_png,
     open_model,
     pasted_from,
@@ -86,6 +88,9 @@ def main(options: argparse.Namespace) -> int:
         raise ValueError("--step: expected at least one REGION=FILE, got none")
     if options.compare and options.sheet is None:
         raise ValueError("--compare: needs --sheet FILE.png to draw on")
+    given = [entry.partition("=")[2].strip() for step in options.step for entry in split_regions(step)]
+    outputs = {"--out": options.out, "--sheet": options.sheet, "--json": options.json}
+    check_outputs(outputs, [options.base, *(file for file in given if file)], options.labels)
     mixsyn = open_model(options)
     files = [region_files(split_regions(step), "--step", mixsyn.classes) for step in options.step]
     reader = Reader(mixsyn, options)
@@ -142,6 +147,7 @@ def numbers(step: Step, files: Mapping[str, str]) -> dict[str, Any]:
     """Return what was measured about a step, for JSON."""
     return {
         "regions": dict(files),
+        "encoded": list(step.result.encoded),
         "seconds": {**dataclasses.asdict(step.result.seconds), "total": step.result.seconds.total},
         "full_pass_seconds": {**dataclasses.asdict(step.full), "total": step.full.total},
         "drift": dataclasses.asdict(step.drift),

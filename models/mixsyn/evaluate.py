@@ -6,10 +6,12 @@
 What is compared with what, 8-bit pictures throughout:
 
 * structure: the known composition G_M(M') with the label map M. As pictures: every region in its colour of the palette, in
-  the composition mixed by its weights; pixels without a region are white in both. Pixel accuracy and IoU are those of the
-  composition's largest weight, over pixels that have a region. Per region: its channel (weights, not rounded) with its
-  mask, over the whole frame.
-* known image: G_I(I, M) with the picture I. approximated image: G_I(I, G_M(M')) with I. Per region in two ways: over the
+  the composition mixed by its weights. Pixel accuracy and IoU are those of the composition's largest weight. Per region:
+  its channel (weights, not rounded) with its mask, over the whole frame. All of this over the pixels that have a region,
+  but for SSIM, which compares windows: there pixels without a region are white (channels: zero) in both, and agree.
+* images, with the picture I, over all pixels. known image: G_I(I, M), label map and own styles. composed image: the
+  composition G_M(M') with the same styles, what `mixsyn-fast compose` makes of one picture alone. approximated image: the
+  composition with the styles that its own segments of I have, as training sees it. Per region in two ways: over the
   pixels that the label map gives to it ("pixels"), and as segments, both pictures black outside of it ("segments"): the
   paper's k_i, and the likely meaning of its "metrics applied per region". Black agrees with black, so segments score far
   higher than whole pictures: a generator that was never trained reaches SSIM 0.94 and 26 dB on CMP Facade.
@@ -22,7 +24,8 @@ RMSE is that of images in [0, 1]. The paper does not state its units: 33.06 dB P
 and of 5.7 on a scale of 255, neither of which is near its 1.15, so only SSIM and PSNR can be put beside it.
 
 A model may be judged on another set than it was trained on (the paper's Helen columns) if that set, after --merge, has the
-same classes. Exit status 1: pictures are unreadable (all named), or nothing could be judged.
+same classes. A picture of whose pixels none has a region is left out. Exit status 1: there are such pictures or unreadable
+ones (all named), or nothing could be judged.
 """
 
 from __future__ import annotations
@@ -52,6 +55,7 @@ from ..evaluation.compare import GREY, MEASURES, PIXEL_METRICS, Score
 from ..evaluation.fid import FIDResult, InceptionFeatures, fid_of_features
 from ..evaluation.inputs import DataReference
 from ..evaluation.report import jsonable
+from .compose import add_model_arguments, check_outputs, open_model
 from .compositions import known_compositions, random_compositions
 
 if TYPE_CHECKING:
@@ -62,6 +66,7 @@ _COLUMNS = ("ssim", "rmse", "psnr")
 _TITLES = {
     "structure": "composition",
     "known": "known image",
+    "composed": "composed image",
     "approximated": "approximated image",
     "random_structure": "random composition",
     "random": "random image",
@@ -94,24 +99,25 @@ def render(composition: Tensor, unlabelled: Tensor | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def known(model: MixSyn, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Make the known composition and both images of every picture of a batch.
+def known(model: MixSyn, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Make the known composition and the three images of every picture of a batch.
 
     Args:
         model: both generators.
         batch: B pictures with their label maps, of the model's size and classes.
 
     Returns:
-        Known compositions G_M(M') (B, N, H, W) that sum to one over N, known images G_I(I, M), and approximated images
-        G_I(I, G_M(M')), both (B, 3, H, W) in (-1, 1). As in training, the styles of an approximated image are those of its
-        own segments, k' = G_M(M') * I ("we push the extraction of the style matrix per composition").
+        Known compositions G_M(M') (B, N, H, W) that sum to one over N; then images (B, 3, H, W) in (-1, 1): known images
+        G_I(I, M); composed images of G_M(M') with the same styles, as :meth:`MixSyn.compose` makes of a base alone; and
+        approximated images G_I(I, G_M(M')). As in training, the styles of an approximated image are those of its own
+        segments, k' = G_M(M') * I ("we push the extraction of the style matrix per composition").
     """
     composition = known_compositions(batch.regions.areas() > 0)
     soft = model.structure.decode(composition.gather(model.structure.encode(batch.regions)))
     weights = RegionMap.soft(soft)
-    own = model.style.encode(batch.image, batch.regions)
-    again = model.style.encode(batch.image, weights, present=composition.present)
-    return soft, model.style(batch.regions, composition.gather(own)), model.style(weights, composition.gather(again))
+    own = composition.gather(model.style.encode(batch.image, batch.regions))
+    again = composition.gather(model.style.encode(batch.image, weights, present=composition.present))
+    return soft, model.style(batch.regions, own), model.style(weights, own), model.style(weights, again)
 
 
 @torch.no_grad()
@@ -140,7 +146,7 @@ def channel_scores(composition: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
     Args:
         composition: (B, N, H, W) weights in [0, 1].
-        labels: (B, H, W) integer region in [0, N), or -1: such pixels are left out (zero on both sides).
+        labels: (B, H, W) integer region in [0, N), or -1: such pixels are left out (SSIM: zero on both sides).
 
     Returns:
         "ssim", "rmse", "psnr" -> (B, N) float64, NaN where a region is absent.
@@ -150,8 +156,23 @@ def channel_scores(composition: Tensor, labels: Tensor) -> dict[str, Tensor]:
     weights = torch.where(labels[:, None] < 0, 0.0, composition)
     planes = [t.reshape(-1, 1, *size[2:]).double() for t in (weights, masks)]
     absent = ~masks.flatten(2).any(2)
+    scores = labelled_scores(*planes, labels.repeat_interleave(size[1], 0), (0.0, 1.0))
+    return {name: torch.where(absent, math.nan, found.reshape(size[:2])) for name, found in scores.items()}
+
+
+def labelled_scores(
+    made: Tensor, real: Tensor, labels: Tensor, value_range: tuple[float, float] = _BYTES
+) -> dict[str, Tensor]:
+    """Score pictures (B, C, H, W) over the pixels that have a region; SSIM, which compares windows, over all.
+
+    Returns:
+        "ssim", "rmse", "psnr" -> (B,) float64; all but SSIM NaN where no pixel has a region.
+    """
+    has = (labels >= 0).long() - 1  # one region for all
     return {
-        name: torch.where(absent, math.nan, metric(*planes, value_range=(0.0, 1.0)).reshape(size[:2]))
+        name: metric(made, real, value_range=value_range)
+        if name == "ssim"
+        else metric(made, real, has, 1, value_range=value_range)[:, 0]
         for name, metric in PIXEL_METRICS.items()
     }
 
@@ -272,7 +293,7 @@ class Judge:
     def __init__(self, model: MixSyn, inception: InceptionFeatures | None = None, fid_regions: bool = False) -> None:
         self.model, self.num_regions = model, len(model.classes)
         self._features = None if inception is None else _Features(inception, fid_regions)
-        self._rows = {name: Row() for name in ("structure", "known", "approximated")}
+        self._rows = {name: Row() for name in ("structure", "known", "composed", "approximated")}
         self._rows["structure"].accuracy = Score()
         self._counts = torch.zeros(self.num_regions, self.num_regions, dtype=torch.int64)
         self.names: list[str] = []
@@ -285,15 +306,17 @@ class Judge:
         return len(self.names)
 
     def add(self, batch: Batch) -> None:
-        """Make and score the known compositions and images of a batch of the model's size and classes."""
+        """Make and score the known compositions and images of a batch of the model's size and classes.
+
+        Every picture has a region somewhere.
+        """
         labels, names = batch.regions.labels_at(), list(batch.names)
         soft, *images = known(self.model, batch)
         real, unlabelled = _bytes(batch.image), labels < 0
         truth = torch.from_numpy(colorize(labels.cpu().numpy(), self.num_regions)).movedim(-1, 1).to(labels.device)
         drawn, predicted = render(soft, unlabelled), soft.argmax(1)
-        whole = {name: metric(drawn, truth, value_range=_BYTES) for name, metric in PIXEL_METRICS.items()}
         row = self._rows["structure"]
-        _note(row.scores, names, whole, channel_scores(soft, labels))
+        _note(row.scores, names, labelled_scores(drawn, truth, labels), channel_scores(soft, labels))
         assert row.accuracy is not None
         row.accuracy.names += names
         right = ((predicted == labels) & ~unlabelled).flatten(1).sum(1) / (~unlabelled).flatten(1).sum(1)
@@ -302,7 +325,7 @@ class Judge:
         self._add_features("labels", truth)
         self._add_features("structure", drawn)
         self._add_features("pictures", real, labels)
-        for kind, image in zip(("known", "approximated"), images, strict=True):
+        for kind, image in zip(("known", "composed", "approximated"), images, strict=True):
             made, row = _bytes(image), self._rows[kind]
             whole = {name: metric(made, real, value_range=_BYTES) for name, metric in PIXEL_METRICS.items()}
             regions = {
@@ -326,7 +349,7 @@ class Judge:
             self._features.add(what, pictures, labels)
 
     def rows(self) -> dict[str, Row]:
-        """Return "structure", "known", "approximated" and, after `add_random`, "random_structure" and "random"."""
+        """Return "structure", "known", "composed", "approximated"; after `add_random` "random_structure", "random" too."""
         found = dict(self._rows)
         found["structure"].iou = iou(self._counts)
         if self.random_count:
@@ -467,7 +490,7 @@ def _cell(found: Any) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
-    add("--model", required=True, metavar="FILE|RUN", help="a saved model, or a run folder of mixsyn-fast train mixsyn")
+    add_model_arguments(parser)
     add("--data", default="", metavar="DIR", help="data set with label maps; none for the kinds drawn by code")
     add("--kind", default="auto", help="layout of the data set (default: %(default)s)")
     add("--split", default="val", help="part of the data set (default: %(default)s)")
@@ -485,7 +508,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=4,
         help="pictures at a time, and to mix at random (default: %(default)s)",
     )
-    add("--device", default="cpu", help="torch device (default: %(default)s)")
     add("--seed", type=int, default=0, help="of random compositions and of the bootstrap (default: %(default)s)")
     add("--json", metavar="FILE", help="write the table with the scores of every picture")
     add("--markdown", metavar="FILE", help="write what is printed")
@@ -527,16 +549,21 @@ def _open(options: argparse.Namespace, model: MixSyn) -> DataReference:
 def batches_of(
     reference: DataReference, names: Sequence[str], size: int, device: torch.device | str, problems: list[str]
 ) -> Iterator[Batch]:
-    """Read pictures in batches; those that are unreadable are named in `problems` and left out."""
+    """Read pictures in batches; those that are unreadable or without any region are named in `problems` and left out."""
     collate = Collate(len(reference.classes))
     assert reference.dataset is not None
     for start in range(0, len(names), size):
         items = []
         for name in names[start : start + size]:
             try:
-                items.append(reference.dataset[reference.index[name]])
+                item = reference.dataset[reference.index[name]]
             except (ValueError, OSError) as error:
                 problems.append(f"{name}: {error}")
+                continue
+            if (item.labels >= 0).any():
+                items.append(item)
+            else:
+                problems.append(f"{name}: no pixel of its label map has a region")
         if items:
             yield collate(items).to(device)
 
@@ -550,15 +577,14 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--split: expected train, val, test or all, got {options.split!r}")
     if options.random and options.batch_size < 2:
         raise ValueError("--batch-size: expected at least 2 for random compositions, got 1: they mix pictures of a batch")
-    for name in ("json", "markdown"):
-        path = getattr(options, name)
-        if path is not None and Path(path).is_dir():
-            raise ValueError(f"--{name}: expected a file, got the folder {path}")
+    check_outputs({"--json": options.json, "--markdown": options.markdown})
 
 
-def _network(options: argparse.Namespace, not_computed: dict[str, str]) -> InceptionFeatures | None:
+def _network(
+    options: argparse.Namespace, device: torch.device | str, not_computed: dict[str, str]
+) -> InceptionFeatures | None:
     try:
-        return InceptionFeatures(options.inception).to(options.device)
+        return InceptionFeatures(options.inception).to(device)
     except FileNotFoundError as error:
         if options.inception is not None or options.random or options.fid_regions:
             raise
@@ -579,7 +605,7 @@ def evaluate(model: MixSyn, reference: DataReference, options: argparse.Namespac
     """Judge a model on a data set as the options of the command say."""
     not_computed: dict[str, str] = {}
     problems: list[str] = []
-    inception = _network(options, not_computed)
+    inception = _network(options, model.device, not_computed)
     judge = Judge(model, inception, options.fid_regions)
     names = reference.names()[: options.limit]
     with progress("evaluating"):
@@ -596,7 +622,7 @@ def evaluate(model: MixSyn, reference: DataReference, options: argparse.Namespac
         not_computed["FID"] = "it needs at least two pictures on either side"
     source = reference.source
     settings = {
-        "model": options.model,
+        "model": options.model or "shipped",
         "data set": f"{source.name}, {options.split}, {judge.count} of {len(source)} pictures",
         "size": f"{model.size[0]} x {model.size[1]} (height x width)",
         "random compositions": judge.random_count or None,
@@ -627,10 +653,8 @@ def main(options: argparse.Namespace) -> int:
         ValueError, FileNotFoundError: options that do not fit together, a model, data set or network that is not there or
             cannot be used, classes that differ, or --random, --fid-regions without a feature network.
     """
-    from .model import MixSyn
-
     _check(options)
-    model = MixSyn.load(options.model, device=options.device)
+    model = open_model(options)
     table = evaluate(model, _open(options, model), options)
     text = table.as_markdown()
     print(text, end="")
@@ -641,5 +665,5 @@ def main(options: argparse.Namespace) -> int:
     for problem in table.problems:
         print(problem, file=sys.stderr)
     if not table.rows:
-        print("nothing could be judged: no picture is readable", file=sys.stderr)
+        print("nothing could be judged: no picture is readable and has a region", file=sys.stderr)
     return 1 if table.problems or not table.rows else 0

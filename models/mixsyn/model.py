@@ -6,8 +6,9 @@ For example::
     made = mixsyn.compose({"window": a, "door": b}, base=c)  # pictures of read_picture
     made.image, made.labels, made.table
 
-Codes of a region depend on its own source picture and region alone, whatever else is in the composition: sources are encoded
-one at a time, region by region. That is what makes edits local (see :class:`Editor`).
+A region's codes are made of its own source picture and its own mask alone: what else is in the composition changes nothing.
+All regions taken from a picture are encoded at once, by one grouped computation. Its last bits depend on how many regions
+that are, so codes are kept and not made twice where they must stay as they are (see :class:`Editor`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,12 +33,12 @@ from ..checkpoints import load_checked
 from ..data import to_uint8
 from ..training.config import from_dict, to_dict
 from .blocks import fold_spectral_norm
+from .compositions import user_composition
 from .config import Config
 from .pictures import Picture, fit
 from .structure import StructureGenerator
 from .style import StyleGenerator
 
-Encoder = Callable[[Tensor, RegionMap, int], Tensor]
 N = TypeVar("N", bound=nn.Module)
 FORMAT = "mixsyn_fast.mixsyn"
 VERSION = "1"
@@ -99,7 +100,9 @@ class Edited(Composed):
     """The state of an :class:`Editor` after a step."""
 
     changed: tuple[str, ...]
-    """Regions whose codes were made anew in this step."""
+    """Regions that come from elsewhere than before this step, or are absent now."""
+    encoded: tuple[str, ...]
+    """Those of them whose encoders ran; the codes of the others were remembered, or are zero."""
     seconds: Seconds
     """What the step took."""
 
@@ -229,7 +232,9 @@ class MixSyn:
         return self._present(self.fitted(picture))
 
     def fitted(self, picture: Picture) -> Picture:
-        """Return a picture at the model's size, scaled and cropped as in training (itself where it has that size).
+        """Return a picture at the model's size (itself where it has that size): :func:`~.pictures.fit` with its centre crop.
+
+        A model trained with `--crop none` has seen whole pictures, squeezed: fit them so yourself, `fit(..., crop="none")`.
 
         Raises:
             ValueError: label values outside [-1, N).
@@ -252,19 +257,22 @@ class MixSyn:
     def encode(self, picture: Picture, regions: Sequence[str]) -> Codes:
         """Return the codes (n, C, h, w) and (n, L) of n regions of a picture, in the order given; zero for one it lacks.
 
-        The encoders run one by one: convolutions of one and of several groups differ in the last bits, so codes made
-        together would depend on what else is encoded. It costs a full pass on a CPU about a tenth of its time.
+        The encoders of these regions run as one grouped computation. Grouped convolutions of another number of groups
+        differ in the last bits, so a region encoded beside others has its codes up to rounding.
 
         Raises:
             ValueError: no region, an unknown one, or label values outside [-1, N).
             TypeError: something else than a Picture.
         """
-        structure, style = self._encode(picture, regions, (self._structure_code, self._style_code))
-        return Codes(structure, style)
+        image, map_, which = self._inputs(picture, regions)
+        with torch.no_grad():
+            return Codes(self.structure.encode(map_, which)[0], self.style.encode(image, map_, which)[0])
 
     def styles(self, picture: Picture, regions: Sequence[str]) -> Tensor:
         """Return the style codes (n, L) alone, otherwise as :meth:`encode`."""
-        return self._encode(picture, regions, (self._style_code,))[0]
+        image, map_, which = self._inputs(picture, regions)
+        with torch.no_grad():
+            return self.style.encode(image, map_, which)[0]
 
     @torch.no_grad()
     def decode(self, structure: Tensor) -> Tensor:
@@ -292,8 +300,8 @@ class MixSyn:
         from `base`, or are absent without one. Encoders run for what is used only. A base alone gives its reconstruction.
 
         Args:
-            regions: name of a region -> picture it comes from. Pictures of another size are fitted to the model's, as in
-                training (the largest box of its proportions in the middle, scaled).
+            regions: name of a region -> picture it comes from. Pictures of another size are fitted to the model's (the
+                largest box of its proportions in the middle, scaled).
             base: where the other regions come from.
 
         Raises:
@@ -302,7 +310,7 @@ class MixSyn:
             TypeError: something else than a Picture.
         """
         table = self._table(regions, base)
-        return _pass(self, table, tuple(table), None)[1]
+        return _pass(self, table, tuple(table), None, {})[1]
 
     def editor(self, base: Picture | None = None, regions: Mapping[str, Picture] | None = None) -> Editor:
         """Start a chain of edits at the composition that :meth:`compose` makes of the same arguments; raises as it does."""
@@ -310,21 +318,14 @@ class MixSyn:
 
     # --- inner parts --------------------------------------------------------------------------------------------------
 
-    def _structure_code(self, image: Tensor, map_: RegionMap, region: int) -> Tensor:
-        return self.structure.encode(map_, (region,))[0]
-
-    def _style_code(self, image: Tensor, map_: RegionMap, region: int) -> Tensor:
-        return self.style.encode(image, map_, (region,))[0]
-
-    @torch.no_grad()
-    def _encode(self, picture: Picture, regions: Sequence[str], encoders: Sequence[Encoder]) -> list[Tensor]:
+    def _inputs(self, picture: Picture, regions: Sequence[str]) -> tuple[Tensor, RegionMap, tuple[int, ...]]:
+        """Image (1, 3, H, W) in [-1, 1], region map and indices of the regions, for the encoders."""
         picture = self.fitted(picture)
-        which = [self._index(name) for name in regions]
+        which = tuple(self._index(name) for name in regions)
         if not which:
             raise ValueError("regions: expected at least one region, got none")
-        map_ = self.region_map(picture)
         image = _tensor(picture.image).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
-        return [torch.cat([encoder(image, map_, region) for region in which]) for encoder in encoders]
+        return image, self.region_map(picture), which
 
     def _index(self, name: str) -> int:
         if name not in self.classes:
@@ -341,47 +342,43 @@ class MixSyn:
 
         `known`: fitted pictures that equal ones become.
         """
-        for name in regions:
-            self._index(name)
-        found: dict[int, Picture] = {}  # id of a given picture -> fitted
-        several = list(known)
+        known = tuple(known)
+        pictures: list[Picture] = []  # in use, fitted
+        place: dict[int, int] = {}  # id of a given picture -> index among them
 
-        def unified(picture: Picture) -> Picture:
-            if id(picture) not in found:
+        def placed(picture: Picture) -> int:
+            if id(picture) not in place:
                 fitted = self.fitted(picture)
-                same = next((other for other in several if _equal(other, fitted)), None)
-                found[id(picture)] = same or fitted
-                if same is None:
-                    several.append(fitted)
-            return found[id(picture)]
+                one = next((other for other in (*pictures, *known) if _equal(other, fitted)), fitted)
+                at = next((at for at, other in enumerate(pictures) if other is one), len(pictures))
+                if at == len(pictures):
+                    pictures.append(one)
+                place[id(picture)] = at
+            return place[id(picture)]
 
-        table: dict[str, Picture] = {}
-        if base is not None:
-            fitted = unified(base)
-            table = {name: fitted for name in self._present(fitted) if name not in regions}
-        for name, picture in regions.items():
-            fitted = unified(picture)
-            has = self._present(fitted)
-            if name not in has:
-                raise ValueError(
-                    f"regions[{name!r}]: {picture.name} has no such region at {self.size[0]} x {self.size[1]} pixels; "
-                    f"it has: {', '.join(has) or 'none'}"
-                )
-            table[name] = fitted
-        if not table:
-            raise ValueError(
-                "regions: expected at least one region of a picture, got none"
-                if base is None
-                else f"base: expected a picture with a region, got none in {base.name}"
-            )
-        return table
+        start = None if base is None else placed(base)
+        asked = {name: placed(picture) for name, picture in regions.items()}
+        present = torch.zeros(len(pictures), len(self.classes), dtype=torch.bool)
+        for row, picture in zip(present, pictures, strict=True):
+            row[[self.classes.index(name) for name in self._present(picture)]] = True
+        names = [f"{picture.name} at {self.size[0]} x {self.size[1]} pixels" for picture in pictures]
+        chosen = user_composition(asked, self.classes, present, start, names).source[0].tolist()
+        source = {name: pictures[at] for name, at in zip(self.classes, chosen, strict=True) if at >= 0}
+        order = [*(name for name in source if name not in regions), *regions]
+        return {name: source[name] for name in order}
+
+
+Remembered = dict[tuple[int, str], tuple[Tensor, Tensor]]
+"""Structure and style code by the id of a fitted picture, which must be kept alive, and the name of the region."""
 
 
 class Editor:
     """A chain of edits (paper, section 6.2, Fig. 12): regions are replaced, everything else keeps its codes.
 
-    An edit encodes the regions it changes and nothing else; the codes of all others stay, bit for bit, and decoder and
-    generator run again. An earlier state comes back, bit for bit, when its regions are put back.
+    An edit encodes the regions it changes and nothing else, those of one picture at once; the codes of all others stay, bit
+    for bit, and decoder and generator run again. Codes that the chain has had are remembered by the content of the picture
+    and the region (a structure code is 128 KiB at the paper's size): when regions are put back, no encoder runs, and the
+    earlier state comes back bit for bit.
 
     Args:
         mixsyn: the model.
@@ -392,7 +389,10 @@ class Editor:
     def __init__(self, mixsyn: MixSyn, base: Picture | None = None, regions: Mapping[str, Picture] | None = None) -> None:
         self.mixsyn = mixsyn
         self._pictures = mixsyn._table(regions or {}, base)
-        self._codes, self._current = self._pass(self._pictures, tuple(self._pictures), None)
+        self._seen: list[Picture] = []  # all pictures of the chain, fitted, equal ones once
+        self._remembered: Remembered = {}
+        self._see(self._pictures)
+        self._codes, self._current = self._pass(self._pictures, tuple(self._pictures), None, self._remembered)
 
     @property
     def current(self) -> Edited:
@@ -418,24 +418,25 @@ class Editor:
         if not regions:
             raise ValueError("regions: expected at least one region to replace, got none")
         given = {name: picture for name, picture in regions.items() if picture is not None}
-        new = self.mixsyn._table(given, None, known=self._pictures.values()) if given else {}
+        new = self.mixsyn._table(given, None, known=self._seen) if given else {}
         pictures = {name: picture for name, picture in self._pictures.items() if name not in regions} | new
         for name in regions:
             self.mixsyn._index(name)
         if not pictures:
             raise ValueError("regions: expected at least one region to stay, got None for all of them")
         changed = tuple(name for name in regions if pictures.get(name) is not self._pictures.get(name))
-        self._codes, self._current = self._pass(pictures, changed, self._codes)
+        self._see(new)
+        self._codes, self._current = self._pass(pictures, changed, self._codes, self._remembered)
         self._pictures = pictures
         return self._current
 
     def full_pass(self) -> Edited:
-        """Make the current state anew, encoders of all its regions included: what an edit would cost without this class.
+        """Make the current state anew, all its regions encoded: what an edit would cost without this class.
 
-        Codes, composition and image are those of the chain, bit for bit (on a GPU as far as its convolutions are
-        deterministic). The state does not change.
+        Codes, composition and image agree with those of the chain to rounding, for regions that an edit encoded by
+        themselves are encoded beside others here. The state does not change.
         """
-        return self._pass(self._pictures, tuple(self._pictures), None)[1]
+        return self._pass(self._pictures, tuple(self._pictures), None, {})[1]
 
     def drift(self, before: Composed, after: Composed, regions: Iterable[str] | None = None) -> Drift:
         """Compare two states of the chain inside and outside the area of the edited regions.
@@ -466,24 +467,33 @@ class Editor:
 
         return Drift(*of(change[~inside]), *of(change[inside]), of(relabelled[~inside])[0], 1 - float(inside.mean()))
 
-    def _pass(self, pictures: Mapping[str, Picture], changed: tuple[str, ...], codes: Codes | None) -> tuple[Codes, Edited]:
-        codes, made, seconds = _pass(self.mixsyn, pictures, changed, codes)
-        return codes, Edited(**vars(made), changed=changed, seconds=seconds)
+    def _see(self, pictures: Mapping[str, Picture]) -> None:
+        """Keep pictures alive before their codes are remembered by id."""
+        known = {id(picture) for picture in self._seen}
+        self._seen += {id(picture): picture for picture in pictures.values() if id(picture) not in known}.values()
+
+    def _pass(
+        self, pictures: Mapping[str, Picture], changed: tuple[str, ...], codes: Codes | None, remembered: Remembered
+    ) -> tuple[Codes, Edited]:
+        encoded = tuple(name for name in changed if name in pictures and (id(pictures[name]), name) not in remembered)
+        codes, made, seconds = _pass(self.mixsyn, pictures, changed, codes, remembered)
+        return codes, Edited(**vars(made), changed=changed, encoded=encoded, seconds=seconds)
 
 
 def _pass(
-    mixsyn: MixSyn, pictures: Mapping[str, Picture], changed: Iterable[str], codes: Codes | None
+    mixsyn: MixSyn, pictures: Mapping[str, Picture], changed: Iterable[str], codes: Codes | None, remembered: Remembered
 ) -> tuple[Codes, Composed, Seconds]:
     """Encode what changed, decode, generate.
 
     Args:
         mixsyn: the model.
         pictures: region -> fitted picture, the whole composition.
-        changed: regions to encode; those that `pictures` lacks get zero codes.
+        changed: regions whose codes are to be replaced; those that `pictures` lacks get zero codes.
         codes: of all other regions; None: they are zero.
+        remembered: codes that need not be made; those that are made join them.
     """
     times = [_now(mixsyn)]
-    codes = _encoded(mixsyn, pictures, changed, codes)
+    codes = _encoded(mixsyn, pictures, changed, codes, remembered)
     times.append(_now(mixsyn))
     composition = mixsyn.decode(codes.structure)
     times.append(_now(mixsyn))
@@ -501,15 +511,17 @@ def _pass(
     return codes, made, Seconds(*(after - before for before, after in zip(times, times[1:], strict=False)))
 
 
-def _encoded(mixsyn: MixSyn, pictures: Mapping[str, Picture], changed: Iterable[str], codes: Codes | None) -> Codes:
-    """New codes of all regions, encoding the changed ones source by source; arguments as of :func:`_pass`."""
-    changed = tuple(changed)
-    sources = {id(pictures[name]): pictures[name] for name in changed if name in pictures}
-    made: dict[str, tuple[Tensor, Tensor]] = {}
-    for picture in sources.values():
-        names = [name for name in changed if pictures.get(name) is picture]
+def _encoded(
+    mixsyn: MixSyn, pictures: Mapping[str, Picture], changed: Iterable[str], codes: Codes | None, remembered: Remembered
+) -> Codes:
+    """New codes of all regions, encoding each source once for all that is asked of it; arguments as of :func:`_pass`."""
+    wanted = {name: pictures[name] for name in changed if name in pictures}
+    missing = {name: picture for name, picture in wanted.items() if (id(picture), name) not in remembered}
+    for picture in {id(picture): picture for picture in missing.values()}.values():
+        names = sorted((name for name in missing if missing[name] is picture), key=mixsyn.classes.index)
         new = mixsyn.encode(picture, names)
-        made |= {name: (new.structure[at], new.style[at]) for at, name in enumerate(names)}
+        remembered |= {(id(picture), name): (new.structure[at], new.style[at]) for at, name in enumerate(names)}
+    made = {name: remembered[id(picture), name] for name, picture in wanted.items()}
     if codes is None:
         structure, style = next(iter(made.values()))
         count = len(mixsyn.classes)

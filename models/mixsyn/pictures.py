@@ -108,7 +108,7 @@ def read_picture(
     types = None if merge == "none" else region_types(base, merge)
     if labels is not None and not Path(labels).is_file():
         raise FileNotFoundError(f"{labels}: no such label map")
-    places = _places(file)
+    places = label_map_places(file)
     found = Path(labels) if labels is not None else next((place for place in places if place.is_file()), None)
     if found is not None:
         kind, label_set, policy = _label_set(file, found, kind, base, unknown, unknown_id, first_id)
@@ -123,8 +123,8 @@ def read_picture(
     return Picture(sample.image, sample.labels if types is None else types.apply(sample.labels), file.stem)
 
 
-def _places(image: Path) -> list[Path]:
-    """Where the label map of an image may lie, in the order of the search."""
+def label_map_places(image: Path) -> list[Path]:
+    """Return where the label map of an image is looked for, in the order of the search."""
     places = [image.with_name(f"{image.stem}{ending}.png") for ending in ("_labels", ".labels")]
     beside = image.absolute().parent.parent / "labels"  # absolute: "a.jpg" alone has a folder above it as well
     places += [beside / f"{image.stem}.png", image.with_name(f"{image.stem}.png")]
@@ -233,7 +233,10 @@ class _Single:
 
 
 def fit(picture: Picture, size: int | tuple[int, int], crop: Literal["center", "none"] = "center") -> Picture:
-    """Bring a picture to a size as the training does: the image bicubic and antialiased, the labels by nearest pixel.
+    """Bring a picture to a size: the image bicubic and antialiased, the labels by nearest pixel, as in training.
+
+    The centre crop is that of a training without options. A model trained with `--crop none` has seen whole pictures,
+    squeezed: centre crops show it things of other proportions.
 
     Args:
         picture: of any size.

@@ -109,14 +109,16 @@ def large(picture: Picture) -> Picture:
 def drawn(mixsyn: MixSyn, target: Picture, mask: RegionMap, region: int, source: Picture) -> Picture:
     """One step of a single-source editor, from the networks."""
 
-    def encoded(picture: Picture, labels: np.ndarray) -> torch.Tensor:
+    def encoded(picture: Picture, labels: np.ndarray, which: tuple[int, ...]) -> torch.Tensor:
         image = torch.from_numpy(picture.image).permute(2, 0, 1)[None].float() / 127.5 - 1
         map_ = RegionMap(torch.from_numpy(labels)[None], len(CLASSES), ignore_index=-1)
-        return torch.cat([mixsyn.style.encode(image, map_, (k,)) for k in range(len(CLASSES))], 1)
+        codes = torch.zeros(1, len(CLASSES), 8)
+        codes[:, list(which)] = mixsyn.style.encode(image, map_, which)
+        return codes
 
     with torch.no_grad():
-        style = encoded(target, target.labels)
-        style[:, region] = encoded(source, source.labels)[:, region]
+        style = encoded(target, target.labels, tuple(k for k in np.unique(target.labels).tolist() if k >= 0))
+        style[:, region] = encoded(source, source.labels, (region,))[:, region]
         return Picture(to_uint8(mixsyn.style(mask, style))[0], target.labels, "step")
 
 
@@ -150,6 +152,21 @@ def test_a_region_without_a_place_in_the_mask_shows_no_change(mixsyn: MixSyn) ->
     b, c = large(B), large(C)
     steps = sequential(mixsyn, b, {"wall": large(A), "door": c}, anew=False)
     assert np.array_equal(steps[0].image, steps[1].image) and 2 not in steps[1].labels
+
+
+def test_encoders_run_for_regions_that_the_mask_has(mixsyn: MixSyn, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    encode = mixsyn.style.encode
+
+    def counting(image: torch.Tensor, regions: RegionMap, which: tuple[int, ...]) -> torch.Tensor:
+        seen.append(which)
+        return encode(image, regions, which)
+
+    monkeypatch.setattr(mixsyn.style, "encode", counting)
+    sequential(mixsyn, large(B), {"window": large(A), "wall": large(A)})
+    assert seen == [(1,), (0,), (0, 1), (0, 1)]  # two new styles, the base, the first result; no door anywhere
+    with pytest.raises(ValueError, match="base: expected a picture with a region, got none in bare"):
+        sequential(mixsyn, large(flat("bare", ["....", "....", "....", "...."], 9)), {"window": large(A)})
 
 
 def test_sources_and_base_of_other_sizes(mixsyn: MixSyn) -> None:

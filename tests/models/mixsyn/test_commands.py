@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
+import re
+import shlex
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixsyn_fast.models.data import FACADE_CLASSES, FACE_CLASSES, draw_facade, draw_face
 from mixsyn_fast.models.evaluation.pictures import save_labels, save_picture
-from mixsyn_fast.models.mixsyn import diversity, edit
+from mixsyn_fast.models.mixsyn import compose, diversity, edit
 from mixsyn_fast.models.mixsyn.compose import split_regions
+from mixsyn_fast.models.mixsyn.compositions import coupled_groups
 from mixsyn_fast.models.mixsyn.config import Config, StructureConfig, StyleConfig
 from mixsyn_fast.models.mixsyn.model import MixSyn
 from mixsyn_fast.models.mixsyn.pictures import Picture, fit, read_picture
@@ -145,7 +151,7 @@ BAD = [
     (["--region", "door=a.png", "--region", "door=b.png"], "--region: expected every region once, got door from a.png"),
     (["--region", "window=zzz.png"], "zzz.png: no such image"),
     (["--region", "window=."], "expected an image file, got a folder"),
-    (["--region", "door=e.png"], "e has no such region"),
+    (["--region", "door=e.png"], "door: e at 32 x 32 pixels has no such region"),
     (["--region", "window=f.png"], "f.png: has no label map; looked for"),
     (["--region", "window=text.png"], "not a readable image file"),
     (["--region", "window=a.png", "--base", "text.png"], "not a readable image file"),
@@ -166,7 +172,31 @@ BAD = [
     (["--region", "window=a.png", "--model", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
     (["--region", "window=a.png", "--model", "text.png"], "text.png"),
     (["--region", "window=a.png", "--model", "empty"], "empty"),
-    (["--region", "window=a.png", "--out", "text.png/x.png"], "text.png"),
+    (["--region", "window=a.png", "--device", "meta"], "--device: expected cpu or cuda"),
+    (["--region", "window=a.png", "--device", "cuda:99"], "--device: cuda:99 asked for, but torch sees"),
+    (["--region", "window=a.png", "--out", "text.png/x.png"], "--out: text.png/x.png lies below"),
+    (["--region", "window=a.png", "--out", "dir.png"], "--out: expected a file, got the folder dir.png"),
+    (["--region", "window=a.png", "--sheet", "dir.png"], "--sheet: expected a file, got the folder dir.png"),
+    (["--region", "window=a.png", "--labels-out", "dir.png"], "--labels-out: expected a file, got the folder dir.png"),
+    (
+        ["--region", "window=a.png", "--sheet", "./composed.png"],
+        "--sheet: expected another file than composed.png: it is the",
+    ),
+    (
+        ["--region", "window=a.png", "--labels-out", "x.png", "--sheet", "x.png"],
+        "--sheet: expected another file than x.png: it is the file of --labels-out",
+    ),
+    (["--region", "window=a.png", "--base", "c.png", "--out", "c.png"], "--out: expected another file than c.png: it is an"),
+    (
+        ["--region", "window=a.png", "--labels-out", "a_labels.png"],
+        "--labels-out: expected another file than a_labels.png: it is where the label map of a.png is looked for",
+    ),
+    (["--region", "window=photo.jpg", "--out", "photo.png"], "--out: expected another file than photo.png: it is where"),
+    (["--region", "window=a.png", "--out", "../labels/a.png"], "than ../labels/a.png: it is where the label map of a.png"),
+    (
+        ["--region", "window=a.png", "--labels", "a.png=b_labels.png", "--out", "b_labels.png"],
+        "--out: expected another file than b_labels.png: it is a label map",
+    ),
 ]
 
 
@@ -176,6 +206,7 @@ def test_bad_input_is_named(
 ) -> None:
     (photos / "text.png").write_text("no image")
     (photos / "empty").mkdir()
+    (photos / "dir.png").mkdir()
     save_labels(photos / "wrong.png", np.full((32, 32), 99), 100)
     before = sorted(os.listdir(photos))
     assert cli.main(["compose", *_options(model), *arguments]) == 2
@@ -189,7 +220,7 @@ def test_a_source_without_the_region_lists_those_it_has(
 ) -> None:
     assert cli.main(["compose", *_options(model), "--region", "door=e.png"]) == 2
     error = capsys.readouterr().err
-    assert "door" in error and "it has: background, facade, window" in error
+    assert "door" in error and "it has background, facade, window" in error
 
 
 def test_photos_may_be_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +262,7 @@ def test_edit_chain(model: str, photos: Path, capsys: pytest.CaptureFixture[str]
     found = json.loads(Path("o/t.json").read_text())
     assert found["base"] == "c.png" and found["size"] == [32, 32]
     assert [step["regions"] for step in found["steps"]][1] == {"door": "b.png", "facade": "d.png"}
+    assert [step["encoded"] for step in found["steps"]] == [["window"], ["door", "facade"], [], []]  # undone, not encoded
     for step in found["steps"]:
         for seconds in (step["seconds"], step["full_pass_seconds"]):
             assert seconds["total"] == pytest.approx(seconds["encode"] + seconds["decode"] + seconds["generate"])
@@ -262,7 +294,7 @@ def test_drift_of_a_step_is_measured_from_the_one_before(model: str, photos: Pat
         (["window=a.png,door"], "a.png,door: no such image"),
         (["window=a.png,window=b.png"], "--step: expected every region once, got window from a.png and from b.png"),
         (["tower=a.png"], "--step: unknown region 'tower'"),
-        (["window=a.png", "door=e.png"], "e has no such region"),
+        (["window=a.png", "door=e.png"], "door: e at 32 x 32 pixels has no such region"),
     ],
 )
 def test_bad_steps_are_named(
@@ -273,6 +305,64 @@ def test_bad_steps_are_named(
     assert cli.main(["edit", "--base", "c.png", *given, *_options(model)]) == 2
     assert message in capsys.readouterr().err
     assert sorted(os.listdir(photos)) == before
+
+
+@pytest.mark.parametrize(
+    "written, message",
+    [
+        (["--out", "c.png"], "--out: expected another file than c.png: it is an input"),
+        (["--out", "a_labels.png"], "--out: expected another file than a_labels.png: it is where the label map of a.png"),
+        (["--sheet", "edited.png"], "--sheet: expected another file than edited.png: it is the file of --out"),
+        (["--sheet", "x.png", "--json", "x.png"], "--json: expected another file than x.png: it is the file of --sheet"),
+        (["--json", "."], "--json: expected a file, got the folder ."),
+    ],
+)
+def test_outputs_are_checked_before_any_work(
+    written: list[str], message: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["edit", "--base", "c.png", "--step", "window=a.png,door=b.png", "--model", "nowhere"]
+    assert cli.main([*given, *written]) == 2
+    assert message in capsys.readouterr().err
+
+
+ROOT = Path(__file__).parents[3]
+
+
+def _printed(command: str) -> list[tuple[str, str]]:
+    """All examples of a command in docstrings, which are its help, and in the READMEs: (where, line)."""
+    texts = {"help": {"compose": compose, "edit": edit}[command].__doc__ or ""}
+    texts |= {
+        str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "README.md", ROOT / "models/mixsyn/README.md")
+    }
+    joined = {where: text.replace("\\\n", " ") for where, text in texts.items()}
+    return [
+        (where, line)
+        for where, text in joined.items()
+        for line in re.findall(rf"^ +\S*mixsyn-fast {command} (.*)$", text, re.M)
+    ]
+
+
+@pytest.mark.parametrize("command, where, line", [(c, *found) for c in ("compose", "edit") for found in _printed(c)])
+def test_printed_commands_run(command: str, where: str, line: str, model: str, tmp_path: Path) -> None:
+    for name, seed in zip("abc", _with(("window", "door", "shop", "balcony")), strict=True):
+        image, labels = draw_facade(seed, 32)
+        save_picture(tmp_path / f"{name}.png", image)
+        os.rename(tmp_path / f"{name}.png", tmp_path / f"{name}.jpg")
+        save_labels(tmp_path / f"{name}_labels.png", labels, 12)
+    with contextlib.chdir(tmp_path):
+        assert cli.main([command, *shlex.split(line), "--model", model]) == 0
+
+
+def test_commands_are_printed() -> None:
+    for command in ("compose", "edit"):
+        assert [where for where, _ in _printed(command)] == ["help", "README.md", "models/mixsyn/README.md"]
+
+
+def _with(regions: tuple[str, ...]) -> list[int]:
+    """Seeds of the first three drawings that have the regions."""
+    wanted = {FACADE_CLASSES.index(name) for name in regions}
+    seeds = (seed for seed in itertools.count() if wanted <= set(np.unique(draw_facade(seed, 32)[1]).tolist()))
+    return list(itertools.islice(seeds, 3))
 
 
 def test_commas_in_file_names_stay() -> None:
@@ -294,6 +384,11 @@ def test_diversity_of_drawn_pictures(model: str, tmp_path: Path, capsys: pytest.
     assert _pixels(paths[1]).shape[0] > _pixels(paths[0]).shape[0]
     assert cli.main([*given, "--count", "50", "--seed", "1", "--out", str(paths[2])]) == 0
     assert "9 of 9" in capsys.readouterr().out
+    coupled = [*given[:6], "window,sill", *given[7:], "--count", "50", "--out", str(paths[2])]
+    assert cli.main(coupled) == 0
+    assert "3 of 3 combinations" in capsys.readouterr().out
+    assert cli.main([*coupled, "--no-coupled"]) == 0
+    assert "9 of 9 combinations" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -308,6 +403,7 @@ def test_diversity_of_drawn_pictures(model: str, tmp_path: Path, capsys: pytest.
         (["--kind", "procedural_facades", "--sources", "1"], "--sources: expected at least 2, got 1"),
         (["--kind", "procedural_facades", "--count", "0"], "--count: expected at least 1, got 0"),
         (["--kind", "procedural_facades", "--seed", "-1"], "--seed: expected at least 0"),
+        (["--kind", "procedural_facades", "--out", "dir.png"], "--out: expected a file, got the folder dir.png"),
         (["--kind", "procedural_facades", "--out", "x.gif"], "--out: expected a file name ending in .png"),
         (["--data", "set", "--kind", "folder", "--sources", "3"], "--sources: expected 3 pictures with any region, found 2"),
     ],
@@ -322,6 +418,7 @@ def test_bad_diversity_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "set").mkdir()
+    (tmp_path / "dir.png").mkdir()
     (tmp_path / "set/classes.txt").write_text("\n".join(FACADE_CLASSES))
     for i in range(2):
         image, labels = draw_facade(i, 32)
@@ -333,19 +430,57 @@ def test_bad_diversity_is_named(
     assert sorted(os.listdir(tmp_path)) == before
 
 
+REGIONS = ("window", "cornice", "door")
+
+
+def _having(has: list[tuple[bool, ...]]) -> Any:
+    """Stands for a model whose pictures are rows that say which regions they have."""
+    return SimpleNamespace(
+        classes=REGIONS,
+        config=SimpleNamespace(groups=coupled_groups(REGIONS)),
+        regions_of=lambda picture: [name for name, there in zip(REGIONS, picture, strict=True) if there],
+    )
+
+
+def test_groups_are_the_models_among_the_regions() -> None:
+    mixsyn = _having([])
+    assert diversity.region_groups(mixsyn, ["door", "cornice", "window"], True) == [("window", "cornice"), ("door",)]
+    assert diversity.region_groups(mixsyn, ["door", "cornice"], True) == [("cornice",), ("door",)]
+    assert diversity.region_groups(mixsyn, ["door", "cornice", "window"], False) == [("door",), ("cornice",), ("window",)]
+
+
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=4), st.integers(1, 30), st.integers(0, 99)
+    st.lists(st.tuples(*[st.booleans()] * 3), min_size=1, max_size=4), st.integers(1, 30), st.integers(0, 99), st.booleans()
 )
-def test_combinations_differ_and_use_what_there_is(has: list[tuple[bool, ...]], count: int, seed: int) -> None:
-    regions = ["window", "door", "shop"]
-    mixsyn = SimpleNamespace(regions_of=lambda picture: [r for r, there in zip(regions, picture, strict=True) if there])
-    found = diversity.combinations(mixsyn, has, regions, count, seed)  # type: ignore[arg-type]
-    owners = [{s for s, row in enumerate(has) if row[k]} or {-1} for k in range(3)]
-    possible = len(owners[0]) * len(owners[1]) * len(owners[2])
-    assert len(found) == len(set(found)) == min(count, possible)
-    assert all(index in owners[k] for choice in found for k, index in enumerate(choice))
-    assert found == diversity.combinations(mixsyn, has, regions, count, seed)  # type: ignore[arg-type]
+def test_combinations_differ_and_use_what_there_is(
+    has: list[tuple[bool, ...]], count: int, seed: int, coupled: bool
+) -> None:
+    mixsyn = _having(has)
+    groups = diversity.region_groups(mixsyn, REGIONS, coupled)
+    found = diversity.combinations(mixsyn, has, groups, count, seed)  # type: ignore[arg-type]
+    possible = 1
+    for group in groups:
+        possible *= sum(any(row[REGIONS.index(name)] for name in group) for row in has) or 1
+    assert len(found) == len({tuple(choice.items()) for choice in found}) == min(count, possible)
+    for choice in found:
+        assert set(choice) == set(REGIONS)
+        for group in groups:
+            (source,) = {choice[name] for name in group if choice[name] >= 0} or {-1}  # one for the group
+            for name in group:
+                there = source >= 0 and has[source][REGIONS.index(name)]
+                assert choice[name] == (source if there else -1)
+            assert source >= 0 or not any(row[REGIONS.index(name)] for row in has for name in group)
+    assert found == diversity.combinations(mixsyn, has, groups, count, seed)  # type: ignore[arg-type]
+
+
+def test_what_a_source_lacks_of_a_group_is_absent(model: str) -> None:
+    mixsyn = MixSyn.load(model)
+    drawn = ((name, *draw_facade(seed, 32)) for name, seed in (("base", 3), ("a", 5)))
+    base, a = (Picture(image, labels.astype(np.int32), name) for name, image, labels in drawn)
+    made = diversity.compose(mixsyn, [base, a], {"window": 1, "sill": -1, "door": 0})
+    assert "sill" not in made.table and made.sources[made.table["window"]] is a and made.sources[made.table["door"]] is base
+    assert set(made.table) == set(mixsyn.regions_of(base)) - {"sill"} | {"window"}
 
 
 def test_sources_have_a_region_that_is_varied(model: str) -> None:

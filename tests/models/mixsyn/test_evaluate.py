@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from mixsyn_fast.models.mixsyn import evaluate
 from mixsyn_fast.models.mixsyn.compositions import coupled_groups
 from mixsyn_fast.models.mixsyn.config import Config, StructureConfig, StyleConfig
 from mixsyn_fast.models.mixsyn.model import MixSyn
+from mixsyn_fast.models.mixsyn.pictures import Picture
 from mixsyn_fast.models.mixsyn.task import MixSynTask
 from mixsyn_fast.models.training.command import DataOptions
 from torch import Tensor, nn
@@ -110,8 +110,10 @@ def test_channels_against_masks_by_hand() -> None:
     )
     assert all(math.isnan(found[name][0, 2]) for name in ("ssim", "rmse", "psnr"))  # absent, though it has weight
     labels[0, :4] = -1  # a quarter of the frame counts no more
-    found = evaluate.channel_scores((masks - 0.1).abs(), labels)
-    assert found["rmse"][0, :2].tolist() == pytest.approx([0.1 * math.sqrt(0.75)] * 2)
+    wrong = (masks - 0.1).abs()
+    wrong[:, :, :4] = 0.5
+    found = evaluate.channel_scores(wrong, labels)
+    assert found["rmse"][0, :2].tolist() == pytest.approx([0.1] * 2)
 
 
 def test_segments_are_black_outside_of_the_region() -> None:
@@ -158,7 +160,7 @@ def table_of(model: Any, batches: list[Batch], network: InceptionFeatures | None
 def test_perfect_generators(inception: Path) -> None:
     table = table_of(model_of(Structure(), Style()), [batch_of(3)], InceptionFeatures(inception))
     found = json.loads(json.dumps(table.as_json(), allow_nan=False))
-    assert list(found["rows"]) == ["structure", "known", "approximated"]
+    assert list(found["rows"]) == ["structure", "known", "composed", "approximated"]
     for name, row in found["rows"].items():
         metrics = row["metrics"]
         assert metrics["ssim"]["mean"] == pytest.approx(1) and metrics["rmse"]["mean"] == 0, name
@@ -178,7 +180,7 @@ def test_rows_are_told_apart_and_hold_the_functions_values() -> None:
     made = evaluate._bytes((batch.image + shift).clamp(-1, 1))
     labels = batch.regions.labels_at()
     for name, metric in (("psnr", psnr), ("ssim", ssim), ("rmse", rmse)):
-        for row in ("known", "approximated"):
+        for row in ("known", "composed", "approximated"):
             score = table.rows[row].scores[name]
             assert score.values == pytest.approx(metric(made, real, value_range=(0, 255)).tolist())
             expected = metric(made, real, labels, N, value_range=(0, 255)).numpy()
@@ -220,12 +222,19 @@ def test_one_picture_and_regions_that_nobody_has(inception: Path) -> None:
     assert "In no picture: c, d." in text and "| c |" not in text and "nan" not in text
 
 
-def test_pictures_without_any_region_are_no_error() -> None:
-    labels = torch.full((1, SIZE, SIZE), -1, dtype=torch.int32)
-    batch = Batch(torch.zeros(1, 3, SIZE, SIZE), RegionMap(labels, 3, ignore_index=-1), ("none",), torch.tensor([0]))
-    table = table_of(model_of(Structure(), Style(), ("a", "b", "c")), [batch])
-    assert table.as_json()["rows"]["structure"]["mean_iou"] is None
-    assert "In no picture: a, b, c." in table.as_markdown()
+def test_compositions_are_scored_where_there_are_labels() -> None:
+    """A picture of which three quarters are unlabelled: those pixels agree whatever is made, and must not help."""
+    labels = torch.zeros(1, SIZE, SIZE, dtype=torch.int32)
+    labels[0, :, 16:] = 1
+    image = torch.zeros(1, 3, SIZE, SIZE)
+    found = []
+    for unlabelled in (0, 24):
+        labels[0, :unlabelled] = -1
+        batch = Batch(image, RegionMap(labels.clone(), 3, ignore_index=-1), ("one",), torch.tensor([0]))
+        found.append(table_of(model_of(Structure(leak=0.3), Style(), ("a", "b", "c")), [batch]).rows["structure"].scores)
+    for name in ("rmse", "psnr"):
+        assert found[0][name].values == pytest.approx(found[1][name].values)
+        np.testing.assert_allclose(found[0][name].by_region, found[1][name].by_region)
 
 
 def tiny() -> Config:
@@ -247,10 +256,23 @@ def tiny_model() -> tuple[MixSynTask, Any]:
 def test_approximated_images_are_those_of_the_training_task() -> None:
     task, model = tiny_model()
     batch = batch_of(2)
-    soft, image, approximated = evaluate.known(model, batch)
+    soft, image, _, approximated = evaluate.known(model, batch)
     assert soft.shape == (2, N, SIZE, SIZE) and image.shape == approximated.shape == (2, 3, SIZE, SIZE)
     torch.testing.assert_close(approximated, task.generate(batch, task.networks), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(image, approximated)
+
+
+def test_composed_images_are_those_of_compose() -> None:
+    task, model = tiny_model()
+    batch = batch_of(2)
+    soft, known, composed, approximated = evaluate.known(model, batch)
+    mixsyn = MixSyn(task.networks["structure_generator"], task.networks["style_generator"], task.config)
+    images, labels = evaluate._bytes(batch.image).movedim(1, -1).numpy(), batch.regions.labels_at().int().numpy()
+    for i, made in enumerate(evaluate._bytes(composed).movedim(1, -1).numpy()):
+        expected = mixsyn.compose({}, Picture(images[i], labels[i], "base"))
+        np.testing.assert_allclose(soft[i].numpy(), expected.composition, atol=1e-5)
+        assert np.abs(made.astype(int) - expected.image).max() <= 1
+    assert not torch.allclose(composed, known) and not torch.allclose(composed, approximated)
 
 
 def test_random_compositions_follow_the_seed() -> None:
@@ -264,16 +286,14 @@ def test_random_compositions_follow_the_seed() -> None:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run the command with a given model in place of the loaded one."""
+    """Run the command with a given model in place of the shipped one."""
 
     def run(*words: object, model: Any = None) -> int:
         found = model if model is not None else model_of(Structure(), Style(0.1))
-        module = ModuleType("model")
-        module.MixSyn = SimpleNamespace(load=lambda path, device: found)  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "mixsyn_fast.models.mixsyn.model", module)
+        monkeypatch.setattr(MixSyn, "shipped", lambda device: found)
         parser = argparse.ArgumentParser(allow_abbrev=False)
         evaluate.add_arguments(parser)
-        return evaluate.main(parser.parse_args(["--model", "a.safetensors", *map(str, words)]))
+        return evaluate.main(parser.parse_args([str(word) for word in words]))
 
     return run
 
@@ -289,7 +309,8 @@ def test_the_command_prints_and_writes_one_table(command: Any, tmp_path: Path, i
     assert printed == (tmp_path / "new" / "table.md").read_text()
     found = json.loads((tmp_path / "new" / "table.json").read_text())
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["table.json", "table.md"]
-    assert list(found["rows"]) == ["structure", "known", "approximated", "random_structure", "random"]
+    assert list(found["rows"]) == ["structure", "known", "composed", "approximated", "random_structure", "random"]
+    assert found["settings"]["model"] == "shipped"
     assert found["settings"]["random compositions"] == 5 and found["not_computed"] == {} and found["problems"] == []
     for name in ("random_structure", "random"):
         assert found["rows"][name]["fid"]["first_count"] == 5 and found["rows"][name]["fid"]["second_count"] == 3
@@ -347,6 +368,10 @@ def test_classes_are_merged_as_the_models_were(command: Any, tmp_path: Path) -> 
         (("--split", "none"), "--split: expected train"),
         (("--random", 2, "--batch-size", 1), "--batch-size: expected at least 2 for random"),
         (("--json", "."), "--json: expected a file, got the folder"),
+        (("--json", "t.md", "--markdown", "./t.md"), "--markdown: expected another file than ./t.md: it is .* --json"),
+        (("--device", "foo"), "--device: expected cpu or cuda"),
+        (("--device", "meta"), "--device: expected cpu or cuda"),
+        (("--device", f"cuda:{torch.cuda.device_count()}"), "--device: cuda:. asked for, but torch sees"),
         (("--kind", "auto"), "kind: expected one of procedural_faces"),
         (("--kind", "nonsense"), "kind: expected auto or one of"),
     ],
@@ -373,7 +398,25 @@ def test_bad_pictures_are_named(command: Any, tmp_path: Path, capsys: Any) -> No
         (tmp_path / "val" / "images" / f"{name}.png").write_bytes(b"no picture")
     assert command("--data", tmp_path) == 1
     captured = capsys.readouterr()
-    assert "no picture is readable" in captured.err and captured.out.startswith("# Compositions")
+    assert "no picture is readable and has a region" in captured.err and captured.out.startswith("# Compositions")
+
+
+def test_pictures_without_any_region_are_left_out_and_named(command: Any, tmp_path: Path, capsys: Any) -> None:
+    source = ProceduralSource("procedural_facades", 2, size=SIZE)
+    for part in ("images", "labels"):
+        (tmp_path / "val" / part).mkdir(parents=True)
+    for i, name in enumerate("ab"):
+        sample = source.read(i)
+        labels = sample.labels if name == "a" else np.full_like(sample.labels, 255)
+        Image.fromarray(sample.image).save(tmp_path / "val" / "images" / f"{name}.png")
+        Image.fromarray(labels.astype(np.uint8)).save(tmp_path / "val" / "labels" / f"{name}.png")
+    (tmp_path / "classes.txt").write_text("\n".join(FACADE_CLASSES))
+    words = ("--data", tmp_path, "--unknown-id", 255, "--unknown", "none", "--json", tmp_path / "t.json")
+    assert command(*words) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "b: no pixel of its label map has a region\n" and "1 of 2 pictures" in captured.out
+    found = json.loads((tmp_path / "t.json").read_text())
+    assert list(found["rows"]["structure"]["pixel_accuracy"]) and found["rows"]["structure"]["metrics"]["rmse"]["count"] == 1
 
 
 def test_a_saved_model_is_judged(tmp_path: Path, capsys: Any) -> None:

@@ -14,7 +14,7 @@ from mixsyn_fast.models.data import to_uint8
 from mixsyn_fast.models.mixsyn import model as module
 from mixsyn_fast.models.mixsyn.compositions import user_composition
 from mixsyn_fast.models.mixsyn.config import Config, StructureConfig, StyleConfig
-from mixsyn_fast.models.mixsyn.model import Editor, MixSyn
+from mixsyn_fast.models.mixsyn.model import Composed, Editor, MixSyn
 from mixsyn_fast.models.mixsyn.pictures import Picture
 from mixsyn_fast.models.mixsyn.structure import StructureGenerator
 from mixsyn_fast.models.mixsyn.style import StyleGenerator
@@ -165,15 +165,33 @@ def test_absent_regions_have_zero_codes(mixsyn: MixSyn) -> None:
     assert not mixsyn.encode(A, ["shop"]).style.any()
 
 
-def test_codes_do_not_depend_on_what_else_is_composed(mixsyn: MixSyn) -> None:
-    """Also with several regions, whose encoders run as one grouped convolution in training."""
+def test_every_source_is_encoded_by_one_grouped_call_per_network(mixsyn: MixSyn, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(mixsyn, monkeypatch)
+    editor = mixsyn.editor(C, {"window": A, "shop": B, "wall": B})
+    # of C door and sky, of A window, of B shop and wall
+    expected = [(name, 1, which) for which in ((2, 4), (1,), (0, 3)) for name in ("structure", "style")]
+    assert sorted(calls.seen) == sorted(expected)
+    calls.seen.clear()
+    mixsyn.compose({"window": A, "shop": B, "wall": B}, base=C)
+    assert sorted(calls.seen) == sorted(expected)
+    calls.seen.clear()
+    editor.full_pass()
+    assert sorted(calls.seen) == sorted(expected)
+    calls.seen.clear()
+    editor.replace({"window": B, "door": A, "wall": A})
+    assert sorted(calls.seen) == sorted((name, 1, which) for which in ((1,), (0, 2)) for name in ("structure", "style"))
+
+
+def test_codes_depend_on_what_else_is_composed_in_their_rounding_alone(mixsyn: MixSyn) -> None:
     alone = mixsyn.encode(A, ["window"])
     many = mixsyn.encode(A, CLASSES)
-    assert torch.equal(alone.structure[0], many.structure[1]) and torch.equal(alone.style[0], many.style[1])
+    found = [(many.structure[1], many.style[1])]
     for editor in (Editor(mixsyn, A), Editor(mixsyn, C, {"window": A, "wall": B}), Editor(mixsyn, None, {"window": A})):
-        assert torch.equal(editor.codes.structure[1], alone.structure[0])
-        assert torch.equal(editor.codes.style[1], alone.style[0])
-    assert torch.equal(mixsyn.styles(A, ["door", "window"])[1], alone.style[0])
+        found.append((editor.codes.structure[1], editor.codes.style[1]))
+    found.append((alone.structure[0], mixsyn.styles(A, ["door", "window"])[1]))
+    for structure, style in found:
+        torch.testing.assert_close(structure, alone.structure[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(style, alone.style[0], atol=1e-5, rtol=1e-4)
 
 
 def test_sources_of_other_sizes_are_fitted(mixsyn: MixSyn) -> None:
@@ -203,11 +221,11 @@ def test_regions_of_a_picture(mixsyn: MixSyn) -> None:
 @pytest.mark.parametrize(
     "regions, base, words",
     [
-        ({}, None, "at least one region of a picture"),
+        ({}, None, "at least one region or a base, got none"),
         ({"roof": A}, C, "wall, window, door, shop, sky, got 'roof'"),
-        ({"shop": A}, C, "'shop'.*a has no such region at 32 x 32 pixels; it has: wall, window, door"),
-        ({}, Picture(A.image, np.full(SIZE, -1, np.int32), "bare"), "a picture with a region, got none in bare"),
-        ({"wall": Picture(A.image, np.full(SIZE, -1, np.int32), "bare")}, None, "it has: none"),
+        ({"shop": A}, C, "shop: a at 32 x 32 pixels has no such region; it has wall, window, door"),
+        ({}, Picture(A.image, np.full(SIZE, -1, np.int32), "bare"), "base: bare at 32 x 32 pixels has no region"),
+        ({"wall": Picture(A.image, np.full(SIZE, -1, np.int32), "bare")}, None, "bare at 32 x 32 pixels .* it has none"),
         ({"wall": Picture(A.image, A.labels + 3, "high")}, None, "high: labels: expected classes 0 to 4 or -1, got 2 to 5"),
         ({"wall": Picture(A.image, A.labels - 1, "low")}, None, "low: labels: .* got -2 to 1"),
     ],
@@ -258,7 +276,7 @@ def test_an_edit_keeps_all_other_codes_bit_for_bit(mixsyn: MixSyn, monkeypatch: 
     calls = Calls(mixsyn, monkeypatch)
     edited = editor.replace({"window": A, "shop": B})
     assert calls.regions("structure") == calls.regions("style") == ["shop", "window"]
-    assert edited is editor.current and edited.changed == ("window", "shop")
+    assert edited is editor.current and edited.changed == edited.encoded == ("window", "shop")
     for at, name in enumerate(CLASSES):
         kept = name not in edited.changed
         assert torch.equal(editor.codes.structure[at], codes.structure[at]) == kept
@@ -270,13 +288,18 @@ def test_an_edit_keeps_all_other_codes_bit_for_bit(mixsyn: MixSyn, monkeypatch: 
     }  # fmt: skip
 
 
+def close(one: Composed, two: Composed) -> None:
+    """Equal to rounding."""
+    np.testing.assert_allclose(one.composition, two.composition, atol=1e-5)
+    assert np.abs(one.image.astype(int) - two.image).max() <= 1
+
+
 def test_an_edit_is_what_composing_at_once_makes(mixsyn: MixSyn) -> None:
     editor = mixsyn.editor(C)
     editor.replace({"window": A})
     edited = editor.replace({"door": A, "shop": B})
     at_once = mixsyn.compose({"window": A, "door": A, "shop": B}, base=C)
-    assert np.array_equal(edited.image, at_once.image)
-    assert np.array_equal(edited.composition, at_once.composition)
+    close(edited, at_once)
     assert edited.table == at_once.table and edited.sources == at_once.sources
 
 
@@ -287,21 +310,47 @@ def test_a_full_pass_makes_the_same_anew(mixsyn: MixSyn, monkeypatch: pytest.Mon
     calls = Calls(mixsyn, monkeypatch)
     full = editor.full_pass()
     assert calls.regions("style") == calls.regions("structure") == ["door", "sky", "wall", "window"]
-    assert np.array_equal(full.image, edited.image) and np.array_equal(full.composition, edited.composition)
-    assert set(full.changed) == {"door", "sky", "wall", "window"}
+    close(full, edited)
+    assert set(full.changed) == set(full.encoded) == {"door", "sky", "wall", "window"}
     assert editor.current is edited and editor.codes is codes
 
 
-def test_the_first_picture_comes_back_bit_for_bit(mixsyn: MixSyn) -> None:
+def test_the_first_picture_comes_back_bit_for_bit(mixsyn: MixSyn, monkeypatch: pytest.MonkeyPatch) -> None:
     editor = mixsyn.editor(C)
     first = editor.current
     editor.replace({"window": A, "shop": B})
     editor.replace({"wall": B, "sky": None})
     editor.replace({"door": A})
     again = Picture(C.image.copy(), C.labels.copy(), "c, read again")
+    calls = Calls(mixsyn, monkeypatch)
     back = editor.replace({"window": again, "wall": again, "door": again, "sky": again, "shop": None})
+    assert not calls.seen and back.encoded == () and set(back.changed) == {"window", "wall", "door", "sky", "shop"}
     assert np.array_equal(back.image, first.image) and np.array_equal(back.composition, first.composition)
-    assert back.sources == (again,) and back.table == first.table
+    assert back.sources == (C,) and back.table == first.table  # an equal picture is the one that there was
+
+
+def test_codes_are_remembered_by_picture_and_region(mixsyn: MixSyn, monkeypatch: pytest.MonkeyPatch) -> None:
+    editor = mixsyn.editor(C)
+    editor.replace({"window": A})
+    codes = editor.codes
+    editor.replace({"window": B})
+    calls = Calls(mixsyn, monkeypatch)
+    back = editor.replace({"window": Picture(A.image.copy(), A.labels.copy(), "twin"), "door": A})
+    assert back.encoded == ("door",) and calls.regions("style") == calls.regions("structure") == ["door"]
+    assert torch.equal(editor.codes.structure[1], codes.structure[1])
+    other = Picture(255 - A.image, A.labels, "a")  # the same labels and name, other pixels
+    assert editor.replace({"window": other}).encoded == ("window",)
+    assert not torch.equal(editor.codes.style[1], codes.style[1])
+
+
+def test_pictures_may_die_between_edits(mixsyn: MixSyn) -> None:
+    """Codes are not mistaken for those of a picture that had the same address."""
+    editor = mixsyn.editor(C)
+    for seed in range(12):
+        edited = editor.replace({"shop": picture("x", "shop", seed=seed)})
+        assert edited.encoded == ("shop",)
+        expected = mixsyn.styles(picture("x", "shop", seed=seed), ["shop"])[0]
+        assert torch.equal(editor.codes.style[CLASSES.index("shop")], expected)
 
 
 def test_a_region_that_comes_from_there_already_is_left_alone(mixsyn: MixSyn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +368,8 @@ def test_a_removed_region_has_zero_codes(mixsyn: MixSyn) -> None:
     assert not editor.codes.structure[1].any() and not editor.codes.style[1].any()
     without = Picture(C.image, np.where(C.labels == 1, -1, C.labels).astype(np.int32), "c without window")
     for name in ("wall", "door", "sky"):  # other regions do not see that it is gone
-        assert torch.equal(mixsyn.encode(without, [name]).style[0], editor.codes.style[CLASSES.index(name)])
+        own = mixsyn.encode(without, [name]).style[0]
+        torch.testing.assert_close(own, editor.codes.style[CLASSES.index(name)], atol=1e-5, rtol=1e-4)
 
 
 def test_an_edit_that_fails_changes_nothing(mixsyn: MixSyn) -> None:
@@ -328,7 +378,7 @@ def test_an_edit_that_fails_changes_nothing(mixsyn: MixSyn) -> None:
     codes = editor.codes
     for regions, words in (
         ({}, "at least one region to replace"),
-        ({"shop": A}, "a has no such region"),
+        ({"shop": A}, "shop: a at 32 x 32 pixels has no such region"),
         ({"roof": A}, "got 'roof'"),
         ({"wall": A, "roof": None}, "got 'roof'"),
         (dict.fromkeys(("wall", "window", "door", "sky")), "at least one region to stay"),
@@ -336,7 +386,7 @@ def test_an_edit_that_fails_changes_nothing(mixsyn: MixSyn) -> None:
         with pytest.raises(ValueError, match=words):
             editor.replace(regions)
     assert editor.current is edited and editor.codes is codes
-    assert np.array_equal(editor.full_pass().image, edited.image)
+    close(editor.full_pass(), edited)
 
 
 def test_seconds_are_of_the_parts(mixsyn: MixSyn, monkeypatch: pytest.MonkeyPatch) -> None:
