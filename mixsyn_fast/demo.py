@@ -1,6 +1,6 @@
 """`mixsyn-fast demo`: new pictures composed of regions of several ones, and what mixsyn_fast makes faster, on one sheet.
 
-    mixsyn-fast demo                    # sources drawn by code, the shipped model of facades
+    mixsyn-fast demo                                        # sources drawn by code, the shipped model of facades
     mixsyn-fast demo --data my_facades --kind cmp_facade    # yours: images/ and labels/ with CMP Facade's ids 1 to 12,
     mixsyn-fast demo --data my_facades --kind folder        # or with a classes.txt: ids from 0 (--first-id 1: from 1)
 
