@@ -28,6 +28,8 @@ _PARSED_SIDE = 1024  # shorter side in pixels to which larger photos are reduced
 class Picture:
     """An image with its label map.
 
+    Do not write into the arrays afterwards: an :class:`~.model.Editor` keeps them and knows pictures by their content.
+
     Args:
         image: (H, W, 3) uint8 RGB.
         labels: (H, W) int32, class in the model's order, or -1 for no region.

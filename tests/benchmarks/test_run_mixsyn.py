@@ -90,6 +90,39 @@ def test_a_run_writes_rows_that_the_tables_read(tmp_path: Path, capsys: Any) -> 
     assert "mixsyn/decoder 32x32" in tables.render(found) and "written" in capsys.readouterr().out
 
 
+def test_rows_are_written_as_they_come(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    measured = run_mixsyn.run_part
+
+    def cut_short(bench: Any, part: str, *more: Any) -> dict[str, Any]:
+        if part == "generator":
+            raise KeyboardInterrupt
+        return measured(bench, part, *more)
+
+    monkeypatch.setattr(run_mixsyn, "run_part", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        run_mixsyn.main([*SMALL, "--no-compile", "--parts", "^(decoder|generator)$", "--out", str(tmp_path / "r.json")])
+    assert [row["part"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]] == ["decoder"]
+
+
+def test_the_composition_encodes_every_picture_once(monkeypatch: pytest.MonkeyPatch, bench: run_mixsyn.MixSynBench) -> None:
+    """As MixSyn.compose does: one grouped call per picture and network, on one region map."""
+    ours, seen = bench.networks(), []
+
+    def counting(encode: Any, place: int) -> Any:
+        def counted(*given: Any) -> torch.Tensor:
+            seen.append((id(given[place]), given[place + 1]))
+            return encode(*given)
+
+        return counted
+
+    networks = run_mixsyn.replace(
+        ours, encode_structure=counting(ours.encode_structure, 0), encode_style=counting(ours.encode_style, 1)
+    )
+    bench.call("composition", networks)()
+    assert sorted(which for _, which in seen) == sorted(which for _, which in bench.taken for _ in range(2))
+    assert len({map_ for map_, _ in seen}) == len(bench.taken)
+
+
 def test_a_wrong_contender_has_no_time(monkeypatch: pytest.MonkeyPatch, bench: run_mixsyn.MixSynBench) -> None:
     right = bench.networks()
     wrong = run_mixsyn.replace(right, decode=lambda codes: right.decode(codes) * 1.001)
