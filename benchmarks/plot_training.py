@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from mixsyn_fast.models.training.run import read_log
 
-PANELS = (
-    ("generator/vgg", "perceptual loss, weighted"),
-    ("generator/feature_matching", "feature matching, weighted"),
-    ("discriminator/gan", "discriminator, hinge"),
-    ("validation/psnr", "validation PSNR, dB"),
-    ("validation/ssim", "validation SSIM"),
-    ("images_per_second", "images per second"),
-)
+SKIPPED = ("step", "time", "lr/", "loss_scale/", "data_ms", "step_ms", "peak_gb", "skipped")
+
+
+def panels(logs: Iterable[list[dict[str, Any]]]) -> list[str]:
+    """Return the entries to plot: every loss of every phase, the figures of the validation, images per second."""
+    names = dict.fromkeys(name for lines in logs for line in lines for name in line)
+    found = [n for n in names if "/" in n and not n.startswith(SKIPPED) and not n.endswith(("gradient_norm", "_r1", "/r1"))]
+    return [n for n in found if not n.startswith("validation/")] + [
+        *(n for n in found if n.startswith("validation/")),
+        *(n for n in names if n == "images_per_second"),
+    ]
 
 
 def curve(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
@@ -39,11 +43,15 @@ def plot(runs: list[Path], out: Path) -> None:
     empty = [str(run) for run in runs if not logs[run.name]]
     if empty:
         raise FileNotFoundError(f"{empty[0]}: no log.jsonl with a line in it (expected a run folder)")
-    figure, axes = pyplot.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
-    for axis, (name, title) in zip(axes.flat, PANELS, strict=True):
+    names = panels(logs.values())
+    rows = -(-len(names) // 4)
+    figure, axes = pyplot.subplots(rows, 4, figsize=(15, 3 * rows), layout="constrained", squeeze=False)
+    for axis in axes.flat[len(names) :]:
+        axis.remove()
+    for axis, name in zip(axes.flat, names, strict=False):
         for run, lines in logs.items():
             axis.plot(*curve(lines, name), label=run, marker="." if name.startswith("validation") else None)
-        axis.set(title=title, xlabel="step")
+        axis.set(title=name.replace("/", ": ").replace("_", " "), xlabel="step")
         axis.grid(alpha=0.3)
     axes.flat[0].legend()
     figure.savefig(out, dpi=80)
