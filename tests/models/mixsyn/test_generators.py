@@ -313,3 +313,34 @@ def test_a_discriminator_judges_each_alone() -> None:
     torch.testing.assert_close(judge(image[1:]), logits[1:])
     image.requires_grad_()
     assert torch.autograd.gradgradcheck(lambda x: judge(x[:, :, :8, :8]), (image[:1].detach().requires_grad_(),), atol=1e-4)
+
+
+def test_a_code_is_the_mean_of_its_regions_features() -> None:
+    """Features of a cell count by how many of its pixels belong to the region."""
+    _, style = generators()
+    image, _ = pictures()
+    map_ = torch.randint(0, N, (2, *SIZE), generator=torch.Generator().manual_seed(8))  # cells of several regions
+    regions, seen = RegionMap(map_, N), []
+    style.encoder[-1].register_forward_hook(lambda *parts: seen.append(parts[-1]))
+    codes = style.encode(image, regions)
+    features = F.leaky_relu(seen[0], 0.2).unflatten(1, (N, -1))  # (2, N, C, 4, 6)
+    weight, bias = style.encoder_out.weight.view(N, 7, -1), style.encoder_out.bias.view(N, 7)
+    for b in range(2):
+        for i in range(N):
+            pixels = (map_[b] == i).nonzero() // 4  # the cell of every pixel of the region
+            mean = torch.stack([features[b, i, :, y, x] for y, x in pixels.tolist()]).mean(0)
+            torch.testing.assert_close(codes[b, i], torch.tanh(weight[i] @ mean + bias[i]), rtol=1e-9, atol=1e-12)
+
+
+def test_the_generator_begins_with_the_mean_composition_of_every_cell() -> None:
+    _, style = generators()
+    image, _ = pictures(1)
+    map_ = torch.zeros(1, *SIZE, dtype=torch.int64)
+    map_[0, 5, 7] = 2  # one pixel, which no nearest sampling to 4 x 6 would meet
+    regions, seen = RegionMap(map_, N), []
+    style.conv_in.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    style(regions, style.encode(image, regions))
+    expected = torch.zeros(4, 6, dtype=torch.float64)
+    expected[1, 1] = 1 / 16
+    torch.testing.assert_close(seen[0][0, 2], expected)
+    torch.testing.assert_close(seen[0].sum(1), torch.ones(1, 4, 6, dtype=torch.float64))
