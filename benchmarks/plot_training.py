@@ -13,7 +13,7 @@ from typing import Any
 
 from mixsyn_fast.models.training.run import read_log
 
-SKIPPED = ("step", "time", "lr/", "loss_scale/", "data_ms", "step_ms", "peak_gb", "skipped")
+SKIPPED = ("lr/", "loss_scale/")
 
 
 def panels(logs: Iterable[list[dict[str, Any]]]) -> list[str]:

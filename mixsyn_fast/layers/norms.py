@@ -476,7 +476,9 @@ def sean_norm(
     else:
         dense_hidden = _dense_hidden(spade, regions, size, dtype)
         if use_style and plan_name != "dense":
-            weights = regions.onehot(size, dtype)[:, list(which)]
+            weights = regions.onehot(size, dtype)
+            if len(which) < weights.shape[1]:  # absent regions, edges; else no copy, and no scatter in the backward pass
+                weights = weights[:, list(which)]
             pairs = ((blend_gamma, style_gamma, gamma_conv), (blend_beta, style_beta, beta_conv))
             scale, shift = _blended_maps(pairs, dense_hidden, vectors, weights)
         else:

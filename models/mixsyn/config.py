@@ -25,7 +25,7 @@ def _positive(config: object, *names: str) -> None:
 class StructureConfig:
     """The structure generator G_M: one encoder per region, one decoder."""
 
-    width: int = 16  # channels of an encoder's first convolution, which halves; doubled by every other halving
+    width: int = 16  # channels of an encoder's first convolution; doubled by every further halving
     code_channels: int = 128  # channels of a structure code (paper: 16 x 16 x 128)
     code_size: int = 16  # shorter side of a structure code in pixels
     decoder_width: int = 256  # channels of the decoder at the size of the codes; halved by every doubling
@@ -42,11 +42,11 @@ class StyleConfig:
     """The style generator G_I: one encoder per segment, one generator with region-adaptive normalisation."""
 
     code_length: int = 512  # delta, the length of a region's style code
-    encoder_width: int = (
-        16  # channels of a segment encoder's first convolution, which halves; doubled by every other halving
-    )
+    encoder_width: int = 16  # channels of a segment encoder's first convolution; doubled by every further halving
     encoder_largest: int = 128  # at most so many channels in a segment encoder
-    encoder_halvings: int = 4  # halvings before a segment's features are averaged over its region
+    encoder_halvings: int = (
+        4  # halvings, the first convolution's included, before a segment's features are averaged over its region
+    )
     width: int = 64  # channels of the generator at full size; doubled by every halving
     largest: int = 512  # at most so many channels in the generator
     start_size: int = 8  # shorter side in pixels at which the generator begins
