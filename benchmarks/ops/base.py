@@ -89,7 +89,7 @@ def backends_for(device: torch.device | str, *ops: str) -> list[str]:
     found = []
     for name in ("native", "triton"):
         with backend.use_backend(name):
-            if all(backend.explain(op, device)[0] == name for op in ops or backend.OPS):
+            if all(backend.explain(op, device)[0] == name for op in ops or backend.registered_ops()):
                 found.append(name)
     return found
 

@@ -13,7 +13,7 @@ import torch
 from mixsyn_fast.models.data import NUM_CLASSES
 from torch import Tensor
 
-from mixsyn_fast.ops.region_norm import NORM_BATCH, NORM_GIVEN, NORM_INSTANCE, region_norm, region_norm_reference
+from mixsyn_fast.ops.region_norm import NORM_BATCH, NORM_GIVEN, NORM_INSTANCE, Arguments, region_norm, region_norm_reference
 from mixsyn_fast.region_map import RegionMap
 
 from ..cases import DTYPES, LAYOUTS, Labels
@@ -121,7 +121,8 @@ class NormBench(OpBench):
         x, *modulation = inputs
         code = _CODES[self.case.statistics]
         more = (None, None, code, _EPS, self.case.negative_slope)
-        return (region_norm_reference(x, self.mean, self.variance, self.index, *self._split(modulation), *more)[0],)
+        a = Arguments(x, self.mean, self.variance, self.index, *self._split(modulation), *more)
+        return (region_norm_reference(a)[0],)
 
     def _ours(self, *inputs: Tensor) -> Outputs:
         x, *modulation = inputs
