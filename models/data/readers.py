@@ -23,11 +23,11 @@ from .classes import (
     COCO_STUFF,
     DEEPFASHION,
     DEEPFASHION_COLOURS,
+    FACADE_CLASSES,
+    FACE_CLASSES,
     GTA5,
     LAPA,
 )
-from .facades import FACADE_CLASSES
-from .faces import FACE_CLASSES
 from .layouts import SPLITS, Found, by_number, files, listed, pairs, simple, split_folders
 from .source import LabelSet, Record, read_matlab
 

@@ -28,10 +28,14 @@ from mixsyn_fast.progress import progress
 
 from ..data import RegionDataset, open_source
 from ..data.sets import add_reader_arguments, reader_options
-from ..data.sheets import contact_sheet
-from .compare import PIXEL_METRICS, Compared, Comparison, PairMetric, Score, batches
-from .diversity import class_diversity, pairwise_lpips, top1_similarity
-from .fid import InceptionFeatures
+from ..metrics.diversity import class_diversity, pairwise_lpips, top1_similarity
+from ..metrics.fid import InceptionFeatures
+from ..metrics.lpips import LPIPS
+from ..metrics.score import Score
+from ..metrics.table import PIXEL_METRICS, PairMetric
+from ..pictures.files import list_pictures, read_image, save_image, to_tensor
+from ..sheets import contact_sheet
+from .compare import Compared, Comparison, batches
 from .inputs import (
     DataReference,
     Drawn,
@@ -42,8 +46,6 @@ from .inputs import (
     pairs_of_files,
     samples_of_folder,
 )
-from .lpips import LPIPS
-from .pictures import list_pictures, read_picture, save_picture, to_tensor
 from .report import Report
 
 if TYPE_CHECKING:
@@ -210,8 +212,8 @@ def _data_reference(arguments: argparse.Namespace, saved: dict[str, Any] | None)
         own = reader_options(arguments)
         source = open_source(arguments.data, arguments.kind or "auto", split or "val", unknown, **own)
         return DataReference(source, None if size is None else RegionDataset(source, size, crop="center"))
-    from ..training import config
-    from ..training.command import DataOptions
+    from .. import settings as config
+    from ..data import DataOptions
 
     given: dict[str, Any] = {"kind": arguments.kind, "unknown": arguments.unknown, "size": size, **reader_options(arguments)}
     if arguments.data:  # another set: of the run's own layout nothing holds
@@ -264,7 +266,7 @@ def _judge_unpaired(
 ) -> None:
     """Take FID's features of two sets that share no name."""
     for side, names, read in (
-        (0, list(outputs)[:limit], lambda name: read_picture(outputs[name])),
+        (0, list(outputs)[:limit], lambda name: read_image(outputs[name])),
         (1, reference.names()[:limit], lambda name: reference.read(name)[0]),
     ):
         for name in names:
@@ -282,7 +284,7 @@ def _sheet(comparison: Comparison, path: Path) -> str | None:
     if not best:
         return None
     rows = [[b.target, b.output, w.target, w.output] for b, w in zip(best, worst, strict=True)]
-    save_picture(path, contact_sheet(rows, ["best: reference", "output", "worst: reference", "output"]))
+    save_image(path, contact_sheet(rows, ["best: reference", "output", "worst: reference", "output"]))
     return list(comparison.metrics)[-1]
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from .compare import MEASURES, Score
-from .fid import FIDResult
-from .metrics import Interval
+from ..metrics.fid import FIDResult
+from ..metrics.intervals import Interval
+from ..metrics.score import Score
+from ..metrics.table import MEASURES
 
 _SHOWN = 20  # problems listed in the Markdown; the JSON has all of them
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mixsyn_fast.models import settings as config
 from mixsyn_fast.models.data import (
     FACADE_CLASSES,
     FACE_CLASSES,
@@ -25,10 +26,10 @@ from mixsyn_fast.models.data import (
     region_types,
 )
 from mixsyn_fast.models.data.classes import ADE20K, LAPA, left_right_pairs
+from mixsyn_fast.models.data.options import DataOptions
 from mixsyn_fast.models.data.region_types import base_classes, merge_of
 from mixsyn_fast.models.data.sets import classes_differ
-from mixsyn_fast.models.training import config
-from mixsyn_fast.models.training.command import DataOptions, run
+from mixsyn_fast.models.training.command import run
 
 META = region_types(FACE_CLASSES, "meta")
 FACE = {name: k for k, name in enumerate(FACE_CLASSES)}

@@ -9,9 +9,10 @@ import sys
 
 import numpy as np
 import pytest
-from mixsyn_fast.models.evaluation.compare import Compared, Comparison, Score, batches
-from mixsyn_fast.models.evaluation.metrics import psnr, rmse
+from mixsyn_fast.models.evaluation.compare import Compared, Comparison, batches
 from mixsyn_fast.models.evaluation.report import Report, jsonable
+from mixsyn_fast.models.metrics.pixels import psnr, rmse
+from mixsyn_fast.models.metrics.score import Score
 
 
 def compared(name: str, error: int, size: tuple[int, int] = (12, 12), labels: np.ndarray | None = None) -> Compared:

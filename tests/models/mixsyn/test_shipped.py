@@ -8,7 +8,7 @@ import numpy as np
 from mixsyn_fast.models.data import FACADE_CLASSES, open_source
 from mixsyn_fast.models.mixsyn import model
 from mixsyn_fast.models.mixsyn.model import MixSyn
-from mixsyn_fast.models.mixsyn.pictures import pictures_of
+from mixsyn_fast.models.pictures.picture import pictures_of
 
 WEIGHTS = Path(model.__file__).parent / "weights"
 
