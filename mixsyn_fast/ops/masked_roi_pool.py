@@ -340,7 +340,7 @@ def masked_roi_pool(
     op runs in the features' dtype.
     """
     several = not isinstance(features, Tensor)
-    levels: list[Tensor] = list(features) if several else [features]  # type: ignore[list-item]
+    levels = [features] if isinstance(features, Tensor) else list(features)
     count = _check(levels, regions, num_regions, mode)
     results = [_pool(level, regions, count, mode == "max") for level in levels]
     if several:

@@ -60,7 +60,7 @@ class Arguments(NamedTuple):
     x: Tensor
     mean: Tensor | None
     variance: Tensor | None
-    index: Tensor | None
+    index: Tensor | None  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     table: Tensor | None
     scale: Tensor | None
     shift: Tensor | None
@@ -90,21 +90,21 @@ class GradInput(NamedTuple):
         a: the arguments of the forward.
         sum_g: (G, C) sum of ghat, or None where the statistics were given.
         sum_gx: (G, C) sum of ghat * xhat, as ``sum_g``.
-        count: values per group.
+        group_size: values per group.
         need_maps: the gradients of ``scale`` and ``shift`` are wanted.
     """
 
     a: Arguments
     sum_g: Tensor | None
     sum_gx: Tensor | None
-    count: float
+    group_size: float
     need_maps: bool
 
     @classmethod
     def of(cls, *flat: Any) -> GradInput:
         """Take them apart in the order of the schema: the sums stand between the tensors and the settings."""
-        tensors, (sum_g, sum_gx, count), settings = flat[:TENSORS], flat[TENSORS:-4], flat[-4:-1]
-        return cls(Arguments(*tensors, *settings), sum_g, sum_gx, count, flat[-1])
+        a = Arguments._make((*flat[:TENSORS], *flat[-4:-1]))
+        return cls._make((a, *flat[TENSORS:-4], flat[-1]))
 
 
 def _per_channel(t: Tensor) -> Tensor:
@@ -395,7 +395,8 @@ class _SynchronisedRegionNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, group: Any, kernels: _Kernels, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         a = Arguments(*arguments)
-        count, mean, variance = _merge_over_group(*kernels.stats(a.x, a.noise, a.noise_scale, False), group)
+        own_count, own_mean, own_m2 = kernels.stats(a.x, a.noise, a.noise_scale, False)
+        count, mean, variance = _merge_over_group(own_count, own_mean, own_m2, group)
         a = a._replace(mean=mean, variance=variance, norm=NORM_GIVEN)
         y, _, _ = kernels.forward(*a)
         ctx.save_for_backward(*a[:TENSORS])
@@ -412,7 +413,7 @@ class _SynchronisedRegionNorm(torch.autograd.Function):
             dist.all_reduce(sums, group=ctx.group)
             return sums
 
-        a = Arguments(*ctx.saved_tensors, NORM_BATCH, *ctx.settings)
+        a = Arguments._make((*ctx.saved_tensors, NORM_BATCH, *ctx.settings))
         grads = _gradients(ctx.kernels, a, ctx.needs_input_grad[2:], grad, reduce_over_group, ctx.count)
         return None, None, *grads
 
@@ -558,6 +559,7 @@ def region_norm(
         table = None if table is None else table.to(acc).contiguous()
         scale, shift = (None if t is None else dense(t, x) for t in (scale, shift))
     a = Arguments(x, mean, variance, index, table, scale, shift, noise, noise_scale, mode, eps, negative_slope)
+    y: Tensor
     total: Tensor | None = None
     if process_group is not None:
         # plain autograd does not reach over a group: the reference takes the bodies of the kernels there

@@ -374,10 +374,13 @@ class _Plan:
 
     def dense(self, a: Arguments) -> Arguments:
         """Return the arguments with every tensor as the kernels read it."""
-        _, mean, variance, index, table, scale, shift, noise, noise_scale = a[:TENSORS]
-        maps = (None if t is None else self.like_x(t) for t in (scale, shift))
-        rest = (*(_dense(t) for t in (mean, variance, index, table)), *maps, _dense(noise), _dense(noise_scale))
-        return Arguments(self.x, *rest, *a[TENSORS:])
+
+        def laid_out(name: str, value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return self.like_x(value) if name in ("scale", "shift") else value.contiguous()
+
+        return Arguments._make((self.x, *(laid_out(name, getattr(a, name)) for name in a._fields[1:])))
 
     def empty(self, *shape: int) -> Tensor:
         return self.x.new_empty(shape, dtype=self.acc)
