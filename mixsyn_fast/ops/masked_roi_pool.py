@@ -39,7 +39,7 @@ __all__ = ["masked_roi_pool"]
 MODES = ("max", "mean")
 
 
-class Regions(Protocol):
+class RegionMapLike(Protocol):
     """What the op needs of a region map (:class:`mixsyn_fast.RegionMap`)."""
 
     num_regions: int
@@ -217,7 +217,7 @@ _OP = Op(
 # --- public function -------------------------------------------------------------------------------------------------
 
 
-def _check(features: Sequence[Tensor], regions: Regions | Tensor, num_regions: int | None, mode: str) -> int:
+def _check(features: Sequence[Tensor], regions: RegionMapLike | Tensor, num_regions: int | None, mode: str) -> int:
     """Check all arguments; returns K."""
     op = "masked_roi_pool"
     if mode not in MODES:
@@ -268,7 +268,7 @@ def _weighted_mean(features: Tensor, weights: Tensor) -> Tensor:
     return (total / torch.where(area == 0, 1, area)).to(features.dtype)
 
 
-def _pool(features: Tensor, regions: Regions | Tensor, num_regions: int, maximum: bool) -> tuple[Tensor, Tensor]:
+def _pool(features: Tensor, regions: RegionMapLike | Tensor, num_regions: int, maximum: bool) -> tuple[Tensor, Tensor]:
     size = (int(features.shape[2]), int(features.shape[3]))
     if not isinstance(regions, Tensor) and regions.is_soft:
         if features.numel() == 0:  # zero, and still a function of the features
@@ -295,19 +295,19 @@ def _pool(features: Tensor, regions: Regions | Tensor, num_regions: int, maximum
 
 @overload
 def masked_roi_pool(
-    features: Tensor, regions: Regions | Tensor, num_regions: int | None = None, mode: str = "max"
+    features: Tensor, regions: RegionMapLike | Tensor, num_regions: int | None = None, mode: str = "max"
 ) -> tuple[Tensor, Tensor]: ...
 
 
 @overload
 def masked_roi_pool(
-    features: Sequence[Tensor], regions: Regions | Tensor, num_regions: int | None = None, mode: str = "max"
+    features: Sequence[Tensor], regions: RegionMapLike | Tensor, num_regions: int | None = None, mode: str = "max"
 ) -> tuple[list[Tensor], list[Tensor]]: ...
 
 
 def masked_roi_pool(
     features: Tensor | Sequence[Tensor],
-    regions: Regions | Tensor,
+    regions: RegionMapLike | Tensor,
     num_regions: int | None = None,
     mode: str = "max",
 ) -> tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]:

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from ..region_norm import NORM_INSTANCE, NORM_NONE, TENSORS, Arguments, GradInput
 from ._device import device_of
+from ._pieces import pieces_of
 
 MODE_PLAIN, MODE_TABLE, MODE_MAPS = 0, 1, 2
 _TILE = 2048  # elements of a tile
 _BLOCKS = 512  # blocks aimed at by the reductions; a constant, so that sums are split alike everywhere
 _STREAM_BLOCKS = 4096
-_PIECE = 128  # sorted pixels of one row that one program adds
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -453,32 +453,6 @@ def region_norm(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return y, new_mean, new_variance
 
 
-def _pieces(index: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Cut the pixels, sorted by row, into pieces of one row and at most _PIECE pixels, without a host synchronisation.
-
-    Args:
-        index: (B, H, W) int32 in [0, rows), at least one pixel.
-        rows: R.
-
-    Returns:
-        order (B*H*W,) pixels by row; row, begin, end (pieces,) of each piece in `order`, empty ones for the difference
-        between the pieces there are and the most there can be; first piece of each row (R + 1,). All int64.
-    """
-    keys, order = torch.sort(index.reshape(-1), stable=True)
-    numbers = torch.arange(rows + 1, device=index.device)
-    starts = torch.searchsorted(keys, numbers.to(keys.dtype))  # (R + 1,)
-    counts = starts[1:] - starts[:-1]
-    piece_starts = torch.zeros_like(starts)
-    piece_starts[1:] = torch.cumsum((counts + (_PIECE - 1)) // _PIECE, 0)
-    most = min(rows, keys.numel()) + keys.numel() // _PIECE
-    piece = torch.arange(most, device=index.device)
-    row = torch.searchsorted(piece_starts, piece, right=True) - 1  # R beyond the last piece
-    begin = starts[row] + (piece - piece_starts[row]) * _PIECE
-    end = torch.minimum(begin + _PIECE, starts[(row + 1).clamp(max=rows)])
-    real = row < rows
-    return order, torch.where(real, row, 0), torch.where(real, begin, 0), torch.where(real, end, 0), piece_starts
-
-
 def region_norm_backward_reduce(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """sum_g, sum_gx (G, C) and grad_table (R, 2C): see op ``region_norm_backward_reduce``."""
     a = Arguments(*arguments)
@@ -502,18 +476,21 @@ def region_norm_backward_reduce(grad: Tensor, *arguments: Any) -> tuple[Tensor, 
             both = partial.reshape(groups, -1, 2, plan.channels).sum(1)
             sum_g, sum_gx = both[:, 0].contiguous(), both[:, 1].contiguous()
         if a.index is not None and a.table is not None:
-            order, row, begin, end, piece_starts = _pieces(a.index, a.table.shape[0])
+            rows = a.table.shape[0]
+            found = pieces_of(a.index.reshape(-1), rows)
+            row, begin, end = (torch.where(found.row < rows, t, 0) for t in (found.row, found.begin, found.end))
             partial = plan.empty(row.numel(), 2 * plan.channels)
             blocks = plan.blocks
             blocks["BLOCK_C"] = min(triton.next_power_of_2(plan.channels), 128)
             blocks["BLOCK_P"] = 16
             _table_kernel[(row.numel(), -(-plan.channels // blocks["BLOCK_C"]))](
-                grad, a.x, a.mean, a.variance, a.table, a.noise, a.noise_scale, order, row, begin, end, partial,
+                grad, a.x, a.mean, a.variance, a.table, a.noise, a.noise_scale, found.order, row, begin, end,
+                partial,
                 *plan.sizes, stride, NORM=a.norm != NORM_NONE, **form, **blocks,
             )  # fmt: skip
             block_c = min(triton.next_power_of_2(2 * plan.channels), 128)
-            _join_kernel[(a.table.shape[0], -(-2 * plan.channels // block_c))](
-                partial, piece_starts, grad_table, 2 * plan.channels, ACC=blocks["ACC"], BLOCK_K=16, BLOCK_C=block_c
+            _join_kernel[(rows, -(-2 * plan.channels // block_c))](
+                partial, found.starts, grad_table, 2 * plan.channels, ACC=blocks["ACC"], BLOCK_K=16, BLOCK_C=block_c
             )
     return sum_g, sum_gx, grad_table
 
