@@ -142,10 +142,10 @@ def test_bad_files_of_a_folder_are_named(tmp_path: Path, model: str, capsys: pyt
     given = ["demo", *TINY, "--model", model, "--data", str(tmp_path), "--out", str(tmp_path / "demo.png")]
     (tmp_path / "images").mkdir()
     assert cli.main(given) == 2
-    assert "labels: no such folder" in capsys.readouterr().err
+    assert "expected folders images/ and labels/" in capsys.readouterr().err
     (tmp_path / "labels").mkdir()
     assert cli.main(given) == 2
-    assert "holds no image" in capsys.readouterr().err
+    assert "holds no picture" in capsys.readouterr().err
     _write_set(tmp_path, "face", 1, first=30)
     assert cli.main(given) == 2
     error = capsys.readouterr().err

@@ -27,7 +27,7 @@ from mixsyn_fast.models.mixsyn.model import MixSyn
 from mixsyn_fast.models.mixsyn.structure import StructureGenerator
 from mixsyn_fast.models.mixsyn.style import StyleGenerator
 from mixsyn_fast.models.pictures.files import save_image, save_labels
-from mixsyn_fast.models.pictures.picture import Picture, fit, read_image
+from mixsyn_fast.models.pictures.picture import Picture, fit, read_picture
 
 from mixsyn_fast import cli
 
@@ -75,7 +75,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _read(name: str) -> Picture:
-    return fit(read_image(f"{name}.png", classes=FACADE_CLASSES, kind="folder"), (32, 32))
+    return fit(read_picture(f"{name}.png", classes=FACADE_CLASSES, kind="folder"), (32, 32))
 
 
 def _pixels(path: str | Path) -> np.ndarray:
