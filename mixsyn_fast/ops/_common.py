@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
@@ -156,6 +156,28 @@ class Op(Generic[_Group]):
                 op.register_autograd(partial(self._gradient, kernels), setup_context=self._setup_context)
             elif "_backward" in op._name:
                 op.register_autograd(partial(_refuse_double_backward, self.name))
+
+
+_SCHEMA: dict[Any, str] = {Tensor: "Tensor", int: "int", float: "float", bool: "bool"}
+_SCHEMA |= {Tensor | None: "Tensor?", float | None: "float?"}
+
+
+def declared(arguments: type[NamedTuple]) -> list[str]:
+    """Return the fields of a named tuple as a schema declares them: ``Tensor? mask``, ``int needs``."""
+    return [f"{_SCHEMA[kind]} {name}" for name, kind in get_type_hints(arguments).items()]
+
+
+def custom_op(name: str, body: Callable[..., Any], arguments: list[str], results: int) -> Callable[..., Any]:
+    """Return the custom op ``mixsyn_fast::<name>`` of a body that takes its arguments as they come.
+
+    Args:
+        name: of the op.
+        body: runs where no kernel of the device is loaded.
+        arguments: as :func:`declared`.
+        results: number of tensors that it returns.
+    """
+    schema = f"({', '.join(arguments)}) -> ({', '.join(['Tensor'] * results)})"
+    return torch.library.custom_op(f"mixsyn_fast::{name}", body, mutates_args=(), schema=schema)
 
 
 def _custom_ops(kernels: tuple[Any, ...]) -> Iterator[CustomOpDef]:

@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ._common import Op, acc_dtype, check_device, check_floating, check_kernel_dtype, dense, fail
+from ._common import Op, acc_dtype, check_device, check_floating, check_kernel_dtype, custom_op, declared, dense, fail
 
 __all__ = ["region_norm"]
 
@@ -78,9 +78,8 @@ class Arguments(NamedTuple):
 
 TENSORS = 9  # fields before the settings
 _FIELDS = Arguments._fields
-_TYPES = dict.fromkeys(_FIELDS, "Tensor?") | {"x": "Tensor", "norm": "int", "eps": "float", "negative_slope": "float?"}
 _X, _TABLE, _SCALE, _SHIFT, _NOISE_SCALE = map(_FIELDS.index, ("x", "table", "scale", "shift", "noise_scale"))
-_DECLARED = [f"{_TYPES[name]} {name}" for name in _FIELDS]
+_DECLARED = declared(Arguments)
 
 
 class GradInput(NamedTuple):
@@ -350,20 +349,15 @@ def _gradient(kernels: _Kernels, ctx: Any, grad: Tensor, *_statistics: Tensor) -
     return _gradients(kernels, Arguments(*ctx.saved_tensors, *ctx.settings), ctx.needs_input_grad, grad)
 
 
-def _custom_op(name: str, body: Callable[..., Any], arguments: list[str], results: int) -> Callable[..., Any]:
-    schema = f"({', '.join(arguments)}) -> ({', '.join(['Tensor'] * results)})"
-    return torch.library.custom_op(f"mixsyn_fast::{name}", body, mutates_args=(), schema=schema)
-
-
 _SUMS = ["Tensor? sum_g", "Tensor? sum_gx", "float count"]
 _REFERENCE = _Kernels(_forward_body, _stats_body, _backward_reduce_body, _backward_input_body)
 _OP = Op(
     "region_norm",
     _Kernels(
-        _custom_op("region_norm", _forward_body, _DECLARED, 3),
+        custom_op("region_norm", _forward_body, _DECLARED, 3),
         torch.library.custom_op("mixsyn_fast::region_norm_stats", _stats_body, mutates_args=()),
-        _custom_op("region_norm_backward_reduce", _backward_reduce_body, ["Tensor grad", *_DECLARED], 3),
-        _custom_op(
+        custom_op("region_norm_backward_reduce", _backward_reduce_body, ["Tensor grad", *_DECLARED], 3),
+        custom_op(
             "region_norm_backward_input",
             _backward_input_body,
             ["Tensor grad", *_DECLARED[:TENSORS], *_SUMS, *_DECLARED[TENSORS:], "bool need_maps"],

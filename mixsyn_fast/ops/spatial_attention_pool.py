@@ -26,12 +26,12 @@ the logits recomputed from the saved log-sum-exp, :math:`\bar V` the gradient of
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._common import Kernels, Op, acc_dtype, check_device, check_floating, check_kernel_dtype, fail
+from ._common import Kernels, Op, acc_dtype, check_device, check_floating, check_kernel_dtype, custom_op, declared, fail
 
 __all__ = ["spatial_attention_pool"]
 
@@ -123,30 +123,47 @@ def _pool_fake(
     )
 
 
-def _backward_reference(
-    grad_values: Tensor,
-    grad_mean: Tensor,
-    grad_maps: Tensor | None,
-    features: Tensor,
-    condition: Tensor,
-    weight_features: Tensor,
-    weight_condition: Tensor,
-    mask: Tensor | None,
-    values: Tensor,
-    lse: Tensor,
-    needs: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class BackwardArguments(NamedTuple):
+    """What the backward reads, in the order of its schema.
+
+    Attributes:
+        grad_values: (B, K, N).
+        grad_mean: (B, M).
+        grad_maps: (B, K, H, W), or None.
+        features: as in the forward, as are ``condition``, both weights and ``mask``.
+        values: the forward's first result.
+        lse: (B, K), its last.
+        needs: sum of the NEED_ bits of the gradients that are wanted.
+    """
+
+    grad_values: Tensor
+    grad_mean: Tensor
+    grad_maps: Tensor | None
+    features: Tensor
+    condition: Tensor
+    weight_features: Tensor
+    weight_condition: Tensor
+    mask: Tensor | None
+    values: Tensor
+    lse: Tensor
+    needs: int
+
+
+def _backward_reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    a = BackwardArguments(*arguments)
+    features, condition, weight_features, weight_condition, mask = a[3:8]
+    needs = a.needs
     acc = acc_dtype(features.dtype)
     flat, flat_condition = features.to(acc).flatten(2), condition.to(acc).flatten(2)
     logits = torch.matmul(weight_features, flat) + torch.matmul(weight_condition, flat_condition)
-    maps = torch.exp(logits - lse[:, :, None])
+    maps = torch.exp(logits - a.lse[:, :, None])
     kept = _kept(mask)
     if kept is not None:
         maps = maps.masked_fill(~kept, 0)
-    grad_alpha = torch.bmm(grad_values, flat)
-    offset = (grad_values * values).sum(2, keepdim=True)
-    if grad_maps is not None:
-        direct = grad_maps.to(acc).flatten(2)
+    grad_alpha = torch.bmm(a.grad_values, flat)
+    offset = (a.grad_values * a.values).sum(2, keepdim=True)
+    if a.grad_maps is not None:
+        direct = a.grad_maps.to(acc).flatten(2)
         grad_alpha = grad_alpha + direct
         offset = offset + (maps * direct).sum(2, keepdim=True)
     grad_logits = maps * (grad_alpha - offset)
@@ -156,10 +173,10 @@ def _backward_reference(
     grad_features, grad_condition = features.new_empty(0), features.new_empty(0)
     grad_weight_features, grad_weight_condition = weight_features.new_empty(0), weight_features.new_empty(0)
     if needs & NEED_FEATURES:
-        grad_flat = torch.bmm(grad_values.transpose(1, 2), maps) + torch.matmul(weight_features.t(), grad_logits)
+        grad_flat = torch.bmm(a.grad_values.transpose(1, 2), maps) + torch.matmul(weight_features.t(), grad_logits)
         grad_features = torch.empty_like(features).copy_(grad_flat.reshape(features.shape))
     if needs & NEED_CONDITION:
-        grad_flat = torch.matmul(weight_condition.t(), grad_logits) + grad_mean[:, :, None] / max(flat.shape[2], 1)
+        grad_flat = torch.matmul(weight_condition.t(), grad_logits) + a.grad_mean[:, :, None] / max(flat.shape[2], 1)
         grad_condition = torch.empty_like(condition).copy_(grad_flat.reshape(condition.shape))
     if needs & NEED_WEIGHT_FEATURES:
         grad_weight_features = torch.bmm(grad_logits, flat.transpose(1, 2)).sum(0)
@@ -168,27 +185,16 @@ def _backward_reference(
     return grad_features, grad_condition, grad_weight_features, grad_weight_condition
 
 
-_backward_op = torch.library.custom_op("mixsyn_fast::spatial_attention_pool_backward", _backward_reference, mutates_args=())
+_backward_op = custom_op("spatial_attention_pool_backward", _backward_reference, declared(BackwardArguments), 4)
 
 
-def _backward_fake(
-    grad_values: Tensor,
-    grad_mean: Tensor,
-    grad_maps: Tensor | None,
-    features: Tensor,
-    condition: Tensor,
-    weight_features: Tensor,
-    weight_condition: Tensor,
-    mask: Tensor | None,
-    values: Tensor,
-    lse: Tensor,
-    needs: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    a = BackwardArguments(*arguments)
     return (
-        torch.empty_like(features) if needs & NEED_FEATURES else features.new_empty((0,)),
-        torch.empty_like(condition) if needs & NEED_CONDITION else features.new_empty((0,)),
-        weight_features.new_empty(weight_features.shape if needs & NEED_WEIGHT_FEATURES else (0,)),
-        weight_condition.new_empty(weight_condition.shape if needs & NEED_WEIGHT_CONDITION else (0,)),
+        torch.empty_like(a.features) if a.needs & NEED_FEATURES else a.features.new_empty((0,)),
+        torch.empty_like(a.condition) if a.needs & NEED_CONDITION else a.features.new_empty((0,)),
+        a.weight_features.new_empty(a.weight_features.shape if a.needs & NEED_WEIGHT_FEATURES else (0,)),
+        a.weight_condition.new_empty(a.weight_condition.shape if a.needs & NEED_WEIGHT_CONDITION else (0,)),
     )
 
 
