@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
-from torch._library.custom_ops import CustomOpDef  # torch.library hands it on without saying so to type checkers
+from torch.library import CustomOpDef  # type: ignore[attr-defined]  # handed on there without a word to type checkers
 
 from .. import backend
 
