@@ -7,7 +7,7 @@ TRITON_INTERPRET=1 must be set before triton is imported, and must not leak into
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,6 +25,15 @@ TARGETS = [
     pytest.param("triton", marks=[pytest.mark.gpu, NO_GPU]),
 ]
 LAYOUTS = pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+# float32 in both layouts; types differ in loads, stores and the type of sums alone, so one layout each does
+_DTYPES_AND_LAYOUTS = [(DTYPES[0], True), (DTYPES[0], False), *zip(DTYPES[1:], (False, True, False), strict=True)]
+DTYPES_AND_LAYOUTS = pytest.mark.parametrize(("dtype", "channels_last"), _DTYPES_AND_LAYOUTS, ids=str)
+
+
+def shapes_dtypes_layouts(shapes: Sequence[tuple[int, ...]]) -> pytest.MarkDecorator:
+    """Parametrize ``shape``, ``dtype``, ``channels_last``: each shape in float32, the first one in every type."""
+    cases = [(shape, *case) for shape in shapes for case in _DTYPES_AND_LAYOUTS[: 2 if shape != shapes[0] else None]]
+    return pytest.mark.parametrize(("shape", "dtype", "channels_last"), cases, ids=str)
 
 
 class Target(NamedTuple):
@@ -78,7 +87,7 @@ def dense(t: Tensor, channels_last: bool, shifted: bool = False) -> Tensor:
 def run_in_interpreter(file: str) -> None:
     """Run the tests of a file in a process of its own with TRITON_INTERPRET=1."""
     code = "import sys, pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', *sys.argv[1:]]))"
-    done = processes.run(code, [file], {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}, timeout=900)
+    done = processes.run_fresh(code, [file], {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}, timeout=900)
     assert done.returncode == 0, done.output[-10000:]
     print(done.output.splitlines()[-1])
 
@@ -99,6 +108,11 @@ def assert_dies(target: str, device: str, code: str, message: str) -> None:
     done = processes.run(f"import torch\n{load}\n{code}\n{end}\nprint('survived')")
     assert done.returncode != 0 and "survived" not in done.output
     assert message in done.output, done.output
+
+
+def half_of(forms: Sequence[Any], capability: int) -> Sequence[Any]:
+    """Every second form: sm_80 and sm_90 between them compile all, which takes half of the time."""
+    return forms[capability == 90 :: 2]
 
 
 def triton_compiler(capability: int) -> tuple[Any, Any]:
