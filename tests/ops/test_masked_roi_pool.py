@@ -336,9 +336,9 @@ def test_many_regions_of_one_pixel() -> None:
 
 
 def test_real_label_maps(data_folder: Path) -> None:
-    from mixsyn_fast.models.data import load_folder
+    from mixsyn_fast.models.data import first_items, open_source
 
-    _, labels = load_folder(data_folder / "celebamask_hq" / "val", 2, 64, num_classes=19)
+    _, labels = first_items(open_source(data_folder / "celebamask_hq" / "val", "folder", "all", classes=19), 2, 64)
     maps = torch.from_numpy(labels.astype("int64"))
     features = torch.randn(2, 20, 64, 64, dtype=torch.float64)
     for mode in MODES:

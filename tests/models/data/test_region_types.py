@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mixsyn_fast.models import settings as config
 from mixsyn_fast.models.data import (
     FACADE_CLASSES,
     FACE_CLASSES,
@@ -25,10 +26,10 @@ from mixsyn_fast.models.data import (
     region_types,
 )
 from mixsyn_fast.models.data.classes import ADE20K, LAPA, left_right_pairs
+from mixsyn_fast.models.data.options import DataOptions
 from mixsyn_fast.models.data.region_types import base_classes, merge_of
 from mixsyn_fast.models.data.sets import classes_differ
-from mixsyn_fast.models.training import config
-from mixsyn_fast.models.training.command import DataOptions, run
+from mixsyn_fast.models.training.command import run
 
 META = region_types(FACE_CLASSES, "meta")
 FACE = {name: k for k, name in enumerate(FACE_CLASSES)}
@@ -218,7 +219,7 @@ def test_real_ears(data_folder: Path) -> None:
 class Few:
     """Pictures of one colour with a label map of one class each, with instances and edges."""
 
-    def __init__(self, name: str, names: list[str], classes: tuple[str, ...] = tuple(FACE_CLASSES)) -> None:
+    def __init__(self, name: str, names: list[str], classes: tuple[str, ...] = FACE_CLASSES) -> None:
         self.name, self.stems, self.classes = name, names, classes
         self.swaps = left_right_pairs(classes)
         self.default_size = (8, 8)
@@ -277,7 +278,7 @@ def test_several_sets_as_one() -> None:
 
 
 def test_sets_of_different_classes_do_not_join() -> None:
-    faces, facades = Few("faces", ["a"]), Few("facades", ["a"], tuple(FACADE_CLASSES))
+    faces, facades = Few("faces", ["a"]), Few("facades", ["a"], FACADE_CLASSES)
     with pytest.raises(
         ValueError,
         match=r"classes of faces; facades has 12 classes instead of 19, also facade, .* \.\.\., without skin, nose",

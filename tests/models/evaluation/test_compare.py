@@ -7,9 +7,10 @@ import math
 
 import numpy as np
 import pytest
-from mixsyn_fast.models.evaluation.compare import Compared, Comparison, Score, batches
-from mixsyn_fast.models.evaluation.metrics import psnr, rmse
+from mixsyn_fast.models.evaluation.compare import Compared, Comparison, batches
 from mixsyn_fast.models.evaluation.report import Report, jsonable
+from mixsyn_fast.models.metrics.pixels import psnr, rmse
+from mixsyn_fast.models.metrics.score import Score
 
 from tests import processes
 

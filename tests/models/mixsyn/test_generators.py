@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from mixsyn_fast.models.mixsyn.blocks import fold_spectral_norm
 from mixsyn_fast.models.mixsyn.config import Config, DiscriminatorConfig, StructureConfig, StyleConfig, halvings
-from mixsyn_fast.models.mixsyn.structure import Discriminator, StructureGenerator
+from mixsyn_fast.models.mixsyn.discriminator import Discriminator
+from mixsyn_fast.models.mixsyn.structure import StructureGenerator
 from mixsyn_fast.models.mixsyn.style import StyleGenerator
 from torch import Tensor, nn
 
