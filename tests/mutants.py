@@ -482,14 +482,14 @@ MUTATIONS = [
         "models/training/trainer.py",
         "parameter.requires_grad_(network in phase.networks)",
         "parameter.requires_grad_(True)",
-        "tests/models/training/test_loop.py -k phases_touch",
+        "tests/models/training/test_loop.py -k no_gradient_reaches",
     ),
     Mutation(
         "resume: random numbers of a step",
         "models/training/trainer.py",
         "distributed.seed_step(options.seed, self.world.rank, self.step)",
         "distributed.seed_step(options.seed, self.world.rank, 0)",
-        "tests/models/training/test_loop.py tests/models/training/test_distributed.py",
+        "tests/models/training/test_loop.py -k draws_other_numbers",
     ),
     Mutation(
         "resume: optimisers",

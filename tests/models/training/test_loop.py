@@ -186,6 +186,23 @@ def test_phases_touch_their_own_networks_only(tmp_path):
     trainer.close()
 
 
+def test_no_gradient_reaches_the_networks_of_another_phase(tmp_path):
+    """The generator's losses go through the discriminator, which is frozen meanwhile."""
+    task = TinyGan()
+    trainer = Trainer(task, options(tmp_path), faces(), WORLD)
+    trainer.run_phase("generator", [next(trainer.loader)])
+    assert all(p.grad is not None for p in task.networks["generator"].parameters())
+    assert all(p.grad is None for p in task.networks["discriminator"].parameters())
+    trainer.close()
+
+
+def test_every_step_draws_other_numbers(tmp_path):
+    drawn: list[float] = []
+    task = TinyGan(at_step={step: lambda: drawn.append(float(torch.rand(()))) for step in range(5)})
+    train(task, options(tmp_path, steps=4), faces())
+    assert len(drawn) == len(set(drawn)) == 4
+
+
 def test_accumulated_micro_batches_equal_one_batch(tmp_path):
     trained = {}
     for pieces in (1, 2, 4):
