@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import math
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data import Batch, Loader, RegionDataset
+from ..data import Loader, TrainingSet
 from . import checkpoint, distributed, packing
 from .distributed import World
 from .ema import EMA
 from .options import Options
 from .task import Phase, Task
+
+_LOOK = 8  # pictures at a time in validation and sheets: the same for any number of processes, so that figures are, too
 
 
 class PhaseModule(nn.Module):
@@ -33,7 +34,7 @@ class PhaseModule(nn.Module):
         self.name, self.task = name, task
         self.trained = nn.ModuleDict({n: task.networks[n] for n in task.phases[name].networks})
 
-    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Return the phase's losses."""
         return self.task.losses(self.name, batch, step)
 
@@ -47,9 +48,11 @@ def make_optimizer(phase: Phase, parameters: list[nn.Parameter]) -> torch.optim.
 class Trainer:
     """Everything of a run that has state: networks, optimisers, scalers, averages, data position."""
 
-    def __init__(self, task: Task, options: Options, dataset: RegionDataset, world: World) -> None:
+    def __init__(self, task: Task, options: Options, dataset: TrainingSet, world: World) -> None:
+        check(task, dataset)
         self.task, self.options, self.world = task, options, world
         self.step = 0
+        self.ran: list[str] = []  # phases of the last step
         self.best: float | None = None
         task.to(world.device)
         if options.channels_last:
@@ -103,7 +106,7 @@ class Trainer:
 
     # --- one step -------------------------------------------------------------------------------------------------------
 
-    def run_phase(self, name: str, batches: list[Batch]) -> dict[str, Tensor]:
+    def run_phase(self, name: str, batches: list[Any]) -> dict[str, Tensor]:
         """Run one phase of a step: losses and gradients of all micro-batches, clipping, one optimiser step.
 
         Returns:
@@ -137,7 +140,7 @@ class Trainer:
         return found
 
     def run_step(self) -> dict[str, Tensor]:
-        """Run all phases on the next batches; return the losses, named <phase>/<loss>."""
+        """Run the phases that are due on the next batches; return their losses, named <phase>/<loss>."""
         options = self.options
         batches, waited = [], 0.0
         for _ in range(options.accumulate):
@@ -146,7 +149,8 @@ class Trainer:
         # after the data: opening the workers, which a resumed run does anew, draws random numbers
         distributed.seed_step(options.seed, self.world.rank, self.step)
         scalars: dict[str, Tensor] = {}
-        for name in self.task.phases:
+        self.ran = [name for name, phase in self.task.phases.items() if phase.due(self.step)]
+        for name in self.ran:
             scalars |= {f"{name}/{key}": loss for key, loss in self.run_phase(name, batches).items()}
         if self.ema:
             self.ema.update(self.step)
@@ -154,11 +158,11 @@ class Trainer:
         self.waited, self.skipped = waited, [name for batch in batches for name in batch.skipped]
         return scalars
 
-    def rates(self) -> dict[str, float]:
-        """Return the learning rate of every phase in its last step, and its loss scale where there is one."""
-        found = {f"lr/{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
-        scales = {f"loss_scale/{name}": scaler.get_scale() for name, scaler in self.scalers.items() if scaler.is_enabled()}
-        return found | scales
+    def rates(self, phases: Collection[str]) -> dict[str, float]:
+        """Return the learning rate of some phases in their last step, and their loss scale where there is one."""
+        names = [name for name in self.optimizers if name in phases]
+        found = {f"lr/{name}": self.optimizers[name].param_groups[0]["lr"] for name in names}
+        return found | {f"loss_scale/{n}": self.scalers[n].get_scale() for n in names if self.scalers[n].is_enabled()}
 
     # --- state ----------------------------------------------------------------------------------------------------------
 
@@ -245,40 +249,54 @@ class Trainer:
     # --- looking at it --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def validate(self, dataset: RegionDataset) -> dict[str, float]:
-        """Return the task's figures of merit, means over the first images of the validation set."""
-        sums: dict[str, float] = defaultdict(float)
-        count = 0
-        for batch in self.look(dataset, self.options.validate_images):
-            values = self.task.validate(batch, self.networks())
-            for name, value in values.items():
-                sums[name] += float(value.double().sum())
-            count += len(batch)
-        return {name: total / count for name, total in sums.items()}
+    def validate(self, dataset: TrainingSet) -> dict[str, float]:
+        """Return the task's figures of merit, means over the first images of the validation set.
+
+        Every process must call it: each judges its batches, and the first one gets the figures, the others an empty dict.
+        All values are added in float64 and rounded once, so that figures do not depend on the number of processes.
+        """
+        found: dict[str, list[float]] = {}
+        for batch in self.look(dataset, self.options.validate_images, self.world):
+            for name, value in self.task.validate(batch, self.networks()).items():
+                found.setdefault(name, []).extend(value.double().tolist())
+        parts = distributed.gather(found)
+        every = {name: [value for part in parts for value in part.get(name, ())] for part in parts for name in part}
+        return {name: math.fsum(values) / len(values) for name, values in every.items()}
 
     @torch.no_grad()
-    def sheet(self, dataset: RegionDataset) -> list[list[Any]]:
+    def sheet(self, dataset: TrainingSet) -> list[list[Any]]:
         """Return the rows of a sample sheet."""
-        batches = self.look(dataset, self.options.sheet_images)
+        batches = self.look(dataset, self.options.sheet_images, World(0, 1, 0, self.world.device))
         return [row for batch in batches for row in self.task.sheet(batch, self.networks())]
 
-    def look(self, dataset: RegionDataset, count: int) -> Iterator[Batch]:
-        """Yield the first `count` images (0: all) in order, with networks in eval mode and the same noise every time.
+    def look(self, dataset: TrainingSet, count: int, world: World) -> Iterator[Any]:
+        """Yield this process's batches of the first `count` items (0: all), networks in eval mode, noise as every time.
 
-        Batches are as large as those of training, so a few more images may come than asked for.
+        Batch n comes to process n mod size, so batches and noise are the same for any number of processes.
         """
         count = min(count or len(dataset), len(dataset))
-        size = min(count, max(1, self.options.batch_size // self.options.accumulate // self.world.size))
-        distributed.seed_step(self.options.seed, 0, -1)
+        size = min(count, _LOOK, self.options.batch_size // self.options.accumulate)
         for network in self.task.networks.values():
             network.eval()
-        loader = Loader(dataset, size, shuffle=False, drop_last=False, device=self.world.device)
+        among = {"rank": world.rank, "world": world.size}
+        loader = Loader(dataset, size * world.size, **among, shuffle=False, drop_last=False, device=world.device)
         try:
-            yield from itertools.islice(loader.once(), -(-count // size))
+            for place, batch in enumerate(loader.once(count)):
+                distributed.seed_step(self.options.seed, place * world.size + world.rank, -1)
+                yield batch
         finally:
             loader.close()
             for network in self.task.networks.values():
                 network.train()
+
+
+def check(task: Task, dataset: TrainingSet) -> None:
+    """Raise ValueError when a task has no phase in some steps, or asks for region maps that a data set does not have."""
+    if all(phase.every > 1 for phase in task.phases.values()):
+        raise ValueError(f"phases: expected one that runs in every step, got {', '.join(task.phases)}")
+    if task.num_regions and task.num_regions != dataset.num_regions:
+        got = f"{dataset.num_regions}" if dataset.num_regions else "none"
+        raise ValueError(f"dataset: expected label maps of {task.num_regions} regions, got {got} (kind {dataset.kind})")
 
 
 def synchronise_statistics(network: nn.Module, device: torch.device) -> None:
