@@ -24,12 +24,13 @@ from mixsyn_fast.writing import written_whole
 from ..data import LABEL_SETS, palette
 from ..data.files import open_picture
 from ..data.region_types import merge_of
+from ..pictures.copy_paste import copy_paste
 from ..pictures.files import save_image, save_labels
 from ..pictures.picture import Picture, fit, label_map_places, read_picture
 from ..pictures.sheets import captioned, enlarged, soft_colours, source_cells
 from ..sheets import contact_sheet, legend, save_png
-from . import sequential as baselines
 from .model import Composed, MixSyn
+from .sequential import sequential as transfer
 
 if TYPE_CHECKING:
     from ..face_parser import FaceParser
@@ -325,7 +326,7 @@ def main(options: argparse.Namespace) -> int:
 
 def pasted_from(mixsyn: MixSyn, composed: Composed, base: Picture | None) -> Picture:
     """Return the copy-paste of a composition's segments; `base`: picture below all of them, grey without one."""
-    return baselines.copy_paste(composed.sources, composed.table, mixsyn.size, mixsyn.classes, base=base)
+    return copy_paste(composed.sources, composed.table, mixsyn.size, mixsyn.classes, base=base)
 
 
 def sequential_steps(
@@ -343,7 +344,7 @@ def sequential_steps(
     """
     possible = set(mixsyn.regions_of(base))
     usable = [(name, picture) for name, picture in regions if name in possible]
-    done = iter(baselines.sequential(mixsyn, base, usable) if usable else ())
+    done = iter(transfer(mixsyn, base, usable) if usable else ())
     return [(name, next(done) if name in possible else None) for name, _ in regions]
 
 

@@ -24,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A file with a tiny MixSyn of facades, untrained."""
     from mixsyn_fast.models.data import FACADE_CLASSES
 
-    return _tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors", tuple(FACADE_CLASSES))
+    return _tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors", FACADE_CLASSES)
 
 
 def _tiny_model(path: Path, classes: tuple[str, ...]) -> str:
@@ -142,10 +142,10 @@ def test_bad_files_of_a_folder_are_named(tmp_path: Path, model: str, capsys: pyt
     given = ["demo", *TINY, "--model", model, "--data", str(tmp_path), "--out", str(tmp_path / "demo.png")]
     (tmp_path / "images").mkdir()
     assert cli.main(given) == 2
-    assert "labels: no such folder" in capsys.readouterr().err
+    assert "expected folders images/ and labels/" in capsys.readouterr().err
     (tmp_path / "labels").mkdir()
     assert cli.main(given) == 2
-    assert "holds no image" in capsys.readouterr().err
+    assert "holds no picture" in capsys.readouterr().err
     _write_set(tmp_path, "face", 1, first=30)
     assert cli.main(given) == 2
     error = capsys.readouterr().err

@@ -27,7 +27,7 @@ from mixsyn_fast.models.mixsyn.model import MixSyn
 from mixsyn_fast.models.mixsyn.structure import StructureGenerator
 from mixsyn_fast.models.mixsyn.style import StyleGenerator
 from mixsyn_fast.models.pictures.files import save_image, save_labels
-from mixsyn_fast.models.pictures.picture import Picture, fit, read_image
+from mixsyn_fast.models.pictures.picture import Picture, fit, read_picture
 
 from mixsyn_fast import cli
 
@@ -55,7 +55,7 @@ def _tiny(classes: tuple[str, ...]) -> MixSyn:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    _tiny(tuple(FACADE_CLASSES)).save(path)
+    _tiny(FACADE_CLASSES).save(path)
     return str(path)
 
 
@@ -75,7 +75,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _read(name: str) -> Picture:
-    return fit(read_image(f"{name}.png", classes=FACADE_CLASSES, kind="folder"), (32, 32))
+    return fit(read_picture(f"{name}.png", classes=FACADE_CLASSES, kind="folder"), (32, 32))
 
 
 def _pixels(path: str | Path) -> np.ndarray:
@@ -237,7 +237,7 @@ def test_photos_may_be_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(face_parser, "load_face_parser", load)
     monkeypatch.chdir(tmp_path)
-    _tiny(tuple(FACE_CLASSES)).save("faces.safetensors")
+    _tiny(FACE_CLASSES).save("faces.safetensors")
     for name in "ab":
         save_image(Path(f"{name}.png"), image)
     given = ["--region", "hair=a.png", "--base", "b.png", "--model", "faces.safetensors"]

@@ -555,8 +555,10 @@ def test_no_such_file(tmp_path: Path, mixsyn: MixSyn) -> None:
         MixSyn.load(tmp_path / "none.safetensors")
     with pytest.raises(FileNotFoundError, match="config.json"):
         MixSyn.load(tmp_path)
-    with pytest.raises(FileNotFoundError):
-        mixsyn.save(tmp_path / "no folder" / "model.safetensors")
+    mixsyn.save(tmp_path / "new folder" / "model.safetensors")
+    assert MixSyn.load(tmp_path / "new folder" / "model.safetensors").classes == mixsyn.classes
+    with pytest.raises(IsADirectoryError, match="expected a file to write"):
+        mixsyn.save(tmp_path / "new folder")
 
 
 def test_a_save_that_fails_leaves_the_old_file(mixsyn: MixSyn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
