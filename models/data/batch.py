@@ -206,8 +206,8 @@ class Collate:
     num_regions: int
     plans: tuple[tuple[tuple[int, int], bool], ...] = ()
 
-    def __call__(self, items: Sequence[Item]) -> Batch | ImageBatch:
-        """Collate items of one size.
+    def __call__(self, items: Sequence[Item]) -> Any:
+        """Collate items of one size into a `Batch`, or an `ImageBatch` without regions.
 
         Raises:
             ValueError: no items, sizes differ, edges in some only, labels out of range.

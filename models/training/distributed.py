@@ -153,6 +153,14 @@ def from_first(text: str) -> str:
     return found[0]
 
 
+def part(count: int, world: World, group: int = 1) -> list[int]:
+    """Return the numbers below `count` of what this process does: group n, of consecutive ones, is of process n mod size.
+
+    No number comes twice; a process may get none.
+    """
+    return [i for i in range(count) if i // group % world.size == world.rank]
+
+
 def gather(value: T) -> list[T]:
     """Return what every process gave, by rank, in the first process; an empty list in the others, which must call it too.
 

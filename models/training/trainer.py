@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,29 @@ _LOOK = 8  # pictures at a time in validation and sheets: the same for any numbe
 
 
 class PhaseModule(nn.Module):
-    """One phase of a task as a module: its parameters are those the phase trains, its forward is the phase's losses.
+    """Phases of a task as a module: its parameters are those the phases train, its forward is the losses of one of them.
 
     One forward per backward is what DistributedDataParallel asks for, whatever the losses do inside.
     """
 
-    def __init__(self, task: Task, name: str) -> None:
+    def __init__(self, task: Task, networks: Iterable[str]) -> None:
         super().__init__()
-        self.name, self.task = name, task
-        self.trained = nn.ModuleDict({n: task.networks[n] for n in task.phases[name].networks})
+        self.task = task
+        self.trained = nn.ModuleDict({name: task.networks[name] for name in networks})
 
-    def forward(self, batch: Any, step: int) -> dict[str, Tensor]:
-        """Return the phase's losses."""
-        return self.task.losses(self.name, batch, step)
+    def forward(self, phase: str, batch: Any, step: int) -> dict[str, Tensor]:
+        """Return a phase's losses."""
+        return self.task.losses(phase, batch, step)
+
+
+def groups(phases: Mapping[str, Phase]) -> list[tuple[set[str], set[str]]]:
+    """Return (phases, networks) of modules without a common network: a parameter reports to one distributed module alone."""
+    found: list[tuple[set[str], set[str]]] = []
+    for name, phase in phases.items():
+        joined = [group for group in found if group[1] & set(phase.networks)]
+        found = [group for group in found if group not in joined]
+        found.append(({name}.union(*(p for p, _ in joined)), set(phase.networks).union(*(n for _, n in joined))))
+    return found
 
 
 def make_optimizer(phase: Phase, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -75,17 +85,20 @@ class Trainer:
         self.optimizers = {name: make_optimizer(phase, self.parameters[name]) for name, phase in task.phases.items()}
         # one scale per phase: the gradients of generator and discriminator differ by orders of magnitude
         self.scalers = {name: torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16") for name in task.phases}
-        self.modules: dict[str, nn.Module] = {name: PhaseModule(task, name) for name in task.phases}
-        if world.size > 1:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has a new name for broadcast_buffers, 2.11 not
-                for name, module in self.modules.items():
-                    self.modules[name] = DistributedDataParallel(
+        self.modules: dict[str, nn.Module] = {}
+        for phases, networks in groups(task.phases):
+            module: nn.Module = PhaseModule(task, sorted(networks))
+            if world.size > 1:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renamed broadcast_buffers, 2.11 has it
+                    module = DistributedDataParallel(
                         module,
                         device_ids=[world.device] if world.device.type == "cuda" else None,
                         find_unused_parameters=True,  # layers of a region that is absent from the batch have no gradient
                         broadcast_buffers=False,  # statistics are synchronised, spectral norms follow the weights
                     )
+            self.modules |= dict.fromkeys(phases, module)
+        if world.size > 1:
             # after that: DistributedDataParallel refuses, by type, synchronised statistics on a CPU
             for network in task.networks.values():
                 synchronise_statistics(network, world.device)
@@ -124,7 +137,7 @@ class Trainer:
             waits = isinstance(module, DistributedDataParallel) and i + 1 < len(batches)
             with module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
                 with autocast(options.amp, world.device):
-                    losses = module(batch, self.step)
+                    losses = module(name, batch, self.step)
                 total = torch.stack([loss.float() for loss in losses.values()]).sum() / len(batches)
                 scaler.scale(total).backward()
             for key, loss in losses.items():

@@ -28,7 +28,7 @@ from mixsyn_fast.models.data import (
 )
 from mixsyn_fast.models.training import Options, Phase, Task, Trainable, checkpoint, train
 from mixsyn_fast.models.training.distributed import World
-from mixsyn_fast.models.training.trainer import Trainer
+from mixsyn_fast.models.training.trainer import Trainer, groups
 from PIL import Image
 
 from mixsyn_fast import cli
@@ -160,6 +160,14 @@ def test_periods_that_make_no_sense(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="phases: expected one that runs in every step, got generator, r1"):
         train(task, options(tmp_path / "run"), pictures(tmp_path / "set"))
     assert not (tmp_path / "run").exists()
+
+
+def test_phases_that_share_a_network_are_one_module() -> None:
+    """Else DistributedDataParallel takes a parameter for used that another phase's backward pass touched."""
+    names = {"a": ("x",), "b": ("y",), "c": ("z",), "d": ("y", "z"), "e": ("x",)}
+    found = groups({name: Phase(networks, lr=1.0) for name, networks in names.items()})
+    assert sorted(sorted(phases) for phases, _ in found) == [["a", "e"], ["b", "c", "d"]]
+    assert {tuple(sorted(networks)) for _, networks in found} == {("x",), ("y", "z")}
 
 
 # --- pictures and codes -----------------------------------------------------------------------------------------------
