@@ -172,6 +172,14 @@ class Comparison:
         return best, worst
 
 
+def gather_scores(found: Mapping[str, Score]) -> dict[str, Score]:
+    """Return the scores of all processes in the first one, pictures sorted by name, none in the others (all call it)."""
+    parts = distributed.gather(dict(found))
+    order = sorted({name for part in parts for score in part.values() for name in score.names})
+    present = [name for name in METRICS if any(name in part for part in parts)]
+    return {name: Score.joined([part[name] for part in parts if name in part], order) for name in present}
+
+
 def batches(pictures: Iterable[Compared], size: int) -> Iterator[list[Compared]]:
     """Group consecutive pictures of equal height and width, at most `size` at a time."""
     group: list[Compared] = []

@@ -307,6 +307,10 @@ def test_a_task_that_needs_regions_says_so_before_any_work(tmp_path: Path, capsy
     with pytest.raises(ValueError, match="kind: expected a data set with label maps, which spade learns from, got images"):
         Trainable(dict, lambda *_: None, lambda *_: task).check("spade", source)
     Trainable(dict, lambda *_: None, lambda *_: task, needs_regions=False).check("fusion", source)
+    capsys.readouterr()
+    words = ["--kind", "images", "--data", str(tmp_path / "set"), "--size", "16", "--device", "cpu"]
+    assert cli.main(["train", "spade", *words, "--out", str(tmp_path / "run")]) == 2
+    assert "kind: expected a data set with label maps, which spade learns from, got images" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,6 +22,9 @@ from mixsyn_fast.models.metrics.pixels import psnr, rmse
 from mixsyn_fast.models.training import distributed, train
 from mixsyn_fast.models.training.distributed import World
 from mixsyn_fast.models.training.trainer import Trainer
+from PIL import Image
+
+from mixsyn_fast import cli
 
 sys.path.insert(0, str(Path(__file__).parents[3]))  # this file is also the program of the two processes
 
@@ -69,6 +73,24 @@ def compare(world: World, names: list[str]) -> dict[str, Any]:
     }
 
 
+def evaluate(folder: Path, world: World) -> dict[str, Any]:
+    """Judge a folder by the command: files that are bad in the part of either process, one left over, and what it found."""
+    names = ["a", "b", "c", "d", "e"]
+    if not (folder / "outputs").exists():
+        for place, seed in (("outputs", 0), ("reference", 1)):
+            (folder / place).mkdir()
+            for name in [*names, "zz"][: 6 - seed]:
+                side = 13 if (place, name) == ("outputs", "d") else 12
+                noise = np.random.default_rng([seed, ord(name[0])]).integers(0, 256, (side, 12, 3)).astype(np.uint8)
+                Image.fromarray(noise).save(folder / place / f"{name}.png")
+        (folder / "outputs" / "a.png").write_bytes(b"no picture")
+    out = folder / f"report_{world.size}_{world.rank}"
+    words = ["--images", folder / "outputs", "--reference", folder / "reference", "--batch-size", 2, "--out", out]
+    status = cli.main(["evaluate", *map(str, words), "--metrics", "psnr,ssim,rmse"])
+    files = sorted(p.name for p in out.iterdir())
+    return {"status": status, "files": files, "report": json.loads((out / "report.json").read_text()) if files else None}
+
+
 def work(folder: Path, world: World) -> dict[str, Any]:
     """Train on pictures and on codes, validate, compare; what one process has to say of it."""
     torch.set_num_threads(1)
@@ -96,7 +118,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     pictures(folder / "set")
     threads = torch.get_num_threads()
     try:
-        one = json.loads(json.dumps(work(folder, World(0, 1, 0, torch.device("cpu")))))
+        alone = World(0, 1, 0, torch.device("cpu"))
+        one = json.loads(json.dumps(work(folder, alone) | {"evaluated": evaluate(folder, alone)}))
     finally:
         torch.set_num_threads(threads)
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, str(folder)]
@@ -157,8 +180,22 @@ def test_a_comparison_is_that_of_one_process(results: Any, what: str) -> None:
     assert two[1][what]["count"] == (2 if what == "compared" else 0)
 
 
+def test_the_command_evaluate_is_shared(results: Any) -> None:
+    """The first process reports what one process does, the bad files of both named; the second one writes nothing."""
+    _, one, two = results
+    expected, found = one["evaluated"], two[0]["evaluated"]
+    assert found["status"] == expected["status"] == 1 and "extremes.png" in found["files"]
+    assert two[1]["evaluated"] == {"status": 0, "files": [], "report": None}
+    problems = found["report"].pop("problems")
+    assert sorted(problems) == sorted(expected["report"].pop("problems")) and len(problems) == 3
+    assert [any(part in problem for problem in problems) for part in ("a.png", "d.png", "zz")] == [True] * 3
+    assert found["report"] == expected["report"] and found["report"]["counts"] == {"pictures compared": 3}
+    assert list(found["report"]["metrics"]["psnr"]["pictures"]) == ["b", "c", "e"]
+
+
 if __name__ == "__main__":
     here = distributed.init("cpu", timeout=60)
     said = work(Path(sys.argv[1]), here)
+    with mock.patch.object(distributed, "init", lambda *_, **__: here):  # a second group in one start of torchrun hangs
+        said["evaluated"] = evaluate(Path(sys.argv[1]), here)
     (Path(sys.argv[1]) / f"{here.rank}.json").write_text(json.dumps(said))
-    distributed.shutdown()
