@@ -7,13 +7,14 @@ For example::
     batch = next(Loader(dataset, batch_size=8, workers=4, device="cuda"))  # .image, .regions
 """
 
-from .batch import Batch, Collate
+from .batch import Batch, Collate, ImageBatch, Item, Packed
 from .classes import FACADE_CLASSES, FACE_CLASSES, STREET_CLASSES
-from .dataset import Item, RegionDataset, edges_of_instances, first_items
+from .dataset import Collated, RegionDataset, TrainingSet, edges_of_instances, first_items
 from .drawn.drawing import NUM_CLASSES, draw, draw_batch
 from .drawn.facades import draw_facade
 from .drawn.faces import draw_face
 from .drawn.streets import draw_street
+from .latents import LatentBatch, LatentDataset
 from .loader import Loader
 from .options import DataOptions
 from .palette import colorize, palette
@@ -31,13 +32,18 @@ __all__ = [
     "STREET_CLASSES",
     "Batch",
     "Collate",
+    "Collated",
     "DataOptions",
     "FileSource",
+    "ImageBatch",
     "Item",
     "JoinedSource",
     "LabelSet",
+    "LatentBatch",
+    "LatentDataset",
     "Loader",
     "MergedSource",
+    "Packed",
     "ProceduralSource",
     "Record",
     "RegionDataset",
@@ -45,6 +51,7 @@ __all__ = [
     "Sample",
     "Source",
     "Statistics",
+    "TrainingSet",
     "colorize",
     "draw",
     "draw_batch",

@@ -27,7 +27,7 @@ KINDS = (*READERS, *_DRAWN)
 """Every kind that :func:`open_source` knows."""
 
 LABEL_SETS = {**_STORED, **{kind: LabelSet(tuple(classes), (128, 128)) for kind, (_, classes) in _DRAWN.items()}}
-"""How a label map of every kind stores its classes, where the kind alone says so (not "folder" and "gta5")."""
+"""How a label map of every kind stores its classes, where the kind alone says so (not "folder", "images" and "gta5")."""
 
 
 class ProceduralSource:
@@ -272,7 +272,7 @@ def guess_kind(root: str | os.PathLike[str], stem: str | None = None) -> str:
                 return kind
     for folder in (where.resolve(), where.resolve().parent):  # the folder itself may be one split
         name = folder.name.lower().replace("-", "_")
-        close = [kind for kind in READERS if kind != "folder" and name.startswith(kind)]
+        close = [kind for kind in READERS if kind not in ("folder", "images") and name.startswith(kind)]
         if close:
             return max(close, key=len)
     if (where / "label_list.txt").is_file():

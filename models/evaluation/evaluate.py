@@ -4,6 +4,7 @@
     mixsyn-fast evaluate --images outputs --data datasets/cmp_facade --split val --size 128 --regions
     mixsyn-fast evaluate --images outputs --reference originals --metrics psnr,fid
     mixsyn-fast evaluate --samples draws --metrics diversity                    draws/<input>/*.png, several each
+    torchrun --nproc-per-node 2 -m mixsyn_fast.cli evaluate --run runs/sean --device cuda     the work shared
 
 Outputs and references belong together by the stem of their names. Writes report.json, report.md, plots, and the best and
 worst pictures. What cannot be computed is listed with its reason; a metric whose files you name must work. Exit status 1:
@@ -13,6 +14,7 @@ files are missing, left over, unreadable or of another size (all named), or noth
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -34,7 +36,9 @@ from ..metrics.score import Score
 from ..metrics.table import CHOICES, DEFAULT, METRICS, TOOLS, Tools
 from ..pictures.files import list_pictures, read_image, save_image, to_tensor
 from ..sheets import contact_sheet
-from .compare import Compared, Comparison, batches
+from ..training import distributed
+from ..training.distributed import World
+from .compare import Compared, Comparison, batches, gather_scores
 from .inputs import (
     DataReference,
     Drawn,
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
     from ..training import Trained
 
 _DEFAULT = ",".join(DEFAULT)
+_DAY = 86400.0
 _UNSET = {"size": None, "kind": None, "split": None, "step": "newest", "live": False, "draws": 8}
 
 
@@ -222,14 +227,14 @@ def _diversity(
 
 
 def _judge_unpaired(
-    comparison: Comparison, outputs: dict[str, Path], reference: Reference, limit: int | None, problems: list[str]
+    comparison: Comparison, inputs: _Inputs, reference: Reference, limit: int | None, problems: list[str]
 ) -> None:
     """Take FID's features of two sets that share no name."""
     for side, names, read in (
-        (0, list(outputs)[:limit], lambda name: read_image(outputs[name])),
+        (0, list(inputs.outputs)[:limit], lambda name: read_image(inputs.outputs[name])),
         (1, reference.names()[:limit], lambda name: reference.read(name)[0]),
     ):
-        for name in names:
+        for name in names[inputs.world.rank :: inputs.world.size]:
             try:
                 picture = to_tensor([read(name)]).to(comparison.device)
             except (ValueError, OSError) as error:
@@ -255,9 +260,11 @@ class _Inputs:
     trained: Trained | None
     reference: Reference | None
     outputs: dict[str, Path]
+    world: World
+    """The processes that share the work."""
 
     @classmethod
-    def open(cls, arguments: argparse.Namespace) -> _Inputs:
+    def open(cls, arguments: argparse.Namespace, world: World) -> _Inputs:
         trained, saved = None, None
         if arguments.run:
             from ..training import load_trained
@@ -273,7 +280,7 @@ class _Inputs:
                 raise ValueError(f"--data: expected the classes of the run, {expected}, got {got}")
         elif arguments.reference:
             reference = PictureReference(arguments.reference)
-        return cls(trained, reference, list_pictures(arguments.images) if arguments.images else {})
+        return cls(trained, reference, list_pictures(arguments.images) if arguments.images else {}, world)
 
     def draw(self, arguments: argparse.Namespace, problems: list[str], draws: int = 1) -> Iterator[Drawn]:
         """Run the model on the data set."""
@@ -287,6 +294,8 @@ class _Inputs:
             device=arguments.device,
             seed=arguments.seed,
             draws=draws,
+            rank=self.world.rank,
+            size=self.world.size,
         )
 
     def settings(self, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -320,7 +329,8 @@ def _compare(
     else:
         names = match(list(inputs.outputs), reference.names(), arguments.limit, problems)
         if names:
-            pairs = pairs_of_files(inputs.outputs, reference, names, problems)
+            mine = distributed.part(len(names), inputs.world, arguments.batch_size)
+            pairs = pairs_of_files(inputs.outputs, reference, [names[i] for i in mine], problems)
         elif tools.inception is None:
             raise ValueError(
                 f"--images: no output has the name of a reference; outputs: {', '.join(list(inputs.outputs)[:3])} ..., "
@@ -329,9 +339,12 @@ def _compare(
         else:
             report.notes.append("No output has the name of a reference: FID compares the two sets, unpaired.")
             tools.missing |= dict.fromkeys(tools.pairs, "no output has the name of a reference")
-            _judge_unpaired(comparison, inputs.outputs, reference, arguments.limit, problems)
+            _judge_unpaired(comparison, inputs, reference, arguments.limit, problems)
     for batch in batches(pairs, arguments.batch_size):
         comparison.add(batch)
+    comparison.gather(reference.names())
+    if inputs.world.rank:
+        return
     report.counts["pictures compared"] = comparison.count
     report.scores |= {name: score for name, score in comparison.scores.items() if score.names}
     report.fid = comparison.fid()
@@ -350,13 +363,14 @@ def _compare_draws(inputs: _Inputs, tools: Tools, arguments: argparse.Namespace,
     assert tools.diversity is not None
     drawn: Iterable[Drawn] = ()
     if arguments.samples:
-        drawn = samples_of_folder(arguments.samples, inputs.reference, arguments.limit, report.problems)
+        among = inputs.world.rank, inputs.world.size
+        drawn = samples_of_folder(arguments.samples, inputs.reference, arguments.limit, report.problems, *among)
     elif inputs.trained is not None:
         drawn = inputs.draw(arguments, [], arguments.draws)  # its problems are known by now
         tools.missing["mcsd, mocd"] = "a run draws everything anew; they need --samples with one class drawn anew"
     else:
         tools.missing["diversity"] = "there is one output per input; give several with --samples"
-    found = _diversity(drawn, tools.diversity, arguments, len(report.classes), report.problems)
+    found = gather_scores(_diversity(drawn, tools.diversity, arguments, len(report.classes), report.problems))
     report.scores |= found
     if "diversity" in found:
         report.counts["inputs with several outputs"] = len(found["diversity"].names)
@@ -367,12 +381,22 @@ def _compare_draws(inputs: _Inputs, tools: Tools, arguments: argparse.Namespace,
 def main(arguments: argparse.Namespace) -> int:
     """Evaluate as the options say, print the report, and return the exit status (see the module).
 
+    Among processes that torchrun started each judges its part, and the first one has the report; the others return 0.
+
     Raises:
         ValueError, FileNotFoundError: options that do not fit together, files or folders that are not there, a file that is
             named for a metric and holds something else, or nothing to compare.
     """
     metrics = _check(arguments)
-    inputs = _Inputs.open(arguments)
+    world = distributed.init(arguments.device, timeout=_DAY)  # they meet at the end only; one that dies ends the others
+    try:
+        return _evaluate(arguments, metrics, world)
+    finally:
+        distributed.shutdown()
+
+
+def _evaluate(arguments: argparse.Namespace, metrics: list[str], world: World) -> int:
+    inputs = _Inputs.open(arguments, world)
     tools = _tools(arguments, metrics)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -385,11 +409,15 @@ def main(arguments: argparse.Namespace) -> int:
         not_computed=tools.missing,
         seed=arguments.seed,
     )
-    with progress("evaluating"):
+    with contextlib.nullcontext() if world.rank else progress("evaluating"):
         if arguments.images or arguments.run:
             _compare(inputs, metrics, tools, arguments, report, out)
         if tools.diversity is not None:
             _compare_draws(inputs, tools, arguments, report)
+    problems = distributed.gather(report.problems)
+    if world.rank:
+        return 0
+    report.problems = list(dict.fromkeys(problem for part in problems for problem in part))
     print(report.write(out), end="")
     print(f"\n{out / 'report.json'}")
     for problem in report.problems:

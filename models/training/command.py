@@ -60,6 +60,7 @@ def main(arguments: argparse.Namespace, name: str) -> int:
         dataset = data.training_set(options.seed)
         validation = data.validation_set()
         source = dataset.source
+        description.check(name, source)
         model = description.fitted(model, source.classes, data.height_and_width, dataset[0].edges is not None)
         whole: dict[str, Any] = {
             "model": name,

@@ -15,6 +15,7 @@ import torch
 from mixsyn_fast.models.data import FACE_CLASSES, draw
 from mixsyn_fast.models.data.options import DataOptions
 from mixsyn_fast.models.evaluation import evaluate
+from mixsyn_fast.models.evaluation.inputs import DataReference, outputs_of_run, samples_of_folder
 from mixsyn_fast.models.metrics import (
     LPIPS,
     class_diversity,
@@ -281,6 +282,35 @@ def test_noise_of_a_model_is_seeded(data: Path, tmp_path: Path, trained) -> None
     torch.rand(7)
     assert run(tmp_path / "out", *words, "--seed", 1)[1]["metrics"]["psnr"]["pictures"] == first
     assert run(tmp_path / "out", *words, "--seed", 2)[1]["metrics"]["psnr"]["pictures"] != first
+
+
+def test_processes_make_the_outputs_of_one(data: Path, tmp_path: Path) -> None:
+    """Also where one of them has nothing to do; a bad file is named by the process whose it is."""
+    model: Any = Model(data, noise=0.2)
+    problems: dict[tuple[int, int], list[str]] = {}
+    dataset = DataOptions(data=str(data), kind="folder", size=(48,)).validation_set()
+    assert dataset is not None
+    reference = DataReference(dataset.source, dataset)
+    (data / "val" / "images" / "d.png").write_bytes(b"damaged")
+
+    def made(rank: int, size: int) -> dict[str, list[list[int]]]:
+        problems[rank, size] = []
+        drawn = outputs_of_run(
+            model, reference, NAMES, problems[rank, size], batch_size=2, device="cpu", seed=3, draws=2, rank=rank, size=size
+        )
+        return {each.name: [image.tolist() for image in each.outputs] for each in drawn}
+
+    whole = made(0, 1)
+    assert list(whole) == ["a", "b", "c", "e"] and whole["a"][0] != whole["a"][1]
+    for size, parts in ((2, ["abe", "c"]), (4, ["ab", "c", "e", ""])):
+        for rank, names in enumerate(parts):
+            assert made(rank, size) == {name: whole[name] for name in names}
+            assert len(problems[rank, size]) == (rank == 1)
+    for rank, names in ((0, ["a", "c"]), (1, ["b"])):
+        for name in "abc":
+            for i in range(2):
+                save(tmp_path / "draws" / name / f"{i}.png", np.zeros((4, 4, 3), np.uint8))
+        assert [d.name for d in samples_of_folder(str(tmp_path / "draws"), None, None, [], rank, 2)] == names
 
 
 def test_diversity_of_a_model(data: Path, tmp_path: Path, trained, alexnet_files, monkeypatch) -> None:
