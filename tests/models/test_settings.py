@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mixsyn_fast.models import clade, sean, spade
-from mixsyn_fast.models.settings import add_arguments, differences, dumps, field_comments, from_arguments, from_dict, to_dict
+from mixsyn_fast.models.settings import differences, dumps, from_dict, to_dict
 from mixsyn_fast.models.training.schedule import Schedule
 
 
