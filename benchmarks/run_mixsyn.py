@@ -38,12 +38,13 @@ from typing import Any
 import torch
 from mixsyn_fast.models import settings
 from mixsyn_fast.models.data import Collate, RegionDataset, open_source
-from mixsyn_fast.models.demo.speed import dense_reference, randomise, time_limit, without_norms
+from mixsyn_fast.models.demo.speed import time_limit
 from mixsyn_fast.models.mixsyn.blocks import fold_spectral_norm
 from mixsyn_fast.models.mixsyn.compositions import Composition
 from mixsyn_fast.models.mixsyn.config import Config
 from mixsyn_fast.models.mixsyn.structure import StructureGenerator
 from mixsyn_fast.models.mixsyn.style import StyleGenerator
+from mixsyn_fast.models.plain import dense_reference, randomise, without_norms
 from torch import Tensor
 
 from mixsyn_fast.progress import progress

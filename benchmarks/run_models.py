@@ -36,15 +36,8 @@ from typing import Any
 
 import torch
 from mixsyn_fast.models import clade, sean, spade
-from mixsyn_fast.models.demo.speed import (
-    calibrate,
-    dense_reference,
-    plain_copy,
-    randomise,
-    shared_copy,
-    time_limit,
-    without_norms,
-)
+from mixsyn_fast.models.demo.speed import time_limit
+from mixsyn_fast.models.plain import calibrate, dense_reference, plain_copy, randomise, shared_copy, without_norms
 from torch import Tensor, nn
 
 from mixsyn_fast.progress import progress

@@ -33,7 +33,7 @@ from .source import LabelSet, Record, read_matlab
 
 # --- faces ------------------------------------------------------------------------------------------------------------
 
-_FACES = LabelSet(tuple(FACE_CLASSES), (256, 256), rescale=True)
+_FACES = LabelSet(FACE_CLASSES, (256, 256), rescale=True)
 
 
 def celebamask_hq(root: Path, split: str, partition: str = "celeba") -> Found:
@@ -146,7 +146,7 @@ def helen(root: Path, split: str) -> Found:
 
 # --- facades ----------------------------------------------------------------------------------------------------------
 
-_FACADES = LabelSet(tuple(FACADE_CLASSES), (256, 256), first=1)
+_FACADES = LabelSet(FACADE_CLASSES, (256, 256), first=1)
 
 
 def cmp_facade(root: Path, split: str) -> Found:

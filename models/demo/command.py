@@ -78,7 +78,7 @@ def load_inputs(options: argparse.Namespace, mixsyn: MixSyn) -> Inputs:
     from ..mixsyn.diversity import open_matching
 
     if options.data is None:
-        if mixsyn.classes != tuple(FACADE_CLASSES):
+        if mixsyn.classes != FACADE_CLASSES:
             raise ValueError(f"--model: knows {', '.join(mixsyn.classes)}, no facades as drawn by code: give --data DIR")
         drawn = ProceduralSource("procedural_facades", 100, UNSEEN + options.seed, mixsyn.size)
         images, labels = draw_batch("face", options.batch, options.size, seed=options.seed)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..metrics.fid import FIDResult, InceptionFeatures, fid_of_features
 from ..metrics.score import Score
-from ..metrics.table import MEASURES, PairMetric
+from ..metrics.table import METRICS, PairMetric
 from ..pictures.files import to_tensor
 
 GREY = 128  # what surrounds a region in FID per region
@@ -49,7 +49,7 @@ class Comparison:
     """Collects scores while pictures stream by.
 
     Args:
-        metrics: name in `MEASURES` -> function.
+        metrics: name in `METRICS` -> function.
         classes: names of the regions, to score them as well (every picture then needs labels); None for whole pictures.
         inception: network for FID; None for no FID.
         fid_regions: FID of every region too: all other pixels of both pictures are grey, pictures without it are left out.
@@ -98,7 +98,7 @@ class Comparison:
                 score.by_region += list(
                     metric(outputs, targets, labels, len(self.classes), value_range=_BYTES).cpu().numpy()
                 )
-            worth = np.array(values) * (1 if MEASURES[name].higher_is_better else -1)
+            worth = np.array(values) * (1 if METRICS[name].higher_is_better else -1)
         if self.metrics:
             for value, compared in zip(worth.tolist(), batch, strict=True):
                 self._remember(value, compared)

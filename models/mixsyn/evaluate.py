@@ -57,7 +57,7 @@ from ..evaluation.report import jsonable
 from ..metrics.fid import FIDResult, InceptionFeatures, fid_of_features
 from ..metrics.regions import channel_scores, confusion, iou, labelled_scores, region_mean, segment_scores
 from ..metrics.score import Score
-from ..metrics.table import MEASURES, PIXEL_METRICS
+from ..metrics.table import METRICS, PIXEL_METRICS
 from ..sheets import to_uint8
 from .compose import add_model_arguments, check_outputs, open_model
 from .compositions import known_compositions, random_compositions
@@ -178,7 +178,7 @@ class Row:
     """Scores of one kind of output."""
 
     scores: dict[str, Score] = field(default_factory=dict)
-    """By name in `MEASURES`: whole pictures and, by region, the region's pixels (structure: its channel)."""
+    """By name in `METRICS`: whole pictures and, by region, the region's pixels (structure: its channel)."""
     segments: dict[str, Score] = field(default_factory=dict)
     """Images only: by region, both pictures black outside of it."""
     accuracy: Score | None = None
@@ -304,10 +304,8 @@ class Table:
         for name, row in self.rows.items():
             entry: dict[str, Any] = {"title": _TITLES[name], "metrics": {}}
             for metric, score in row.scores.items():
-                measure = MEASURES[metric]
                 entry["metrics"][metric] = {
-                    "unit": measure.unit,
-                    "better": "higher" if measure.higher_is_better else "lower",
+                    **METRICS[metric].as_json(),
                     **jsonable(score.whole(self.seed)),
                     "mean_over_regions": jsonable(region_mean(score)),
                     "regions": jsonable(score.regions(self.classes, self.seed)),
@@ -334,7 +332,8 @@ class Table:
         """Return the table and its parts by region as Markdown; intervals are 95 % over pictures."""
         lines = ["# Compositions and images (Table 1)", ""]
         lines += [f"* {name}: {value}" for name, value in self.settings.items() if value not in (None, "")]
-        lines += ["", f"| | {' | '.join(map(_heading, _COLUMNS))} | FID ↓ |", "|---" * (len(_COLUMNS) + 2) + "|"]
+        titles = [METRICS[name].heading for name in (*_COLUMNS, "fid")]
+        lines += ["", f"| | {' | '.join(titles)} |", "|---" * (len(_COLUMNS) + 2) + "|"]
         for name, row in self.rows.items():
             fid = row.fid.get(-1)
             cells = [_cell(row.scores[m].whole(self.seed)) if m in row.scores else "–" for m in _COLUMNS]
@@ -370,7 +369,7 @@ class Table:
             return []
         found = {(m, part): s[m].regions(self.classes, self.seed) for part, s in
                  (("", row.scores), (", segment", row.segments)) if s for m in _COLUMNS}  # fmt: skip
-        columns = [f"{_heading(metric)}{part}" for metric, part in found]
+        columns = [f"{METRICS[metric].heading}{part}" for metric, part in found]
         columns += ["IoU ↑"] * (row.iou is not None) + ["FID ↓"] * any(k >= 0 for k in row.fid)
         titled = f"## {_TITLES[name].capitalize()} by region"
         lines = ["", titled, "", f"| region | pictures | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
@@ -384,12 +383,6 @@ class Table:
                 cells.append(_number(row.fid[k].value if k in row.fid else math.nan))
             lines.append(f"| {region} | {pictures[k]} | {' | '.join(cells)} |")
         return lines
-
-
-def _heading(metric: str) -> str:
-    measure = MEASURES[metric]
-    unit = ", dB" if measure.unit == "dB" else " in [0, 1]" if metric == "rmse" else ""
-    return f"{measure.title}{unit} {'↑' if measure.higher_is_better else '↓'}"
 
 
 def _number(value: float) -> str:

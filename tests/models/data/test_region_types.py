@@ -221,7 +221,7 @@ def test_real_ears(data_folder: Path) -> None:
 class Few:
     """Pictures of one colour with a label map of one class each, with instances and edges."""
 
-    def __init__(self, name: str, names: list[str], classes: tuple[str, ...] = tuple(FACE_CLASSES)) -> None:
+    def __init__(self, name: str, names: list[str], classes: tuple[str, ...] = FACE_CLASSES) -> None:
         self.name, self.stems, self.classes = name, names, classes
         self.swaps = left_right_pairs(classes)
         self.default_size = (8, 8)
@@ -280,7 +280,7 @@ def test_several_sets_as_one() -> None:
 
 
 def test_sets_of_different_classes_do_not_join() -> None:
-    faces, facades = Few("faces", ["a"]), Few("facades", ["a"], tuple(FACADE_CLASSES))
+    faces, facades = Few("faces", ["a"]), Few("facades", ["a"], FACADE_CLASSES)
     with pytest.raises(
         ValueError,
         match=r"classes of faces; facades has 12 classes instead of 19, also facade, .* \.\.\., without skin, nose",

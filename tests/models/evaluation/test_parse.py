@@ -135,7 +135,7 @@ def test_command_writes_a_data_set(weights: Path, tmp_path: Path, capsys: pytest
         assert labels.mode == "P" and labels.size == size and np.asarray(labels).max() < 19
         assert Image.open(out / "images" / f"{stem}.png").size == size
         assert Image.open(out / "overlay" / f"{stem}.png").size == size
-    assert (out / "classes.txt").read_text().split() == FACE_CLASSES
+    assert (out / "classes.txt").read_text().split() == list(FACE_CLASSES)
     source = open_source(out, "folder", "all")
     assert [source.read(i).name for i in range(len(source))] == ["one", "three", "two"]
     assert "three.png (64 x 128): " in capsys.readouterr().out

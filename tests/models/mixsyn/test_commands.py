@@ -55,7 +55,7 @@ def _tiny(classes: tuple[str, ...]) -> MixSyn:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    _tiny(tuple(FACADE_CLASSES)).save(path)
+    _tiny(FACADE_CLASSES).save(path)
     return str(path)
 
 
@@ -237,7 +237,7 @@ def test_photos_may_be_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(face_parser, "load_face_parser", load)
     monkeypatch.chdir(tmp_path)
-    _tiny(tuple(FACE_CLASSES)).save("faces.safetensors")
+    _tiny(FACE_CLASSES).save("faces.safetensors")
     for name in "ab":
         save_image(Path(f"{name}.png"), image)
     given = ["--region", "hair=a.png", "--base", "b.png", "--model", "faces.safetensors"]

@@ -269,7 +269,7 @@ def test_the_command_prints_and_writes_one_table(command: Any, tmp_path: Path, i
     assert found["rows"]["known"]["fid_regions"]["window"]["first_count"] == 3
     assert len(found["rows"]["known"]["metrics"]["psnr"]["pictures"]) == 3
     assert "| random image | – | – | – |" in printed and "Cross-dataset" not in printed
-    assert "Paper, Table 1" in printed and "RMSE in [0, 1] ↓" in printed
+    assert "Paper, Table 1" in printed and "RMSE, of the value range ↓" in printed
 
 
 def test_random_images_are_as_many_as_pictures_unless_said(command: Any, tmp_path: Path, inception: Path) -> None:
