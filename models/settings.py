@@ -9,8 +9,8 @@ field by field::
 
 which is the option ``--batch-size`` (its help is the comment, or a docstring below), the key ``batch_size`` of a JSON file,
 and the attribute. Types: bool, int, float, str, Path, Literal, ``X | None``, unions, tuples of these, and dataclasses, whose
-fields become ``--section.field``. Tuples are comma lists, bools ``--flag`` and ``--no-flag``, None is the word "none". A
-field without default is a required option.
+fields become ``--section.field``. Tuples are comma lists, bools ``--flag`` and ``--no-flag`` (of a section
+``--no-section.flag`` or ``--section.no-flag``), None is the word "none". A field without default is a required option.
 
 The command line is read by tyro. Ours are the texts of values (comma lists, "none", finite numbers), JSON, and `--config`.
 """
@@ -22,6 +22,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -304,7 +305,7 @@ def read(
     with _wide("-h" in words or "--help" in words):
         tree: Any = tyro.cli(
             command,
-            args=list(words),
+            args=[re.sub(r"^--no-([^=]+\.)([^.=]+)$", r"--\1no-\2", word) for word in words],  # as tyro spells them
             prog=prog,
             description=description,
             default=command(_unchecked(kind, given, tyro.MISSING_NONPROP)),
@@ -353,11 +354,9 @@ def _unchecked(kind: type[C], given: Mapping[str, Any], missing: Any) -> C:
     """Return an object of `kind` for tyro's defaults: values of a file, then the fields' own; it is checked nowhere."""
     made, hints = object.__new__(kind), _hints(kind)
     for field in (field for field in dataclasses.fields(kind) if field.init):  # type: ignore[arg-type]
-        value = given.get(field.name, field.default)
-        if value is dataclasses.MISSING:
-            value = missing if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = given.get(field.name, _default(field, missing))
         if isinstance(value, dict):
-            value = _unchecked(hints[field.name], value, missing)
+            value = _unchecked(hints[field.name], _values(_default(field, None)) | value, missing)
         object.__setattr__(made, field.name, value)
     return made
 
@@ -431,6 +430,8 @@ def _registry(tyro: Any, fixed: set[tuple[type, str]]) -> Any:
         marks = {"repeated": conf.UseAppendAction, "positional": conf.Positional, "flat": conf.arg(name="")}
         fields = []
         for field in spec.fields:
+            if field.name not in _hints(info.type):
+                continue  # no argument of the constructor
             if field.name in how:
                 field = dataclasses.replace(field, type=Annotated[field.type, marks[how[field.name]]])
             if (info.type, field.name) in fixed:
@@ -471,7 +472,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
     """Return the config, or the options, that :func:`to_dict` wrote down.
 
-    A key that is missing takes the field's default, so that a run outlives the options that are added after it.
+    A key that is missing takes the field's default, within a section that of the section's own default, so that a run
+    outlives the options that are added after it.
 
     Raises:
         ValueError: a key that is unknown, or missing without a default; a value of a wrong type, or what ``__post_init__``
@@ -504,21 +506,32 @@ def _built(kind: type[C], given: Mapping[str, Any], prefix: str = "") -> C:
     hints, how = _hints(kind), _how(kind)
     where = prefix.rstrip(".") or kind.__name__
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
-    missing = [prefix + name for name, field in fields.items() if name not in given and not _has_default(field)]
+    nothing = dataclasses.MISSING
+    missing = [prefix + name for name, field in fields.items() if name not in given and _default(field, nothing) is nothing]
     if missing:
         raise ValueError(f"{where}: missing {', '.join(missing)}")
     values: dict[str, Any] = {}
     for name, value in given.items():
-        below = prefix if how.get(name) == "flat" else f"{prefix}{name}."
-        values[name] = _built(hints[name], value, below) if dataclasses.is_dataclass(hints[name]) else value
+        if isinstance(value, dict):
+            below = prefix if how.get(name) == "flat" else f"{prefix}{name}."
+            value = _built(hints[name], _values(_default(fields[name], None)) | value, below)
+        values[name] = value
     try:
         return kind(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}" if prefix else str(error)) from error
 
 
-def _has_default(field: dataclasses.Field[Any]) -> bool:
-    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+def _default(field: dataclasses.Field[Any], missing: Any) -> Any:
+    """Return a field's default, `missing` where it has none."""
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return missing if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _values(config: Any) -> dict[str, Any]:
+    """Return the fields of a section's default, none for None: what a file does not say of the section."""
+    return {} if config is None else {name: getattr(config, name) for name in _hints(type(config))}
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:

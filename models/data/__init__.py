@@ -15,7 +15,7 @@ from .drawn.facades import draw_facade
 from .drawn.faces import draw_face
 from .drawn.streets import draw_street
 from .loader import Loader
-from .options import DataOptions
+from .options import DataOptions, ReaderOptions
 from .palette import colorize, palette
 from .region_types import MergedSource, RegionTypes, merged, region_types
 from .sets import KINDS, LABEL_SETS, JoinedSource, ProceduralSource, guess_kind, open_source
@@ -39,6 +39,7 @@ __all__ = [
     "Loader",
     "MergedSource",
     "ProceduralSource",
+    "ReaderOptions",
     "Record",
     "RegionDataset",
     "RegionTypes",
