@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mixsyn_fast.models import settings as config
 from mixsyn_fast.models.data import (
@@ -151,7 +151,6 @@ PARTS = [FACE[name] for name in ("background", "ear_r", "l_ear", "r_ear", "nose"
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
 def test_earrings_go_to_the_nearer_ear(data: st.DataObject) -> None:
     height, width = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
     parts = data.draw(st.lists(st.sampled_from(PARTS), min_size=1, max_size=4))  # often without one ear, or the nose
@@ -178,7 +177,6 @@ def test_earrings_of_large_pictures_come_in_pieces() -> None:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
 def test_a_mirrored_face_has_mirrored_types(seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels = rng.choice(np.array([FACE[name] for name in ("background", "ear_r", "l_ear", "r_ear", "nose")]), (6, 8))

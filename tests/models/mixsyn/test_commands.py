@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mixsyn_fast.models.data import FACADE_CLASSES, FACE_CLASSES, draw_facade, draw_face, merged
 from mixsyn_fast.models.mixsyn import compose, diversity, edit
@@ -510,7 +510,6 @@ def test_groups_are_the_models_among_the_regions() -> None:
     assert diversity.region_groups(mixsyn, ["door", "cornice", "window"], False) == [("door",), ("cornice",), ("window",)]
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(*[st.booleans()] * 3), min_size=1, max_size=4), st.integers(1, 30), st.integers(0, 99), st.booleans()
 )

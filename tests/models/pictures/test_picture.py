@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mixsyn_fast.models.data import (
     FACADE_CLASSES,
@@ -308,7 +308,6 @@ def test_pictures_are_checked() -> None:
 
 
 @given(st.tuples(*[st.integers(1, 40)] * 4), st.sampled_from(["center", "none"]))
-@settings(max_examples=40, deadline=None)
 def test_fit_is_what_training_does(sides: tuple[int, int, int, int], crop: str) -> None:
     stored, size = sides[:2], sides[2:]
     rng = np.random.default_rng(0)
