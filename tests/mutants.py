@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock
+
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "mutants"
 TREE = WORK / "tree"
@@ -682,6 +684,9 @@ def main() -> int:
     parser.add_argument("--unchecked", action="store_true", help="do not run the tests on the copy as it is")
     options = parser.parse_args()
     chosen = [m for m in MUTATIONS if not options.names or any(name in m.name for name in options.names)]
+    WORK.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(WORK / "lock", timeout=0)
+    lock.acquire()  # one run at a time: they share the copy
     copy_tree()
     if not options.unchecked:
         for arguments in sorted({m.tests for m in chosen}):
