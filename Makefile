@@ -99,6 +99,7 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(CSRC)
+	$(RUN) .ci/typecheck.py
 
 format: $(VENV)/.ready
 	$(VENV)/bin/ruff check --fix-only .
@@ -109,6 +110,6 @@ doctor: setup
 	$(VENV)/bin/mixsyn-fast doctor
 
 clean:
-	rm -rf build dist *.egg-info mixsyn_fast/_C*.so mixsyn_fast/_C.json .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist *.egg-info mixsyn_fast/_C*.so mixsyn_fast/_C.json .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	rm -rf $(VENV) outputs .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

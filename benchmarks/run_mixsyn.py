@@ -39,7 +39,7 @@ import torch
 from mixsyn_fast.models import settings
 from mixsyn_fast.models.data import Collate, RegionDataset, open_source
 from mixsyn_fast.models.demo.speed import time_limit
-from mixsyn_fast.models.mixsyn.blocks import fold_spectral_norm
+from mixsyn_fast.models.mixsyn.blocks import fold_convolutions
 from mixsyn_fast.models.mixsyn.compositions import Composition
 from mixsyn_fast.models.mixsyn.config import Config
 from mixsyn_fast.models.mixsyn.structure import StructureGenerator
@@ -93,7 +93,7 @@ class MixSynBench:
         self.structure, self.style = StructureGenerator(config), StyleGenerator(config)
         for network in (self.structure, self.style):
             randomise(network, seed)
-            fold_spectral_norm(network)
+            fold_convolutions(network)
             network.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)  # as MixSyn has them
         self.images, self.labels = images.to(self.device), labels.to(self.device)
         self.composition = in_turn(torch.cat([self.regions(s).areas() > 0 for s in range(len(images))]))

@@ -340,12 +340,12 @@ def test_bodies_that_run_without_the_extension() -> None:
     values = make_inputs((2, 5, 4, 6, 7), 3, torch.float64, torch.channels_last)
     inputs = [values[name] for name in NAMES]
     torch.testing.assert_close(
-        *(forward(*inputs) for forward in (module._NATIVE.forward, module.channel_attention_spread_reference))
+        *(forward(*inputs) for forward in (module._OP.native.forward, module.channel_attention_spread_reference))
     )
     grad = values["grad"].contiguous(memory_format=torch.channels_last)
     for needs in (7, 3, 5):
         torch.testing.assert_close(
-            *(backward(grad, *inputs, needs) for backward in (module._NATIVE.backward, module._backward_reference))
+            *(backward(grad, *inputs, needs) for backward in (module._OP.native.backward, module._backward_reference))
         )
 
 

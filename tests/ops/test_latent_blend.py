@@ -321,10 +321,10 @@ def test_bodies_that_run_without_the_extension() -> None:
     a, b, logits = make_inputs(layout, depth)
     for q_on_b in (False, True):
         arguments = (a, b, logits, list(layout.channels), q_on_b)
-        torch.testing.assert_close(op_module._NATIVE.forward(*arguments), latent_blend_reference(*arguments))
+        torch.testing.assert_close(op_module._OP.native.forward(*arguments), latent_blend_reference(*arguments))
         for grads in ((a, b), (a, None), (None, b)):
             torch.testing.assert_close(
-                op_module._NATIVE.backward(*grads, *arguments), op_module._backward_reference(*grads, *arguments)
+                op_module._OP.native.backward(*grads, *arguments), op_module._backward_reference(*grads, *arguments)
             )
 
 

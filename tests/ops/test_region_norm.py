@@ -438,12 +438,12 @@ def test_bodies_that_run_without_the_extension(norm: int) -> None:
     module = sys.modules["mixsyn_fast.ops.region_norm"]
     values, index, grad = make_inputs((2, 5, 6, 7), torch.float64, channels_last=False)
     rest = (index, values["table"], None, None, values["noise"], values["noise_scale"])
-    forwards = [k.forward(values["x"], None, None, *rest, norm, 1e-5, 0.2) for k in (module._NATIVE, module._REFERENCE)]
+    forwards = [k.forward(values["x"], None, None, *rest, norm, 1e-5, 0.2) for k in (module._OP.native, module._REFERENCE)]
     torch.testing.assert_close(*forwards)
     mean, variance = forwards[0][1:] if norm else (None, None)
     common = (grad, values["x"], mean, variance, *rest)
-    reduced = [k.backward_reduce(*common, norm, 1e-5, 0.2) for k in (module._NATIVE, module._REFERENCE)]
+    reduced = [k.backward_reduce(*common, norm, 1e-5, 0.2) for k in (module._OP.native, module._REFERENCE)]
     torch.testing.assert_close(*reduced)
     sums = reduced[0][:2] if norm else (None, None)
-    inputs = [k.backward_input(*common, *sums, 42.0, norm, 1e-5, 0.2, False) for k in (module._NATIVE, module._REFERENCE)]
+    inputs = [k.backward_input(*common, *sums, 42.0, norm, 1e-5, 0.2, False) for k in (module._OP.native, module._REFERENCE)]
     torch.testing.assert_close(*inputs)

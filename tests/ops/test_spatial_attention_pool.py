@@ -449,13 +449,13 @@ def test_bodies_that_run_without_the_extension(masked: bool) -> None:
     if mask is not None:
         mask[1] = False
     forwards = [
-        forward(*inputs, mask, True) for forward in (module._NATIVE.forward, module.spatial_attention_pool_reference)
+        forward(*inputs, mask, True) for forward in (module._OP.native.forward, module.spatial_attention_pool_reference)
     ]
     torch.testing.assert_close(*forwards)
     for needs, grad_maps in itertools.product((15, 6, 9), (None, values["grad_maps"])):
         common = (values["grad_values"], values["grad_mean"], grad_maps, *inputs, mask, forwards[0][0], forwards[0][3])
         torch.testing.assert_close(
-            *(backward(*common, needs) for backward in (module._NATIVE.backward, module._backward_reference))
+            *(backward(*common, needs) for backward in (module._OP.native.backward, module._backward_reference))
         )
 
 
