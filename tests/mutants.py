@@ -214,8 +214,8 @@ MUTATIONS = [
         ),
         (
             "sort of a piece",
-            "const bool leaves = stride > 1 ? stride / 2 > 32 : size > 32;",
-            "const bool leaves = false;",
+            "if ((a > b) == ((low & size) == 0)) keys[low] = b, keys[high] = a;",
+            "if (a > b) keys[low] = b, keys[high] = a;",
             "emulated and (bitwise or regions) and mean",
         ),
         ("area of a region", "counts[label] += low - i;", "counts[label] += low - i - 1;", "emulated and shapes and mean"),
@@ -223,10 +223,10 @@ MUTATIONS = [
     *cuda(
         "label_patterns",
         (
-            "rows of one image",
-            "if (grid.per_image && p / grid.pixels != q / grid.pixels) return false;",
-            "",
-            "emulated and matches and per_image",
+            "taps beyond the image",
+            "x + dx >= 0 && x + dx < grid.width;\n      const unsigned code = inside ?",
+            "x + dx >= 0 && x + dx <= grid.width;\n      const unsigned code = inside ?",
+            "emulated and matches",
         ),
         ("codes of edges", "if (edges && __ldg(edges + p)) code += num_regions + 2;", "", "emulated and matches and edges"),
     ),
