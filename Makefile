@@ -10,6 +10,7 @@
 #   make bench-mixsyn [ARGS=..]              a composition and an edit of MixSyn, part by part
 #   make gpu-check                          what needs a GPU: uses python3 itself when it has a CUDA torch
 #   make sanitize                           the CPU kernels under AddressSanitizer and UBSan
+#   make headers [TORCH=2.14.1]            compile against the headers of another torch, which is not installed
 #   make lint | format | kernels | doctor | clean
 
 SHELL := /bin/bash
@@ -20,7 +21,8 @@ RUN := $(VENV)/bin/python
 CSRC := $(wildcard csrc/*.* csrc/*/*.*)
 CXX_USED := $(or $(shell command -v $(firstword $(CXX))),g++)
 
-.PHONY: demo test mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn gpu-check sanitize lint format kernels doctor setup clean
+.PHONY: demo test mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn gpu-check \
+  sanitize headers lint format kernels doctor setup clean
 
 setup: $(VENV)/.installed
 
@@ -94,6 +96,10 @@ sanitize: setup
 	ASAN_OPTIONS=detect_leaks=0:malloc_context_size=3:quarantine_size_mb=64 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	MIXSYN_FAST_SANITIZE=1 MIXSYN_FAST_STRICT=1 \
 	$(RUN) -m pytest -q -m "not gpu and not slow" -k "not triton and not cuda and not compile and not opcheck and not gradcheck" tests/ops $(ARGS)
+
+TORCH ?= 2.14.1
+headers: setup
+	$(RUN) -m tests.build.torch_headers $(TORCH)
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

@@ -16,7 +16,7 @@ from .drawn.faces import draw_face
 from .drawn.streets import draw_street
 from .latents import LatentBatch, LatentDataset
 from .loader import Loader
-from .options import DataOptions
+from .options import DataOptions, ReaderOptions
 from .palette import colorize, palette
 from .region_types import MergedSource, RegionTypes, merged, region_types
 from .sets import KINDS, LABEL_SETS, JoinedSource, ProceduralSource, guess_kind, open_source
@@ -45,6 +45,7 @@ __all__ = [
     "MergedSource",
     "Packed",
     "ProceduralSource",
+    "ReaderOptions",
     "Record",
     "RegionDataset",
     "RegionTypes",

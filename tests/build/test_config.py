@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mixsyn_fast import _build
+from tests.build import torch_headers
 
 CUDA_TORCH = _build.Torch(Path("/nowhere/torch"), "2.12.0+cu130", "13.0")
 
@@ -352,3 +353,21 @@ def test_own_pybind11_comes_before_that_of_torch(repository, tmp_path):
     said = subprocess.run([*alone, "-fsyntax-only", "-H"], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     assert str(own / "pybind11.h") in said.stderr and package not in said.stderr
+
+
+def test_headers_of_another_torch(tmp_path, monkeypatch, capsys):
+    """A wheel that cannot be had is said and passed over; a source that does not compile fails the run."""
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "a_cpu.cpp").write_text("#include <torch/csrc/stable/there.h>\n")
+    include = tmp_path / "torch" / "include" / "torch" / "csrc" / "stable"
+    include.mkdir(parents=True)
+    monkeypatch.setattr(torch_headers, "headers", lambda version, folder: "no such wheel")
+    assert torch_headers.main(["2.99.0"], tmp_path / "csrc") == 0
+    assert "cannot be had here, nothing was compiled against them: no such wheel" in capsys.readouterr().out
+    torch = _build.Torch(tmp_path / "torch", "2.99.0", None)
+    monkeypatch.setattr(torch_headers, "headers", lambda version, folder: torch)
+    assert torch_headers.main(["2.99.0"], tmp_path / "csrc") == 1
+    said = capsys.readouterr()
+    assert "0 of 2 compilations succeed" in said.out and "there.h: No such file" in said.err
+    (include / "there.h").touch()
+    assert torch_headers.main(["2.99.0"], tmp_path / "csrc") == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import types
@@ -29,6 +28,8 @@ from mixsyn_fast.models.metrics import (
 from mixsyn_fast.models.settings import to_dict
 from mixsyn_fast.models.training import command
 from torch import Tensor, nn
+
+from mixsyn_fast.commands import run_command
 
 Image = pytest.importorskip("PIL.Image", reason="reads and writes pictures")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -82,9 +83,7 @@ def inception(tmp_path: Path) -> Path:
 
 def run(out: Path, *words: object) -> tuple[int, dict[str, Any]]:
     """Run the command; return its exit status and the JSON report."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    evaluate.add_arguments(parser)
-    status = evaluate.main(parser.parse_args([*map(str, words), "--out", str(out)]))
+    status = run_command(evaluate, [*map(str, words), "--out", str(out)], "evaluate")
     text = (out / "report.json").read_text()
     return status, json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
@@ -397,14 +396,14 @@ def test_several_outputs_per_input(
         (
             "--images {outputs} --reference {outputs} --metrics psnr,fancy",
             ValueError,
-            "--metrics: expected .*, got fancy",
+            "--metrics: expected .*, got 'psnr,fancy'",
         ),
-        ("--images {outputs} --reference {outputs} --metrics ,", ValueError, "--metrics: expected .*, got none"),
+        ("--images {outputs} --reference {outputs} --metrics ,", ValueError, "--metrics: expected .*, got ','"),
         ("--images {outputs} --reference {outputs} --size 16", ValueError, "--size: goes with --data or --run only"),
         ("--images {outputs} --reference {outputs} --step best", ValueError, "--step: goes with --run only"),
         ("--images {outputs} --reference {outputs} --live", ValueError, "--live: goes with --run only"),
         ("--samples {outputs} --metrics psnr", ValueError, "--samples: expected diversity among --metrics"),
-        ("--images {outputs} --reference {outputs} --regions", ValueError, "--regions, fid_regions: expected --data"),
+        ("--images {outputs} --reference {outputs} --regions", ValueError, "--regions: expected --data"),
         ("--images {outputs} --reference {outputs} --limit 0", ValueError, "--limit: expected at least 1, got 0"),
         ("--images {outputs} --reference {outputs} --batch-size 0", ValueError, "--batch-size: expected at least 1, got 0"),
         ("--images {outputs} --data {data} --kind folder --size 0", ValueError, "--size: expected one or two positive"),
