@@ -40,8 +40,13 @@ _SCALARS = (bool, int, float, str, Path, _NONE)
 # --------------------------------------------------------------------------------------------------
 
 
-@cache
 def _hints(kind: type) -> dict[str, Any]:
+    """As :func:`_read_hints`, which type checkers do not let take a class of data: its objects have no hash."""
+    return _read_hints(kind)
+
+
+@cache
+def _read_hints(kind: type) -> dict[str, Any]:
     """Field name -> type of a dataclass, in the order of its fields; TypeError for a type that has no option."""
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise TypeError(f"expected a dataclass, got {kind!r}")
@@ -234,7 +239,8 @@ def _leading(message: str, kind: type) -> tuple[str, str, str]:
                 return found
         elif message.startswith(f"{name}: "):
             rest = message[len(name) + 2 :]
-            inner, _, last = _leading(rest, hint) if dataclasses.is_dataclass(hint) else ("", "", rest)
+            nested = dataclasses.is_dataclass(hint)
+            inner, _, last = _leading(rest, hint) if nested else ("", "", rest)
             return f"{name}.{inner}" if inner else name, how.get(name, ""), last
     return "", "", message
 
@@ -419,7 +425,8 @@ def _registry(tyro: Any, fixed: set[tuple[type, str]]) -> Any:
 
     @registry.struct_rule
     def section(info: Any) -> Any:
-        if info.type in inside or not dataclasses.is_dataclass(info.type):
+        known = dataclasses.is_dataclass(info.type)
+        if info.type in inside or not known:
             return None
         inside.append(info.type)
         try:
