@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mixsyn_fast.models.data import NUM_CLASSES, draw_batch, load_folder
+from mixsyn_fast.models.data import NUM_CLASSES, draw_batch, first_items, open_source
 from torch import Tensor
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -88,9 +88,9 @@ class Labels:
         if self.folder is not None and kind == "street":
             scenes = self.folder.parent.parent / "samples" / "ade20k"
             if scenes.is_dir():
-                return load_folder(scenes, count, size, num_classes=NUM_CLASSES["street"])
+                return first_items(open_source(scenes, "folder", "all", classes=NUM_CLASSES["street"]), count, size)
         if self.folder is not None and kind == "face":
-            return load_folder(self.folder, count, size, num_classes=NUM_CLASSES["face"])
+            return first_items(open_source(self.folder, "folder", "all", classes=NUM_CLASSES["face"]), count, size)
         return draw_batch(kind, count, size)
 
     def tensors(self, kind: str, count: int, size: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -107,9 +107,7 @@ def label_source(data: str | os.PathLike[str] | None) -> Labels:
         FileNotFoundError: `data` is given and is not a folder of pairs.
     """
     if data is not None:
-        from mixsyn_fast.models.data import list_pairs
-
-        list_pairs(data)
+        open_source(data, "folder", "all", classes=NUM_CLASSES["face"])
         return Labels(Path(data))
     root = os.environ.get("MIXSYN_FAST_DATA")
     if root:

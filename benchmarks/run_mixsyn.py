@@ -36,16 +36,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mixsyn_fast.models import settings
 from mixsyn_fast.models.data import Collate, RegionDataset, open_source
-from mixsyn_fast.models.mixsyn.blocks import fold_spectral_norm
+from mixsyn_fast.models.demo.speed import time_limit
+from mixsyn_fast.models.mixsyn.blocks import fold_convolutions
 from mixsyn_fast.models.mixsyn.compositions import Composition
 from mixsyn_fast.models.mixsyn.config import Config
 from mixsyn_fast.models.mixsyn.structure import StructureGenerator
 from mixsyn_fast.models.mixsyn.style import StyleGenerator
-from mixsyn_fast.models.training import config as settings
+from mixsyn_fast.models.plain import dense_reference, randomise, without_norms
 from torch import Tensor
 
-from mixsyn_fast.demo_speed import dense_reference, randomise, time_limit, without_norms
 from mixsyn_fast.progress import progress
 from mixsyn_fast.region_map import RegionMap
 from mixsyn_fast.runtime import keep_memory
@@ -92,7 +93,7 @@ class MixSynBench:
         self.structure, self.style = StructureGenerator(config), StyleGenerator(config)
         for network in (self.structure, self.style):
             randomise(network, seed)
-            fold_spectral_norm(network)
+            fold_convolutions(network)
             network.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)  # as MixSyn has them
         self.images, self.labels = images.to(self.device), labels.to(self.device)
         self.composition = in_turn(torch.cat([self.regions(s).areas() > 0 for s in range(len(images))]))

@@ -36,9 +36,10 @@ from typing import Any
 
 import torch
 from mixsyn_fast.models import clade, sean, spade
+from mixsyn_fast.models.demo.speed import time_limit
+from mixsyn_fast.models.plain import calibrate, dense_reference, plain_copy, randomise, shared_copy, without_norms
 from torch import Tensor, nn
 
-from mixsyn_fast.demo_speed import calibrate, dense_reference, plain_copy, randomise, shared_copy, time_limit, without_norms
 from mixsyn_fast.progress import progress
 from mixsyn_fast.region_map import RegionMap
 from mixsyn_fast.runtime import keep_memory

@@ -12,7 +12,7 @@ from .commands import guarded, make_parser
 # words of the command -> (module with add_arguments(parser) and main(options), one line of help)
 _COMMANDS = {
     "doctor": ("mixsyn_fast.doctor", "versions, build, cache, and for every op and device what would run and why"),
-    "demo": ("mixsyn_fast.demo", "new pictures composed from several ones, and what the fast kernels gain"),
+    "demo": ("mixsyn_fast.models.demo.command", "new pictures composed from several ones, and what the fast kernels gain"),
     "compose": ("mixsyn_fast.models.mixsyn.compose", "a new picture from regions of several ones"),
     "edit": ("mixsyn_fast.models.mixsyn.edit", "replace regions of a picture step by step"),
     "diversity": ("mixsyn_fast.models.mixsyn.diversity", "a grid of random combinations of some pictures' regions"),

@@ -49,7 +49,7 @@ def examine() -> dict[str, Any]:
     elif not torch.cuda.is_available():
         no_cuda = "no CUDA device is visible"
     ops: dict[str, dict[str, dict[str, str]]] = {}
-    for op in backend.OPS:
+    for op in backend.registered_ops():
         ops[op] = {}
         for device in ("cpu", "cuda"):
             if device == "cuda" and no_cuda is not None:

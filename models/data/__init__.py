@@ -7,26 +7,18 @@ For example::
     batch = next(Loader(dataset, batch_size=8, workers=4, device="cuda"))  # .image, .regions
 """
 
-from .batch import Batch, Collate, edges_of_instances
-from .dataset import Item, RegionDataset
-from .folder import Pair, list_pairs, load_folder, read_pair
+from .batch import Batch, Collate
+from .classes import FACADE_CLASSES, FACE_CLASSES, STREET_CLASSES
+from .dataset import Item, RegionDataset, edges_of_instances, first_items
+from .drawn.drawing import NUM_CLASSES, draw, draw_batch
+from .drawn.facades import draw_facade
+from .drawn.faces import draw_face
+from .drawn.streets import draw_street
 from .loader import Loader
-from .procedural import (
-    FACADE_CLASSES,
-    FACE_CLASSES,
-    NUM_CLASSES,
-    STREET_CLASSES,
-    colorize,
-    draw,
-    draw_batch,
-    draw_facade,
-    draw_face,
-    draw_street,
-    palette,
-)
+from .options import DataOptions
+from .palette import colorize, palette
 from .region_types import MergedSource, RegionTypes, merged, region_types
 from .sets import KINDS, LABEL_SETS, JoinedSource, ProceduralSource, guess_kind, open_source
-from .sheets import contact_sheet, to_uint8
 from .source import FileSource, LabelSet, Record, Sample, Source
 from .statistics import Statistics, statistics
 
@@ -39,13 +31,13 @@ __all__ = [
     "STREET_CLASSES",
     "Batch",
     "Collate",
+    "DataOptions",
     "FileSource",
     "Item",
     "JoinedSource",
     "LabelSet",
     "Loader",
     "MergedSource",
-    "Pair",
     "ProceduralSource",
     "Record",
     "RegionDataset",
@@ -54,21 +46,17 @@ __all__ = [
     "Source",
     "Statistics",
     "colorize",
-    "contact_sheet",
     "draw",
     "draw_batch",
     "draw_facade",
     "draw_face",
     "draw_street",
     "edges_of_instances",
+    "first_items",
     "guess_kind",
-    "list_pairs",
-    "load_folder",
     "merged",
     "open_source",
     "palette",
-    "read_pair",
     "region_types",
     "statistics",
-    "to_uint8",
 ]

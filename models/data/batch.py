@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +16,7 @@ from torch import Tensor
 
 from mixsyn_fast import RegionMap
 
-if TYPE_CHECKING:
-    from .dataset import Item
+from .dataset import Item
 
 _ALIGNMENT = 64  # bytes: every tensor of a packed batch begins on a cache line
 
@@ -132,30 +131,6 @@ def _view(buffer: Tensor, slot: _Slot) -> Tensor:
         count *= side
     data = buffer[slot.offset : slot.offset + count * slot.dtype.itemsize].view(slot.dtype)
     return data.as_strided(slot.shape, slot.stride, data.storage_offset())
-
-
-def edges_of_instances(instances: np.ndarray) -> np.ndarray:
-    """Mark the pixels at the borders of objects.
-
-    Args:
-        instances: (H, W) integer ids, equal for pixels of one object.
-
-    Returns:
-        (H, W) bool: the pixel differs from the one above, below, left or right of it (so both pixels of a pair are marked),
-        the edge map of Wang et al. 2018 ("pix2pixHD", section 3.3) that SPADE takes as a further channel.
-
-    Raises:
-        ValueError: not two-dimensional.
-    """
-    if instances.ndim != 2:
-        raise ValueError(f"instances: expected shape (H, W), got {instances.shape}")
-    edges = np.zeros(instances.shape, bool)
-    across, down = instances[:, 1:] != instances[:, :-1], instances[1:] != instances[:-1]
-    edges[:, 1:] |= across
-    edges[:, :-1] |= across
-    edges[1:] |= down
-    edges[:-1] |= down
-    return edges
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 from torch.utils.data import Dataset, get_worker_info
 
-from .batch import edges_of_instances
 from .source import Sample, Source
 
 Box = tuple[float, float, float, float]
@@ -177,3 +176,48 @@ def resample(sample: Sample, box: Box, size: tuple[int, int]) -> tuple[np.ndarra
     if sample.edges is not None:
         edges = sample.edges[at] if edges is None else edges | sample.edges[at]
     return image, sample.labels[at], edges
+
+
+def edges_of_instances(instances: np.ndarray) -> np.ndarray:
+    """Mark the pixels at the borders of objects.
+
+    Args:
+        instances: (H, W) integer ids, equal for pixels of one object.
+
+    Returns:
+        (H, W) bool: the pixel differs from the one above, below, left or right of it (so both pixels of a pair are marked),
+        the edge map of Wang et al. 2018 ("pix2pixHD", section 3.3) that SPADE takes as a further channel.
+
+    Raises:
+        ValueError: not two-dimensional.
+    """
+    if instances.ndim != 2:
+        raise ValueError(f"instances: expected shape (H, W), got {instances.shape}")
+    edges = np.zeros(instances.shape, bool)
+    across, down = instances[:, 1:] != instances[:, :-1], instances[1:] != instances[:-1]
+    edges[:, 1:] |= across
+    edges[:, :-1] |= across
+    edges[1:] |= down
+    edges[:-1] |= down
+    return edges
+
+
+def first_items(source: Source, count: int, size: int | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first pictures of a source, the largest box of the wanted proportions in the middle, as arrays.
+
+    Args:
+        source: the set; a smaller one is repeated.
+        count: how many, at least 1.
+        size: side of a square, or (H, W).
+
+    Returns:
+        images (count, H, W, 3) uint8 and labels (count, H, W) int32.
+
+    Raises:
+        ValueError: count or size below 1, or a file that cannot be used; the message names it.
+    """
+    if count < 1:
+        raise ValueError(f"count: expected at least 1, got {count}")
+    dataset = RegionDataset(source, size, on_error="raise")
+    items = [dataset[i % len(dataset)] for i in range(count)]
+    return np.stack([item.image for item in items]), np.stack([item.labels for item in items])

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..sheets import contact_sheet, legend, save_png
 from .dataset import RegionDataset
-from .procedural import colorize, palette
+from .palette import colorize, palette
 from .sets import KINDS, add_reader_arguments, open_source, reader_options
-from .sheets import contact_sheet, legend, save_png
 from .source import Source
 from .statistics import Statistics, statistics
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from .folder import IMAGE_SUFFIXES
+from .files import IMAGE_SUFFIXES
 from .source import LabelSet, Record
 
 Found = tuple[LabelSet, list[Record]]

@@ -23,17 +23,17 @@ from .classes import (
     COCO_STUFF,
     DEEPFASHION,
     DEEPFASHION_COLOURS,
+    FACADE_CLASSES,
+    FACE_CLASSES,
     GTA5,
     LAPA,
 )
-from .facades import FACADE_CLASSES
-from .faces import FACE_CLASSES
 from .layouts import SPLITS, Found, by_number, files, listed, pairs, simple, split_folders
 from .source import LabelSet, Record, read_matlab
 
 # --- faces ------------------------------------------------------------------------------------------------------------
 
-_FACES = LabelSet(tuple(FACE_CLASSES), (256, 256), rescale=True)
+_FACES = LabelSet(FACE_CLASSES, (256, 256), rescale=True)
 
 
 def celebamask_hq(root: Path, split: str, partition: str = "celeba") -> Found:
@@ -146,7 +146,7 @@ def helen(root: Path, split: str) -> Found:
 
 # --- facades ----------------------------------------------------------------------------------------------------------
 
-_FACADES = LabelSet(tuple(FACADE_CLASSES), (256, 256), first=1)
+_FACADES = LabelSet(FACADE_CLASSES, (256, 256), first=1)
 
 
 def cmp_facade(root: Path, split: str) -> Found:

@@ -12,9 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from .classes import left_right_pairs
-from .facades import FACADE_CLASSES
-from .faces import FACE_CLASSES
+from .classes import FACADE_CLASSES, FACE_CLASSES, left_right_pairs
 from .source import Sample, Source
 
 Merge = Literal["none", "meta", "compact"]

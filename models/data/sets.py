@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from .classes import left_right_pairs
-from .facades import FACADE_CLASSES, draw_facade
-from .faces import FACE_CLASSES, draw_face
-from .folder import IMAGE_SUFFIXES
+from .classes import FACADE_CLASSES, FACE_CLASSES, left_right_pairs
+from .drawn.facades import draw_facade
+from .drawn.faces import draw_face
+from .files import IMAGE_SUFFIXES
 from .layouts import SPLITS
 from .readers import LABEL_SETS as _STORED
 from .readers import READERS

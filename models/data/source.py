@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from .classes import left_right_pairs
-from .folder import LABEL_MODES, open_picture
+from .files import LABEL_MODES, open_picture
 
 _RANGE = 1 << 16  # stored ids of 16-bit label maps
 _NOT_A_CLASS = -2

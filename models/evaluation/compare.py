@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .fid import FIDResult, InceptionFeatures, fid_of_features
-from .metrics import Interval, intervals, psnr, rmse, ssim
-from .pictures import to_tensor
+from ..metrics.fid import FIDResult, InceptionFeatures, fid_of_features
+from ..metrics.score import Score
+from ..metrics.table import METRICS, PairMetric
+from ..pictures.files import to_tensor
 
 GREY = 128  # what surrounds a region in FID per region
 _BYTES = (0.0, 255.0)
@@ -36,56 +37,6 @@ class Compared:
     """(H, W) integer class, -1 for none."""
 
 
-class Measure(NamedTuple):
-    """What a metric is called and which way is better."""
-
-    title: str
-    unit: str
-    higher_is_better: bool
-
-
-MEASURES: dict[str, Measure] = {
-    "psnr": Measure("PSNR", "dB", True),
-    "ssim": Measure("SSIM", "", True),
-    "rmse": Measure("RMSE", "of the value range", False),
-    "lpips_vgg": Measure("LPIPS (VGG-16)", "", False),
-    "lpips_alex": Measure("LPIPS (AlexNet)", "", False),
-    "diversity": Measure("Diversity (mean pairwise LPIPS)", "", True),
-    "top1": Measure("Top-1 similarity (LPIPS)", "", False),
-    "mcsd": Measure("mCSD", "", True),
-    "mocd": Measure("mOCD", "", False),
-}
-"""Scores that are means over pictures."""
-
-PairMetric = Callable[..., Tensor]
-"""(outputs, targets, labels, num_regions, value_range=...) -> (B,) or (B, K), as :func:`mixsyn_fast.models.evaluation.psnr`
-is."""
-
-PIXEL_METRICS: dict[str, PairMetric] = {"psnr": psnr, "ssim": ssim, "rmse": rmse}
-
-
-@dataclass
-class Score:
-    """One metric over all pictures."""
-
-    names: list[str] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-    """One per name."""
-    by_region: list[np.ndarray] = field(default_factory=list)
-    """(K,) per name, NaN where a region is absent; empty without regions."""
-
-    def whole(self, seed: int = 0) -> Interval:
-        """Mean over pictures."""
-        return intervals(np.array(self.values), seed=seed)[0]
-
-    def regions(self, classes: Sequence[str], seed: int = 0) -> dict[str, Interval]:
-        """Mean per class that some picture has."""
-        if not self.by_region:
-            return {}
-        found = intervals(np.stack(self.by_region), seed=seed)
-        return {name: i for name, i in zip(classes, found, strict=True) if i.count or i.infinite}
-
-
 class _Extreme(NamedTuple):
     """A picture among the best or the worst; ordered by goodness, then by age."""
 
@@ -98,7 +49,7 @@ class Comparison:
     """Collects scores while pictures stream by.
 
     Args:
-        metrics: name in `MEASURES` -> function.
+        metrics: name in `METRICS` -> function.
         classes: names of the regions, to score them as well (every picture then needs labels); None for whole pictures.
         inception: network for FID; None for no FID.
         fid_regions: FID of every region too: all other pixels of both pictures are grey, pictures without it are left out.
@@ -147,7 +98,7 @@ class Comparison:
                 score.by_region += list(
                     metric(outputs, targets, labels, len(self.classes), value_range=_BYTES).cpu().numpy()
                 )
-            worth = np.array(values) * (1 if MEASURES[name].higher_is_better else -1)
+            worth = np.array(values) * (1 if METRICS[name].higher_is_better else -1)
         if self.metrics:
             for value, compared in zip(worth.tolist(), batch, strict=True):
                 self._remember(value, compared)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +28,13 @@ from mixsyn_fast.progress import progress
 
 from ..data import RegionDataset, open_source
 from ..data.sets import add_reader_arguments, reader_options
-from ..data.sheets import contact_sheet
-from .compare import PIXEL_METRICS, Compared, Comparison, PairMetric, Score, batches
-from .diversity import class_diversity, pairwise_lpips, top1_similarity
-from .fid import InceptionFeatures
+from ..metrics.diversity import class_diversity, pairwise_lpips, top1_similarity
+from ..metrics.lpips import LPIPS
+from ..metrics.score import Score
+from ..metrics.table import CHOICES, DEFAULT, METRICS, TOOLS, Tools
+from ..pictures.files import list_pictures, read_image, save_image, to_tensor
+from ..sheets import contact_sheet
+from .compare import Compared, Comparison, batches
 from .inputs import (
     DataReference,
     Drawn,
@@ -42,17 +45,12 @@ from .inputs import (
     pairs_of_files,
     samples_of_folder,
 )
-from .lpips import LPIPS
-from .pictures import list_pictures, read_picture, save_picture, to_tensor
 from .report import Report
 
 if TYPE_CHECKING:
     from ..training import Trained
 
-METRICS = ("psnr", "ssim", "rmse", "lpips_vgg", "lpips_alex", "fid", "fid_regions", "diversity")
-DEFAULT = "psnr,ssim,rmse,lpips_vgg,lpips_alex,fid"
-
-
+_DEFAULT = ",".join(DEFAULT)
 _UNSET = {"size": None, "kind": None, "split": None, "step": "newest", "live": False, "draws": 8}
 
 
@@ -82,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="height and width in pixels that the data is cropped and scaled to (default: the run's, else as stored)",
     )
     add("--limit", type=int, metavar="N", help="only the first N names of the reference (default: all)")
-    add("--metrics", default=DEFAULT, help=f"out of {', '.join(METRICS)} (default: %(default)s)")
+    add("--metrics", default=_DEFAULT, help=f"out of {', '.join(CHOICES)} (default: %(default)s)")
     add("--regions", action="store_true", help="score every class of the label maps as well")
     add("--step", default="newest", help="with --run: newest, best, or a step number (default: %(default)s)")
     add("--live", action="store_true", help="with --run: the weights themselves, not their moving average")
@@ -126,9 +124,9 @@ def _size(text: str | None) -> tuple[int, int] | None:
 def _check(arguments: argparse.Namespace) -> list[str]:
     """Return the metrics asked for; ValueError for options that do not fit together."""
     metrics = [name.strip() for name in arguments.metrics.split(",") if name.strip()]
-    unknown = [name for name in metrics if name not in METRICS]
+    unknown = [name for name in metrics if name not in CHOICES]
     if unknown or not metrics:
-        raise ValueError(f"--metrics: expected some of {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
+        raise ValueError(f"--metrics: expected some of {', '.join(CHOICES)}, got {', '.join(unknown) or 'none'}")
     if not (arguments.images or arguments.run or arguments.samples):
         raise ValueError("expected --images, --run or --samples: what is to be judged")
     if arguments.images and not (arguments.reference or arguments.data):
@@ -138,7 +136,7 @@ def _check(arguments: argparse.Namespace) -> list[str]:
     if (arguments.regions or "fid_regions" in metrics) and not (arguments.data or arguments.run):
         raise ValueError("--regions, fid_regions: expected --data, for they need label maps")
     if arguments.samples and "diversity" not in metrics:
-        if arguments.metrics != DEFAULT:
+        if arguments.metrics != _DEFAULT:
             raise ValueError("--samples: expected diversity among --metrics, for nothing else reads them")
         metrics = [*(metrics if arguments.images or arguments.run else []), "diversity"]
     of_data, of_run = not (arguments.data or arguments.run), not arguments.run
@@ -156,50 +154,14 @@ def _check(arguments: argparse.Namespace) -> list[str]:
     return metrics
 
 
-class _Tools:
-    """The metrics that can be computed here; the others with their reasons."""
-
-    def __init__(self, arguments: argparse.Namespace, metrics: list[str]) -> None:
-        self.arguments, self.metrics = arguments, metrics
-        self.missing: dict[str, str] = {}
-        self.files: dict[str, str] = {}
-        self._made: dict[str, LPIPS] = {}
-        self.pairs: dict[str, PairMetric] = {}
-        for name in metrics:
-            if name in PIXEL_METRICS:
-                self.pairs[name] = PIXEL_METRICS[name]
-            elif name in ("lpips_vgg", "lpips_alex"):
-                made = self.lpips("vgg16" if name == "lpips_vgg" else "alexnet", name)
-                if made is not None:
-                    self.pairs[name] = made
-        self.diversity = self.lpips(arguments.diversity_network, "diversity") if "diversity" in metrics else None
-        self.inception = None
-        for name in ("fid", "fid_regions"):
-            if name in metrics and self.inception is None:
-                self.inception = self._try(name, arguments.inception, lambda: InceptionFeatures(arguments.inception))
-        if self.inception is not None:
-            self.inception.to(arguments.device)
-            self.files["FID features"] = str(self.inception.path)
-        if not (arguments.images or arguments.run):  # --samples alone
-            self.missing |= {name: "it needs --images or --run" for name in metrics if name != "diversity"}
-
-    def lpips(self, kind: Any, name: str) -> LPIPS | None:
-        """Return the metric on its device, made once."""
-        if kind not in self._made:
-            given = self.arguments.lpips_vgg if kind == "vgg16" else self.arguments.lpips_alex
-            made = self._try(name, given, lambda: LPIPS(kind, given))
-            if made is not None:
-                self._made[kind] = made.to(self.arguments.device)
-        return self._made.get(kind)
-
-    def _try(self, name: str, given: str | None, make: Callable[[], Any]) -> Any:
-        try:
-            return make()
-        except FileNotFoundError as error:
-            if given is not None:
-                raise
-            self.missing[name] = str(error)
-            return None
+def _tools(arguments: argparse.Namespace, metrics: list[str]) -> Tools:
+    """Return what computes the metrics asked for; those that cannot be computed are named with their reasons."""
+    files = {name: getattr(arguments, name) for name in TOOLS}
+    of_draws = {"alexnet": "lpips_alex", "vgg16": "lpips_vgg"}[arguments.diversity_network]
+    tools = Tools(metrics, files, diversity=of_draws, device=arguments.device)
+    if not (arguments.images or arguments.run):  # --samples alone
+        tools.missing |= {name: "it needs --images or --run" for name in metrics if METRICS[name].of != "draws"}
+    return tools
 
 
 def _data_reference(arguments: argparse.Namespace, saved: dict[str, Any] | None) -> DataReference:
@@ -210,8 +172,8 @@ def _data_reference(arguments: argparse.Namespace, saved: dict[str, Any] | None)
         own = reader_options(arguments)
         source = open_source(arguments.data, arguments.kind or "auto", split or "val", unknown, **own)
         return DataReference(source, None if size is None else RegionDataset(source, size, crop="center"))
-    from ..training import config
-    from ..training.command import DataOptions
+    from .. import settings as config
+    from ..data import DataOptions
 
     given: dict[str, Any] = {"kind": arguments.kind, "unknown": arguments.unknown, "size": size, **reader_options(arguments)}
     if arguments.data:  # another set: of the run's own layout nothing holds
@@ -228,7 +190,7 @@ def _diversity(
     inputs: Iterable[Drawn], lpips: LPIPS, arguments: argparse.Namespace, num_classes: int, problems: list[str]
 ) -> dict[str, Score]:
     """Score several outputs per input: diversity, top1, mcsd, mocd, those that the inputs allow."""
-    scores = {name: Score() for name in ("diversity", "top1", "mcsd", "mocd")}
+    scores = {row.name: Score() for row in METRICS.values() if row.of == "draws"}
 
     def note(metric: str, name: str, value: float) -> None:
         scores[metric].names.append(name)
@@ -264,7 +226,7 @@ def _judge_unpaired(
 ) -> None:
     """Take FID's features of two sets that share no name."""
     for side, names, read in (
-        (0, list(outputs)[:limit], lambda name: read_picture(outputs[name])),
+        (0, list(outputs)[:limit], lambda name: read_image(outputs[name])),
         (1, reference.names()[:limit], lambda name: reference.read(name)[0]),
     ):
         for name in names:
@@ -282,7 +244,7 @@ def _sheet(comparison: Comparison, path: Path) -> str | None:
     if not best:
         return None
     rows = [[b.target, b.output, w.target, w.output] for b, w in zip(best, worst, strict=True)]
-    save_picture(path, contact_sheet(rows, ["best: reference", "output", "worst: reference", "output"]))
+    save_image(path, contact_sheet(rows, ["best: reference", "output", "worst: reference", "output"]))
     return list(comparison.metrics)[-1]
 
 
@@ -343,9 +305,11 @@ class _Inputs:
         }
 
 
-def _compare(inputs: _Inputs, tools: _Tools, arguments: argparse.Namespace, report: Report, out: Path) -> None:
+def _compare(
+    inputs: _Inputs, metrics: list[str], tools: Tools, arguments: argparse.Namespace, report: Report, out: Path
+) -> None:
     """Score one output per input against its reference."""
-    reference, metrics, problems = inputs.reference, tools.metrics, report.problems
+    reference, problems = inputs.reference, report.problems
     assert reference is not None
     classes = reference.classes if arguments.regions or "fid_regions" in metrics else None
     comparison = Comparison(tools.pairs, classes, tools.inception, "fid_regions" in metrics, arguments.device)
@@ -381,7 +345,7 @@ def _compare(inputs: _Inputs, tools: _Tools, arguments: argparse.Namespace, repo
         report.notes.append(f"extremes.png: the best and the worst pictures by {by}.")
 
 
-def _compare_draws(inputs: _Inputs, tools: _Tools, arguments: argparse.Namespace, report: Report) -> None:
+def _compare_draws(inputs: _Inputs, tools: Tools, arguments: argparse.Namespace, report: Report) -> None:
     """Score several outputs of every input."""
     assert tools.diversity is not None
     drawn: Iterable[Drawn] = ()
@@ -409,20 +373,21 @@ def main(arguments: argparse.Namespace) -> int:
     """
     metrics = _check(arguments)
     inputs = _Inputs.open(arguments)
-    tools = _Tools(arguments, metrics)
+    tools = _tools(arguments, metrics)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "extremes.png").unlink(missing_ok=True)
+    features = {} if tools.inception is None else {"FID features": str(tools.inception.path)}
     report = Report(
         title=f"Evaluation of {arguments.images or arguments.run or arguments.samples}",
-        settings=inputs.settings(arguments) | tools.files,
+        settings=inputs.settings(arguments) | features,
         classes=inputs.reference.classes if inputs.reference is not None else (),
         not_computed=tools.missing,
         seed=arguments.seed,
     )
     with progress("evaluating"):
         if arguments.images or arguments.run:
-            _compare(inputs, tools, arguments, report, out)
+            _compare(inputs, metrics, tools, arguments, report, out)
         if tools.diversity is not None:
             _compare_draws(inputs, tools, arguments, report)
     print(report.write(out), end="")

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
-from ..data import Collate, RegionDataset, Source, to_uint8
+from ..data import Collate, RegionDataset, Source
+from ..pictures.files import list_pictures, read_image
+from ..sheets import to_uint8
 from .compare import Compared
-from .pictures import list_pictures, read_picture
 
 if TYPE_CHECKING:
     from ..training import Trained
@@ -50,7 +51,7 @@ class PictureReference:
 
     def read(self, name: str) -> tuple[np.ndarray, None]:
         """Read a picture; ValueError, naming the file, if it is bad."""
-        return read_picture(self.files[name]), None
+        return read_image(self.files[name]), None
 
 
 class DataReference:
@@ -97,7 +98,7 @@ def pairs_of_files(
     """Read outputs with their references."""
     for name in names:
         try:
-            output = read_picture(outputs[name])
+            output = read_image(outputs[name])
             target, labels = reference.read(name)
         except (ValueError, OSError) as error:
             problems.append(f"{name}: {error}")
@@ -198,6 +199,6 @@ def samples_of_folder(folder: str, reference: Reference | None, limit: int | Non
 
 def _pictures_in(folder: Path) -> list[np.ndarray]:
     try:
-        return [read_picture(path) for path in list_pictures(folder).values()]
+        return [read_image(path) for path in list_pictures(folder).values()]
     except FileNotFoundError:
         return []

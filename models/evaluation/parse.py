@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from ..data import FACE_CLASSES, colorize
-from .face_parser import load_face_parser
-from .pictures import list_pictures, read_picture, save_labels, save_picture
+from ..face_parser import load_face_parser
+from ..pictures.files import list_pictures, read_image, save_image, save_labels
 
 _SMALLEST_FACE = 0.02  # share of the pixels that are skin or nose; below, the message says that there is no face
 
@@ -96,15 +96,15 @@ def main(arguments: argparse.Namespace) -> int:
     problems = 0
     for stem, path in photos.items():
         try:
-            photo = _reduced(read_picture(path, upright=True), arguments.save_size)
+            photo = _reduced(read_image(path, upright=True), arguments.save_size)
         except ValueError as error:
             problems += 1
             print(error, file=sys.stderr)
             continue
         labels = parser.parse(photo, arguments.size)
-        save_picture(out / "images" / f"{stem}.png", photo)
+        save_image(out / "images" / f"{stem}.png", photo)
         save_labels(out / "labels" / f"{stem}.png", labels, len(FACE_CLASSES))
-        save_picture(out / "overlay" / f"{stem}.png", overlay(photo, labels))
+        save_image(out / "overlay" / f"{stem}.png", overlay(photo, labels))
         shares = np.bincount(labels.reshape(-1), minlength=len(FACE_CLASSES)) / labels.size
         if shares[FACE_CLASSES.index("skin")] + shares[FACE_CLASSES.index("nose")] < _SMALLEST_FACE:
             problems += 1

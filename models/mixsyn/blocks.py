@@ -20,16 +20,19 @@ Exact algebra; the first two are left out with ``use_plan("dense")``:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixsyn_fast import RegionMap, as_region_map
 from mixsyn_fast.backend import current_plan
 from mixsyn_fast.layers import conv2d
 from mixsyn_fast.ops.region_norm import region_norm
+
+from .config import Config
 
 SLOPE = 0.2  # of every leaky ReLU
 Resample = Literal["none", "down", "up"]
@@ -219,8 +222,46 @@ class MSBlock(nn.Module):
         return self._shortcut(x, which) + h
 
 
-def fold_spectral_norm(network: nn.Module) -> None:
+def fold_convolutions(network: nn.Module) -> None:
     """Write all spectral norms of a network into its weights (see `MSConv2d.fold`)."""
     for module in network.modules():
         if isinstance(module, MSConv2d):
             module.fold()
+
+
+def checked_map(regions: RegionMap | Tensor, config: Config) -> RegionMap:
+    """Return a region map without edges; ValueError when regions or size are not those of the networks."""
+    regions = as_region_map(regions, num_regions=len(config.classes)).without_edges()
+    if regions.num_regions != len(config.classes):
+        raise ValueError(f"regions: expected {len(config.classes)} regions, got {regions.num_regions}")
+    if regions.size != tuple(config.image_size):
+        height, width = config.image_size
+        raise ValueError(f"regions: expected a map of {height} x {width} pixels, got {regions.size[0]} x {regions.size[1]}")
+    return regions
+
+
+def region_count(config: Config) -> int:
+    """Return N; ValueError for settings that no data has been fitted to."""
+    if not config.classes:
+        raise ValueError("config: expected the names of the regions in classes, got none (see task.fitted)")
+    return len(config.classes)
+
+
+def chosen_regions(which: Sequence[int] | None, present: Tensor, count: int) -> list[int]:
+    """Return the regions to encode: those asked for, or those that some picture has (one host synchronisation)."""
+    if which is None:
+        return present.any(0).nonzero()[:, 0].tolist()
+    for i in which:
+        if not 0 <= i < count:
+            raise ValueError(f"which: expected regions in [0, {count}), got {i}")
+    return list(which)
+
+
+def spread(codes: Tensor, chosen: Sequence[int], present: Tensor, which: Sequence[int] | None) -> Tensor:
+    """Return codes (S, M, ...) of chosen regions as (S, N, ...), or as they are where `which` named them; absent: zero."""
+    here = present[:, list(chosen)].view(len(codes), len(chosen), *(1,) * (codes.dim() - 2))
+    codes = torch.where(here, codes, 0)
+    if which is not None or len(chosen) == present.shape[1]:
+        return codes
+    every = codes.new_zeros((len(codes), present.shape[1], *codes.shape[2:]))
+    return every.index_copy(1, torch.tensor(list(chosen), device=codes.device), codes)

@@ -19,19 +19,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mixsyn_fast.progress import progress
+from mixsyn_fast.writing import written_whole
 
 from ..data import LABEL_SETS, palette
-from ..data.folder import open_picture
+from ..data.files import open_picture
 from ..data.region_types import merge_of
-from ..data.sheets import contact_sheet, legend, save_png
-from ..evaluation.pictures import save_labels, save_picture
-from . import baselines
+from ..pictures.copy_paste import copy_paste
+from ..pictures.files import save_image, save_labels
+from ..pictures.picture import Picture, fit, label_map_places, read_picture
+from ..pictures.sheets import captioned, enlarged, soft_colours, source_cells
+from ..sheets import contact_sheet, legend, save_png
 from .model import Composed, MixSyn
-from .pictures import Picture, fit, label_map_places, read_picture
-from .sheets import captioned, enlarged, soft_colours, source_cells, written_whole
+from .sequential import sequential as transfer
 
 if TYPE_CHECKING:
-    from ..evaluation.face_parser import FaceParser
+    from ..face_parser import FaceParser
 
 _ROW = 6  # source pictures in a row of the sheet
 _SIDE = 224  # of the sheet's pictures in pixels, about: small images are enlarged by a whole factor
@@ -138,7 +140,7 @@ class Reader:
                 raise IsADirectoryError(f"{path}: expected an image file, got a folder")
             open_picture(Path(path))  # what is no image is said before a label map is missed
             if self.weights and self._parser is None:
-                from ..evaluation.face_parser import load_face_parser
+                from ..face_parser import load_face_parser
 
                 self._parser = load_face_parser(self.weights).to(self.device)
             picture = read_picture(
@@ -309,7 +311,7 @@ def main(options: argparse.Namespace) -> int:
     reader.check_labels_used()
     composed = mixsyn.compose(regions, base)
     with written_whole(options.out) as temporary:
-        save_picture(temporary, composed.image)
+        save_image(temporary, composed.image)
     print(f"written: {options.out}")
     if options.labels_out:
         with written_whole(options.labels_out) as temporary:
@@ -324,7 +326,7 @@ def main(options: argparse.Namespace) -> int:
 
 def pasted_from(mixsyn: MixSyn, composed: Composed, base: Picture | None) -> Picture:
     """Return the copy-paste of a composition's segments; `base`: picture below all of them, grey without one."""
-    return baselines.copy_paste(composed.sources, composed.table, mixsyn.size, mixsyn.classes, base=base)
+    return copy_paste(composed.sources, composed.table, mixsyn.size, mixsyn.classes, base=base)
 
 
 def sequential_steps(
@@ -342,7 +344,7 @@ def sequential_steps(
     """
     possible = set(mixsyn.regions_of(base))
     usable = [(name, picture) for name, picture in regions if name in possible]
-    done = iter(baselines.sequential(mixsyn, base, usable) if usable else ())
+    done = iter(transfer(mixsyn, base, usable) if usable else ())
     return [(name, next(done) if name in possible else None) for name, _ in regions]
 
 

@@ -12,11 +12,11 @@ import torch
 from mixsyn_fast.backend import use_backend, use_plan
 
 from ..data import Source
-from ..data.sheets import contact_sheet, text
+from ..pictures.picture import Picture, fit, pictures_of
+from ..pictures.sheets import enlarged, soft_colours, source_cells
+from ..sheets import contact_sheet, text
 from .compose import pasted_from
 from .model import Composed, MixSyn, Seconds
-from .pictures import Picture, fit, pictures_of
-from .sheets import enlarged, soft_colours, source_cells
 
 SOURCES = (3, 4, 5, 6)
 """Numbers of sources of the rows of the sheet, in turns."""

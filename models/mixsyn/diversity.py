@@ -24,7 +24,9 @@ from mixsyn_fast.progress import progress
 from ..data import KINDS, Source, open_source
 from ..data.region_types import merge_of, merged
 from ..data.sets import add_reader_arguments, classes_differ, reader_options
-from ..data.sheets import contact_sheet, text
+from ..pictures.picture import Picture, fit, pictures_of
+from ..pictures.sheets import captioned, enlarged, outlined, soft_colours, source_colour
+from ..sheets import contact_sheet, text
 from .compose import (
     add_model_arguments,
     cell_size,
@@ -36,8 +38,6 @@ from .compose import (
     write_sheet,
 )
 from .model import Composed, MixSyn
-from .pictures import Picture, fit, pictures_of
-from .sheets import captioned, enlarged, outlined, soft_colours, source_colour
 
 _TRIED = 40  # pictures looked at per source that is wanted, for their regions
 

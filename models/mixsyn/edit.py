@@ -20,8 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from ..data.sheets import contact_sheet
-from ..evaluation.pictures import save_picture
+from mixsyn_fast.writing import written_whole
+
+from ..pictures.files import save_image
+from ..pictures.picture import Picture
+from ..pictures.sheets import captioned, enlarged, lines_for, outlined, soft_colours, source_colour
+from ..sheets import contact_sheet
 from .compose import (
     Reader,
     add_model_arguments,
@@ -39,8 +43,6 @@ from .compose import (
     write_sheet,
 )
 from .model import Composed, Drift, Edited, MixSyn, Seconds
-from .pictures import Picture
-from .sheets import captioned, enlarged, lines_for, outlined, soft_colours, source_colour, written_whole
 
 _GAIN = 4  # of the differences on the sheet
 
@@ -100,7 +102,7 @@ def main(options: argparse.Namespace) -> int:
     start, steps = chain(mixsyn, base, wanted)
     print(table(steps))
     with written_whole(options.out) as temporary:
-        save_picture(temporary, steps[-1].result.image)
+        save_image(temporary, steps[-1].result.image)
     print(f"written: {options.out}")
     if options.sheet:
         write_sheet(sheet(mixsyn, base, start, steps, options.compare), options.sheet)

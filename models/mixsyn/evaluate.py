@@ -48,13 +48,17 @@ import mixsyn_fast
 from mixsyn_fast import RegionMap
 from mixsyn_fast.progress import progress
 
-from ..data import Batch, Collate, colorize, palette, to_uint8
+from ..data import Batch, Collate, colorize, palette
 from ..data.region_types import merge_of
 from ..data.sets import add_reader_arguments, reader_options
-from ..evaluation.compare import GREY, MEASURES, PIXEL_METRICS, Score
-from ..evaluation.fid import FIDResult, InceptionFeatures, fid_of_features
+from ..evaluation.compare import GREY
 from ..evaluation.inputs import DataReference
 from ..evaluation.report import jsonable
+from ..metrics.fid import FIDResult, InceptionFeatures, fid_of_features
+from ..metrics.regions import channel_scores, confusion, iou, labelled_scores, region_mean, segment_scores
+from ..metrics.score import Score
+from ..metrics.table import METRICS, PIXEL_METRICS
+from ..sheets import to_uint8
 from .compose import add_model_arguments, check_outputs, open_model
 from .compositions import known_compositions, random_compositions
 
@@ -141,91 +145,6 @@ def random(model: MixSyn, batch: Batch, generator: torch.Generator | None = None
 # ---------------------------------------------------------------------------------------------------- what is counted
 
 
-def channel_scores(composition: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Score every region's weights against its mask, over the whole frame.
-
-    Args:
-        composition: (B, N, H, W) weights in [0, 1].
-        labels: (B, H, W) integer region in [0, N), or -1: such pixels are left out (SSIM: zero on both sides).
-
-    Returns:
-        "ssim", "rmse", "psnr" -> (B, N) float64, NaN where a region is absent.
-    """
-    size = composition.shape
-    masks = labels[:, None] == torch.arange(size[1], device=labels.device)[:, None, None]
-    weights = torch.where(labels[:, None] < 0, 0.0, composition)
-    planes = [t.reshape(-1, 1, *size[2:]).double() for t in (weights, masks)]
-    absent = ~masks.flatten(2).any(2)
-    scores = labelled_scores(*planes, labels.repeat_interleave(size[1], 0), (0.0, 1.0))
-    return {name: torch.where(absent, math.nan, found.reshape(size[:2])) for name, found in scores.items()}
-
-
-def labelled_scores(
-    made: Tensor, real: Tensor, labels: Tensor, value_range: tuple[float, float] = _BYTES
-) -> dict[str, Tensor]:
-    """Score pictures (B, C, H, W) over the pixels that have a region; SSIM, which compares windows, over all.
-
-    Returns:
-        "ssim", "rmse", "psnr" -> (B,) float64; all but SSIM NaN where no pixel has a region.
-    """
-    has = (labels >= 0).long() - 1  # one region for all
-    return {
-        name: metric(made, real, value_range=value_range)
-        if name == "ssim"
-        else metric(made, real, has, 1, value_range=value_range)[:, 0]
-        for name, metric in PIXEL_METRICS.items()
-    }
-
-
-def segment_scores(made: Tensor, real: Tensor, labels: Tensor, num_regions: int) -> dict[str, Tensor]:
-    """Score every region as a segment: both pictures black outside of it.
-
-    Args:
-        made: (B, 3, H, W) uint8.
-        real: the same shape.
-        labels: (B, H, W) integer region in [0, num_regions), or -1.
-        num_regions: N.
-
-    Returns:
-        "ssim", "rmse", "psnr" -> (B, N) float64, NaN where a region is absent.
-    """
-    found = {name: torch.full((len(made), num_regions), math.nan, dtype=torch.float64) for name in PIXEL_METRICS}
-    for region in labels.unique().tolist():
-        if region < 0:
-            continue
-        inside = labels == region
-        has = inside.flatten(1).any(1)
-        cut = [torch.where(inside[:, None], pictures, 0)[has] for pictures in (made, real)]
-        for name, metric in PIXEL_METRICS.items():
-            found[name][has.cpu(), region] = metric(*cut, value_range=_BYTES).cpu()
-    return found
-
-
-def confusion(predicted: Tensor, labels: Tensor, num_regions: int) -> Tensor:
-    """Count pixels by (region in `labels`, region in `predicted`): (N, N) int64; pixels with label -1 are left out."""
-    known = labels >= 0
-    pairs = labels[known].long() * num_regions + predicted[known].long()
-    return torch.bincount(pairs, minlength=num_regions**2).reshape(num_regions, num_regions).cpu()
-
-
-def iou(counts: Tensor) -> Tensor:
-    """Intersection over union of every region, (N,) float64, NaN where it is on neither side, from :func:`confusion`."""
-    both = counts.diagonal().double()
-    return both / (counts.sum(0) + counts.sum(1) - both)
-
-
-def region_mean(score: Score) -> float:
-    """Mean over regions of their means over pictures; infinite values are left out unless there is nothing else."""
-    if not score.by_region:
-        return math.nan
-    table = np.stack(score.by_region)
-    finite = np.isfinite(table)
-    known = finite.any(0)
-    if not known.any():
-        return math.inf if np.isinf(table).any() else math.nan
-    return float((np.where(finite, table, 0).sum(0)[known] / finite.sum(0)[known]).mean())
-
-
 class _Features:
     """Features for FID by what they are of ("pictures", "known", ...) and region (-1: whole pictures)."""
 
@@ -259,7 +178,7 @@ class Row:
     """Scores of one kind of output."""
 
     scores: dict[str, Score] = field(default_factory=dict)
-    """By name in `MEASURES`: whole pictures and, by region, the region's pixels (structure: its channel)."""
+    """By name in `METRICS`: whole pictures and, by region, the region's pixels (structure: its channel)."""
     segments: dict[str, Score] = field(default_factory=dict)
     """Images only: by region, both pictures black outside of it."""
     accuracy: Score | None = None
@@ -385,10 +304,8 @@ class Table:
         for name, row in self.rows.items():
             entry: dict[str, Any] = {"title": _TITLES[name], "metrics": {}}
             for metric, score in row.scores.items():
-                measure = MEASURES[metric]
                 entry["metrics"][metric] = {
-                    "unit": measure.unit,
-                    "better": "higher" if measure.higher_is_better else "lower",
+                    **METRICS[metric].as_json(),
                     **jsonable(score.whole(self.seed)),
                     "mean_over_regions": jsonable(region_mean(score)),
                     "regions": jsonable(score.regions(self.classes, self.seed)),
@@ -415,7 +332,8 @@ class Table:
         """Return the table and its parts by region as Markdown; intervals are 95 % over pictures."""
         lines = ["# Compositions and images (Table 1)", ""]
         lines += [f"* {name}: {value}" for name, value in self.settings.items() if value not in (None, "")]
-        lines += ["", f"| | {' | '.join(map(_heading, _COLUMNS))} | FID ↓ |", "|---" * (len(_COLUMNS) + 2) + "|"]
+        titles = [METRICS[name].heading for name in (*_COLUMNS, "fid")]
+        lines += ["", f"| | {' | '.join(titles)} |", "|---" * (len(_COLUMNS) + 2) + "|"]
         for name, row in self.rows.items():
             fid = row.fid.get(-1)
             cells = [_cell(row.scores[m].whole(self.seed)) if m in row.scores else "–" for m in _COLUMNS]
@@ -451,7 +369,7 @@ class Table:
             return []
         found = {(m, part): s[m].regions(self.classes, self.seed) for part, s in
                  (("", row.scores), (", segment", row.segments)) if s for m in _COLUMNS}  # fmt: skip
-        columns = [f"{_heading(metric)}{part}" for metric, part in found]
+        columns = [f"{METRICS[metric].heading}{part}" for metric, part in found]
         columns += ["IoU ↑"] * (row.iou is not None) + ["FID ↓"] * any(k >= 0 for k in row.fid)
         titled = f"## {_TITLES[name].capitalize()} by region"
         lines = ["", titled, "", f"| region | pictures | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
@@ -465,12 +383,6 @@ class Table:
                 cells.append(_number(row.fid[k].value if k in row.fid else math.nan))
             lines.append(f"| {region} | {pictures[k]} | {' | '.join(cells)} |")
         return lines
-
-
-def _heading(metric: str) -> str:
-    measure = MEASURES[metric]
-    unit = ", dB" if measure.unit == "dB" else " in [0, 1]" if metric == "rmse" else ""
-    return f"{measure.title}{unit} {'↑' if measure.higher_is_better else '↓'}"
 
 
 def _number(value: float) -> str:
@@ -530,7 +442,7 @@ def check_classes(expected: Sequence[str], got: Sequence[str], name: str) -> Non
 
 
 def _open(options: argparse.Namespace, model: MixSyn) -> DataReference:
-    from ..training.command import DataOptions
+    from ..data import DataOptions
 
     data = DataOptions(
         data=options.data,

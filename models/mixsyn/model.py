@@ -14,14 +14,12 @@ that are, so codes are kept and not made twice where they must stay as they are 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,21 +27,19 @@ from torch import Tensor, nn
 
 from mixsyn_fast import RegionMap, as_region_map
 
-from ..checkpoints import load_checked
-from ..data import to_uint8
-from ..training.config import from_dict, to_dict
-from .blocks import fold_spectral_norm
+from ..model_file import ModelFile
+from ..pictures.picture import Picture, fit
+from ..settings import from_dict
+from ..sheets import to_uint8
+from .blocks import fold_convolutions
 from .compositions import user_composition
 from .config import Config
-from .pictures import Picture, fit
 from .structure import StructureGenerator
 from .style import StyleGenerator
 
 N = TypeVar("N", bound=nn.Module)
-FORMAT = "mixsyn_fast.mixsyn"
-VERSION = "1"
-_WEIGHTS = Path(__file__).parent / "weights" / "facades.safetensors"
 _PARTS = ("structure_generator", "style_generator")
+FILE = ModelFile("mixsyn", "MixSyn", Config)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -169,7 +165,7 @@ class MixSyn:
     @staticmethod
     def shipped(device: torch.device | str = "cpu") -> MixSyn:
         """Load the model that comes with the package: facades (weights/MODEL_CARD.md)."""
-        return MixSyn.load(_WEIGHTS, device)
+        return MixSyn.load(FILE.shipped("facades"), device)
 
     @staticmethod
     def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MixSyn:
@@ -192,7 +188,7 @@ class MixSyn:
         """Write the model to one file, whole or not at all.
 
         Args:
-            path: of the file, as a rule *.safetensors; its folder exists. A file that is there is replaced.
+            path: of the file, as a rule *.safetensors; folders are made. A file that is there is replaced.
             half: store weights as float16 (half the size, about three decimal digits); :meth:`load` makes float32 of them.
 
         Raises:
@@ -200,26 +196,7 @@ class MixSyn:
             OSError: the file cannot be written.
             ImportError: safetensors is not installed.
         """
-        networks = nn.ModuleDict(zip(_PARTS, (self.structure, self.style), strict=True))
-        tensors = {name: _stored(name, value, half) for name, value in networks.state_dict().items()}
-        metadata = {
-            "format": FORMAT,
-            "version": VERSION,
-            "config": json.dumps(to_dict(self.config)),
-            "sha256": _digest(tensors),
-        }
-        content = _safetensors().torch.save(tensors, metadata)
-        path = Path(path)
-        private = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with private.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(private, path)
-        except BaseException:
-            private.unlink(missing_ok=True)
-            raise
+        FILE.save(path, self.config, dict(zip(_PARTS, (self.structure, self.style), strict=True)), half=half)
 
     # --- parts of a pass ----------------------------------------------------------------------------------------------
 
@@ -552,64 +529,14 @@ def _tensor(array: np.ndarray) -> Tensor:
 # --------------------------------------------------------------------------------------------------
 
 
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError("files of models need safetensors: pip install 'mixsyn_fast[models]'") from error
-    return safetensors
-
-
-def _stored(name: str, value: Tensor, half: bool) -> Tensor:
-    """A tensor as it goes into the file: contiguous, on the CPU, of its own memory."""
-    value = value.detach().cpu().contiguous()
-    if half and value.is_floating_point():
-        small = value.half()
-        if not bool((torch.isfinite(small) == torch.isfinite(value)).all()):
-            raise ValueError(f"half: float16 cannot hold {name}, whose largest value is {value.abs().max().item():.4g}")
-        return small
-    return value.clone()
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes: the format itself has no check of its contents."""
-    sha = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name]
-        sha.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        sha.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return sha.hexdigest()
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file of :meth:`MixSyn.save`, verified."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (expected a file of MixSyn.save, or a run folder)")
-    library = _safetensors()
-    try:
-        with library.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (library.SafetensorError, ValueError, OSError) as error:
-        raise ValueError(f"{path}: expected a safetensors file of MixSyn.save: {error}") from error
-    for key, expected in (("format", FORMAT), ("version", VERSION)):
-        if metadata.get(key) != expected:
-            raise ValueError(f"{path}: expected a file of MixSyn.save with {key} {expected!r}, got {metadata.get(key)!r}")
-    if metadata.get("sha256") != _digest(tensors):
-        raise ValueError(f"{path}: damaged: the SHA-256 of its weights is not that of what was written")
-    return tensors, metadata
+def _networks(config: Config) -> dict[str, nn.Module]:
+    return dict(zip(_PARTS, (StructureGenerator(config), StyleGenerator(config)), strict=True))
 
 
 def _load_file(path: Path, device: torch.device | str) -> MixSyn:
-    tensors, metadata = _read(path)
-    try:
-        config = from_dict(Config, json.loads(metadata["config"]))
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path}: expected the config of a MixSyn, got: {error}") from error
-    with torch.random.fork_rng(devices=[]):  # first weights, drawn in vain: the program's random numbers go on as before
-        networks = nn.ModuleDict(zip(_PARTS, (StructureGenerator(config), StyleGenerator(config)), strict=True))
-    load_checked(networks, tensors, source=str(path))
-    return MixSyn(*networks.to(device).values(), config)
+    config, networks = FILE.load(path, _networks)
+    structure, style = (networks[part].to(device) for part in _PARTS)
+    return MixSyn(structure, style, config)  # type: ignore[arg-type]
 
 
 def _load_run(folder: Path, device: torch.device | str) -> MixSyn:
@@ -628,6 +555,6 @@ def _load_run(folder: Path, device: torch.device | str) -> MixSyn:
 def _for_use(network: N) -> N:
     """A copy of the network in eval mode without gradients, spectral norm folded, in the faster memory layout."""
     network = copy.deepcopy(network)
-    fold_spectral_norm(network)
+    fold_convolutions(network)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval().requires_grad_(False)

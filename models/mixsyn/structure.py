@@ -12,52 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixsyn_fast.ops.region_norm import region_norm
-from mixsyn_fast.region_map import RegionMap, as_region_map
+from mixsyn_fast.region_map import RegionMap
 
-from .blocks import SLOPE, MSBlock, MSConv2d, at_least_float32
-from .config import Config, DiscriminatorConfig, Size, halvings
-
-
-def checked_map(regions: RegionMap | Tensor, config: Config) -> RegionMap:
-    """Return a region map without edges; ValueError when regions or size are not those of the networks."""
-    regions = as_region_map(regions, num_regions=len(config.classes)).without_edges()
-    if regions.num_regions != len(config.classes):
-        raise ValueError(f"regions: expected {len(config.classes)} regions, got {regions.num_regions}")
-    if regions.size != tuple(config.image_size):
-        height, width = config.image_size
-        raise ValueError(f"regions: expected a map of {height} x {width} pixels, got {regions.size[0]} x {regions.size[1]}")
-    return regions
-
-
-def region_count(config: Config) -> int:
-    """Return N; ValueError for settings that no data has been fitted to."""
-    if not config.classes:
-        raise ValueError("config: expected the names of the regions in classes, got none (see task.fitted)")
-    return len(config.classes)
-
-
-def chosen_regions(which: Sequence[int] | None, present: Tensor, count: int) -> list[int]:
-    """Return the regions to encode: those asked for, or those that some picture has (one host synchronisation)."""
-    if which is None:
-        return present.any(0).nonzero()[:, 0].tolist()
-    for i in which:
-        if not 0 <= i < count:
-            raise ValueError(f"which: expected regions in [0, {count}), got {i}")
-    return list(which)
-
-
-def spread(codes: Tensor, chosen: Sequence[int], present: Tensor, which: Sequence[int] | None) -> Tensor:
-    """Return codes (S, M, ...) of chosen regions as (S, N, ...), or as they are where `which` named them; absent: zero."""
-    here = present[:, list(chosen)].view(len(codes), len(chosen), *(1,) * (codes.dim() - 2))
-    codes = torch.where(here, codes, 0)
-    if which is not None or len(chosen) == present.shape[1]:
-        return codes
-    every = codes.new_zeros((len(codes), present.shape[1], *codes.shape[2:]))
-    return every.index_copy(1, torch.tensor(list(chosen), device=codes.device), codes)
+from .blocks import SLOPE, MSBlock, MSConv2d, at_least_float32, checked_map, chosen_regions, region_count, spread
+from .config import Config, halvings
 
 
 class StructureGenerator(nn.Module):
@@ -142,34 +103,3 @@ class StructureGenerator(nn.Module):
     def forward(self, regions: RegionMap | Tensor) -> Tensor:
         """Return the known compositions G_M(M') of S masks, (S, N, H, W)."""
         return self.decode(self.encode(regions))
-
-
-class Discriminator(nn.Module):
-    """D_M or D_I: maps or images (B, C, H, W) -> logits (B, 1), by MS blocks without normalisation.
-
-    Args:
-        channels: C of the input.
-        size: (H, W) of the input.
-        config: widths.
-    """
-
-    def __init__(self, channels: int, size: Size, config: DiscriminatorConfig) -> None:
-        super().__init__()
-        width = config.width
-        self.conv_in = MSConv2d(channels, width, 3, spectral=True)
-        blocks = []
-        for _ in range(halvings(size, config.end_size, "end_size")):
-            wider = min(2 * width, config.largest)
-            blocks.append(MSBlock(width, wider, resample="down"))
-            width = wider
-        self.blocks = nn.ModuleList(blocks)
-        self.conv_out = MSConv2d(width, width, 3, spectral=True)
-        self.judge = nn.Linear(width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits (B, 1)."""
-        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
-        for block in self.blocks:
-            x = block(x)
-        x = F.leaky_relu(self.conv_out(F.leaky_relu(x, SLOPE)), SLOPE)
-        return self.judge(x.mean((2, 3)))

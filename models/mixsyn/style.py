@@ -20,9 +20,8 @@ from mixsyn_fast.layers import SEANNorm
 from mixsyn_fast.ops.region_norm import region_norm
 from mixsyn_fast.region_map import RegionMap
 
-from .blocks import SLOPE, MSBlock, MSConv2d, at_least_float32
+from .blocks import SLOPE, MSBlock, MSConv2d, at_least_float32, checked_map, chosen_regions, region_count, spread
 from .config import Config, Size, halvings
-from .structure import checked_map, chosen_regions, region_count, spread
 
 
 class RegionAdaptiveNorm(SEANNorm):

@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from mixsyn_fast.region_map import RegionMap
 
 from ..losses import log_loss, r1_due, r1_penalty, style_code_loss
-from ..training.at_once import at_once
-from ..training.perceptual import perceptual_loss, without_missing_vgg
+from ..losses.at_once import at_once
+from ..losses.perceptual import perceptual_loss, without_missing_vgg
 from ..training.task import Phase, Task, Trainable
 from .compositions import Composition, known_compositions, random_compositions
 from .config import Config, Size
-from .structure import Discriminator, StructureGenerator
+from .discriminator import Discriminator
+from .structure import StructureGenerator
 from .style import StyleGenerator
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ class MixSynTask(Task):
 
     def validate(self, batch: Batch, networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         """Return PSNR in dB, SSIM and L1 of approximated ("psnr") and known images, and the composition's pixel accuracy."""
-        from ..evaluation.metrics import psnr, ssim
+        from ..metrics.pixels import psnr, ssim
 
         made, real = self.make(batch, networks, None), batch.image
         assert made.images is not None
@@ -271,7 +272,8 @@ class MixSynTask(Task):
 
     def sheet(self, batch: Batch, networks: Mapping[str, nn.Module]) -> list[list[np.ndarray]]:
         """Return rows: image, masks, known composition, known and approximated image, random composition and image."""
-        from ..data import colorize, to_uint8
+        from ..data import colorize
+        from ..sheets import to_uint8
 
         count, generator = len(batch), torch.Generator().manual_seed(int(batch.index.sum()))  # the same every time
         made = self.make(batch, networks, self._random(batch.regions, generator))

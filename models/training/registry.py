@@ -8,9 +8,9 @@ from .task import Trainable
 
 # name -> module whose TRAINABLES holds it; imported only when asked for
 MODULES = {
-    "spade": "mixsyn_fast.models.training.reconstruction",
-    "clade": "mixsyn_fast.models.training.reconstruction",
-    "sean": "mixsyn_fast.models.training.reconstruction",
+    "spade": "mixsyn_fast.models.reconstruction",
+    "clade": "mixsyn_fast.models.reconstruction",
+    "sean": "mixsyn_fast.models.reconstruction",
     "mixsyn": "mixsyn_fast.models.mixsyn.task",
 }
 

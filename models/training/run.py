@@ -23,7 +23,7 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor
 
-from .config import differences
+from ..settings import differences
 
 _CONFIG, _LOG = "config.json", "log.jsonl"
 _RATES = (("images_per_second", 1, "img/s"), ("data_ms", 1, "ms data"))  # name, decimals, unit in the bar
@@ -259,7 +259,7 @@ class Run:
         """
         if not self._main:
             return None
-        from mixsyn_fast.models.data.sheets import contact_sheet
+        from ..sheets import contact_sheet
 
         picture = contact_sheet([list(row) for row in rows])
         if self._board is not None:

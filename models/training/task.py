@@ -66,14 +66,15 @@ class Task(ABC):
 
     def validate(self, batch: Batch, networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         """Return figures of merit, (B,) each: here PSNR in dB, SSIM and L1 (range [-1, 1]) against the batch's images."""
-        from ..evaluation.metrics import psnr, ssim
+        from ..metrics.pixels import psnr, ssim
 
         made, real = self.generate(batch, networks).float().clamp(-1, 1), batch.image
         return {"psnr": psnr(made, real), "ssim": ssim(made, real), "l1": (made - real).abs().mean((1, 2, 3))}
 
     def sheet(self, batch: Batch, networks: Mapping[str, nn.Module]) -> list[list[np.ndarray]]:
         """Return rows of pictures (H, W, 3) uint8 for a sample sheet: image, label map, generated image."""
-        from ..data import colorize, to_uint8
+        from ..data import colorize
+        from ..sheets import to_uint8
 
         made = to_uint8(self.generate(batch, networks))
         labels = batch.regions.labels_at().cpu().numpy()

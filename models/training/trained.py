@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import settings as config
 from ..data import Batch
-from . import checkpoint, config
+from . import checkpoint
 from .registry import trainable
 from .task import Task
 

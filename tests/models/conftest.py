@@ -1,19 +1,43 @@
-"""Make the plain PyTorch yardstick (published.py) importable by the tests beside it, and run them on one thread."""
+"""What the tests of models share: published.py importable, and a small LPIPS with random weights."""
+
+from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from mixsyn_fast.models.metrics import LPIPS
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """Threads cost more than they save at these sizes, and far more on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def alexnet_trunk() -> nn.Sequential:
+    """AlexNet's convolutions in the order of the public files, written down again: entries 0, 3, 6, 8, 10."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+        *(nn.Conv2d(64, 192, 5, 1, 2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+        *(nn.Conv2d(192, 384, 3, 1, 1), nn.ReLU()),
+        *(nn.Conv2d(384, 256, 3, 1, 1), nn.ReLU()),
+        *(nn.Conv2d(256, 256, 3, 1, 1), nn.ReLU()),
+    )
+
+
+@pytest.fixture(scope="session")
+def alexnet_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Files of a random trunk and of random heads."""
+    folder = tmp_path_factory.mktemp("lpips")
+    torch.manual_seed(5)
+    with torch.no_grad():
+        trunk = {f"features.{name}": value.clone() for name, value in alexnet_trunk().state_dict().items()}
+    heads = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate((64, 192, 384, 256, 256))}
+    torch.save(trunk, folder / "trunk.pth")
+    torch.save(heads, folder / "heads.pth")
+    return folder / "trunk.pth", folder / "heads.pth"
+
+
+@pytest.fixture(scope="session")
+def random_lpips(alexnet_files: tuple[Path, Path]) -> LPIPS:
+    """LPIPS on them."""
+    return LPIPS("alexnet", *alexnet_files)

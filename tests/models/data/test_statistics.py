@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mixsyn_fast.models.data import Statistics, contact_sheet, inspect, open_source, palette, statistics
-from mixsyn_fast.models.data.sheets import legend, text
+from mixsyn_fast.models.data import Statistics, inspect, open_source, palette, statistics
+from mixsyn_fast.models.sheets import contact_sheet, legend, text
 
 Image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
 

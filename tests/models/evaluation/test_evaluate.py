@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from mixsyn_fast.models.data import FACE_CLASSES, draw
-from mixsyn_fast.models.evaluation import (
+from mixsyn_fast.models.data.options import DataOptions
+from mixsyn_fast.models.evaluation import evaluate
+from mixsyn_fast.models.metrics import (
     LPIPS,
     class_diversity,
-    evaluate,
     fid_of_features,
     pairwise_lpips,
     psnr,
@@ -24,9 +25,8 @@ from mixsyn_fast.models.evaluation import (
     ssim,
     top1_similarity,
 )
+from mixsyn_fast.models.settings import to_dict
 from mixsyn_fast.models.training import command
-from mixsyn_fast.models.training.command import DataOptions
-from mixsyn_fast.models.training.config import to_dict
 from torch import Tensor, nn
 
 Image = pytest.importorskip("PIL.Image", reason="reads and writes pictures")
@@ -178,8 +178,8 @@ def test_limit_and_size(data: Path, outputs: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_computed_is_listed(data: Path, outputs: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("mixsyn_fast.models.evaluation.lpips.find_weights", lambda kind: None)
-    monkeypatch.setattr("mixsyn_fast.models.evaluation.fid.find_inception", lambda: None)
+    monkeypatch.setattr("mixsyn_fast.models.metrics.lpips.find_weights", lambda kind: None)
+    monkeypatch.setattr("mixsyn_fast.models.metrics.fid.find_inception", lambda: None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     words = ("--images", outputs, "--reference", data / "val", "--metrics", "psnr,lpips_vgg,lpips_alex,fid,diversity")
     status, found = run(tmp_path / "out", *words)
@@ -194,7 +194,7 @@ def test_what_cannot_be_computed_is_listed(data: Path, outputs: Path, tmp_path: 
 def test_lpips_of_the_command(
     data: Path, outputs: Path, tmp_path: Path, alexnet_files, random_lpips: LPIPS, monkeypatch
 ) -> None:
-    monkeypatch.setattr("mixsyn_fast.models.evaluation.lpips.find_heads", lambda kind: alexnet_files[1])
+    monkeypatch.setattr("mixsyn_fast.models.metrics.lpips.find_heads", lambda kind: alexnet_files[1])
     words = ("--images", outputs, "--data", data, "--kind", "folder", "--metrics", "lpips_alex", "--regions")
     status, found = run(tmp_path / "out", *words, "--lpips-alex", alexnet_files[0], "--batch-size", 3)
     made, real = tensor(outputs), tensor(data / "val" / "images")
@@ -284,7 +284,7 @@ def test_noise_of_a_model_is_seeded(data: Path, tmp_path: Path, trained) -> None
 
 
 def test_diversity_of_a_model(data: Path, tmp_path: Path, trained, alexnet_files, monkeypatch) -> None:
-    monkeypatch.setattr("mixsyn_fast.models.evaluation.lpips.find_heads", lambda kind: alexnet_files[1])
+    monkeypatch.setattr("mixsyn_fast.models.metrics.lpips.find_heads", lambda kind: alexnet_files[1])
     words = ("--run", "folder", "--metrics", "diversity", "--lpips-alex", alexnet_files[0], "--draws", 3, "--size", 64)
     status, found = run(tmp_path / "out", *words)
     assert (
@@ -313,7 +313,7 @@ def test_a_model_and_data_that_do_not_fit(data: Path, tmp_path: Path, trained) -
 def test_several_outputs_per_input(
     data: Path, tmp_path: Path, alexnet_files, random_lpips: LPIPS, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr("mixsyn_fast.models.evaluation.lpips.find_heads", lambda kind: alexnet_files[1])
+    monkeypatch.setattr("mixsyn_fast.models.metrics.lpips.find_heads", lambda kind: alexnet_files[1])
     rng = np.random.default_rng(1)
     made = {name: rng.integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8) for name in ("a", "b", "stranger")}
     for name, pictures in made.items():
@@ -396,7 +396,7 @@ def test_several_outputs_per_input(
 def test_bad_input_is_named(
     words: str, error: type[Exception], message: str, data: Path, outputs: Path, tmp_path: Path, alexnet_files, monkeypatch
 ) -> None:
-    monkeypatch.setattr("mixsyn_fast.models.evaluation.lpips.find_heads", lambda kind: alexnet_files[1])
+    monkeypatch.setattr("mixsyn_fast.models.metrics.lpips.find_heads", lambda kind: alexnet_files[1])
     (tmp_path / "empty").mkdir()
     places = {"outputs": outputs, "data": data, "absent": tmp_path / "absent", "empty": tmp_path / "empty"}
     places |= {"text": tmp_path / "text.txt", "trunk": alexnet_files[0]}

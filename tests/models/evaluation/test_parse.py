@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mixsyn_fast.models.data import FACE_CLASSES, draw, list_pairs, read_pair
-from mixsyn_fast.models.evaluation import FaceParser, load_face_parser, parse
-from mixsyn_fast.models.evaluation.face_parser import FILE_CLASSES, accuracy_and_iou, confusion
+from mixsyn_fast.models.data import FACE_CLASSES, draw, open_source
+from mixsyn_fast.models.evaluation import parse
+from mixsyn_fast.models.face_parser import FILE_CLASSES, FaceParser, accuracy_and_iou, confusion, load_face_parser
 
 Image = pytest.importorskip("PIL.Image", reason="reads and writes pictures")
 
@@ -135,9 +135,9 @@ def test_command_writes_a_data_set(weights: Path, tmp_path: Path, capsys: pytest
         assert labels.mode == "P" and labels.size == size and np.asarray(labels).max() < 19
         assert Image.open(out / "images" / f"{stem}.png").size == size
         assert Image.open(out / "overlay" / f"{stem}.png").size == size
-    assert (out / "classes.txt").read_text().split() == FACE_CLASSES
-    for pair in list_pairs(out):
-        read_pair(pair, num_classes=19)
+    assert (out / "classes.txt").read_text().split() == list(FACE_CLASSES)
+    source = open_source(out, "folder", "all")
+    assert [source.read(i).name for i in range(len(source))] == ["one", "three", "two"]
     assert "three.png (64 x 128): " in capsys.readouterr().out
 
 
@@ -174,8 +174,9 @@ def test_public_weights_parse_real_faces(data_folder: Path, tmp_path: Path) -> N
     if not path or not Path(path).is_file():
         pytest.skip("needs the public weights: set MIXSYN_FAST_FACE_PARSER to 79999_iter.pth")
     network = load_face_parser(path)
-    read = [read_pair(pair) for pair in list_pairs(data_folder / "celebamask_hq" / "val")[:12]]
-    table = confusion([network.parse(image) for image, _ in read], [labels for _, labels in read], 19)
+    source = open_source(data_folder / "celebamask_hq", "folder", "val", classes=19)
+    read = [source.read(i) for i in range(12)]
+    table = confusion([network.parse(sample.image) for sample in read], [sample.labels for sample in read], 19)
     accuracy, iou = accuracy_and_iou(table)
     assert accuracy > 0.94 and np.nanmean(iou) > 0.7
     for name in ("l_eye", "r_eye", "l_brow", "r_brow"):  # left and right are those of the data set

@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mixsyn_fast.models.data import FACADE_CLASSES, FACE_CLASSES, draw_facade, draw_face
-from mixsyn_fast.models.evaluation.pictures import save_labels, save_picture
 from mixsyn_fast.models.mixsyn import compose, diversity, edit
 from mixsyn_fast.models.mixsyn.compose import split_regions
 from mixsyn_fast.models.mixsyn.compositions import coupled_groups
 from mixsyn_fast.models.mixsyn.config import Config, StructureConfig, StyleConfig
 from mixsyn_fast.models.mixsyn.model import MixSyn
-from mixsyn_fast.models.mixsyn.pictures import Picture, fit, read_picture
 from mixsyn_fast.models.mixsyn.structure import StructureGenerator
 from mixsyn_fast.models.mixsyn.style import StyleGenerator
+from mixsyn_fast.models.pictures.files import save_image, save_labels
+from mixsyn_fast.models.pictures.picture import Picture, fit, read_picture
 
 from mixsyn_fast import cli
 
@@ -55,7 +55,7 @@ def _tiny(classes: tuple[str, ...]) -> MixSyn:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    _tiny(tuple(FACADE_CLASSES)).save(path)
+    _tiny(FACADE_CLASSES).save(path)
     return str(path)
 
 
@@ -67,7 +67,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         image, labels = draw_facade(seed, size)
         if name == "e":
             labels = np.where(labels == FACADE_CLASSES.index("door"), FACADE_CLASSES.index("facade"), labels)
-        save_picture(folder / f"{name}.png", image)
+        save_image(folder / f"{name}.png", image)
         if name != "f":
             save_labels(folder / f"{name}_labels.png", labels, 12)
     monkeypatch.chdir(folder)
@@ -224,7 +224,7 @@ def test_a_source_without_the_region_lists_those_it_has(
 
 
 def test_photos_may_be_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mixsyn_fast.models.evaluation import face_parser
+    from mixsyn_fast.models import face_parser
 
     image, labels = draw_face(1, 32)
     opened = []
@@ -237,9 +237,9 @@ def test_photos_may_be_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(face_parser, "load_face_parser", load)
     monkeypatch.chdir(tmp_path)
-    _tiny(tuple(FACE_CLASSES)).save("faces.safetensors")
+    _tiny(FACE_CLASSES).save("faces.safetensors")
     for name in "ab":
-        save_picture(Path(f"{name}.png"), image)
+        save_image(Path(f"{name}.png"), image)
     given = ["--region", "hair=a.png", "--base", "b.png", "--model", "faces.safetensors"]
     assert cli.main(["compose", *given, "--parser", "weights.pth"]) == 0
     assert opened == ["weights.pth"]  # once for both photos
@@ -346,7 +346,7 @@ def _printed(command: str) -> list[tuple[str, str]]:
 def test_printed_commands_run(command: str, where: str, line: str, model: str, tmp_path: Path) -> None:
     for name, seed in zip("abc", _with(("window", "door", "shop", "balcony")), strict=True):
         image, labels = draw_facade(seed, 32)
-        save_picture(tmp_path / f"{name}.png", image)
+        save_image(tmp_path / f"{name}.png", image)
         os.rename(tmp_path / f"{name}.png", tmp_path / f"{name}.jpg")
         save_labels(tmp_path / f"{name}_labels.png", labels, 12)
     with contextlib.chdir(tmp_path):
@@ -422,7 +422,7 @@ def test_bad_diversity_is_named(
     (tmp_path / "set/classes.txt").write_text("\n".join(FACADE_CLASSES))
     for i in range(2):
         image, labels = draw_facade(i, 32)
-        save_picture(tmp_path / f"set/images/{i}.png", image)
+        save_image(tmp_path / f"set/images/{i}.png", image)
         save_labels(tmp_path / f"set/labels/{i}.png", labels, 12)
     before = sorted(os.listdir(tmp_path))
     assert cli.main(["diversity", "--model", model, *arguments]) == 2
@@ -449,7 +449,6 @@ def test_groups_are_the_models_among_the_regions() -> None:
     assert diversity.region_groups(mixsyn, ["door", "cornice", "window"], False) == [("door",), ("cornice",), ("window",)]
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(*[st.booleans()] * 3), min_size=1, max_size=4), st.integers(1, 30), st.integers(0, 99), st.booleans()
 )

@@ -13,15 +13,14 @@ import numpy as np
 import pytest
 import torch
 from mixsyn_fast.models.data import FACADE_CLASSES, Batch, Collate, ProceduralSource, RegionDataset, colorize, palette
-from mixsyn_fast.models.evaluation import InceptionFeatures, psnr, rmse, ssim
-from mixsyn_fast.models.evaluation.compare import Score
+from mixsyn_fast.models.data.options import DataOptions
+from mixsyn_fast.models.metrics import InceptionFeatures, psnr, rmse, ssim
 from mixsyn_fast.models.mixsyn import evaluate
 from mixsyn_fast.models.mixsyn.compositions import coupled_groups
 from mixsyn_fast.models.mixsyn.config import Config, StructureConfig, StyleConfig
 from mixsyn_fast.models.mixsyn.model import MixSyn
-from mixsyn_fast.models.mixsyn.pictures import Picture
 from mixsyn_fast.models.mixsyn.task import MixSynTask
-from mixsyn_fast.models.training.command import DataOptions
+from mixsyn_fast.models.pictures.picture import Picture
 from torch import Tensor, nn
 
 from mixsyn_fast import RegionMap
@@ -98,53 +97,6 @@ def test_a_composition_is_drawn_in_the_mixed_colours_of_its_regions() -> None:
     colours = palette(3).astype(float)
     soft = torch.tensor([0.25, 0.0, 0.75])[None, :, None, None].expand(1, 3, 2, 2)
     assert evaluate.render(soft)[0, :, 1, 1].tolist() == np.round(0.25 * colours[0] + 0.75 * colours[2]).tolist()
-
-
-def test_channels_against_masks_by_hand() -> None:
-    labels = torch.zeros(1, 16, 16, dtype=torch.int32)
-    labels[0, :, 8:] = 1
-    masks = (labels[:, None] == torch.arange(3)[:, None, None]).float()
-    found = evaluate.channel_scores((masks - 0.1).abs(), labels)  # off by 0.1 everywhere
-    assert found["rmse"][0, :2].tolist() == pytest.approx([0.1, 0.1]) and found["psnr"][0, :2].tolist() == pytest.approx(
-        [20.0, 20.0]
-    )
-    assert all(math.isnan(found[name][0, 2]) for name in ("ssim", "rmse", "psnr"))  # absent, though it has weight
-    labels[0, :4] = -1  # a quarter of the frame counts no more
-    wrong = (masks - 0.1).abs()
-    wrong[:, :, :4] = 0.5
-    found = evaluate.channel_scores(wrong, labels)
-    assert found["rmse"][0, :2].tolist() == pytest.approx([0.1] * 2)
-
-
-def test_segments_are_black_outside_of_the_region() -> None:
-    rng = torch.Generator().manual_seed(0)
-    real = torch.randint(60, 200, (2, 3, 16, 16), dtype=torch.uint8, generator=rng)
-    labels = torch.zeros(2, 16, 16, dtype=torch.int32)
-    labels[0, :, 12:], labels[1, 0] = 1, -1
-    made = real + torch.where(labels == 1, 51, 0).to(torch.uint8)[:, None]
-    found = evaluate.segment_scores(made, real, labels, 3)
-    assert found["rmse"][0].tolist() == pytest.approx([0, 0.2 * math.sqrt(0.25), math.nan], nan_ok=True)
-    assert found["psnr"][0].tolist() == pytest.approx([math.inf, -10 * math.log10(0.01), math.nan], nan_ok=True)
-    assert found["rmse"][1].tolist() == pytest.approx([0, math.nan, math.nan], nan_ok=True)
-    inside = labels[:1] == 1
-    expected = ssim(made[:1] * inside[:, None], real[:1] * inside[:, None], value_range=(0, 255))
-    assert float(found["ssim"][0, 1]) == pytest.approx(float(expected))
-
-
-def test_confusion_and_iou_by_hand() -> None:
-    labels = torch.tensor([[[0, 0, 1, 1, -1, 2]]])
-    predicted = torch.tensor([[[0, 1, 1, 1, 3, 0]]])
-    counts = evaluate.confusion(predicted, labels, 5)
-    assert counts.tolist()[:3] == [[1, 1, 0, 0, 0], [0, 2, 0, 0, 0], [1, 0, 0, 0, 0]] and int(counts.sum()) == 5
-    assert evaluate.iou(counts).tolist() == pytest.approx([1 / 3, 2 / 3, 0, math.nan, math.nan], nan_ok=True)
-
-
-def test_regions_weigh_alike_in_their_mean() -> None:
-    nan, inf = math.nan, math.inf
-    score = Score([], [], [np.array([1.0, 4.0, nan, inf]), np.array([3.0, nan, nan, inf])])
-    assert evaluate.region_mean(score) == 3.0
-    assert evaluate.region_mean(Score([], [], [np.array([inf, nan])])) == inf
-    assert math.isnan(evaluate.region_mean(Score())) and math.isnan(evaluate.region_mean(Score([], [], [np.array([nan])])))
 
 
 # ------------------------------------------------------------------------------------------------------ whole generators
@@ -317,7 +269,7 @@ def test_the_command_prints_and_writes_one_table(command: Any, tmp_path: Path, i
     assert found["rows"]["known"]["fid_regions"]["window"]["first_count"] == 3
     assert len(found["rows"]["known"]["metrics"]["psnr"]["pictures"]) == 3
     assert "| random image | – | – | – |" in printed and "Cross-dataset" not in printed
-    assert "Paper, Table 1" in printed and "RMSE in [0, 1] ↓" in printed
+    assert "Paper, Table 1" in printed and "RMSE, of the value range ↓" in printed
 
 
 def test_random_images_are_as_many_as_pictures_unless_said(command: Any, tmp_path: Path, inception: Path) -> None:

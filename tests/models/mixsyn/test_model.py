@@ -10,17 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mixsyn_fast.models.data import to_uint8
+from mixsyn_fast.models import model_file
 from mixsyn_fast.models.mixsyn import model as module
 from mixsyn_fast.models.mixsyn.compositions import user_composition
 from mixsyn_fast.models.mixsyn.config import Config, StructureConfig, StyleConfig
 from mixsyn_fast.models.mixsyn.model import Composed, Editor, MixSyn
-from mixsyn_fast.models.mixsyn.pictures import Picture
 from mixsyn_fast.models.mixsyn.structure import StructureGenerator
 from mixsyn_fast.models.mixsyn.style import StyleGenerator
+from mixsyn_fast.models.pictures.picture import Picture
+from mixsyn_fast.models.settings import to_dict
+from mixsyn_fast.models.sheets import to_uint8
 from mixsyn_fast.models.training import trained
 from mixsyn_fast.models.training.checkpoint import save_checkpoint
-from mixsyn_fast.models.training.config import to_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -497,14 +498,14 @@ def test_spectral_norm_is_folded(tmp_path: Path) -> None:
 
 def altered(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], None]) -> None:
     """Write a file anew after a change, its SHA-256 being right."""
-    library = module._safetensors()
+    library = model_file._safetensors()
     with library.safe_open(path, framework="pt") as file:
         metadata = dict(file.metadata())
     values = load_file(path)
-    metadata["sha256"] = module._digest(values)
+    metadata["sha256"] = model_file._digest(values)
     change(values, metadata)
     if "sha256" in metadata:
-        metadata["sha256"] = module._digest(values)
+        metadata["sha256"] = model_file._digest(values)
     save_file(values, path, metadata)
 
 
@@ -554,8 +555,10 @@ def test_no_such_file(tmp_path: Path, mixsyn: MixSyn) -> None:
         MixSyn.load(tmp_path / "none.safetensors")
     with pytest.raises(FileNotFoundError, match="config.json"):
         MixSyn.load(tmp_path)
-    with pytest.raises(FileNotFoundError):
-        mixsyn.save(tmp_path / "no folder" / "model.safetensors")
+    mixsyn.save(tmp_path / "new folder" / "model.safetensors")
+    assert MixSyn.load(tmp_path / "new folder" / "model.safetensors").classes == mixsyn.classes
+    with pytest.raises(IsADirectoryError, match="expected a file to write"):
+        mixsyn.save(tmp_path / "new folder")
 
 
 def test_a_save_that_fails_leaves_the_old_file(mixsyn: MixSyn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

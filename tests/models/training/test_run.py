@@ -175,7 +175,7 @@ def test_tensorboard_holds_the_scalars_also_after_a_resume(tmp_path: Path) -> No
 
 
 def test_sheet(tmp_path: Path) -> None:
-    pytest.importorskip("mixsyn_fast.models.data.sheets")
+    pytest.importorskip("mixsyn_fast.models.sheets")
     image_module = pytest.importorskip("PIL.Image")
     red, blue = np.zeros((2, 8, 8, 3), np.uint8)
     red[..., 0], blue[..., 2] = 200, 100
@@ -206,7 +206,7 @@ def test_without_optional_packages(
 def test_sheet_without_pillow_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("mixsyn_fast.models.data.sheets")
+    pytest.importorskip("mixsyn_fast.models.sheets")
     monkeypatch.setitem(sys.modules, "PIL", None)
     with Run(tmp_path, CONFIG, total_steps=10, tensorboard=False) as run:
         for step in (1, 2):

@@ -1,0 +1,365 @@
+"""`mixsyn-fast demo`: new pictures composed of regions of several ones, and what mixsyn_fast makes faster, on one sheet.
+
+    mixsyn-fast demo                                        # sources drawn by code, the shipped model of facades
+    mixsyn-fast demo --data my_facades --kind cmp_facade    # yours: images/ and labels/ with CMP Facade's ids 1 to 12,
+    mixsyn-fast demo --data my_facades --kind folder        # or with a classes.txt: ids from 0 (--first-id 1: from 1)
+
+Three to six pictures give a new one: a label map (composition) and an image that fits it. Below, times against plain
+PyTorch, verified to give the same numbers: one such composition, and one pass of the SEAN generator at its published width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mixsyn_fast.progress import progress
+from mixsyn_fast.runtime import keep_memory
+
+from .speed import Outcome, in_words, measure_sean, parts_table, table
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import ImageDraw, ImageFont
+
+    from ..data import Source
+    from ..mixsyn.model import MixSyn
+
+NUM_REGIONS = 19
+"""Regions of the drawn faces, and of a folder that does not name its own."""
+_COLOURS = {
+    "label map": (240, 160, 60),
+    "style encoder": (150, 110, 200),
+    "region norms": (220, 80, 90),
+    "convolutions": (70, 130, 200),
+    "rest": (150, 155, 165),
+    "encoders": (150, 110, 200),
+    "decoder": (240, 160, 60),
+    "generator": (70, 130, 200),
+}
+
+# ----------------------------------------------------------------------------------------------------------- the data
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the demo works on."""
+
+    images: np.ndarray
+    """(B, H, W, 3) uint8, for SEAN."""
+    labels: np.ndarray
+    """(B, H, W) int32 or uint8 in [0, num_regions) or -1."""
+    num_regions: int
+    described: str
+    composed: Source | None
+    """Pictures to compose; None: those of the user have other regions than the model."""
+    why_not: str = ""
+    """What to tell the user then."""
+
+
+def load_inputs(options: argparse.Namespace, mixsyn: MixSyn) -> Inputs:
+    """Open what is to be composed, and label maps for SEAN: those of --data, else drawn by code.
+
+    Raises:
+        ValueError: --data is no data set; names what is wrong.
+    """
+    from ..data import FACADE_CLASSES, ProceduralSource, draw_batch, first_items, open_source
+    from ..data.sets import reader_options
+    from ..mixsyn.demo import UNSEEN
+    from ..mixsyn.diversity import open_matching
+
+    if options.data is None:
+        if mixsyn.classes != FACADE_CLASSES:
+            raise ValueError(f"--model: knows {', '.join(mixsyn.classes)}, no facades as drawn by code: give --data DIR")
+        drawn = ProceduralSource("procedural_facades", 100, UNSEEN + options.seed, mixsyn.size)
+        images, labels = draw_batch("face", options.batch, options.size, seed=options.seed)
+        return Inputs(images, labels, NUM_REGIONS, "drawn by code", drawn)
+    path = Path(options.data)
+    name = f"{path.resolve().parent.name}/{path.resolve().name}"
+    try:
+        source = _opened(options)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--data: {error}") from None
+    if source is None:  # images/ and labels/ without names of the regions, as for faces
+        try:
+            images, labels = first_items(
+                open_source(path, "folder", "all", classes=NUM_REGIONS), options.batch, options.size
+            )
+        except ValueError as error:
+            raise ValueError(f"--data: {error}") from None
+        why = f"{path} does not say what its regions are: give --kind cmp_facade (ids 1 to 12), or write classes.txt"
+        return Inputs(images, labels, NUM_REGIONS, name, None, why)
+    try:
+        images, labels = first_items(source, options.batch, options.size)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--data: {error}") from None
+    composed, why = None, ""
+    try:
+        composed = open_matching(mixsyn, options.data, options.kind, "all", **reader_options(options))
+    except ValueError as error:  # the set itself is sound, for it was opened above
+        why = str(error)
+    return Inputs(images, labels, len(source.classes), name, composed, why)
+
+
+def _opened(options: argparse.Namespace) -> Source | None:
+    """Open --data; None for images/ and labels/ that no known set is recognised in."""
+    from ..data import guess_kind, open_source
+    from ..data.sets import reader_options
+
+    given = reader_options(options)
+    if options.kind == "auto" and not given:
+        try:
+            guess_kind(options.data)
+        except ValueError:
+            open_source(options.data, "folder", "all", classes=NUM_REGIONS)
+            return None
+    return open_source(options.data, options.kind, "all", "none", **given)
+
+
+# ----------------------------------------------------------------------------------------------------------- the times
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        match = None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cpu = match.group(1).strip() if match else platform.machine()
+    return f"{cpu}, {cores} cores, {torch.get_num_threads()} threads"
+
+
+def measure_composition(mixsyn: MixSyn, composed: Any, repeat: int) -> list[Outcome]:
+    """Time one composition in plain PyTorch and with mixsyn_fast."""
+    from ..mixsyn.demo import cost
+
+    with progress("timing one composition"):
+        measured = cost(mixsyn, composed, repeat)
+    outcomes = []
+    for name, seconds in (("plain PyTorch, dense", measured.plain), ("mixsyn_fast", measured.fast)):
+        parts = {"encoders": seconds.encode, "decoder": seconds.decode, "generator": seconds.generate}
+        outcomes.append(Outcome(name, seconds.total, measured.plain.total / seconds.total, parts=parts))
+    outcomes[0].difference = outcomes[0].relative = 0.0
+    outcomes[1].difference, outcomes[1].relative = measured.difference, measured.relative
+    return outcomes
+
+
+# -------------------------------------------------------------------------------------------------------- the picture
+
+_INK, _SOFT, _PAPER = (28, 30, 36), (105, 110, 120), (250, 250, 248)
+_MARGIN, _BAR, _SMALLEST_WIDTH = 30, 34, 1000  # pixels
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    from PIL import ImageFont
+
+    try:
+        return ImageFont.load_default(size)
+    except (TypeError, OSError):  # an older pillow, or one without FreeType: one small built-in size
+        return ImageFont.load_default()
+
+
+def _bars(draw: ImageDraw.ImageDraw, title: str, outcomes: Sequence[Outcome], top: int, width: int) -> int:
+    """Draw stacked horizontal bars, seconds per part of every measured form; return where they end, in pixels."""
+    measured = [o for o in outcomes if o.seconds is not None]
+    longest = max(o.seconds or 0.0 for o in measured)
+    name_width, left = 230, _MARGIN
+    scale = (width - name_width - 190) / longest
+    draw.text((left, top), title, font=_font(18), fill=_INK)
+    x, y = left + name_width, top + 30
+    for part in next((o.parts for o in measured if o.parts), {}):
+        draw.rectangle([x, y + 4, x + 14, y + 18], fill=_COLOURS[part])
+        draw.text((x + 20, y), part, font=_font(16), fill=_INK)
+        x += 52 + int(draw.textlength(part, font=_font(16)))
+    y += 30
+    for o in measured:
+        draw.text((left, y + 3), o.name, font=_font(17), fill=_INK)
+        x0 = float(left + name_width)
+        total = sum(o.parts.values())
+        for part, share in [(p, o.parts[p] / total) for p in o.parts] if total else [("", 1.0)]:
+            x1 = x0 + share * (o.seconds or 0.0) * scale
+            if x1 - x0 >= 0.5:
+                draw.rectangle([x0, y, x1, y + _BAR - 10], fill=_COLOURS.get(part, (190, 193, 200)))
+            x0 = x1
+        text = in_words(o.seconds or 0.0) + (f"   {o.speed_up:.1f} x" if o.speed_up and o is not measured[0] else "")
+        draw.text((x0 + 10, y + 3), text, font=_font(17), fill=_INK)
+        y += _BAR
+    return y + 16
+
+
+def draw_sheet(
+    title: str, line: str, pictures: np.ndarray | None, charts: Sequence[tuple[str, list[Outcome]]]
+) -> np.ndarray:
+    """Draw the demo's sheet.
+
+    Args:
+        title: large, at the top.
+        line: small, below it.
+        pictures: contact sheet (H, W, 3) uint8 of the compositions; None: none were made.
+        charts: (title, forms) of every comparison of times.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    high, wide = pictures.shape[:2] if pictures is not None else (0, 0)
+    width = 2 * _MARGIN + max(wide, _SMALLEST_WIDTH)
+    height = 120 + high + sum(106 + _BAR * len(outcomes) for _, outcomes in charts)
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_MARGIN, 20), title, font=_font(28), fill=_INK)
+    draw.text((_MARGIN, 60), line, font=_font(16), fill=_SOFT)
+    top = 96
+    if pictures is not None:
+        sheet.paste(Image.fromarray(pictures), (_MARGIN, top))
+        top += high + 30
+    for chart, outcomes in charts:
+        top = _bars(draw, chart, outcomes, top, width - 2 * _MARGIN)
+    return np.asarray(sheet.crop((0, 0, width, top + 10)))
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `mixsyn-fast demo`."""
+    from ..data import KINDS
+    from ..data.sets import add_reader_arguments
+
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="your pictures with label maps: composed where they have the model's regions (default: drawn by code)",
+    )
+    parser.add_argument("--kind", choices=("auto", *KINDS), default="auto", help="what set --data is (default: %(default)s)")
+    add_reader_arguments(parser)
+    parser.add_argument(
+        "--model", metavar="FILE", help="MixSyn weights (.safetensors) or run folder (default: the shipped model of facades)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("outputs/demo.png"), help="the sheet (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=5, help="new pictures (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, default=256, help="side of SEAN's images, a multiple of 32 (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=int, default=1, help="images per run of SEAN (default: %(default)s)")
+    parser.add_argument("--ngf", type=int, default=64, help="width of SEAN (default: %(default)s, as published)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of sources, drawings, weights and noise")
+    parser.add_argument("--repeat", type=int, default=3, help="timed runs of each form (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda[:n] (default: %(default)s)")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="time torch.compile of SEAN too: minutes of compilation on two cores (default: no)",
+    )
+    parser.add_argument(
+        "--compile-seconds", type=float, default=300.0, help="give torch.compile this long (default: %(default)s)"
+    )
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise ValueError, naming the option, for what cannot be done."""
+    from ..data.sets import reader_options
+
+    if options.size < 32 or options.size % 32:
+        raise ValueError(f"--size: expected a positive multiple of 32, got {options.size}")
+    for name in ("rows", "batch", "ngf", "repeat"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name}: expected at least 1, got {getattr(options, name)}")
+    if options.seed < 0:
+        raise ValueError(f"--seed: expected a non-negative integer, got {options.seed}")
+    if options.out.suffix.lower() != ".png":
+        raise ValueError(f"--out: expected a file name ending in .png, got {options.out}")
+    if options.data is None and reader_options(options):
+        raise ValueError(f"--{next(iter(reader_options(options))).replace('_', '-')}: needs --data DIR")
+    if options.data is not None and not Path(options.data).is_dir():
+        raise ValueError(f"--data: {options.data}: no such folder")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run `mixsyn-fast demo`; return the exit status (0: all forms agree, 1: they do not).
+
+    Raises:
+        ImportError: pillow or safetensors is missing.
+        ValueError, OSError: an option, a file of the data or the model is wrong.
+    """
+    try:
+        import PIL  # noqa: F401
+    except ImportError:
+        raise ImportError("drawing the sheet needs pillow: pip install 'mixsyn_fast[models]'") from None
+    check(options)
+    from ..mixsyn import demo as composing
+    from ..mixsyn.compose import open_model, write_sheet
+
+    mixsyn = open_model(options)
+    device = mixsyn.device
+    if device.type == "cpu":
+        keep_memory()  # for every form alike
+    inputs = load_inputs(options, mixsyn)
+    where = _machine(device)
+    print(f"mixsyn-fast demo on {where}; torch {torch.__version__}; pictures: {inputs.described}")
+    charts, pictures, title = [], None, "mixsyn_fast"
+    if inputs.composed is None:
+        print(_advice(options, inputs, mixsyn))
+    else:
+        try:
+            found = composing.pool(mixsyn, inputs.composed, options.seed)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"--data: {error}") from None
+        with progress("composing"):
+            made = composing.compositions(mixsyn, found, options.rows, options.seed)
+        pictures = composing.sheet(mixsyn, made)
+        most = max(made, key=lambda one: len(one.sources))
+        outcomes = measure_composition(mixsyn, most, options.repeat)
+        count = f"{len(most.table)} regions of {len(most.sources)} pictures"
+        charts.append((f"One composition, {count}, {mixsyn.size[0]} x {mixsyn.size[1]}", outcomes))
+        title = "MixSyn: new pictures, each composed of regions of several"
+    sean_times = measure_sean(
+        inputs.images,
+        inputs.labels,
+        inputs.num_regions,
+        ngf=options.ngf,
+        seed=options.seed,
+        repeat=options.repeat,
+        device=device,
+        compile_seconds=options.compile_seconds if options.compile else 0.0,
+    )
+    sean = f"SEAN generator, {options.size} x {options.size}, {inputs.num_regions} regions, ngf {options.ngf}"
+    charts.append((f"{sean}, batch {options.batch}, label map included", sean_times))
+    for chart, outcomes in charts:
+        print(f"\n{chart}, float32\n{table(outcomes)}\n\nits parts\n{parts_table(outcomes)}")
+    line = f"{where}  |  torch {torch.__version__}  |  pictures: {inputs.described}"
+    print()
+    write_sheet(draw_sheet(title, line, pictures, charts), options.out)
+    fast = [o for _, outcomes in charts for o in outcomes if o.name.startswith("mixsyn_fast")]
+    worst = max(o.relative for o in fast if o.relative is not None)
+    if worst > 1e-4:
+        print(f"the outputs differ: relative difference {worst:.1e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _advice(options: argparse.Namespace, inputs: Inputs, mixsyn: MixSyn) -> str:
+    """What the model can compose, and how to train one that can compose the user's pictures."""
+    height, width = mixsyn.size
+    return (
+        f"no new pictures: {inputs.why_not}.\n"
+        f"  {'The shipped model' if options.model is None else options.model} composes pictures with the regions "
+        f"{', '.join(mixsyn.classes)}.\n"
+        f"  Train one on yours:  mixsyn-fast train mixsyn --data {options.data} --size {height} --out runs/mine\n"
+        f"  and compose:         mixsyn-fast demo --data {options.data} --model runs/mine\n"
+        f"  Times below are measured on your label maps."
+    )

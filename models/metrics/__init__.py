@@ -1,0 +1,28 @@
+"""Judging pictures: distances to a target, distances of sets, diversity, per picture and per region."""
+
+from .diversity import ClassDiversity, class_diversity, pairwise_lpips, top1_similarity
+from .fid import FIDResult, Gaussian, InceptionFeatures, fid_of_features, find_inception, frechet_distance
+from .intervals import Interval, intervals
+from .lpips import LPIPS
+from .pixels import mean_over, psnr, rmse, ssim, ssim_map
+
+__all__ = [
+    "LPIPS",
+    "ClassDiversity",
+    "FIDResult",
+    "Gaussian",
+    "InceptionFeatures",
+    "Interval",
+    "class_diversity",
+    "fid_of_features",
+    "find_inception",
+    "frechet_distance",
+    "intervals",
+    "mean_over",
+    "pairwise_lpips",
+    "psnr",
+    "rmse",
+    "ssim",
+    "ssim_map",
+    "top1_similarity",
+]

@@ -1,0 +1,164 @@
+"""The file of a trained model, one format for all papers: networks and config in one safetensors file, verified when read.
+
+The header of the file names the paper's format, its version, the config as JSON, and the SHA-256 of all tensors, for
+safetensors itself has no check of its contents. A file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mixsyn_fast.writing import write_whole
+
+from .checkpoints import load_checked
+from .settings import from_dict, to_dict
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class ModelFile(Generic[C]):
+    """How the models of one paper are stored.
+
+    Args:
+        paper: folder of the paper below models/; the format in the header is ``mixsyn_fast.<paper>``.
+        model: class whose ``save`` writes such files, for messages.
+        config: dataclass of the networks' config.
+        version: of the format; a file of another one is refused.
+    """
+
+    paper: str
+    model: str
+    config: type[C]
+    version: str = "1"
+
+    @property
+    def format(self) -> str:
+        """Name of the format in the header."""
+        return f"mixsyn_fast.{self.paper}"
+
+    def save(
+        self, path: str | os.PathLike[str], config: C, networks: Mapping[str, nn.Module], *, half: bool = False
+    ) -> None:
+        """Write networks and config to one file, whole or not at all.
+
+        Args:
+            path: of the file, as a rule *.safetensors; folders are made. A file that is there is replaced.
+            config: of the networks.
+            networks: part name -> network; tensors are named "<part>.<name>".
+            half: store floating tensors as float16 (half the size, about three decimal digits).
+
+        Raises:
+            ValueError: `half`, and a weight that float16 cannot hold.
+            OSError: the file cannot be written.
+            ImportError: safetensors is not installed.
+        """
+        state = nn.ModuleDict(dict(networks)).state_dict()
+        tensors = {name: _stored(name, value, half) for name, value in state.items()}
+        metadata = {
+            "format": self.format,
+            "version": self.version,
+            "config": json.dumps(to_dict(config)),
+            "sha256": _digest(tensors),
+        }
+        write_whole(path, _safetensors().torch.save(tensors, metadata))
+
+    def load(
+        self, path: str | os.PathLike[str], build: Callable[[C], Mapping[str, nn.Module]]
+    ) -> tuple[C, dict[str, nn.Module]]:
+        """Read a file of :meth:`save`.
+
+        Args:
+            path: of the file.
+            build: config -> part name -> network, as they were saved; what it draws from torch's random numbers on the CPU
+                is put back.
+
+        Returns:
+            The config, and the networks on the CPU with the file's weights (float16 becomes the networks' own dtype).
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: damaged, of another paper or version, or with weights that do not fit; the message names the path.
+            ImportError: safetensors is not installed.
+        """
+        path = Path(path)
+        tensors, metadata = self._read(path)
+        try:
+            config = from_dict(self.config, json.loads(metadata["config"]))
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path}: expected the config of a {self.model}, got: {error}") from error
+        with torch.random.fork_rng(devices=[]):  # first weights, drawn in vain: the program's random numbers go on as before
+            networks = nn.ModuleDict(dict(build(config)))
+        load_checked(networks, tensors, source=str(path))
+        return config, dict(networks.items())
+
+    def shipped(self, name: str) -> Path:
+        """Return the file `weights/<name>.safetensors` that comes with the paper's folder.
+
+        Raises:
+            FileNotFoundError: this installation came without it.
+        """
+        folder = Path(__file__).parent / self.paper / "weights"
+        path = folder / f"{name}.safetensors"
+        if not path.is_file():
+            there = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
+            raise FileNotFoundError(f"{path}: no such weights came with the package; there are: {there}")
+        return path
+
+    def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and metadata, verified."""
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file (expected a file of {self.model}.save, or a run folder)")
+        library = _safetensors()
+        try:
+            with library.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (library.SafetensorError, ValueError, OSError) as error:
+            raise ValueError(f"{path}: expected a safetensors file of {self.model}.save: {error}") from error
+        for key, expected in (("format", self.format), ("version", self.version)):
+            if metadata.get(key) != expected:
+                raise ValueError(
+                    f"{path}: expected a file of {self.model}.save with {key} {expected!r}, got {metadata.get(key)!r}"
+                )
+        if metadata.get("sha256") != _digest(tensors):
+            raise ValueError(f"{path}: damaged: the SHA-256 of its weights is not that of what was written")
+        return tensors, metadata
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError("files of models need safetensors: pip install 'mixsyn_fast[models]'") from error
+    return safetensors
+
+
+def _stored(name: str, value: Tensor, half: bool) -> Tensor:
+    """A tensor as it goes into the file: contiguous, on the CPU, of its own memory."""
+    value = value.detach().cpu().contiguous()
+    if half and value.is_floating_point():
+        small = value.half()
+        if not bool((torch.isfinite(small) == torch.isfinite(value)).all()):
+            raise ValueError(f"half: float16 cannot hold {name}, whose largest value is {value.abs().max().item():.4g}")
+        return small
+    return value.clone()
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        sha.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()

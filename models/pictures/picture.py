@@ -1,0 +1,279 @@
+"""The pictures that regions are taken from: an image with its label map, from files, from a data set, or parsed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ..data import FACE_CLASSES, LABEL_SETS, FileSource, LabelSet, Record, RegionDataset, Sample, Source, guess_kind
+from ..data.dataset import resample
+from ..data.readers import class_listing, class_names
+from ..data.region_types import base_classes, merge_of, region_types
+from ..data.sets import classes_differ
+from .files import read_image
+
+if TYPE_CHECKING:
+    from ..face_parser import FaceParser
+
+_ANY = (1, 1)  # a label set's size, where nothing asks for it
+_PARSED_SIDE = 1024  # shorter side in pixels to which larger photos are reduced before they are parsed
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An image with its label map.
+
+    Do not write into the arrays afterwards: an :class:`~.model.Editor` keeps them and knows pictures by their content.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) int32, class in the model's order, or -1 for no region.
+        name: for messages and sheets, as a rule the stem of the file.
+
+    Raises:
+        ValueError: another shape or dtype, or sizes that differ.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    name: str
+
+    def __post_init__(self) -> None:
+        """Check shapes and dtypes."""
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8 or not self.image.size:
+            raise ValueError(f"{self.name}: expected an image (H, W, 3) uint8, got {self.image.shape} {self.image.dtype}")
+        if self.labels.ndim != 2 or self.labels.dtype != np.int32:
+            raise ValueError(f"{self.name}: expected labels (H, W) int32, got {self.labels.shape} {self.labels.dtype}")
+        if self.labels.shape != self.image.shape[:2]:
+            (height, width), (rows, columns) = self.image.shape[:2], self.labels.shape
+            raise ValueError(
+                f"{self.name}: label map is {columns} x {rows} but the image is {width} x {height} (width x height)"
+            )
+
+
+def read_picture(
+    path: str | os.PathLike[str],
+    *,
+    classes: Sequence[str],
+    kind: str = "auto",
+    merge: str = "none",
+    labels: str | os.PathLike[str] | None = None,
+    parser: FaceParser | None = None,
+    unknown: str | None = None,
+    unknown_id: int | None = None,
+    first_id: int | None = None,
+) -> Picture:
+    """Read an image and its label map.
+
+    The label map is the file `labels`; without it the first of these that exists, for an image `photos/a.jpg`:
+    `photos/a_labels.png`, `photos/a.labels.png`, `labels/a.png` (beside the folder `photos`), `photos/a.png` (if the image
+    itself is no PNG); without any of them, what `parser` finds.
+
+    What a stored id means says the kind of the label map, as in training: see models/data/readers.py. So does what happens
+    to sizes that differ: an image of kind celebamask_hq or ffhq is scaled to its map, any other is an error.
+
+    Args:
+        path: the image.
+        classes: the model's N region names.
+        kind: one of `LABEL_SETS`, or "folder": class k, in the order of the classes before merging, is stored as
+            `first_id + k`, and a classes.txt in the image's folder (or in the set's, around `images/`) must say the same.
+            "auto": the kind that folder and file names tell; if they tell none, "folder" where every known set of these
+            classes stores them so too.
+        merge: region types that the model was trained on: "none", "meta", "compact"; "auto": those that `classes` are.
+        labels: label map; palette or grey PNG, or as the kind stores it.
+        parser: finds the regions of a face photo (`load_face_parser`): CelebAMask-HQ's 19 classes, and types made of them.
+            The photo is turned as its camera noted and reduced to a shorter side of 1024 pixels at most.
+        unknown: kinds of a set: what pixels of no class become, see `LabelSet.resolve`; None: what leads to the model's
+            classes.
+        unknown_id: kind "folder": stored id of pixels of no class, often 255; they are class "unknown" if that is the
+            model's last class, else no region.
+        first_id: kind "folder": stored id of class 0; None: 0.
+
+    Returns:
+        The picture, in the model's classes, at its stored size.
+
+    Raises:
+        FileNotFoundError: no image, no file `labels`, or no label map anywhere and no parser; names all the places.
+        ValueError: a file that is no image, sizes that differ, ids of no class, unknown kind, label maps or a parser of
+            other classes than the model's, "auto" that cannot tell.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such picture")
+    merge = merge_of(classes) if merge == "auto" else merge
+    base = base_classes(classes, merge)
+    types = None if merge == "none" else region_types(base, merge)
+    if labels is not None and not Path(labels).is_file():
+        raise FileNotFoundError(f"{labels}: no such label map")
+    places = label_map_places(file)
+    found = Path(labels) if labels is not None else next((place for place in places if place.is_file()), None)
+    if found is not None:
+        kind, label_set, policy = _label_set(file, found, kind, base, unknown, unknown_id, first_id)
+        sample = FileSource(kind, label_set, [Record(file.stem, file, found)], policy).read(0)
+    elif parser is not None:
+        sample = _parsed(file, parser, base)
+    else:
+        raise FileNotFoundError(
+            f"{file}: has no label map; looked for {', '.join(map(str, places))}; name the file, or give a face parser "
+            f"(--parser) for photos of faces"
+        )
+    return Picture(sample.image, sample.labels if types is None else types.apply(sample.labels), file.stem)
+
+
+def label_map_places(image: Path) -> list[Path]:
+    """Return where the label map of an image is looked for, in the order of the search."""
+    places = [image.with_name(f"{image.stem}{ending}.png") for ending in ("_labels", ".labels")]
+    beside = image.absolute().parent.parent / "labels"  # absolute: "a.jpg" alone has a folder above it as well
+    places += [beside / f"{image.stem}.png", image.with_name(f"{image.stem}.png")]
+    return [place for place in places if place.absolute() != image.absolute()]
+
+
+def _label_set(
+    image: Path,
+    labels: Path,
+    kind: str,
+    base: tuple[str, ...],
+    unknown: str | None,
+    unknown_id: int | None,
+    first_id: int | None,
+) -> tuple[str, LabelSet, str]:
+    """Return kind, label set and policy for unknown pixels, whose classes are `base`."""
+    folders = _folders(image)
+    own, policy = _own_ids(base, unknown_id, first_id or 0)
+    if kind == "auto":
+        kind = "folder" if unknown_id is not None or first_id is not None else _guessed(folders, image.stem)
+    if kind not in ("auto", "folder", *LABEL_SETS):
+        raise ValueError(f"kind: expected auto, folder or one of {', '.join(LABEL_SETS)}, got {kind!r}")
+    if kind == "auto":  # neither folder nor file names tell
+        found = {name: _policy(known, base, unknown) for name, known in LABEL_SETS.items()}
+        tables = {name: LABEL_SETS[name].resolve(chosen)[1] for name, chosen in found.items() if chosen is not None}
+        if any(not np.array_equal(table, own.resolve(policy)[1]) for table in tables.values()):
+            raise ValueError(
+                f"{labels}: cannot tell how it stores its classes; give kind (--kind): {' or '.join((*tables, 'folder'))}"
+            )
+        kind = "folder"
+    if kind == "folder":
+        listing = next((found for found in map(class_listing, folders) if found is not None), None)
+        if listing is not None and tuple(class_names(listing)) != own.classes:
+            raise ValueError(
+                f"{listing}: expected the model's classes, got {classes_differ(class_names(listing), own.classes)}"
+            )
+        return kind, own, policy
+    chosen = _policy(LABEL_SETS[kind], base, unknown)
+    if chosen is None:
+        got = LABEL_SETS[kind].resolve(unknown or "class")[0]
+        raise ValueError(f"{labels}: expected the model's classes, kind {kind} has {classes_differ(got, base)}")
+    return kind, LABEL_SETS[kind], chosen
+
+
+def _own_ids(base: tuple[str, ...], unknown_id: int | None, first: int) -> tuple[LabelSet, str]:
+    """Label set and policy of kind "folder"."""
+    if unknown_id is not None and len(base) > 1 and base[-1] == "unknown":
+        return LabelSet(base[:-1], _ANY, first=first, unknown=unknown_id), "class"
+    return LabelSet(base, _ANY, first=first, unknown=unknown_id), "none"
+
+
+def _policy(label_set: LabelSet, base: tuple[str, ...], unknown: str | None) -> str | None:
+    """Return the policy for unknown pixels that leads to the classes `base`: the one asked for, else class, else none."""
+    for policy in ("class", "none") if unknown is None else (unknown,):
+        if label_set.resolve(policy)[0] == base:
+            return policy
+    return None
+
+
+def _folders(image: Path) -> list[Path]:
+    """Return the folders that may tell what set an image is of: its own, and around `[<split>/]images` the set's."""
+    parent = image.resolve().parent
+    return [parent, *parent.parents[:2]] if parent.name == "images" else [parent]
+
+
+def _guessed(folders: Sequence[Path], stem: str) -> str:
+    for folder in folders:
+        try:
+            return guess_kind(folder, stem)
+        except ValueError:
+            pass  # this folder does not tell
+    return "auto"
+
+
+def _parsed(file: Path, parser: FaceParser, base: tuple[str, ...]) -> Sample:
+    if base != FACE_CLASSES:
+        raise ValueError(
+            f"{file}: has no label map, and the parser of faces does not find the model's classes but "
+            f"{classes_differ(FACE_CLASSES, base)}"
+        )
+    photo = read_image(file, upright=True)
+    height, width = photo.shape[:2]
+    if min(height, width) > _PARSED_SIDE:
+        scale = _PARSED_SIDE / min(height, width)
+        whole = Sample(photo, np.zeros((height, width), np.int32), None, file.stem)
+        photo = resample(whole, (0, 0, width, height), (round(height * scale), round(width * scale)))[0]
+    return Sample(photo, parser.parse(photo).astype(np.int32), None, file.stem)
+
+
+class _Single:
+    """A source of one picture."""
+
+    name, classes, swaps, default_size = "picture", (), (), _ANY
+
+    def __init__(self, picture: Picture) -> None:
+        self.picture = picture
+
+    def __len__(self) -> int:
+        return 1
+
+    def names(self) -> list[str]:
+        return [self.picture.name]
+
+    def read(self, index: int) -> Sample:
+        return Sample(self.picture.image, self.picture.labels, None, self.picture.name)
+
+
+def fit(picture: Picture, size: int | tuple[int, int], crop: Literal["center", "none"] = "center") -> Picture:
+    """Bring a picture to a size: the image bicubic and antialiased, the labels by nearest pixel, as in training.
+
+    The centre crop is that of a training without options. A model trained with `--crop none` has seen whole pictures,
+    squeezed: centre crops show it things of other proportions.
+
+    Args:
+        picture: of any size.
+        size: side of a square, or (H, W) in pixels.
+        crop: "center": the largest box of the proportions of `size` in the middle; "none": the whole picture, squeezed.
+
+    Raises:
+        ValueError: a size below 1, another crop.
+    """
+    if crop not in ("center", "none"):
+        raise ValueError(f"crop: expected 'center' or 'none', got {crop!r}")
+    item = RegionDataset(_Single(picture), size, crop=crop, on_error="raise")[0]
+    return Picture(item.image, item.labels, picture.name)
+
+
+def pictures_of(
+    source: Source, wanted: Sequence[str | int] | None = None, *, classes: Sequence[str] | None = None
+) -> list[Picture]:
+    """Read pictures of a data set (`open_source`, in region types if `merged`).
+
+    Args:
+        source: the set.
+        wanted: names (stems) or indices, in any order; None: all.
+        classes: the model's region names, to be compared with the set's; None: not compared.
+
+    Raises:
+        ValueError: other classes, a name or an index that the set does not have, a bad file.
+    """
+    if classes is not None and tuple(source.classes) != tuple(classes):
+        raise ValueError(f"{source.name}: expected the model's classes, got {classes_differ(source.classes, classes)}")
+    index = {name: i for i, name in enumerate(source.names())}
+    chosen = list(range(len(source))) if wanted is None else list(wanted)
+    for key in chosen:
+        if (key not in index) if isinstance(key, str) else not 0 <= key < len(source):
+            some = ", ".join(list(index)[:3])
+            raise ValueError(f"wanted: {source.name} has pictures 0 to {len(source) - 1} ({some}, ...), got {key!r}")
+    samples = (source.read(index[key] if isinstance(key, str) else key) for key in chosen)
+    return [Picture(sample.image, sample.labels, sample.name) for sample in samples]

@@ -1,0 +1,291 @@
+"""Dataclass <-> command line <-> JSON: help from comments, every type there and back, errors that name the key."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mixsyn_fast.models import clade, sean, spade
+from mixsyn_fast.models.settings import add_arguments, differences, dumps, field_comments, from_arguments, from_dict, to_dict
+from mixsyn_fast.models.training.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Base:
+    width: int = 64  # channels of the first layer
+    # seconds that one step
+    # may take at most
+    limit: float = 1.5
+    bare: str = "x"
+
+
+@dataclass(frozen=True)
+class Model(Base):
+    width: int = 32  # channels, 100 % of them
+    norm: Literal["batch", "instance"] = "batch"  # kind of normalisation
+    size: tuple[int, int] = (64, 96)  # height, width in pixels
+    blocks: tuple[str, ...] = ()  # names # with a hash
+
+    def __post_init__(self) -> None:
+        if self.width <= 0:
+            raise ValueError(f"width: expected a positive number, got {self.width}")
+
+
+@dataclass(frozen=True)
+class Options:
+    name: str  # of the run
+    model: Model = field(default_factory=lambda: Model(width=8))  # the generator
+    batch_size: int = 8  # images per step
+    lr: float = 1e-4
+    amp: bool = False
+    clip: float | None = None  # largest norm of the gradient; none: no limit
+    crop: int | tuple[int, int] = 128
+    weights: str | None = None
+    levels: Literal[1, 2, "all"] = 2
+    _hidden: int = field(default=0, init=False)
+
+
+def parse(*texts: str, kind: type = Options, **defaults: Any) -> Any:
+    parser = argparse.ArgumentParser(exit_on_error=True)
+    add_arguments(parser, kind, **defaults)
+    return from_arguments(parser.parse_args(texts), kind)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *texts: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parse("--name", "n", *texts)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def help_of(kind: type, **defaults: Any) -> str:
+    parser = argparse.ArgumentParser(formatter_class=lambda prog: argparse.HelpFormatter(prog, width=300))
+    add_arguments(parser, kind, **defaults)
+    return parser.format_help()
+
+
+def test_defaults_survive_parsing() -> None:
+    assert parse("--name", "first") == Options(name="first")
+
+
+def test_every_option() -> None:
+    texts = "--name n --model.width 4 --model.norm instance --model.size 32,48 --model.blocks up_3,up_2 --batch-size 2"
+    texts += " --lr 3e-5 --amp --clip 0.5 --crop 64,32 --weights a.pth --levels all --model.limit 2"
+    model = Model(width=4, norm="instance", size=(32, 48), blocks=("up_3", "up_2"), limit=2.0)
+    expected = Options("n", model, 2, 3e-5, True, 0.5, (64, 32), "a.pth", "all")
+    assert parse(*texts.split()) == expected
+    off = parse("--name", "n", "--no-amp", "--clip", "none", "--crop", "64", "--weights", "None", "--levels", "1", amp=True)
+    assert (off.amp, off.clip, off.crop, off.weights, off.levels) == (False, None, 64, None, 1)
+    assert type(off.levels) is int
+
+
+def test_empty_tuple_and_negative_numbers() -> None:
+    assert parse("--name", "n", "--model.blocks", "").model.blocks == ()
+    assert parse("--name", "n", "--lr", "-1").lr == -1.0
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["--batch-size", "many"], "--batch-size: expected int, got 'many'"),
+        (["--batch-size", "1.5"], "--batch-size: expected int, got '1.5'"),
+        (["--lr", "nan"], "--lr: expected float, got 'nan'"),
+        (["--clip", "inf"], "--clip: expected float|none, got 'inf'"),
+        (["--model.norm", "layer"], "--model.norm: expected batch|instance, got 'layer'"),
+        (["--model.size", "1,2,3"], "--model.size: expected int,int, got '1,2,3'"),
+        (["--crop", "1,x"], "--crop: expected int|int,int, got '1,x'"),
+        (["--levels", "3"], "--levels: expected 1|2|all, got '3'"),
+        (["--batch", "4"], "unrecognized arguments: --batch 4"),  # abbreviations are errors
+        (["--model.with", "4"], "unrecognized arguments"),
+        (["--hidden", "4"], "unrecognized arguments"),
+        (["stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_bad_options_are_errors(capsys: pytest.CaptureFixture[str], texts: list[str], message: str) -> None:
+    assert message in refused(capsys, *texts)
+
+
+def test_field_without_default_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--lr", "1")
+    assert "required: --name" in capsys.readouterr().err
+    assert parse(name="given").name == "given"
+
+
+def test_abbreviation_is_switched_off_in_a_subcommand() -> None:
+    commands = argparse.ArgumentParser().add_subparsers()
+    train = commands.add_parser("train")
+    assert train.allow_abbrev
+    add_arguments(train, Model)
+    assert not train.allow_abbrev
+
+
+def test_help_is_the_comment() -> None:
+    text = help_of(Options)
+    assert "--name STR" in text and "of the run (required)" in text
+    assert "channels, 100 % of them (default: 8)" in text  # the nearest declaration, the section's own default
+    assert "seconds that one step may take at most (default: 1.5)" in text  # from above, and from the base class
+    assert "largest norm of the gradient; none: no limit (default: none)" in text
+    assert "height, width in pixels (default: 64,96)" in text
+    assert "names # with a hash (default: empty)" in text
+    assert "--amp, --no-amp" in text and text.count("(default: False)") == 1
+    assert "--model.norm batch|instance" in text
+    assert "\nmodel:\n  the generator\n" in text
+    assert "hidden" not in text
+
+
+def test_comments_of_the_generators_configs() -> None:
+    for kind in (sean.Config, spade.Config, clade.Config):
+        comments = field_comments(kind)
+        assert list(comments) == [f.name for f in fields(kind)]
+        assert all(len(text) > 8 for text in comments.values())
+    assert field_comments(sean.Config)["ngf"].startswith("width of the network: ")
+
+
+def test_class_without_source_has_empty_help() -> None:
+    typed = make_dataclass("Typed", [("a", int, 1)])
+    assert field_comments(typed) == {}
+    assert "--a INT" in help_of(typed) and "(default: 1)" in help_of(typed)
+
+
+def test_overridden_defaults() -> None:
+    assert parse(name="a", batch_size=4, **{"model.size": [8, 8]}) == Options("a", Model(width=8, size=(8, 8)), 4)
+    assert parse(name="a", model=Model(width=2)).model == Model(width=2)
+    assert "images per step (default: 3)" in help_of(Options, batch_size=3)
+    with pytest.raises(TypeError, match=r"batchsize: no field of Options; expected one of name, model.width"):
+        parse(batchsize=4)
+    with pytest.raises(TypeError, match="model: no field"):
+        parse(model=3)
+    with pytest.raises(ValueError, match="batch_size: expected int, got '4'"):
+        parse(batch_size="4")
+
+
+def test_fields_without_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, Options, without=("model.width", "lr"), lr=0.5)
+    config = from_arguments(parser.parse_args(["--name", "a"]), Options)
+    assert config.model.width == 8 and config.lr == 0.5
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--name", "a", "--model.width", "3"])
+    assert "--model.width" in capsys.readouterr().err
+    with pytest.raises(TypeError, match="model.depth: no field of Options"):
+        add_arguments(argparse.ArgumentParser(), Options, without=("model.depth",))
+
+
+def test_checks_of_the_dataclass_name_the_section() -> None:
+    with pytest.raises(ValueError, match="^model: width: expected a positive number, got 0$"):
+        parse("--name", "n", "--model.width", "0")
+    with pytest.raises(ValueError, match="^width: expected a positive number, got -1$"):
+        parse("--width", "-1", kind=Model)
+
+
+def test_parser_without_our_options() -> None:
+    with pytest.raises(TypeError, match=r"name: not among the parsed options; call add_arguments\(parser, Options\) first"):
+        from_arguments(argparse.Namespace(), Options)
+
+
+def test_json_there_and_back() -> None:
+    config = Options("n", Model(blocks=("a",)), clip=0.25, crop=(1, 2), levels="all")
+    text = dumps(config)
+    assert from_dict(Options, json.loads(text)) == config
+    assert json.loads(text) == to_dict(config)
+    assert to_dict(config)["model"]["size"] == [64, 96] and "_hidden" not in to_dict(config)
+    assert dumps(to_dict(config)) == text
+
+
+@given(
+    st.builds(
+        Options,
+        st.text(),
+        st.builds(Model, st.integers(1, 99), norm=st.sampled_from(["batch", "instance"]), blocks=st.tuples(st.text())),
+        st.integers(),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.booleans(),
+        st.none() | st.floats(allow_nan=False, allow_infinity=False),
+        st.integers() | st.tuples(st.integers(), st.integers()),
+        st.none() | st.text(),
+        st.sampled_from([1, 2, "all"]),
+    )
+)
+def test_json_is_exact(config: Options) -> None:
+    again = from_dict(Options, json.loads(dumps(config)))
+    assert again == config and repr(again) == repr(config)  # repr tells 1 from 1.0 and from True
+
+
+def changed(**values: Any) -> dict[str, Any]:
+    return to_dict(Options("n")) | values
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (changed(sise=1), "^Options: unknown sise$"),
+        (changed(model={"width": 1, "depth": 2}), "^model: unknown model.depth$"),
+        (changed(model=7), "^model: expected the fields of Model, got 7$"),
+        (changed(batch_size="8"), "^batch_size: expected int, got '8'$"),
+        (changed(batch_size=True), "^batch_size: expected int, got True$"),
+        (changed(batch_size=8.0), "^batch_size: expected int, got 8.0$"),
+        (changed(lr=float("inf")), "^lr: expected float, got inf$"),
+        (changed(lr=None), "^lr: expected float, got None$"),
+        (changed(amp=1), "^amp: expected bool, got 1$"),
+        (changed(levels=True), r"^levels: expected 1\|2\|all, got True$"),
+        (changed(crop=[1, 2, 3]), r"^crop: expected int\|int,int, got \[1, 2, 3\]$"),
+        (changed(model=to_dict(Model()) | {"blocks": "up_3"}), r"^model.blocks: expected str,..., got 'up_3'$"),
+        (changed(model=to_dict(Model()) | {"width": 0}), "^model: width: expected a positive number, got 0$"),
+    ],
+)
+def test_bad_json_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_dict(Options, values)
+
+
+def test_missing_key_takes_the_default_or_is_named() -> None:
+    values = changed(batch_size=3)
+    del values["lr"], values["model"]["limit"]  # as a run written before these options were added
+    config = from_dict(Options, values)
+    assert (config.lr, config.model.limit, config.batch_size) == (1e-4, 1.5, 3)
+    del values["name"]
+    with pytest.raises(ValueError, match="^Options: missing name$"):
+        from_dict(Options, values)
+
+
+def test_integer_is_taken_for_a_float_and_stays_one() -> None:
+    config = from_dict(Options, changed(lr=1, clip=2))
+    assert (type(config.lr), type(config.clip)) == (float, float)
+
+
+def test_differences() -> None:
+    a = Options("n", Model(width=3))
+    b = Options("n", Model(width=4), lr=0.5)
+    assert differences(a, a) == []
+    assert differences(a, b) == ["model.width: 3 -> 4", "lr: 0.0001 -> 0.5"]
+    assert differences({"a": 1, "s": {"b": [1]}}, {"c": None, "s": {"b": [2]}}) == [
+        "a: 1 -> absent",
+        "s.b: [1] -> [2]",
+        "c: absent -> null",
+    ]
+    assert differences(a, to_dict(b)) == differences(a, b)
+
+
+@dataclass
+class Unsupported:
+    table: dict[str, int] = field(default_factory=dict)
+
+
+def test_default_of_a_field_named_like_our_argument() -> None:
+    assert parse(kind=Schedule) == Schedule()
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, Schedule, kind="linear", start=0.5)
+    assert from_arguments(parser.parse_args([]), Schedule) == Schedule("linear", 0.5)
+
+
+def test_types_without_an_option() -> None:
+    with pytest.raises(TypeError, match=r"Unsupported.table: expected a type made of bool, .* got dict\[str, int\]"):
+        parse(kind=Unsupported)
+    with pytest.raises(TypeError, match="expected a dataclass, got <class 'int'>"):
+        parse(kind=int)
