@@ -139,14 +139,14 @@ class Loader:
         batches = iter(
             DataLoader(
                 self.dataset,
-                batch_sampler=keys,  # type: ignore[arg-type]
+                batch_sampler=keys,
                 num_workers=self.workers,
                 collate_fn=self._collate,
                 pin_memory=on_cuda,
                 worker_init_fn=_begin_worker,
             )
         )
-        return _CopiedAhead(batches, self.device) if on_cuda else batches  # type: ignore[arg-type,return-value]
+        return _CopiedAhead(batches, self.device) if on_cuda else batches  # type: ignore[arg-type]
 
     def __iter__(self) -> Loader:
         return self
