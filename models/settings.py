@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -40,14 +41,14 @@ _SCALARS = (bool, int, float, str, Path, _NONE)
 # --------------------------------------------------------------------------------------------------
 
 
-def _hints(kind: type) -> dict[str, Any]:
-    """As :func:`_read_hints`, which type checkers do not let take a class of data: its objects have no hash."""
-    return _read_hints(kind)
+def _hints(kind: Any) -> dict[str, Any]:
+    """Field name -> type of a dataclass, in the order of its fields; TypeError for a type that has no option."""
+    known: dict[str, Any] = _read_hints(kind)
+    return known
 
 
 @cache
-def _read_hints(kind: type) -> dict[str, Any]:
-    """Field name -> type of a dataclass, in the order of its fields; TypeError for a type that has no option."""
+def _read_hints(kind: Any) -> dict[str, Any]:
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise TypeError(f"expected a dataclass, got {kind!r}")
     hints = typing.get_type_hints(kind)
@@ -218,7 +219,7 @@ def together(name: str, **sections: type) -> type:
     return dataclasses.make_dataclass(name, fields, frozen=True)
 
 
-def _how(kind: type) -> dict[str, str]:
+def _how(kind: Any) -> dict[str, str]:
     """Field name -> how it is given, of those that are not plain options."""
     return {field.name: field.metadata[_HOW] for field in dataclasses.fields(kind) if _HOW in field.metadata}
 
@@ -229,7 +230,7 @@ def spelled(message: str, kind: type) -> str:
     return f"{'' if found == 'positional' else '--'}{name.replace('_', '-')}: {rest}" if name else message
 
 
-def _leading(message: str, kind: type) -> tuple[str, str, str]:
+def _leading(message: str, kind: Any) -> tuple[str, str, str]:
     """Split a message into dotted field name, how it is given, and the rest; no name where it begins with no field."""
     how = _how(kind)
     for name, hint in _hints(kind).items():
@@ -239,8 +240,7 @@ def _leading(message: str, kind: type) -> tuple[str, str, str]:
                 return found
         elif message.startswith(f"{name}: "):
             rest = message[len(name) + 2 :]
-            nested = dataclasses.is_dataclass(hint)
-            inner, _, last = _leading(rest, hint) if nested else ("", "", rest)
+            inner, _, last = _leading(rest, hint) if dataclasses.is_dataclass(hint) else ("", "", rest)
             return f"{name}.{inner}" if inner else name, how.get(name, ""), last
     return "", "", message
 
@@ -327,7 +327,7 @@ def read(
 
 def _tyro() -> Any:
     try:
-        import tyro
+        tyro: Any = importlib.import_module("tyro")
     except ImportError as error:
         raise ImportError(f"options on the command line need tyro: pip install 'mixsyn_fast[models]' ({error})") from None
     tyro._experimental_options.update(utf8_boxes=False, ansi_codes=False)
@@ -356,10 +356,10 @@ def _config_file(words: Sequence[str]) -> str | None:
     return files[-1] if files else None
 
 
-def _unchecked(kind: type[C], given: Mapping[str, Any], missing: Any) -> C:
+def _unchecked(kind: Any, given: Mapping[str, Any], missing: Any) -> Any:
     """Return an object of `kind` for tyro's defaults: values of a file, then the fields' own; it is checked nowhere."""
     made, hints = object.__new__(kind), _hints(kind)
-    for field in (field for field in dataclasses.fields(kind) if field.init):  # type: ignore[arg-type]
+    for field in (field for field in dataclasses.fields(kind) if field.init):
         value = given.get(field.name, _default(field, missing))
         if isinstance(value, dict):
             value = _unchecked(hints[field.name], _values(_default(field, None)) | value, missing)
@@ -388,9 +388,8 @@ def _registry(tyro: Any, fixed: set[tuple[type, str]]) -> Any:
     """Return tyro's rules with ours: texts of values as here, sections as dicts, and how fields are given."""
     conf, constructors = tyro.conf, tyro.constructors
     registry = constructors.ConstructorRegistry()
-    inside: list[type] = []
+    inside: list[Any] = []
 
-    @registry.primitive_rule
     def leaf(info: Any) -> Any:
         hint = info.type
         try:
@@ -423,10 +422,8 @@ def _registry(tyro: Any, fixed: set[tuple[type, str]]) -> Any:
             str_from_instance=lambda instance: [_text(instance) or "empty"],
         )
 
-    @registry.struct_rule
     def section(info: Any) -> Any:
-        known = dataclasses.is_dataclass(info.type)
-        if info.type in inside or not known:
+        if info.type in inside or not dataclasses.is_dataclass(info.type):
             return None
         inside.append(info.type)
         try:
@@ -446,6 +443,8 @@ def _registry(tyro: Any, fixed: set[tuple[type, str]]) -> Any:
             fields.append(field)
         return constructors.StructConstructorSpec(instantiate=dict, fields=tuple(fields))
 
+    registry.primitive_rule(leaf)
+    registry.struct_rule(section)
     return registry
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,10 +23,8 @@ from mixsyn_fast.models.training.trainer import Trainer
 from PIL import Image
 
 from mixsyn_fast import cli
-
-sys.path.insert(0, str(Path(__file__).parents[3]))  # this file is also the program of the two processes
-
 from tests.models.training.test_sets import Mapper, Painter, codes, log, options, pictures
+from tests.processes import run_ranks
 
 NAMES = ["e", "a", "d", "b", "c"]
 FOLDERS = ("pictures", "codes")
@@ -93,7 +89,6 @@ def evaluate(folder: Path, world: World) -> dict[str, Any]:
 
 def work(folder: Path, world: World) -> dict[str, Any]:
     """Train on pictures and on codes, validate, compare; what one process has to say of it."""
-    torch.set_num_threads(1)
     painter, mapper = Painter(), Mapper()
     own = folder / str(world.size)
     shared = {"validate_every": 4, "validate_images": 3, "save_every": 4, "workers": 0}
@@ -116,15 +111,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     """What one process says, and what each of two says."""
     folder = tmp_path_factory.mktemp("shared")
     pictures(folder / "set")
-    threads = torch.get_num_threads()
-    try:
-        alone = World(0, 1, 0, torch.device("cpu"))
-        one = json.loads(json.dumps(work(folder, alone) | {"evaluated": evaluate(folder, alone)}))
-    finally:
-        torch.set_num_threads(threads)
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, str(folder)]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    alone = World(0, 1, 0, torch.device("cpu"))
+    one = json.loads(json.dumps(work(folder, alone) | {"evaluated": evaluate(folder, alone)}))
+    run_ranks("from tests.models.training.test_shared import main; main()", [folder])
     return folder, one, [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -193,9 +182,11 @@ def test_the_command_evaluate_is_shared(results: Any) -> None:
     assert list(found["report"]["metrics"]["psnr"]["pictures"]) == ["b", "c", "e"]
 
 
-if __name__ == "__main__":
-    here = distributed.init("cpu", timeout=60)
-    said = work(Path(sys.argv[1]), here)
-    with mock.patch.object(distributed, "init", lambda *_, **__: here):  # a second group in one start of torchrun hangs
-        said["evaluated"] = evaluate(Path(sys.argv[1]), here)
-    (Path(sys.argv[1]) / f"{here.rank}.json").write_text(json.dumps(said))
+def main() -> None:
+    """Do a process' part; it says what it has found in a file."""
+    folder, world = Path(sys.argv[1]), distributed.init("cpu", timeout=60)
+    said = work(folder, world)
+    with mock.patch.object(distributed, "init", lambda *_, **__: world):  # a process joins a group once
+        said["evaluated"] = evaluate(folder, world)
+    (folder / f"{world.rank}.json").write_text(json.dumps(said))
+    distributed.shutdown()
