@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -40,9 +41,14 @@ _SCALARS = (bool, int, float, str, Path, _NONE)
 # --------------------------------------------------------------------------------------------------
 
 
-@cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     """Field name -> type of a dataclass, in the order of its fields; TypeError for a type that has no option."""
+    known: dict[str, Any] = _read_hints(kind)
+    return known
+
+
+@cache
+def _read_hints(kind: Any) -> dict[str, Any]:
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise TypeError(f"expected a dataclass, got {kind!r}")
     hints = typing.get_type_hints(kind)
@@ -213,7 +219,7 @@ def together(name: str, **sections: type) -> type:
     return dataclasses.make_dataclass(name, fields, frozen=True)
 
 
-def _how(kind: type) -> dict[str, str]:
+def _how(kind: Any) -> dict[str, str]:
     """Field name -> how it is given, of those that are not plain options."""
     return {field.name: field.metadata[_HOW] for field in dataclasses.fields(kind) if _HOW in field.metadata}
 
@@ -224,7 +230,7 @@ def spelled(message: str, kind: type) -> str:
     return f"{'' if found == 'positional' else '--'}{name.replace('_', '-')}: {rest}" if name else message
 
 
-def _leading(message: str, kind: type) -> tuple[str, str, str]:
+def _leading(message: str, kind: Any) -> tuple[str, str, str]:
     """Split a message into dotted field name, how it is given, and the rest; no name where it begins with no field."""
     how = _how(kind)
     for name, hint in _hints(kind).items():
@@ -321,7 +327,7 @@ def read(
 
 def _tyro() -> Any:
     try:
-        import tyro
+        tyro: Any = importlib.import_module("tyro")
     except ImportError as error:
         raise ImportError(f"options on the command line need tyro: pip install 'mixsyn_fast[models]' ({error})") from None
     tyro._experimental_options.update(utf8_boxes=False, ansi_codes=False)
@@ -350,10 +356,10 @@ def _config_file(words: Sequence[str]) -> str | None:
     return files[-1] if files else None
 
 
-def _unchecked(kind: type[C], given: Mapping[str, Any], missing: Any) -> C:
+def _unchecked(kind: Any, given: Mapping[str, Any], missing: Any) -> Any:
     """Return an object of `kind` for tyro's defaults: values of a file, then the fields' own; it is checked nowhere."""
     made, hints = object.__new__(kind), _hints(kind)
-    for field in (field for field in dataclasses.fields(kind) if field.init):  # type: ignore[arg-type]
+    for field in (field for field in dataclasses.fields(kind) if field.init):
         value = given.get(field.name, _default(field, missing))
         if isinstance(value, dict):
             value = _unchecked(hints[field.name], _values(_default(field, None)) | value, missing)
@@ -382,9 +388,8 @@ def _registry(tyro: Any, fixed: set[tuple[type, str]]) -> Any:
     """Return tyro's rules with ours: texts of values as here, sections as dicts, and how fields are given."""
     conf, constructors = tyro.conf, tyro.constructors
     registry = constructors.ConstructorRegistry()
-    inside: list[type] = []
+    inside: list[Any] = []
 
-    @registry.primitive_rule
     def leaf(info: Any) -> Any:
         hint = info.type
         try:
@@ -417,7 +422,6 @@ def _registry(tyro: Any, fixed: set[tuple[type, str]]) -> Any:
             str_from_instance=lambda instance: [_text(instance) or "empty"],
         )
 
-    @registry.struct_rule
     def section(info: Any) -> Any:
         if info.type in inside or not dataclasses.is_dataclass(info.type):
             return None
@@ -439,6 +443,8 @@ def _registry(tyro: Any, fixed: set[tuple[type, str]]) -> Any:
             fields.append(field)
         return constructors.StructConstructorSpec(instantiate=dict, fields=tuple(fields))
 
+    registry.primitive_rule(leaf)
+    registry.struct_rule(section)
     return registry
 
 

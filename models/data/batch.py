@@ -167,7 +167,7 @@ def _pack(value: Any) -> tuple[Tensor, Any]:
     slots = []
     if len(storages) == 1 and len(tensors) > 1:
         storage = tensors[0].untyped_storage()
-        buffer = torch.empty(0, dtype=torch.uint8, device=tensors[0].device).set_(storage)  # type: ignore[call-overload]
+        buffer = torch.empty(0, dtype=torch.uint8, device=tensors[0].device).set_(storage)
         for tensor in tensors:
             start = tensor.storage_offset() * tensor.element_size()
             slots.append(_Slot(start, tensor.dtype, tuple(tensor.shape), tensor.stride()))

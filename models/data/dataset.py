@@ -164,7 +164,7 @@ class RegionDataset(Dataset[Item]):
                 warnings.warn(f"skipped {name}: {reason}", stacklevel=2)
 
     def _read(self, index: int) -> tuple[Sample, int, list[tuple[str, str]]]:
-        skipped = []
+        skipped: list[tuple[str, str]] = []
         count = len(self.source)
         for step in range(count):
             at = (index + step) % count

@@ -116,7 +116,7 @@ class Comparison:
             self._features.setdefault(-1, ([], []))[side].append(self.inception.features(pictures))
             for region in labels.unique().tolist() if labels is not None and self.fid_regions else ():
                 if region >= 0:
-                    inside = labels == region  # type: ignore[operator]
+                    inside = labels == region
                     has = inside.flatten(1).any(1)
                     cut = torch.where(inside[:, None], pictures, GREY)[has]
                     self._features.setdefault(region, ([], []))[side].append(self.inception.features(cut))

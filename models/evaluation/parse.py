@@ -29,9 +29,9 @@ _SMALLEST_FACE = 0.02  # share of the pixels that are skin or nose; below, the m
 class Options(Checked):
     """Options of the command."""
 
-    photos: tuple[str, ...] = positional()  # photos, or folders of photos
     weights: str  # weights of the face parser (79999_iter.pth)
     out: Path  # folder to write to
+    photos: tuple[str, ...] = positional()  # photos, or folders of photos
     size: int = 512  # shorter side in pixels at which the network sees a photo
     save_size: int = 1024  # shorter side in pixels to which larger photos are reduced before they are saved
     device: str = "cpu"  # torch device that runs the network

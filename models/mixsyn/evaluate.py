@@ -156,7 +156,7 @@ class _Features:
         self._found.setdefault((what, -1), []).append(self.network.features(pictures))
         for region in labels.unique().tolist() if labels is not None and self.by_region else ():
             if region >= 0:
-                inside = labels == region  # type: ignore[operator]
+                inside = labels == region
                 cut = torch.where(inside[:, None], pictures, GREY)[inside.flatten(1).any(1)]
                 self._found.setdefault((what, region), []).append(self.network.features(cut))
 
@@ -389,10 +389,8 @@ def _number(value: float) -> str:
 
 
 def _cell(found: Any) -> str:
-    text = _number(found.mean)
-    if not math.isnan(found.low):
-        text += f" [{found.low:.4g}, {found.high:.4g}]"
-    return text + (f", {found.infinite} infinite" * (found.infinite > 0))
+    spread = "" if math.isnan(found.low) else f" [{found.low:.4g}, {found.high:.4g}]"
+    return f"{_number(found.mean)}{spread}{f', {found.infinite} infinite' * (found.infinite > 0)}"
 
 
 # ---------------------------------------------------------------------------------------------------------- the command

@@ -76,7 +76,8 @@ def open_model(kind: type[M], model: str | None = None, device: str = "cpu") -> 
     """Load a model of a paper onto a device, the shipped one for None. ValueError or OSError names the file or option."""
     where = device_of(device)
     with progress("loading the model"):
-        return kind.load(model, where) if model else kind.shipped(where)
+        loaded: M = kind.load(model, where) if model else kind.shipped(where)
+    return loaded
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
