@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from mixsyn_fast.progress import progress
+from mixsyn_fast.writing import jsonable, written_whole
 
 from . import run_ops
 from .cases import Labels
 from .ops.attention import AttentionCase, PairBench
 from .ops.masked_roi_pool import PoolBench, PoolCase
-from .timing import RESULTS, machine, machine_line, measure_rates, save, to_plain
+from .timing import RESULTS, machine, machine_line, measure_rates, save
 
 REGIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 SIDES = (32, 64, 128, 256, 512)
@@ -72,15 +73,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for plot, x, kind, case, without in points:
         with progress(case.name):
             (row,) = run_ops.run_case(kind, case, Labels(None), rates, rows_of, without)
-        result[plot].append({"x": x, **to_plain(row)})
+        result[plot].append({"x": x, **jsonable(row)})
         times = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in _times(result[plot][-1]).items())
         print(f"{case.name}: {times}", flush=True)
-    return to_plain(result)
+    return result
 
 
 def _times(row: Mapping[str, Any]) -> dict[str, float]:
     """Seconds of every contender of a row, and its floor."""
-    timed = {name: entry["timing"] for name, entry in row["contenders"].items() if "timing" in entry}
+    timed = {name: entry["timing"] for name, entry in row["contenders"].items() if entry.get("timing")}
     return {**{name: float(timing["median"]) for name, timing in timed.items()}, "floor": float(row["floor_s"])}
 
 
@@ -122,7 +123,8 @@ def draw(result: Mapping[str, Any], folder: Path, device: str) -> list[Path]:
         axes.legend(fontsize=8)
         figure.text(0.01, -0.02, machine_line(result["machine"]), fontsize=5, color="#555555")
         files.append(folder / f"{stem}_{device}.png")
-        figure.savefig(files[-1], dpi=150, bbox_inches="tight")
+        with written_whole(files[-1]) as temporary:
+            figure.savefig(temporary, dpi=150, bbox_inches="tight")
         pyplot.close(figure)
     return files
 

@@ -38,7 +38,6 @@ from typing import Any
 import torch
 from mixsyn_fast.models import settings
 from mixsyn_fast.models.data import Collate, RegionDataset, open_source
-from mixsyn_fast.models.demo.speed import time_limit
 from mixsyn_fast.models.mixsyn.blocks import fold_spectral_norm
 from mixsyn_fast.models.mixsyn.compositions import Composition
 from mixsyn_fast.models.mixsyn.config import Config
@@ -47,12 +46,14 @@ from mixsyn_fast.models.mixsyn.style import StyleGenerator
 from mixsyn_fast.models.plain import dense_reference, randomise, without_norms
 from torch import Tensor
 
+from mixsyn_fast.machine import time_limit
 from mixsyn_fast.progress import progress
 from mixsyn_fast.region_map import RegionMap
 from mixsyn_fast.runtime import keep_memory
+from mixsyn_fast.writing import jsonable
 
 from . import tables
-from .timing import RESULTS, Call, Entry, Gate, compare, machine, machine_line, measure_rates, save, to_plain
+from .timing import RESULTS, Call, Entry, Gate, compare, machine, machine_line, measure_rates, save
 
 FLOOR = 1e-6  # of the gate, float32: where dense happens to be exact
 FLOOR_COMPILE = 1e-5  # the opponent's: inductor's instance norms lose more, and leaving it out would do us a favour
@@ -386,7 +387,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             bench = MixSynBench(replace(base, classes=classes, image_size=(size, size)), images, labels, options.device)
         compiled = bench.compiled() if options.compile else None
         for part in (part for part in bench.parts(bench.networks()) if re.search(options.parts or "", part)):
-            row = to_plain(run_part(bench, part, compiled, options))
+            row = jsonable(run_part(bench, part, compiled, options))
             result["rows"].append(row)
             print(tables.model_line(row), flush=True)
             save(result, options.out)

@@ -36,13 +36,14 @@ from typing import Any
 
 import torch
 from mixsyn_fast.models import clade, sean, spade
-from mixsyn_fast.models.demo.speed import time_limit
 from mixsyn_fast.models.plain import calibrate, dense_reference, plain_copy, randomise, shared_copy, without_norms
 from torch import Tensor, nn
 
+from mixsyn_fast.machine import time_limit
 from mixsyn_fast.progress import progress
 from mixsyn_fast.region_map import RegionMap
 from mixsyn_fast.runtime import keep_memory
+from mixsyn_fast.writing import jsonable
 
 from . import tables
 from .cases import DTYPES, Labels, ModelCase, label_source, model_cases, select
@@ -57,7 +58,6 @@ from .timing import (
     measure_rates,
     relative_error,
     save,
-    to_plain,
 )
 
 FAMILIES: dict[str, tuple[Any, Any]] = {
@@ -437,7 +437,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if time.perf_counter() - start > options.budget:
             result["left_out"].append(case.name)
             continue
-        row = to_plain(run_model(case, labels, options))
+        row = jsonable(run_model(case, labels, options))
         result["rows"].append(row)
         print(tables.model_line(row), flush=True)
         save(result, options.out)

@@ -30,6 +30,7 @@ import torch
 import torch._functorch.config as functorch
 
 from mixsyn_fast.runtime import keep_memory
+from mixsyn_fast.writing import jsonable
 
 from . import ops, tables
 from .cases import DTYPES, Labels, label_source, select
@@ -43,7 +44,6 @@ from .timing import (
     machine_line,
     measure_rates,
     save,
-    to_plain,
     transfer_rates,
     transfers,
 )
@@ -223,7 +223,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             result["left_out"].append(case.name)
             continue
         for row in run_case(kind, case, labels, rates, options):
-            plain = to_plain(row)
+            plain = jsonable(row)
             result["rows"].append(plain)
             print(tables.row_line(plain), flush=True)
         result["seconds"] = round(time.perf_counter() - start, 1)

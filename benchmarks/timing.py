@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,9 @@ import torch
 from torch import Tensor
 
 from mixsyn_fast.layers.algebra import linear
+from mixsyn_fast.machine import cores, cpu_name, now
 from mixsyn_fast.progress import progress
+from mixsyn_fast.writing import write_json
 
 Call = Callable[[], Any]
 KINDS = ("read", "write", "copy")  # of memory traffic
@@ -300,14 +300,6 @@ def _status(field_name: str) -> int:
 # ------------------------------------------------------------------------------------------------ machine and rates
 
 
-def _cpu_name() -> str:
-    try:
-        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        match = None
-    return match.group(1).strip() if match else platform.processor() or platform.machine()
-
-
 def _git(*arguments: str) -> str:
     try:
         run = subprocess.run(
@@ -323,10 +315,9 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     import mixsyn_fast
 
     device = torch.device(device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts: dict[str, Any] = {
-        "cpu": _cpu_name(),
-        "cores": cores,
+        "cpu": cpu_name(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -441,10 +432,9 @@ def power_log(device: torch.device | str) -> Iterator[dict[str, float]]:
         except Exception:  # not supported on this device
             return None
 
-    start, before = time.perf_counter(), read("nvmlDeviceGetTotalEnergyConsumption")
+    start, before = now(device), read("nvmlDeviceGetTotalEnergyConsumption")
     yield log
-    torch.cuda.synchronize(device)
-    after, seconds = read("nvmlDeviceGetTotalEnergyConsumption"), time.perf_counter() - start
+    seconds, after = now(device) - start, read("nvmlDeviceGetTotalEnergyConsumption")
     values = {
         "sm_clock_mhz": read("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
         "memory_clock_mhz": read("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
@@ -552,29 +542,10 @@ def compare(
 # ----------------------------------------------------------------------------------------------------------- output
 
 
-def to_plain(value: Any) -> Any:
-    """Dataclasses, paths, dtypes and tuples as JSON types."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {k: to_plain(v) for k, v in asdict(value).items() if v is not None and v != {} and v != ""}
-    if isinstance(value, Mapping):
-        return {str(k): to_plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_plain(v) for v in value]
-    if isinstance(value, torch.dtype | torch.device | Path):
-        return str(value).removeprefix("torch.")
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        return str(value)
-    return value
-
-
 def save(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Write a result as JSON, creating folders; returns the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(to_plain(result), indent=1) + "\n")
-    os.replace(partial, path)
-    return path
+    """Write a result as JSON, whole or not at all; folders are made; returns the path."""
+    write_json(path, result)
+    return Path(path)
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mixsyn_fast.writing import write_whole
+
 from ..data import FACE_CLASSES, colorize
 from ..face_parser import load_face_parser
 from ..pictures.files import list_pictures, read_image, save_image, save_labels
@@ -92,7 +94,7 @@ def main(arguments: argparse.Namespace) -> int:
     parser = load_face_parser(arguments.weights).to(arguments.device)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "classes.txt").write_text("\n".join(FACE_CLASSES) + "\n")
+    write_whole(out / "classes.txt", "\n".join(FACE_CLASSES) + "\n")
     problems = 0
     for stem, path in photos.items():
         try:

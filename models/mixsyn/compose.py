@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mixsyn_fast.progress import progress
-from mixsyn_fast.writing import written_whole
 
 from ..data import LABEL_SETS, palette
 from ..data.files import open_picture
@@ -246,8 +245,7 @@ def cell_size(size: tuple[int, int]) -> tuple[int, int]:
 
 def write_sheet(sheet: np.ndarray, path: Path) -> None:
     """Write a picture (H, W, 3) uint8 as PNG, whole or not at all; folders are made; the path is printed."""
-    with written_whole(path) as temporary:
-        save_png(sheet, temporary)
+    save_png(sheet, path)
     print(f"written: {path}")
 
 
@@ -310,12 +308,10 @@ def main(options: argparse.Namespace) -> int:
     base = reader.read(options.base) if options.base else None
     reader.check_labels_used()
     composed = mixsyn.compose(regions, base)
-    with written_whole(options.out) as temporary:
-        save_image(temporary, composed.image)
+    save_image(options.out, composed.image)
     print(f"written: {options.out}")
     if options.labels_out:
-        with written_whole(options.labels_out) as temporary:
-            save_labels(temporary, composed.labels, len(mixsyn.classes))
+        save_labels(options.labels_out, composed.labels, len(mixsyn.classes))
         print(f"written: {options.labels_out}")
     if options.sheet:
         start = base or next(iter(regions.values()))

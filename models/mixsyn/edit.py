@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mixsyn_fast.writing import written_whole
+from mixsyn_fast.writing import write_json
 
 from ..pictures.files import save_image
 from ..pictures.picture import Picture
@@ -101,8 +100,7 @@ def main(options: argparse.Namespace) -> int:
     reader.check_labels_used()
     start, steps = chain(mixsyn, base, wanted)
     print(table(steps))
-    with written_whole(options.out) as temporary:
-        save_image(temporary, steps[-1].result.image)
+    save_image(options.out, steps[-1].result.image)
     print(f"written: {options.out}")
     if options.sheet:
         write_sheet(sheet(mixsyn, base, start, steps, options.compare), options.sheet)
@@ -113,8 +111,7 @@ def main(options: argparse.Namespace) -> int:
             "base": options.base,
             "steps": [numbers(step, given) for step, given in zip(steps, files, strict=True)],
         }
-        with written_whole(options.json) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(options.json, found)
         print(f"written: {options.json}")
     return 0
 

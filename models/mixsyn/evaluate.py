@@ -31,13 +31,10 @@ ones (all named), or nothing could be judged.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,13 +44,13 @@ from torch import Tensor
 import mixsyn_fast
 from mixsyn_fast import RegionMap
 from mixsyn_fast.progress import progress
+from mixsyn_fast.writing import jsonable, write_json, write_whole
 
 from ..data import Batch, Collate, colorize, palette
 from ..data.region_types import merge_of
 from ..data.sets import add_reader_arguments, reader_options
 from ..evaluation.compare import GREY
 from ..evaluation.inputs import DataReference
-from ..evaluation.report import jsonable
 from ..metrics.fid import FIDResult, InceptionFeatures, fid_of_features
 from ..metrics.regions import channel_scores, confusion, iou, labelled_scores, region_mean, segment_scores
 from ..metrics.score import Score
@@ -504,15 +501,6 @@ def _network(
         return None
 
 
-def _write(path: str, text: str) -> None:
-    """Write a file whole or not at all; folders are made."""
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
-
-
 def evaluate(model: MixSyn, reference: DataReference, options: argparse.Namespace) -> Table:
     """Judge a model on a data set as the options of the command say."""
     not_computed: dict[str, str] = {}
@@ -571,9 +559,9 @@ def main(options: argparse.Namespace) -> int:
     text = table.as_markdown()
     print(text, end="")
     if options.json is not None:
-        _write(options.json, json.dumps(table.as_json(), indent=2, allow_nan=False) + "\n")
+        write_json(options.json, table.as_json())
     if options.markdown is not None:
-        _write(options.markdown, text)
+        write_whole(options.markdown, text)
     for problem in table.problems:
         print(problem, file=sys.stderr)
     if not table.rows:
