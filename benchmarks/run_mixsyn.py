@@ -17,9 +17,8 @@ the edit of one region as `Editor.replace` does: its two codes anew, then decode
 on a hard label map. Everything is eval, without gradients, batch 1, spectral norm folded, weights in channels_last and
 random. The JSON is written after every row.
 
-Gate: every output's distance to the one of dense in float64 is at most twice that of dense in its own dtype, plus 1e-6
-(2-norm over the norm of the exact output, the rule of tests/compare.py); plus 1e-5 for compile. Nothing is timed before
-its gate.
+Gate: the rule of benchmarks/gate.py, dense as the reference; with a larger floor for compile. Nothing is timed before its
+gate.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ import copy
 import gc
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,10 +52,12 @@ from mixsyn_fast.runtime import keep_memory
 from mixsyn_fast.writing import jsonable
 
 from . import tables
-from .timing import RESULTS, Call, Entry, Gate, compare, machine, machine_line, measure_rates, save
+from .gate import Gate, gate
+from .timing import RESULTS, Call, Entry, compare, machine, machine_line, measure_rates, save
 
-FLOOR = 1e-6  # of the gate, float32: where dense happens to be exact
-FLOOR_COMPILE = 1e-5  # the opponent's: inductor's instance norms lose more, and leaving it out would do us a favour
+FLOOR_COMPILE = (
+    1e-5  # the opponent's, of the gate: inductor's instance norms lose more, and leaving it out would do us a favour
+)
 Outputs = dict[str, Tensor]
 Taken = Sequence[tuple[int, list[int]]]
 """(source, regions taken from it)."""
@@ -236,25 +237,6 @@ def in_turn(present: Tensor) -> Composition:
     return Composition(source)
 
 
-def gate(
-    outputs: Mapping[str, Tensor], eager: Mapping[str, Tensor], exact: Mapping[str, Tensor], floor: float = FLOOR
-) -> Gate:
-    """Apply the rule of the module to every output; the worst one decides."""
-
-    def error(found: Tensor, reference: Tensor) -> float:
-        if found.shape != reference.shape or not bool(torch.isfinite(found).all()):
-            return float("inf")
-        return float((found.double() - reference.double()).norm() / reference.double().norm().clamp(min=1e-300))
-
-    verdicts = []
-    for name, reference in exact.items():
-        if name not in outputs:
-            return Gate(False, float("inf"), 0.0, f"{name} is missing")
-        allowed, found = 2 * error(eager[name], reference) + floor, error(outputs[name], reference)
-        verdicts.append(Gate(found <= allowed, found, allowed, name))
-    return max(verdicts, key=lambda verdict: verdict.error / verdict.allowed)
-
-
 def run_part(bench: MixSynBench, part: str, compiled: Networks | None, options: argparse.Namespace) -> dict[str, Any]:
     """One row."""
     height, width = bench.config.image_size
@@ -279,7 +261,7 @@ def run_part(bench: MixSynBench, part: str, compiled: Networks | None, options: 
             verdicts[contender] = Gate(False, float("inf"), 0.0, f"{type(error).__name__}: {str(error)[:160]}")
             continue
         eager = eager or outputs
-        verdicts[contender] = gate(outputs, eager, exact, FLOOR_COMPILE if contender == "compile" else FLOOR)
+        verdicts[contender] = gate(outputs, eager, exact, floor=FLOOR_COMPILE if contender == "compile" else None)
         calls[contender] = call
     passing = {contender: call for contender, call in calls.items() if verdicts[contender].passed}
     if part.startswith("generator"):

@@ -1,6 +1,6 @@
-"""The harness: correctness gate, interleaved timing, peak memory, machine description, measured physical rates.
+"""The harness: interleaved timing, peak memory, machine description, measured physical rates.
 
-Rules: nothing is timed before its output has passed the gate; inputs are made outside the clock; contenders take
+Rules: nothing is timed before its output has passed its gate (gate.py); inputs are made outside the clock; contenders take
 turns (one call each per round, starting with another one every round), so that noise of the machine hits all of
 them alike; the median is reported with the 20th and 80th percentile.
 """
@@ -29,70 +29,12 @@ from mixsyn_fast.machine import cores, cpu_name, now
 from mixsyn_fast.progress import progress
 from mixsyn_fast.writing import write_json
 
+from .gate import Gate
+
 Call = Callable[[], Any]
 KINDS = ("read", "write", "copy")  # of memory traffic
 SHORTEST_SAMPLE_S = 5e-4  # on the CPU, faster calls are repeated inside one sample
 RESULTS = Path(__file__).parent / "results"
-
-# ----------------------------------------------------------------------------------------------- correctness gate
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Outcome of the comparison with float64: passed if error <= allowed, the worst tensor deciding."""
-
-    passed: bool
-    error: float  # relative error of the worst tensor: max |y - y64| / max |y64|
-    allowed: float
-    what: str = ""  # the tensor that decided
-
-
-def relative_error(value: Tensor, exact: Tensor) -> float:
-    """Max |value - exact| / max |exact|, in float64; inf where the value is not finite or shapes differ."""
-    if value.shape != exact.shape:
-        return float("inf")
-    if exact.numel() == 0:
-        return 0.0
-    scale = float(exact.abs().max())
-    error = float((value.to(exact.dtype) - exact).abs().max()) / (scale or 1.0)
-    return error if error == error else float("inf")
-
-
-def _resolution(dtype: torch.dtype) -> float:
-    """One unit; in float64, where the reference is its own yardstick and off by nothing, a few."""
-    return torch.finfo(dtype).eps * (64 if dtype == torch.float64 else 1)
-
-
-def gate(
-    outputs: Mapping[str, Tensor], eager: Mapping[str, Tensor], exact: Mapping[str, Tensor], *, factor: float = 2.0
-) -> Gate:
-    """Apply the 2x-error rule tensor by tensor.
-
-    Args:
-        outputs: what a contender produced.
-        eager: what the reference produced in the same dtype.
-        exact: what the reference produced in float64.
-        factor: allowed multiple of the reference's own error.
-
-    Returns:
-        The verdict of the worst tensor. Allowed is factor * error(eager) + one unit of the dtype's resolution; integers
-        must be equal.
-    """
-    worst = Gate(True, 0.0, 0.0)
-    for name, reference in exact.items():
-        if name not in outputs:
-            return Gate(False, float("inf"), 0.0, f"{name} is missing")
-        if not reference.is_floating_point():
-            if not torch.equal(outputs[name].to(reference.dtype), reference):
-                return Gate(False, float("inf"), 0.0, name)
-            continue
-        allowed = factor * relative_error(eager[name], reference) + _resolution(eager[name].dtype)
-        error = relative_error(outputs[name], reference)
-        verdict = Gate(error <= allowed, error, allowed, name)
-        if not worst.what or error / allowed > worst.error / worst.allowed:
-            worst = verdict
-    return worst
-
 
 # -------------------------------------------------------------------------------------------------------- timing
 
