@@ -1,6 +1,7 @@
 """Build of mixsyn_fast: the metadata is in pyproject.toml, the compiler's part in mixsyn_fast/_build.py.
 
-The extension is compiled when torch's headers are found (without importing torch); otherwise the package is
+The extension is compiled by ninja when torch's headers are found (without importing torch), with its objects kept
+below build/; otherwise the package is
 installed without it and compiles it just in time on first use. Nothing here installs, upgrades or changes a
 torch.
 
@@ -14,7 +15,6 @@ import importlib.util
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -65,10 +65,10 @@ class BuildExtension(build_ext):
         torch = config.torch.version
         cuda = f"CUDA {config.nvcc_version} for {' '.join(config.archs)}" if config.cuda else "no CUDA"
         print(f"mixsyn_fast: {config.compiler_version}; torch {torch}; {cuda}; {config.cuda_reason}")
-        with tempfile.TemporaryDirectory(prefix="mixsyn_fast-build-") as folder:
-            manifest = _build.build(config, Path(folder), target)
+        # Not below build_temp, which is thrown away in an editable install: what is unchanged is not compiled again.
+        manifest = _build.build(config, ROOT / "build" / _build.settings_key(config), target)
         (target.parent / _build.MANIFEST).write_text(json.dumps(manifest, indent=1))
-        print(f"mixsyn_fast: compiled {len(manifest['units'])} files in {manifest['seconds']} s")
+        print(f"mixsyn_fast: {_build.what_was_compiled(manifest)}")
 
     def copy_extensions_to_source(self) -> None:
         """Take the manifest along in an editable install."""

@@ -26,7 +26,7 @@ from . import run_ops
 from .cases import Labels
 from .ops.attention import AttentionCase, PairBench
 from .ops.masked_roi_pool import PoolBench, PoolCase
-from .timing import RESULTS, machine, machine_line, measure_rates, save
+from .timing import RESULTS, heading, machine_line, measure_rates, save
 
 REGIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 SIDES = (32, 64, 128, 256, 512)
@@ -48,15 +48,14 @@ def pool_case(regions: int, side: int, dtype: str) -> PoolCase:
     return PoolCase(64, side, 4, "cells", "max", dtype=dtype, cells=regions)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def points_of(options: argparse.Namespace) -> dict[str, Any]:
     """Measure all points of the chosen plots."""
     arguments = ["--device", options.device, "--modes", "forward", "--repeat", str(options.repeat), "--no-resident"]
     arguments += ["--seconds", str(options.seconds), "--dtype", options.dtype]
     rows_of = run_ops.parse([*arguments, *([] if options.compile else ["--no-compile"])])
     rates = measure_rates(rows_of.device)
     result: dict[str, Any] = {
-        "kind": "plot",
-        "machine": machine(rows_of.device),
+        **heading("plot", rows_of.device),
         "rates": rates,
         "pool": [],
         "attention": [],
@@ -85,7 +84,7 @@ def _times(row: Mapping[str, Any]) -> dict[str, float]:
     return {**{name: float(timing["median"]) for name, timing in timed.items()}, "floor": float(row["floor_s"])}
 
 
-def draw(result: Mapping[str, Any], folder: Path, device: str) -> list[Path]:
+def plots_of(result: Mapping[str, Any], folder: Path, device: str) -> list[Path]:
     """Draw the plots that a result has points for; returns the files.
 
     Raises:
@@ -147,7 +146,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point."""
+    """Measured point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plot_ops", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default benchmarks/results)")
     parser.add_argument("--only", choices=PLOTS, help="one of the plots")
@@ -173,11 +172,11 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(result, dict) or result.get("kind") != "plot":
             parser.error(f"--from: {options.source}: not a result of this program")
     else:
-        result = measure(options)
+        result = points_of(options)
         print(f"written: {save(result, options.out / f'plot_ops_{device}.json')}")
     options.out.mkdir(parents=True, exist_ok=True)
     try:
-        files = draw(result, options.out, device)
+        files = plots_of(result, options.out, device)
     except ImportError as error:
         print(error, file=sys.stderr)
         return 1

@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from mixsyn_fast.models import settings
 from mixsyn_fast.models.data import Collate, RegionDataset, open_source
-from mixsyn_fast.models.mixsyn.blocks import fold_spectral_norm
+from mixsyn_fast.models.mixsyn.blocks import fold_convolutions
 from mixsyn_fast.models.mixsyn.compositions import Composition
 from mixsyn_fast.models.mixsyn.config import Config
 from mixsyn_fast.models.mixsyn.structure import StructureGenerator
@@ -53,7 +53,7 @@ from mixsyn_fast.writing import jsonable
 
 from . import tables
 from .gate import Gate, gate
-from .timing import RESULTS, Call, Entry, compare, machine, machine_line, measure_rates, save
+from .timing import RESULTS, Call, Measured, compare, heading, machine_line, measure_rates, save
 
 FLOOR_COMPILE = (
     1e-5  # the opponent's, of the gate: inductor's instance norms lose more, and leaving it out would do us a favour
@@ -95,7 +95,7 @@ class MixSynBench:
         self.structure, self.style = StructureGenerator(config), StyleGenerator(config)
         for network in (self.structure, self.style):
             randomise(network, seed)
-            fold_spectral_norm(network)
+            fold_convolutions(network)
             network.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)  # as MixSyn has them
         self.images, self.labels = images.to(self.device), labels.to(self.device)
         self.composition = in_turn(torch.cat([self.regions(s).areas() > 0 for s in range(len(images))]))
@@ -279,7 +279,7 @@ def run_part(bench: MixSynBench, part: str, compiled: Networks | None, options: 
     for contender, verdict in verdicts.items():
         if not verdict.passed:
             note = f"wrong result or failure: {verdict.what}, error {verdict.error:.1e}, {verdict.allowed:.1e} allowed"
-            entries[contender] = Entry(gate=verdict, note=note)
+            entries[contender] = Measured(gate=verdict, note=note)
 
     def ratio(a: str, b: str) -> float | None:
         first, second = (entries[n].timing if n in entries else None for n in (a, b))
@@ -300,7 +300,10 @@ def run_part(bench: MixSynBench, part: str, compiled: Networks | None, options: 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line -> options."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.run_mixsyn", description=(__doc__ or "").split("\n")[0], allow_abbrev=False
+        prog="python -m benchmarks.run_mixsyn",
+        description=(__doc__ or "").split("\n")[0],
+        epilog="and the options of the networks, as `mixsyn-fast train mixsyn --help` lists them: --structure.width ...",
+        allow_abbrev=False,
     )
     parser.add_argument("--quick", action="store_true", help="128 x 128 only, without torch.compile")
     parser.add_argument("--sizes", default="128,256", help="image sizes in pixels (default %(default)s)")
@@ -317,8 +320,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown at the end")
     parser.add_argument("--out", type=Path, help="JSON (default benchmarks/results/mixsyn_<device>.json)")
-    settings.add_arguments(parser, Config, without=("classes", "image_size"))
-    options = parser.parse_args(arguments)
+    options, of_networks = parser.parse_known_args(arguments)
+    options.config, _ = settings.read(Config, of_networks, prog=parser.prog, fixed=("classes", "image_size"))
     options.device = torch.device(options.device)
     options.out = options.out or RESULTS / f"mixsyn_{options.device.type}.json"
     options.compile = options.compile and not options.quick
@@ -350,13 +353,12 @@ def pictures(options: argparse.Namespace, size: int) -> tuple[tuple[str, ...], T
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the chosen parts, printing each as it comes; returns the result that is written."""
-    facts = machine(options.device)
-    print(machine_line(facts))
-    base = settings.from_arguments(options, Config)
+    first = heading("models", options.device)
+    print(machine_line(first["machine"]))
+    base = options.config
     rates = measure_rates(options.device)
     result: dict[str, Any] = {
-        "kind": "models",
-        "machine": facts,
+        **first,
         "rates": rates,
         "labels": "",
         "repeat": options.repeat,
@@ -379,7 +381,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point."""
+    """Measured point."""
     options = parse(arguments)
     if options.device.type == "cpu":
         keep_memory()  # for every contender alike, as in run_models

@@ -51,9 +51,9 @@ from .gate import Gate, gate
 from .timing import (
     RESULTS,
     Call,
-    Entry,
+    Measured,
     compare,
-    machine,
+    heading,
     machine_line,
     measure_rates,
     save,
@@ -351,7 +351,7 @@ def run_model(case: ModelCase, labels: Labels, options: argparse.Namespace) -> d
     for name, verdict in verdicts.items():
         if name not in entries:
             note = f"wrong result or failure: {verdict.what}, error {verdict.error:.1e}, {verdict.allowed:.1e} allowed"
-            entries[name] = Entry(gate=verdict, note=note)
+            entries[name] = Measured(gate=verdict, note=note)
 
     def ratio(a: str, b: str) -> float | None:
         first, second = (entries[n].timing if n in entries else None for n in (a, b))
@@ -407,13 +407,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the chosen rows, printing each as it comes; returns the result that is written."""
     labels = label_source(options.data)
-    facts = machine(options.device)
-    print(machine_line(facts))
+    first = heading("models", options.device)
+    print(machine_line(first["machine"]))
     rates = measure_rates(options.device, DTYPES[options.dtype])
     print(f"{labels.text}; " + ", ".join(f"{k} {v:.1f}" for k, v in rates.items()))
     result: dict[str, Any] = {
-        "kind": "models",
-        "machine": facts,
+        **first,
         "rates": rates,
         "labels": labels.text,
         "repeat": options.repeat,
@@ -440,7 +439,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point."""
+    """Measured point."""
     options = parse(arguments)
     result = run(options)
     if not result["rows"]:

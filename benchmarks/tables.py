@@ -235,7 +235,7 @@ def render(result: Mapping[str, Any], *, markdown: bool = True) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point."""
+    """Measured point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description="Markdown tables from result files")
     parser.add_argument("results", nargs="+", type=Path, metavar="FILE.json")
     options = parser.parse_args(arguments)

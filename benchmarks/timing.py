@@ -11,6 +11,7 @@ import ctypes
 import gc
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -277,6 +278,13 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     return facts
 
 
+def heading(kind: str, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Return what every result file begins with: its kind, the command that made it, machine, versions and commit."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["python", "-m", module.name] if module is not None else [Path(sys.argv[0]).name]
+    return {"kind": kind, "command": shlex.join([*program, *sys.argv[1:]]), "machine": machine(device)}
+
+
 def machine_line(facts: Mapping[str, Any]) -> str:
     """One line for people: where the numbers come from."""
     where = facts.get("gpu") or f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads"
@@ -408,7 +416,7 @@ def energy_per_call(call: Call, device: torch.device | str, *, seconds: float = 
 
 
 @dataclass
-class Entry:
+class Measured:
     """One contender of one row."""
 
     gate: Gate | None = None
@@ -433,7 +441,7 @@ def compare(
     seldom: Collection[str] = (),
     probes: Mapping[str, Call] | None = None,
     resident: bool = False,
-) -> dict[str, Entry]:
+) -> dict[str, Measured]:
     """Time the contenders that passed their gate; those without one (a copy, a floor) are always timed.
 
     Args:
@@ -450,10 +458,10 @@ def compare(
         resident: measure the growth of the process as well (CPU only).
 
     Returns:
-        name -> Entry; a contender that failed has no timing and a note.
+        name -> Measured; a contender that failed has no timing and a note.
     """
     probes = probes or {}
-    entries = {name: Entry(gate=gates.get(name)) for name in (*contenders, *probes)}
+    entries = {name: Measured(gate=gates.get(name)) for name in (*contenders, *probes)}
     runnable: dict[str, Call] = {}
     for name, call in contenders.items():
         verdict = gates.get(name)

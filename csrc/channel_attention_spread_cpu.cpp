@@ -1,4 +1,4 @@
-// channel_attention_spread on the CPU: checks, allocation, threads. The arithmetic is in cpu/channel_attention_spread.inl.
+// channel_attention_spread on the CPU: checks, allocation, threads. The arithmetic is in cpu/channel_attention_spread.cpp.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -10,7 +10,6 @@
 #include "aligned.h"
 #include "check.h"
 #include "cpu/channel_attention_spread.h"
-#include "cpu/isa.h"
 #include "cpu_torch.h"
 #include "dispatch.h"
 
@@ -61,7 +60,7 @@ template <typename T>
 struct Typed {
   using A = acc_t<T>;
   cpu::ChannelAttentionSpread<T, A> problem;
-  const cpu::ChannelAttentionSpreadKernels<T, A>& kernels = MIXSYN_BEST_OF(channel_attention_spread_kernels<T, A>);
+  const cpu::ChannelAttentionSpreadKernels<T, A>& kernels = cpu::channel_attention_spread_kernels<T, A>();
   int64_t kp, np, mp, parts;
   AlignedBuffer<A> weight, values, turned_weight, turned_values;
 

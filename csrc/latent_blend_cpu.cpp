@@ -1,4 +1,4 @@
-// latent_blend on the CPU: checks, allocation, threads. The arithmetic is in cpu/latent_blend.inl.
+// latent_blend on the CPU: checks, allocation, threads. The arithmetic is in cpu/latent_blend.cpp.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "check.h"
-#include "cpu/isa.h"
 #include "cpu/latent_blend.h"
 #include "cpu_torch.h"
 #include "dispatch.h"
@@ -68,7 +67,7 @@ std::tuple<Tensor, Tensor> latent_blend_cpu(Tensor a, Tensor b, Tensor logits, s
     using A = acc_t<T>;
     auto problem = blend_problem<T>(a, b, logits, channels, offsets, q_on_b);
     problem.blended = mutable_data<T>(blended), problem.q = mutable_data<T>(q);
-    const auto& kernels = MIXSYN_BEST_OF(latent_blend_kernels<T, A>);
+    const auto& kernels = cpu::latent_blend_kernels<T, A>();
     parallel_for(0, a.size(0) * problem.layers, grain(problem.depth),
                  [&](int64_t begin, int64_t end) { kernels.forward(problem, begin, end); });
   });
@@ -98,7 +97,7 @@ std::tuple<Tensor, Tensor, Tensor> latent_blend_backward_cpu(std::optional<Tenso
     problem.grad = data<T>(grad), problem.grad_q = data<T>(grad_q);
     problem.grad_a = mutable_data<T>(grad_a), problem.grad_b = mutable_data<T>(grad_b);
     problem.grad_logits = mutable_data<T>(grad_logits);
-    const auto& kernels = MIXSYN_BEST_OF(latent_blend_kernels<T, A>);
+    const auto& kernels = cpu::latent_blend_kernels<T, A>();
     parallel_for(0, a.size(0) * problem.layers, grain(2 * problem.depth),
                  [&](int64_t begin, int64_t end) { kernels.backward(problem, begin, end); });
   });

@@ -1,5 +1,5 @@
 // masked_roi_pool on the CPU: checks, the plan of an image (which pixel belongs to which row), threads, results.
-// The arithmetic of the forward is in cpu/masked_roi_pool.inl; the backward only places values, so it is here.
+// The arithmetic of the forward is in cpu/masked_roi_pool.cpp; the backward only places values, so it is here.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "check.h"
-#include "cpu/isa.h"
 #include "cpu/masked_roi_pool.h"
 #include "cpu_torch.h"
 #include "dispatch.h"
@@ -181,7 +180,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_roi_pool_cpu(const Tensor& features, c
     Buffer<A> table = buffer<A>(total);
     Buffer<int32_t> where = buffer<int32_t>(maximum ? total : 0);
     a.table = table.get(), a.where = where.get();
-    const auto& kernels = MIXSYN_BEST_OF(masked_roi_pool_kernels<T, A>);
+    const auto& kernels = cpu::masked_roi_pool_kernels<T, A>();
     const auto pool = channels_last ? kernels.pool_last : kernels.pool_first;
     if (a.splits == 1) {  // results of an item are written while its table is in the cache
       parallel_for(0, items, grain(pixels * a.tile), [&](int64_t begin, int64_t end) {

@@ -1,11 +1,12 @@
-// The Python module `_C`: what this shared object was built from. It knows no torch header and names no op: the ops
-// register themselves with torch when the object is loaded.
+// The Python module `_C`: how this shared object was built. It knows no torch header and names no op: the ops register
+// themselves with torch when the object is loaded. Nor does it know the sources' fingerprint (the manifest has it), or every
+// edit elsewhere would compile it again.
 #include <pybind11/pybind11.h>
 
 #include <string>
 
-#ifndef MIXSYN_FAST_SOURCES
-#define MIXSYN_FAST_SOURCES ""
+#ifndef MIXSYN_FAST_TORCH_TARGET
+#define MIXSYN_FAST_TORCH_TARGET ""
 #endif
 #ifndef MIXSYN_FAST_CUDA
 #define MIXSYN_FAST_CUDA ""
@@ -13,9 +14,6 @@
 #ifndef MIXSYN_FAST_ARCHS
 #define MIXSYN_FAST_ARCHS ""
 #endif
-
-#define MIXSYN_FAST_STRING(x) #x
-#define MIXSYN_FAST_VALUE(x) MIXSYN_FAST_STRING(x)
 
 namespace py = pybind11;
 
@@ -36,8 +34,7 @@ py::dict build_info() {
   py::dict info;
   info["compiler"] = compiler();
   info["cxx_standard"] = static_cast<long>(__cplusplus);
-  info["torch_target_version"] = MIXSYN_FAST_VALUE(TORCH_TARGET_VERSION);
-  info["sources"] = MIXSYN_FAST_SOURCES;
+  info["torch_target_version"] = MIXSYN_FAST_TORCH_TARGET;
   info["cuda"] = cuda.empty() ? py::object(py::none()) : py::object(py::str(cuda));
   info["cuda_archs"] = MIXSYN_FAST_ARCHS;
 #ifdef MIXSYN_FAST_SANITIZE
@@ -53,5 +50,5 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Build information of the mixsyn_fast extension.";
   module.def("build_info", &build_info,
-             "Return a dict: compiler, cxx_standard, torch_target_version, sources, cuda, cuda_archs, sanitize.");
+             "Return a dict: compiler, cxx_standard, torch_target_version, cuda, cuda_archs, sanitize.");
 }

@@ -1,4 +1,4 @@
-// region_norm on the CPU: checks, allocation, threads. The arithmetic is in cpu/region_norm.inl.
+// region_norm on the CPU: checks, allocation, threads. The arithmetic is in cpu/region_norm.cpp.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "check.h"
-#include "cpu/isa.h"
 #include "cpu/region_norm.h"
 #include "cpu_torch.h"
 #include "dispatch.h"
@@ -111,7 +110,7 @@ template <typename T>
 struct Typed {
   using A = acc_t<T>;
   cpu::RegionNorm<T, A> problem;
-  const cpu::RegionNormKernels<T, A>& kernels = MIXSYN_BEST_OF(region_norm_kernels<T, A>);
+  const cpu::RegionNormKernels<T, A>& kernels = cpu::region_norm_kernels<T, A>();
   bool channels_last;
   Buffer<A> mean, rstd, table, noise_scale;
   std::vector<int32_t> block_row;

@@ -1,4 +1,4 @@
-// spatial_attention_pool on the CPU: checks, allocation, threads. The arithmetic is in cpu/spatial_attention_pool.inl.
+// spatial_attention_pool on the CPU: checks, allocation, threads. The arithmetic is in cpu/spatial_attention_pool.cpp.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -11,7 +11,6 @@
 
 #include "aligned.h"
 #include "check.h"
-#include "cpu/isa.h"
 #include "cpu/spatial_attention_pool.h"
 #include "cpu_torch.h"
 #include "dispatch.h"
@@ -66,7 +65,7 @@ struct Typed {
   using A = acc_t<T>;
   static constexpr int64_t kLanes = 64 / static_cast<int64_t>(sizeof(A));
   cpu::SpatialAttentionPool<T, A> problem;
-  const cpu::SpatialAttentionPoolKernels<T, A>& kernels = MIXSYN_BEST_OF(spatial_attention_pool_kernels<T, A>);
+  const cpu::SpatialAttentionPoolKernels<T, A>& kernels = cpu::spatial_attention_pool_kernels<T, A>();
   int64_t kp, np, mp, parts;
   AlignedBuffer<A> weight_rows, weight_columns;
 

@@ -1,14 +1,15 @@
 """How the C++/CUDA extension is built: sources, flags, commands, the compiler's own words when it fails.
 
 Standard library only and free of imports from the package: ``setup.py`` loads this file by its path (torch
-may not even be importable there) and ``extension.py`` uses it for the just-in-time build. Both build the same
-object.
+may not even be importable there) and ``extension.py`` uses it for the just-in-time build. ninja runs the
+commands. Objects and the compiler's lists of headers are kept between builds, so that a change compiles what
+includes the changed file and nothing else. ``setup.py`` compiles the CPU kernels for every instruction set, the
+just-in-time build for the one that this machine runs.
 """
 
 from __future__ import annotations
 
 import ast
-import concurrent.futures
 import hashlib
 import importlib.util
 import json
@@ -20,16 +21,19 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import threading
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 TORCH_TARGET_VERSION = "0x020b000000000000"  # torch 2.11: the oldest release whose stable ABI serves every op
 OLDEST_TORCH = (2, 11)
+NEWEST_TORCH = (2, 15)  # the newest release tried: not a bound, but what to say when one newer still fails
 DEFAULT_ARCHS = ("8.0", "9.0+PTX")
-SOURCE_SUFFIXES = (".cpp", ".h", ".inl", ".cu", ".cuh")
+SOURCE_SUFFIXES = (".cpp", ".h", ".cu", ".cuh")
+INSTRUCTION_SETS = ("avx512", "avx2", "baseline")  # what MIXSYN_FAST_CPU may say; csrc/cpu/isa.h knows what they are
 USUAL_NVCC = Path("/usr/local/cuda/bin/nvcc")
 MANIFEST = "_C.json"  # lies beside the shared object and says what it was made from
 _MEMORY_PER_JOB = {".cpp": 1.0, ".cu": 2.0}  # GiB a compiler may need at its peak
@@ -39,9 +43,10 @@ class BuildError(RuntimeError):
     """The extension cannot be built.
 
     Attributes:
-        cause: short name of the cause: ``compiler`` (none found), ``nvcc``, ``torch``, ``sources``,
-            ``host-compiler`` (too new for nvcc), ``memory``, ``space``, ``changed`` (sources edited while
-            they were read), or ``source-code`` for everything else the compiler rejects.
+        cause: short name of the cause: ``compiler`` (none found), ``ninja``, ``nvcc``, ``torch``, ``sources``,
+            ``cpu`` (no such instruction set), ``host-compiler`` (too new for nvcc), ``memory``, ``space``,
+            ``changed`` (sources edited while they were read), or ``source-code`` for everything else the
+            compiler rejects.
         hint: what the user can do about it.
     """
 
@@ -64,10 +69,27 @@ class Torch:
     cuda: str | None
 
     @property
-    def supported(self) -> bool:
-        """Whether this torch has the stable ABI the sources are written for."""
+    def release(self) -> tuple[int, int]:
+        """Major and minor version; (0, 0) when it cannot be read."""
         found = re.match(r"(\d+)\.(\d+)", self.version)
-        return found is not None and (int(found[1]), int(found[2])) >= OLDEST_TORCH
+        return (int(found[1]), int(found[2])) if found else (0, 0)
+
+    def check(self) -> None:
+        """Raise a BuildError (cause ``torch``) when it lacks the stable ABI that the sources are written for."""
+        if self.release < OLDEST_TORCH:
+            need = ".".join(map(str, OLDEST_TORCH))
+            raise BuildError("torch", f"torch {self.version} is too old", f"use torch {need} or newer")
+
+    @property
+    def untried(self) -> str | None:
+        """What there is to say of a torch newer than any that was tried; None for the others."""
+        if self.release <= NEWEST_TORCH:
+            return None
+        oldest, newest = (".".join(map(str, release)) for release in (OLDEST_TORCH, NEWEST_TORCH))
+        return (
+            f"torch {self.version} is newer than the releases this mixsyn_fast was tried with ({oldest} to {newest}): "
+            "install a newer mixsyn_fast, or one of these"
+        )
 
 
 @dataclass(frozen=True)
@@ -78,6 +100,7 @@ class Config:
     torch: Torch
     compiler: tuple[str, ...]
     compiler_version: str
+    isas: tuple[str, ...] = ()  # instruction sets of the CPU kernels, best first
     nvcc: Path | None = None
     nvcc_version: str | None = None
     archs: tuple[str, ...] = ()
@@ -91,6 +114,23 @@ class Config:
     def cuda(self) -> bool:
         """Whether the CUDA kernels are part of the build."""
         return self.nvcc is not None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One run of a compiler: a source below ``csrc``, and the instruction set if it is a CPU kernel."""
+
+    source: Path
+    isa: str | None = None
+
+    def __str__(self) -> str:
+        """Return how messages and the manifest call it."""
+        return self.source.as_posix() + (f" for {self.isa}" if self.isa else "")
+
+    @property
+    def object(self) -> Path:
+        """Return the object file, below the folder of objects."""
+        return self.source.with_name(f"{self.source.name}{f'.{self.isa}' if self.isa else ''}.o")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -126,7 +166,7 @@ def find_torch() -> Torch | None:
     roots += [Path(sysconfig.get_path(kind)) / "torch" for kind in ("platlib", "purelib")]
     for root in roots:
         version_file = root / "version.py"
-        if not (root / "include" / "torch" / "csrc" / "stable").is_dir() or not version_file.is_file():
+        if not version_file.is_file():
             continue
         facts: dict[str, object] = {}
         assignment = re.compile(r"^(\w+)\s*(?::[^=\n]+)?=\s*(.+)$", re.MULTILINE)
@@ -170,6 +210,60 @@ def find_compiler(environ: Mapping[str, str] = os.environ) -> tuple[tuple[str, .
             return (program, *command[1:]), (said.stdout.splitlines() or ["unknown"])[0]
     names = ", ".join(command[0] for command in candidates)
     raise BuildError("compiler", f"no C++ compiler found (looked for {names})", hint)
+
+
+def find_ninja(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the ninja of this interpreter's package, else the one on PATH.
+
+    Raises:
+        BuildError: cause ``ninja`` when there is none.
+    """
+    try:
+        from ninja import BIN_DIR
+
+        found = shutil.which("ninja", path=BIN_DIR) if BIN_DIR else None
+    except ImportError:
+        found = None
+    found = found or shutil.which("ninja", path=environ.get("PATH"))
+    if found is None:
+        raise BuildError("ninja", "ninja, which runs the compilers, was not found", "pip install ninja")
+    return found
+
+
+def wanted_isa(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the instruction set that MIXSYN_FAST_CPU asks for; None when it is not set.
+
+    Raises:
+        BuildError: cause ``cpu`` for a name that is none.
+    """
+    wanted = environ.get("MIXSYN_FAST_CPU", "").strip() or None
+    if wanted is not None and wanted not in INSTRUCTION_SETS:
+        names = ", ".join(INSTRUCTION_SETS)
+        raise BuildError("cpu", f"MIXSYN_FAST_CPU: expected one of {names}, got {wanted!r}", "correct or unset it")
+    return wanted
+
+
+def instruction_sets(compiler: Sequence[str], csrc: Path) -> tuple[tuple[str, ...], str]:
+    """Ask cpu/isa.h, through the preprocessor, for the instruction sets of the CPU kernels.
+
+    Returns:
+        Those that this compiler can compile, best first, and the one of them that this machine runs best. Nothing
+        where the sources hold no CPU kernels.
+    """
+    facts = csrc / "cpu" / "isa.h"
+    if not facts.is_file():
+        return (), ""
+    said = ""
+    for native in (["-march=native"], []):  # not every architecture's compiler knows the word: baseline there
+        asked = _ask([*compiler, *native, "-dM", "-E", "-x", "c++", str(facts)])
+        if asked.returncode == 0:
+            said = asked.stdout
+            break
+    known = dict(re.findall(r"^#define (MIXSYN_ISAS|MIXSYN_NATIVE_ISA) (.+)$", said, re.MULTILINE))
+    if len(known) != 2:
+        hint = "set CXX to another C++17 compiler (g++ 9 or newer)"
+        raise BuildError("compiler", f"{compiler[0]} cannot preprocess {facts}: {asked.stderr.strip()}", hint)
+    return tuple(known["MIXSYN_ISAS"].split()), known["MIXSYN_NATIVE_ISA"]
 
 
 def find_nvcc(environ: Mapping[str, str] = os.environ) -> tuple[Path, str] | None:
@@ -262,25 +356,39 @@ def configure(
     """Look at the machine and decide what to build.
 
     Args:
-        jit: a just-in-time build (for the GPUs in this machine) rather than one by setup.py (for a list).
+        jit: a just-in-time build (for the processor and the GPUs in this machine, or the instruction set that
+            MIXSYN_FAST_CPU lowers it to) rather than one by setup.py (for all processors and a list of GPUs).
         torch: the torch to build for; found when absent. csrc: source folder; found when absent. environ:
         where CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, FORCE_CUDA, FORCE_CPU and MIXSYN_FAST_SANITIZE are
-            looked up.
+            looked up, and MIXSYN_FAST_CPU.
 
     Raises:
-        BuildError: no compiler, no usable torch, no sources, or FORCE_CUDA=1 without what it needs.
+        BuildError: no compiler, no ninja, no usable torch, no sources, or FORCE_CUDA=1 without what it needs.
     """
-    torch = torch or find_torch()
     if torch is None:
-        raise BuildError("torch", "torch's headers were not found", "install torch 2.11 or newer first")
-    if not torch.supported:
-        need = ".".join(map(str, OLDEST_TORCH))
-        raise BuildError("torch", f"torch {torch.version} is too old", f"use torch {need} or newer")
+        torch = find_torch()
+        if torch is None:
+            raise BuildError("torch", "torch was not found", "install torch 2.11 or newer first")
+        torch.check()
+        headers = torch.root / "include" / "torch" / "csrc" / "stable"
+        if not headers.is_dir():
+            raise BuildError(
+                "torch", f"torch's headers were not found in {headers}", "install torch from a wheel of its own"
+            )
+    torch.check()
     csrc = csrc or find_csrc(environ)
     compiler, compiler_version = find_compiler(environ)
-    sanitize = flag(environ, "MIXSYN_FAST_SANITIZE")
-    rpaths: tuple[str, ...] = (str(torch.root / "lib"),) if jit else ("$ORIGIN/../torch/lib",)
-    base = Config(csrc, torch, compiler, compiler_version, sanitize=sanitize, rpaths=rpaths, sources=sources_hash(csrc))
+    find_ninja(environ)
+    isas, native = instruction_sets(compiler, csrc)
+    if jit and isas:
+        wanted = wanted_isa(environ)
+        isas = (max((name for name in (native, wanted) if name in isas), key=isas.index),)
+    base = Config(
+        csrc, torch, compiler, compiler_version, isas,
+        sanitize=flag(environ, "MIXSYN_FAST_SANITIZE"),
+        rpaths=(str(torch.root / "lib"),) if jit else ("$ORIGIN/../torch/lib",),
+        sources=sources_hash(csrc),
+    )  # fmt: skip
 
     def cpu_only(reason: str) -> Config:
         if flag(environ, "FORCE_CUDA"):
@@ -338,18 +446,23 @@ def has_python_header() -> bool:
     return (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
 
-def translation_units(config: Config) -> list[Path]:
-    """Return the files to compile."""
-    units = sorted(config.csrc.glob("*_cpu.cpp")) + sorted(config.csrc.glob("cpu/*.cpp"))
-    module = config.csrc / "module.cpp"
-    if module.is_file() and has_python_header():
-        units.append(module)
+def translation_units(config: Config) -> list[Unit]:
+    """Return what to compile: one unit per file, one per file and instruction set for the CPU kernels."""
+    csrc = config.csrc
+
+    def files(*patterns: str) -> list[Path]:
+        return [path.relative_to(csrc) for pattern in patterns for path in sorted(csrc.glob(pattern))]
+
+    units = [Unit(path) for path in files("*_cpu.cpp")]
+    units += [Unit(path, isa) for path in files("cpu/*.cpp") for isa in config.isas]
+    if (csrc / "module.cpp").is_file() and has_python_header():
+        units.append(Unit(Path("module.cpp")))
     if config.cuda:
-        units += sorted(config.csrc.glob("*_cuda.cpp")) + sorted(config.csrc.glob("kernels/*.cu"))
+        units += [Unit(path) for path in files("*_cuda.cpp", "kernels/*.cu")]
     if not units:
         raise BuildError(
             "sources",
-            f"there is nothing to compile in {config.csrc}",
+            f"there is nothing to compile in {csrc}",
             "point MIXSYN_FAST_CSRC to the csrc folder",
         )
     return units
@@ -370,7 +483,6 @@ def cxx_flags(config: Config) -> list[str]:
     """Return the flags shared by all C++ files; none of them changes a floating-point result."""
     flags = [f"-std=c++{config.standard}", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     flags += ["-Wno-unknown-pragmas", "-fno-math-errno", "-fno-trapping-math"]
-    flags += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
     if config.sanitize:
         flags += ["-O1", "-g1", "-fno-omit-frame-pointer", "-DMIXSYN_FAST_SANITIZE"]
         flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
@@ -398,28 +510,41 @@ def pybind11_include() -> list[str]:
     return []
 
 
-def compile_command(config: Config, source: Path, target: Path) -> list[str]:
-    """Return the command that compiles one file."""
+def isa_flags(config: Config, unit: Unit) -> list[str]:
+    """Return what a C++ file has to know of instruction sets: those of the object, and a kernel's own."""
+    if not config.isas:
+        return []
+    each = " ".join(f"X({isa}, __VA_ARGS__)" for isa in config.isas)
+    flags = [f"-DMIXSYN_EACH_ISA(X, ...)={each}"]
+    if unit.isa:  # vectors wider than a register never leave a file; GCC warns of its own header's intrinsics
+        flags += [f"-DMIXSYN_ISA={unit.isa}", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+    return flags
+
+
+def compile_command(config: Config, unit: Unit, target: Path) -> list[str]:
+    """Return the command that compiles one unit and writes the headers it read to ``<target>.d``."""
+    source = config.csrc / unit.source
+    ends = ["-MD", "-MF", f"{target}.d", "-c", str(source), "-o", str(target)]
     includes = [f"-I{config.csrc}"]
     if source.suffix == ".cu":
-        return [str(config.nvcc), *nvcc_flags(config), *includes, "-c", str(source), "-o", str(target)]
+        return [str(config.nvcc), *nvcc_flags(config), *includes, *ends]
     flags = cxx_flags(config)
     system: list[str] = []
     if source.name == "module.cpp":
-        system += [*pybind11_include(), sysconfig.get_path("include"), sysconfig.get_path("platinclude")]
-        facts = {
-            "SOURCES": config.sources,
-            "CUDA": config.nvcc_version or "",
-            "ARCHS": ";".join(config.archs),
-        }
+        # No stable ABI there: torch's own copy of pybind11, if it has to serve, refuses to be part of it.
+        flags += ["-O0"]  # what it says of the build is asked once
+        facts = {"TORCH_TARGET": TORCH_TARGET_VERSION, "CUDA": config.nvcc_version or "", "ARCHS": ";".join(config.archs)}
         flags += [f'-DMIXSYN_FAST_{name}="{value}"' for name, value in facts.items()]
+        system += [*pybind11_include(), sysconfig.get_path("include"), sysconfig.get_path("platinclude")]
+    else:
+        flags += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", *isa_flags(config, unit)]
     if config.nvcc is not None:
         flags += ["-DUSE_CUDA"]
         system += [str(cuda_home(config.nvcc) / "include")]
     system += [str(config.torch.root / "include")]
     for folder in dict.fromkeys(system):
         includes += ["-isystem", folder]
-    return [*config.compiler, *flags, *includes, "-c", str(source), "-o", str(target)]
+    return [*config.compiler, *flags, *includes, *ends]
 
 
 def link_command(config: Config, objects: Sequence[Path], target: Path) -> list[str]:
@@ -445,15 +570,16 @@ def recipe(sources: str, *, standard: int = 17, sanitize: bool = False) -> str:
     return hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
 
 
-def cache_key(config: Config) -> str:
-    """Return the name of the cache folder: changes with anything that could change the object."""
-    words = [recipe(config.sources, standard=config.standard, sanitize=config.sanitize), config.torch.version]
+def settings_key(config: Config) -> str:
+    """Return the name of the folder for objects of one kind: changes with anything but the sources that decides them."""
+    words = [recipe("", standard=config.standard, sanitize=config.sanitize), config.torch.version, *config.isas]
     words += [str(config.torch.root), str(config.torch.cuda), *config.compiler, config.compiler_version]
     words += [str(config.nvcc), str(config.nvcc_version), *config.archs, *config.rpaths, platform.machine()]
     words += [*pybind11_include(), str(has_python_header()), platform.libc_ver()[1]]
     version = re.sub(r"[^\w.]", "-", config.torch.version)
-    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    return f"{python}-torch{version}-{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:16]}"
+    names = [f"cp{sys.version_info.major}{sys.version_info.minor}", f"torch{version}"]
+    names += config.isas if len(config.isas) == 1 else []
+    return "-".join([*names, hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:16]])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -481,11 +607,11 @@ def free_memory_gib() -> float:
     return free
 
 
-def max_jobs(units: Sequence[Path], environ: Mapping[str, str] = os.environ) -> int:
+def max_jobs(units: Sequence[Unit], environ: Mapping[str, str] = os.environ) -> int:
     """Return how many compilers run at once: MAX_JOBS, else limited by cores, files and free memory."""
     if environ.get("MAX_JOBS", "").strip().isdigit():
         return max(1, int(environ["MAX_JOBS"]))
-    each = max((_MEMORY_PER_JOB.get(unit.suffix, 1.0) for unit in units), default=1.0)
+    each = max((_MEMORY_PER_JOB.get(unit.source.suffix, 1.0) for unit in units), default=1.0)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, len(units), int(min(free_memory_gib(), 1e6) / each)))
 
@@ -516,74 +642,113 @@ def diagnose(words: str, returncode: int) -> tuple[str, str]:
     return "source-code", "set CXX to another C++17 compiler (g++ 9 or newer), or report the message above"
 
 
-class _Runner:
-    """Runs commands, several at a time; the first failure (or Ctrl-C) ends the others."""
-
-    def __init__(self, folder: Path, tidy: Callable[[str], str]) -> None:
-        self._tidy = tidy  # names the user's files in place of our copies
-        self._environ = {**os.environ, "TMPDIR": str(folder), "LC_ALL": "C"}
-        self._environ.pop("LD_PRELOAD", None)  # a sanitizer is meant for this process, not for compilers
-        self._lock = threading.Lock()
-        self._running: set[subprocess.Popen[str]] = set()
-        self._stopped = False
-
-    def run(self, command: Sequence[str], what: str) -> str:
-        with self._lock:
-            if self._stopped:
-                return ""
-            try:
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    errors="replace",
-                    env=self._environ,
-                )
-            except OSError as error:
-                cause, hint = diagnose(str(error), 0)
-                raise BuildError(cause, f"{command[0]} could not be started: {error}", hint) from error
-            self._running.add(process)
-        words, _ = process.communicate()
-        with self._lock:
-            self._running.discard(process)
-            stopped = self._stopped
-        if process.returncode != 0 and not stopped:
-            cause, hint = diagnose(words, process.returncode)
-            said = words.strip() or f"(no message; exit status {process.returncode})"
-            message = f"{what} failed:\n{said}\nThe command was: {shlex.join(command)}"
-            raise BuildError(cause, self._tidy(message), hint)
-        return words
-
-    def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            for process in self._running:
-                process.kill()
+def _write_if_new(path: Path, content: bytes) -> None:
+    """Write a file unless it holds that already: ninja goes by the time of the last change."""
+    if not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
-def _snapshot(config: Config, folder: Path) -> Path:
-    """Copy the sources, so that edits during the build cannot mix two states in one object."""
+def _snapshot(config: Config, folder: Path) -> None:
+    """Bring a copy of the sources up to date, so that edits during the build cannot mix two states in one object."""
     try:
+        kept = set()
         for path in source_files(config.csrc):
             copy = folder / path.relative_to(config.csrc)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+            _write_if_new(copy, path.read_bytes())
+            kept.add(copy)
+        for copy in source_files(folder):
+            if copy not in kept:
+                copy.unlink()
     except OSError as error:
         cause, hint = diagnose(str(error), 0)
         raise BuildError(cause, f"the sources could not be copied: {error}", hint) from error
     if sources_hash(folder) != config.sources:
         raise BuildError("changed", f"the sources in {config.csrc} changed while they were read", "try again")
-    return folder
+
+
+_MARK = "@mixsyn_fast "  # begins ninja's line for a command that has ended
+_LIBRARY = Path("_C.so")
+
+
+def ninja_file(config: Config, units: Sequence[Unit]) -> str:
+    """Return the text of build.ninja: one edge per unit, longest first, and the linker's."""
+
+    def edge(rule: str, output: Path, inputs: Sequence[Path], command: Sequence[str], what: str) -> str:
+        names = " ".join(path.as_posix().replace("$", "$$").replace(" ", "$ ").replace(":", "$:") for path in inputs)
+        command_line = shlex.join(command).replace("$", "$$")
+        return f"build {output.as_posix()}: {rule} {names}\n  command_line = {command_line}\n  what = {what}\n"
+
+    rule = "rule {}\n  command = $command_line\n  description = $what\n"
+    parts = [rule.format("compile") + "  depfile = $out.d\n  deps = gcc\n", rule.format("link")]
+    for unit in units:
+        target = Path("objects") / unit.object
+        parts.append(edge("compile", target, [config.csrc / unit.source], compile_command(config, unit, target), str(unit)))
+    objects = [Path("objects") / unit.object for unit in units]
+    parts.append(edge("link", _LIBRARY, objects, link_command(config, objects, _LIBRARY), "linking"))
+    return "\n".join(parts)
+
+
+def _run_ninja(config: Config, original: Path, folder: Path, jobs: int) -> list[str]:
+    """Run ninja in ``folder``; return what it had to run.
+
+    Raises:
+        BuildError: with the words of the first command that failed.
+    """
+    environ = {**os.environ, "TMPDIR": str(folder.parent), "LC_ALL": "C", "NINJA_STATUS": _MARK}
+    environ.pop("LD_PRELOAD", None)  # a sanitizer is meant for this process, not for compilers
+    command = [find_ninja(), "-j", str(jobs)]
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environ,
+        )
+    except OSError as error:
+        cause, hint = diagnose(str(error), 0)
+        raise BuildError(cause, f"{command[0]} could not be started: {error}", hint) from error
+    try:
+        words, _ = process.communicate()
+    except BaseException:
+        process.terminate()  # ninja ends its compilers
+        process.wait()
+        raise
+    blocks = [block.split("\n", 3) for block in f"\n{words}".split(f"\n{_MARK}")[1:]]
+    if process.returncode == 0:
+        return [block[0] for block in blocks]
+
+    def tidy(text: str) -> str:  # the user's files in place of our copies
+        return re.sub(rf"(?<![\w./-]){re.escape(config.csrc.name)}/", lambda _: f"{original}/", text)
+
+    for what, *rest in blocks:
+        if len(rest) == 3 and rest[0].startswith("FAILED:"):
+            status = re.search(r"\[code=(\d+)\]", rest[0])
+            said = re.sub(r"^ninja: build stopped.*$", "", rest[2], flags=re.MULTILINE).strip()
+            # a compiler that ends without a word was killed, whatever its shell made of the signal
+            cause, hint = diagnose(said, int(status[1]) if status and said else 137 if not said else 1)
+            said = said or f"(no message; {rest[0].strip()})"
+            if cause == "source-code" and config.torch.untried:
+                hint = config.torch.untried
+            what = what if what == "linking" else f"compiling {what}"
+            raise BuildError(cause, tidy(f"{what} failed:\n{said}\nThe command was: {rest[1]}"), hint)
+    cause, hint = diagnose(words, process.returncode)
+    raise BuildError(cause, f"ninja failed:\n{words.strip()}", hint)
 
 
 def build(config: Config, folder: Path, target: Path, *, jobs: int | None = None) -> dict[str, object]:
-    """Compile and link the extension.
+    """Compile what changed since the last build in ``folder``, and link the extension.
+
+    A build takes the kept objects out of ``folder`` by renaming them into a folder of its own and gives them back at
+    its end. So two builds never share them, and what the compilers of a killed one still write is nobody's.
 
     Args:
         config: what to build.
-        folder: private folder for object files and the compiler's temporary files.
+        folder: where objects of this :func:`settings_key` are kept.
         target: the shared object to write.
         jobs: compilers at once; chosen by :func:`max_jobs` when absent.
 
@@ -593,34 +758,52 @@ def build(config: Config, folder: Path, target: Path, *, jobs: int | None = None
     Raises:
         BuildError: with the compiler's own message.
     """
-    start = time.monotonic()
-    original = config.csrc
-    config = replace(config, csrc=_snapshot(config, folder / "csrc"))
-    units = translation_units(config)
-    jobs = jobs or max_jobs(units)
-    runner = _Runner(folder, lambda words: words.replace(str(config.csrc), str(original)))
-    objects = [folder / f"{number}_{unit.stem}.o" for number, unit in enumerate(units)]
-    # Longest first: nvcc before C++, large files before small ones.
-    order = sorted(zip(units, objects, strict=True), key=lambda u: (u[0].suffix != ".cu", -u[0].stat().st_size))
+    start, before = time.monotonic(), os.times()
+    keep = True
     try:
-        with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
-            futures = [
-                pool.submit(runner.run, compile_command(config, unit, obj), f"compiling {unit.name}") for unit, obj in order
-            ]
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    future.result()
-            except BaseException:
-                runner.stop()
-                raise
-        runner.run(link_command(config, objects, target), "linking")
+        folder.mkdir(parents=True, exist_ok=True)
+        private = Path(tempfile.mkdtemp(prefix="build-", dir=folder))
     except OSError as error:
         cause, hint = diagnose(str(error), 0)
         raise BuildError(cause, str(error), hint) from error
+    work, kept = private / "work", folder / "kept"
+    try:
+        try:
+            kept.rename(work)
+        except FileNotFoundError:
+            work.mkdir()
+        _snapshot(config, work / "csrc")
+        units = translation_units(replace(config, csrc=work / "csrc"))
+        jobs = jobs or max_jobs(units)
+        # Longest first: nvcc before C++, large files before small ones.
+        order = sorted(units, key=lambda u: (u.source.suffix != ".cu", -(work / "csrc" / u.source).stat().st_size))
+        inside = replace(config, csrc=Path("csrc"))
+        _write_if_new(work / "build.ninja", ninja_file(inside, order).encode())
+        try:
+            compiled = _run_ninja(inside, config.csrc, work, jobs)
+        except BuildError as error:
+            keep = not error.message.startswith("linking")  # a damaged object would be kept for ever
+            raise
+        shutil.copyfile(work / _LIBRARY, target)
+        shutil.copymode(work / _LIBRARY, target)
+    except OSError as error:
+        cause, hint = diagnose(str(error), 0)
+        raise BuildError(cause, str(error), hint) from error
+    finally:
+        try:
+            if keep:
+                work.rename(kept)
+        except OSError:
+            pass  # another build gave its own back first
+        shutil.rmtree(private, ignore_errors=True)
+    after = os.times()
+    processor = after.children_user + after.children_system - before.children_user - before.children_system
     return {
         "recipe": recipe(config.sources, standard=config.standard, sanitize=config.sanitize),
         "sources": config.sources,
-        "units": [unit.name for unit in units],
+        "units": [str(unit) for unit in units],
+        "compiled": [what for what in compiled if what != "linking"],
+        "isas": list(config.isas),
         "torch": config.torch.version,
         "compiler": config.compiler_version,
         "cuda": config.nvcc_version,
@@ -628,9 +811,16 @@ def build(config: Config, folder: Path, target: Path, *, jobs: int | None = None
         "cuda_reason": config.cuda_reason,
         "sanitize": config.sanitize,
         "seconds": round(time.monotonic() - start, 2),
+        "processor_seconds": round(processor, 2),
         "jobs": jobs,
         **fingerprint(target),
     }
+
+
+def what_was_compiled(manifest: Mapping[str, Any]) -> str:
+    """Return the line that says of a finished build what it did and what it cost."""
+    files = f"{len(manifest['compiled'])} of {len(manifest['units'])} files"
+    return f"compiled {files} in {manifest['seconds']} s ({manifest['processor_seconds']} s of processor time)"
 
 
 def fingerprint(library: Path) -> dict[str, object]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -29,16 +29,29 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 BACKENDS = ("auto", "native", "triton", "reference")
 PLANS = ("auto", "table", "dense")
 
-# op -> device types with a native (C++ or CUDA C++) kernel, device types with a Triton kernel
-_KERNELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "region_norm": (("cpu", "cuda"), ("cuda",)),
-    "label_patterns": (("cpu", "cuda"), ()),
-    "masked_roi_pool": (("cpu", "cuda"), ("cuda",)),
-    "spatial_attention_pool": (("cpu", "cuda"), ("cuda",)),
-    "channel_attention_spread": (("cpu", "cuda"), ("cuda",)),
-    "latent_blend": (("cpu", "cuda"), ("cuda",)),
-}
-OPS: tuple[str, ...] = tuple(_KERNELS)
+# op -> device types with a native (C++ or CUDA C++) kernel, device types with a Triton kernel; filled by `register`
+_kernels: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+
+
+def register(op: str, native: tuple[str, ...], triton: tuple[str, ...]) -> None:
+    """Make an op known by name, with the device types for which it has kernels; every file of ``ops/`` does, once.
+
+    Args:
+        op: its name.
+        native: device types with a C++ or CUDA C++ kernel.
+        triton: device types with a Triton kernel.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if op in _kernels:
+        raise ValueError(f"register: op: expected a new name, got {op!r}")
+    _kernels[op] = (native, triton)
+
+
+def registered_ops() -> tuple[str, ...]:
+    """Names of all ops, in the order in which ``ops/__init__.py`` imports them."""
+    return tuple(_kernels)
 
 
 class FallbackWarning(UserWarning):
@@ -58,22 +71,30 @@ def _constant_when_compiled(function: _F) -> _F:
     return function
 
 
-_backend: str = _from_environment("MIXSYN_FAST_BACKEND", BACKENDS)
-_plan: str = _from_environment("MIXSYN_FAST_PLAN", PLANS)
 _announced: set[tuple[str, str]] = set()
 
 
-def current_backend() -> str:
-    """Return the backend in force: ``auto``, ``native``, ``triton`` or ``reference``."""
-    return _backend
+class _Choice:
+    """A setting of the process, changed for a ``with`` block, or from here on when called as a plain statement."""
+
+    allowed: ClassVar[tuple[str, ...]]
+    current: ClassVar[str]
+
+    def __init__(self, name: str) -> None:
+        kind = type(self)
+        if name not in kind.allowed:
+            raise ValueError(f"{kind.__name__}: name: expected one of {', '.join(kind.allowed)}, got {name!r}")
+        self._previous, kind.current = kind.current, name
+
+    def __enter__(self) -> None:
+        """Nothing more to do: the choice holds already."""
+
+    def __exit__(self, *_: object) -> None:
+        """Put the choice back that held before."""
+        type(self).current = self._previous
 
 
-def current_plan() -> str:
-    """Return the plan in force: ``auto``, ``table`` or ``dense``."""
-    return _plan
-
-
-class use_backend:  # noqa: N801 - reads like torch.no_grad
+class use_backend(_Choice):  # noqa: N801 - reads like torch.no_grad
     """Choose the kernels of all ops: for a ``with`` block, or from here on when called as a plain statement.
 
     The choice holds for the whole process, so that worker threads see it too.
@@ -85,22 +106,11 @@ class use_backend:  # noqa: N801 - reads like torch.no_grad
         ValueError: for any other name.
     """
 
-    def __init__(self, name: str) -> None:
-        global _backend
-        if name not in BACKENDS:
-            raise ValueError(f"use_backend: name: expected one of {', '.join(BACKENDS)}, got {name!r}")
-        self._previous, _backend = _backend, name
-
-    def __enter__(self) -> None:
-        """Nothing more to do: the choice holds already."""
-
-    def __exit__(self, *_: object) -> None:
-        """Put the choice back that held before."""
-        global _backend
-        _backend = self._previous
+    allowed = BACKENDS
+    current = _from_environment("MIXSYN_FAST_BACKEND", BACKENDS)
 
 
-class use_plan:  # noqa: N801
+class use_plan(_Choice):  # noqa: N801
     """Choose the algebra of all layers: for a ``with`` block, or from here on when called as a plain statement.
 
     Args:
@@ -110,19 +120,18 @@ class use_plan:  # noqa: N801
         ValueError: for any other name.
     """
 
-    def __init__(self, name: str) -> None:
-        global _plan
-        if name not in PLANS:
-            raise ValueError(f"use_plan: name: expected one of {', '.join(PLANS)}, got {name!r}")
-        self._previous, _plan = _plan, name
+    allowed = PLANS
+    current = _from_environment("MIXSYN_FAST_PLAN", PLANS)
 
-    def __enter__(self) -> None:
-        """Nothing more to do: the choice holds already."""
 
-    def __exit__(self, *_: object) -> None:
-        """Put the choice back that held before."""
-        global _plan
-        _plan = self._previous
+def current_backend() -> str:
+    """Return the backend in force: ``auto``, ``native``, ``triton`` or ``reference``."""
+    return use_backend.current
+
+
+def current_plan() -> str:
+    """Return the plan in force: ``auto``, ``table`` or ``dense``."""
+    return use_plan.current
 
 
 def is_strict() -> bool:
@@ -177,17 +186,17 @@ def explain(op: str, device: torch.device | str) -> tuple[str, str]:
     """Return (backend, reason): what ``op`` would run on ``device`` now, and why.
 
     Args:
-        op: a name of :data:`OPS`.
+        op: a name of :func:`registered_ops`.
         device: the device of the input.
 
     Raises:
         ValueError: for an unknown op.
     """
-    if op not in _KERNELS:
-        raise ValueError(f"explain: op: expected one of {', '.join(OPS)}, got {op!r}")
+    if op not in _kernels:
+        raise ValueError(f"explain: op: expected one of {', '.join(_kernels)}, got {op!r}")
     device_type = torch.device(device).type
-    native, triton = _KERNELS[op]
-    wanted = _backend
+    native, triton = _kernels[op]
+    wanted = use_backend.current
     if wanted == "reference":
         return "reference", "chosen by use_backend or MIXSYN_FAST_BACKEND"
     if wanted == "triton":
@@ -209,17 +218,17 @@ def select_backend(op: str, device: torch.device) -> str:
     """Return ``native``, ``triton`` or ``reference`` for an op on a device; a fallback is announced.
 
     Args:
-        op: a name of :data:`OPS`.
+        op: a name of :func:`registered_ops`.
         device: the device of the input.
 
     Raises:
         RuntimeError: when the chosen backend is not available under ``MIXSYN_FAST_STRICT=1``.
     """
     device_type = device.type
-    native, _ = _KERNELS[op]
-    if _backend in ("auto", "native") and device_type in native and _native_available(device_type):
+    wanted = use_backend.current
+    if wanted in ("auto", "native") and device_type in _kernels[op][0] and _native_available(device_type):
         return "native"
-    if _backend == "reference":
+    if wanted == "reference":
         return "reference"
     return _announced_choice(op, device_type)
 
@@ -229,7 +238,7 @@ def _announced_choice(op: str, device_type: str) -> str:
     backend, reason = explain(op, device_type)
     if device_type not in ("cpu", "cuda"):
         return backend  # meta and fake tensors: only shapes are computed, nothing is slow
-    if _backend != "triton":
+    if use_backend.current != "triton":
         announce_fallback(op, reason, _native_failure(device_type)[1])
     elif backend != "triton":
         announce_fallback(op, reason, "choose another backend or install triton")

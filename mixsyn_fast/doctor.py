@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import os
 import platform
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 _VARIABLES = (
@@ -50,7 +50,7 @@ def examine() -> dict[str, Any]:
     elif not torch.cuda.is_available():
         no_cuda = "no CUDA device is visible"
     ops: dict[str, dict[str, dict[str, str]]] = {}
-    for op in backend.OPS:
+    for op in backend.registered_ops():
         ops[op] = {}
         for device in ("cpu", "cuda"):
             if device == "cuda" and no_cuda is not None:
@@ -110,12 +110,14 @@ def render(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `mixsyn-fast doctor`."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+@dataclass(frozen=True)
+class Options:
+    """Options of `mixsyn-fast doctor`."""
+
+    json: bool = False  # print one JSON object instead of text
 
 
-def main(options: argparse.Namespace) -> int:
+def main(options: Options) -> int:
     """Print the examination; return 0 when the extension is usable and 1 when it is not."""
     facts = examine()
     print(json.dumps(facts, indent=2) if options.json else render(facts))

@@ -4,15 +4,19 @@ Nothing happens at import. :func:`ensure_loaded` does the work once per process;
 registers its kernels with torch, so no second object is ever loaded after one has been. The only room that
 touches ``_C``.
 
-The cache of the just-in-time build holds one folder per key (sources, flags, torch, CUDA, architectures,
-compiler, Python). In it lie the shared object, a manifest with its size and SHA-256 (written last, so that
-its presence means "complete"), and, after a failure, a record of the compiler's message for the processes
-that were waiting. One process builds under a lock of the operating system, which vanishes with its holder
-however that one dies; it builds in a private folder and publishes by renaming.
+The cache of the just-in-time build holds one folder per setting (flags, torch, CUDA, architectures, instruction
+set, compiler, Python). In it lie the objects that the next build starts from, and one folder per state of the
+sources: the shared object, a manifest with its size and SHA-256 (written last, so that its presence means
+"complete"), and, after a failure, a record of the compiler's message for the processes that were waiting. One
+process builds under a lock of the operating system, which vanishes with its holder however that one dies; it
+builds in a private folder and publishes by renaming.
+
+A just-in-time build compiles the CPU kernels for one instruction set: the best of this machine, or what
+MIXSYN_FAST_CPU lowers it to. That choice is part of the setting, so another one is compiled when first asked for.
 
 Environment: MIXSYN_FAST_DISABLE_JIT=1 (prebuilt or nothing), MIXSYN_FAST_CACHE (cache folder),
-MIXSYN_FAST_CSRC (other sources), MIXSYN_FAST_SANITIZE=1 (AddressSanitizer and UBSan), MAX_JOBS, CXX,
-CUDA_HOME, TORCH_CUDA_ARCH_LIST, FORCE_CPU, FORCE_CUDA.
+MIXSYN_FAST_CSRC (other sources), MIXSYN_FAST_SANITIZE=1 (AddressSanitizer and UBSan), MIXSYN_FAST_CPU (a
+lower instruction set), MAX_JOBS, CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, FORCE_CPU, FORCE_CUDA.
 """
 
 from __future__ import annotations
@@ -114,8 +118,9 @@ def build_report() -> dict[str, Any]:
 
     Keys: ``tried``, ``loaded``, ``origin`` (``prebuilt``, ``jit`` or None), ``path``, ``failure``, ``cause``,
     ``notes`` (remarks such as a stale prebuilt object), ``seconds`` (this process's loading time), ``cache``
-    (folder of the just-in-time builds), ``manifest`` (recipe, sources, units, compiler, torch, cuda, archs,
-    cuda_reason, build seconds) and ``build_info`` (what the shared object says of itself).
+    (folder of the just-in-time builds), ``manifest`` (recipe, sources, units, compiled of them, isas, compiler,
+    torch, cuda, archs, cuda_reason, build seconds, processor seconds) and ``build_info`` (what the shared object
+    says of itself).
     """
     return {
         "tried": _state.tried,
@@ -152,6 +157,9 @@ def _load() -> None:
 
     from . import _build
 
+    _build.wanted_isa()  # a name that is none is an error whatever is loaded
+    if (found := _build.find_torch()) is not None:
+        found.check()
     if _load_prebuilt():
         return
     if _build.flag(os.environ, "MIXSYN_FAST_DISABLE_JIT"):
@@ -172,7 +180,7 @@ def _load() -> None:
     except OSError as error:
         raise _build.BuildError(
             "load",
-            f"the extension was compiled but could not be loaded: {error}",
+            f"the extension was compiled but could not be loaded: {_why_not_loaded(error)}",
             f"remove {path.parent} and try again; if that does not help, report this message",
         ) from error
 
@@ -207,9 +215,21 @@ def _load_prebuilt() -> bool:
     try:
         _adopt("prebuilt", path, manifest)
     except OSError as error:
-        _note(f"the prebuilt extension {path.name} does not load ({error}); {mend}")
+        _note(f"the prebuilt extension {path.name} does not load ({_why_not_loaded(error)}); {mend}")
         return False
     return True
+
+
+def _why_not_loaded(error: OSError) -> str:
+    """Return the loader's words as a sentence: a missing symbol means that this torch is not the one it was made for."""
+    import re
+
+    from . import _build
+
+    symbol, torch = re.search(r"undefined symbol: (\w+)", str(error)), _build.find_torch()
+    if symbol is None or torch is None:
+        return str(error)
+    return f"torch {torch.version} lacks {symbol[1]}" + (f"; {torch.untried}" if torch.untried else "")
 
 
 def _wants_cuda() -> bool:
@@ -310,7 +330,7 @@ def _usable_caches() -> Iterator[Path]:
 
 
 def _finished(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return the complete, unchanged shared object of a key folder and its manifest."""
+    """Return the complete, unchanged shared object of a folder and its manifest."""
     from . import _build
 
     manifest = _build.read_manifest(folder / _build.MANIFEST)
@@ -325,7 +345,7 @@ def _just_in_time(config: Config) -> tuple[Path, dict[str, Any]]:
     """
     from . import _build
 
-    key = _build.cache_key(config)
+    key = Path(_build.settings_key(config)) / config.sources
     for cache in _usable_caches():
         if found := _finished(cache / key):
             return found
@@ -345,7 +365,7 @@ def _just_in_time(config: Config) -> tuple[Path, dict[str, Any]]:
 
 
 def _lock_path(folder: Path) -> Path:
-    """Return the lock of a key folder: on a local file system where possible (others lock unreliably)."""
+    """Return the lock of a setting's folder: on a local file system where possible (others lock unreliably)."""
     import hashlib
 
     locks = _private_temporary_folder() / "locks"
@@ -361,7 +381,7 @@ def _build_locked(config: Config, folder: Path) -> tuple[Path, dict[str, Any]]:
     from . import _build
 
     wanted_since = time.time()
-    lock = FileLock(_lock_path(folder))
+    lock = FileLock(_lock_path(folder.parent))
     try:
         lock.acquire(timeout=1.0, poll_interval=0.05)
     except Timeout:
@@ -395,15 +415,15 @@ def _build_and_publish(config: Config, folder: Path) -> tuple[Path, dict[str, An
 
     from . import _build
 
-    for left in folder.glob("build-*"):  # of builders that were killed: we hold the lock, nobody works there
+    for left in folder.parent.glob("build-*"):  # of builders that were killed: we hold the lock, nobody works there
         shutil.rmtree(left, ignore_errors=True)
     units = _build.translation_units(config)
-    what = "C++ and CUDA" if config.cuda else "C++"
-    _say(f"compiling the {what} extension ({len(units)} files, once) in {folder}")
-    private = Path(tempfile.mkdtemp(prefix="build-", dir=folder))
+    what = ("C++ and CUDA" if config.cuda else "C++") + f" extension{' for ' if config.isas else ''}{', '.join(config.isas)}"
+    _say(f"compiling the {what} ({len(units)} files, {_build.max_jobs(units)} at a time, once) in {folder}")
+    private = Path(tempfile.mkdtemp(prefix="build-", dir=folder.parent))
     try:
         built = private / "_C.so"
-        manifest = _build.build(config, private, built)
+        manifest = _build.build(config, folder.parent, built)
         library = f"_C-{str(manifest['sha256'])[:12]}.so"
         manifest["library"] = library
         side = private / _build.MANIFEST
@@ -416,7 +436,7 @@ def _build_and_publish(config: Config, folder: Path) -> tuple[Path, dict[str, An
                 old.unlink(missing_ok=True)
     finally:
         shutil.rmtree(private, ignore_errors=True)
-    _say(f"compiled in {manifest['seconds']} s")
+    _say(_build.what_was_compiled(manifest))
     return folder / library, manifest
 
 

@@ -8,22 +8,24 @@ pixel rule of ``F.interpolate(mode="nearest")``.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from .nearest import resize_nearest
-from .ops._common import FLOATING, INTEGERS
+from .ops._common import FLOATING, INTEGERS, fail
 from .ops.label_patterns import MAX_REGIONS, label_patterns
 
 Size = tuple[int, int]
+_T = TypeVar("_T")
 
 
 class Patterns(NamedTuple):
     """Distinct (2r+1) x (2r+1) label neighbourhoods; see :func:`mixsyn_fast.ops.label_patterns`."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     """(B, h, w) int32: row of every pixel."""
     patterns: Tensor
     """(P, (2r+1)^2) int32 codes."""
@@ -37,7 +39,7 @@ class PatternPlan(NamedTuple):
     With Q distinct 3x3 patterns of the batch, Z distinct 3x3 patterns per image, P rows (distinct 5x5 patterns):
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     """(B, h, w): row of every pixel, in [0, P)."""
     hidden: Tensor
     """(Q, 9): SPADE's first convolution, indices into its table of (9 taps x codes) rows."""
@@ -57,17 +59,13 @@ class ClassPlan(NamedTuple):
     With Z distinct 3x3 patterns per image and P rows (distinct 5x5 patterns per image):
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     """(B, h, w): row of every pixel, in [0, P)."""
     hidden: Tensor
     """(Z, 9): the first convolution, indices as :attr:`PatternPlan.style`."""
     rows: Tensor
     """(P, 9): the second convolution, indices into its table of ((Z + 1) patterns x 9 taps) rows; pattern Z is the zero
     hidden value outside the image."""
-
-
-def _fail(argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
-    raise error(f"RegionMap: {argument}: expected {expected}, got {got}")
 
 
 class RegionMap:
@@ -97,13 +95,13 @@ class RegionMap:
         edges: Tensor | None = None,
     ) -> None:
         if not isinstance(labels, Tensor):
-            _fail("labels", "a tensor", type(labels).__name__, TypeError)
+            fail("RegionMap", "labels", "a tensor", type(labels).__name__, TypeError)
         if labels.dim() != 3:
-            _fail("labels", "shape (B, H, W)", f"shape {tuple(labels.shape)}")
+            fail("RegionMap", "labels", "shape (B, H, W)", f"shape {tuple(labels.shape)}")
         if labels.dtype not in INTEGERS:
-            _fail("labels", "an integer dtype", labels.dtype, TypeError)
+            fail("RegionMap", "labels", "an integer dtype", labels.dtype, TypeError)
         if not isinstance(num_regions, int) or not 1 <= num_regions <= MAX_REGIONS:
-            _fail("num_regions", f"1 to {MAX_REGIONS}", num_regions)
+            fail("RegionMap", "num_regions", f"1 to {MAX_REGIONS}", num_regions)
         wide = labels.to(torch.int64)
         ignored = wide == ignore_index if ignore_index is not None else None
         wrong = (wide < 0) | (wide >= num_regions)
@@ -112,7 +110,7 @@ class RegionMap:
         if bool(wrong.any()):
             b, y, x = (int(v) for v in wrong.nonzero()[0])
             also = f" or ignore_index {ignore_index}" if ignore_index is not None else ""
-            _fail("labels", f"values in [0, {num_regions}){also}", f"{int(wide[b, y, x])} at ({b}, {y}, {x})")
+            fail("RegionMap", "labels", f"values in [0, {num_regions}){also}", f"{int(wide[b, y, x])} at ({b}, {y}, {x})")
         if ignored is not None:
             wide = torch.where(ignored, -1, wide)
         self._setup(num_regions, labels=wide.to(torch.int32).contiguous(), edges=self._binary(edges, labels))
@@ -122,11 +120,11 @@ class RegionMap:
         if edges is None:
             return None
         if edges.shape != labels.shape:
-            _fail("edges", f"shape {tuple(labels.shape)}", f"shape {tuple(edges.shape)}")
+            fail("RegionMap", "edges", f"shape {tuple(labels.shape)}", f"shape {tuple(edges.shape)}")
         if edges.device != labels.device:
-            _fail("edges", f"device {labels.device}", f"device {edges.device}")
+            fail("RegionMap", "edges", f"device {labels.device}", f"device {edges.device}")
         if edges.dtype != torch.bool and not bool(((edges == 0) | (edges == 1)).all()):
-            _fail("edges", "values 0 and 1", "other values")
+            fail("RegionMap", "edges", "values 0 and 1", "other values")
         return (edges != 0).contiguous()
 
     def _setup(
@@ -159,14 +157,15 @@ class RegionMap:
             ValueError: wrong rank, or a pixel that is not one-hot.
         """
         if mask.dim() != 4:
-            _fail("mask", "shape (B, K, H, W)", f"shape {tuple(mask.shape)}")
+            fail("RegionMap", "mask", "shape (B, K, H, W)", f"shape {tuple(mask.shape)}")
         regions = mask.shape[1] if num_regions is None else num_regions
         if mask.shape[1] - regions not in (0, 1):
-            _fail("mask", f"{regions} channels, or one more for edges", mask.shape[1])
+            fail("RegionMap", "mask", f"{regions} channels, or one more for edges", mask.shape[1])
         onehot = mask[:, :regions]
         found = labels_of_onehot(onehot)
         if found is None:
-            _fail(
+            fail(
+                "RegionMap",
                 "mask",
                 "values 0 and 1, at most one 1 per pixel",
                 "a soft or overlapping mask (see RegionMap.soft)",
@@ -174,7 +173,7 @@ class RegionMap:
         assert found is not None
         made = cls.__new__(cls)
         if not 1 <= regions <= MAX_REGIONS:
-            _fail("num_regions", f"1 to {MAX_REGIONS}", regions)
+            fail("RegionMap", "num_regions", f"1 to {MAX_REGIONS}", regions)
         made._setup(
             regions,
             labels=found,
@@ -199,13 +198,13 @@ class RegionMap:
             TypeError: weights not floating.
         """
         if weights.dim() != 4:
-            _fail("weights", "shape (B, K, H, W)", f"shape {tuple(weights.shape)}")
+            fail("RegionMap", "weights", "shape (B, K, H, W)", f"shape {tuple(weights.shape)}")
         if weights.dtype not in FLOATING:
-            _fail("weights", "a floating dtype", weights.dtype, TypeError)
+            fail("RegionMap", "weights", "a floating dtype", weights.dtype, TypeError)
         if not 1 <= weights.shape[1] <= MAX_REGIONS:
-            _fail("weights", f"1 to {MAX_REGIONS} channels", weights.shape[1])
+            fail("RegionMap", "weights", f"1 to {MAX_REGIONS} channels", weights.shape[1])
         if check and weights.numel() and not bool((torch.isfinite(weights) & (weights >= 0)).all()):
-            _fail("weights", "finite values, not negative", "other values")
+            fail("RegionMap", "weights", "finite values, not negative", "other values")
         if weights.is_inference():  # the map may be used in training later
             with torch.inference_mode(False):
                 weights = weights.clone()
@@ -295,18 +294,19 @@ class RegionMap:
             raise TypeError(f"RegionMap.{what}: expected a hard map (labels), got a soft one (weights)")
         return self.labels
 
-    def _cached(self, key: Any, make: Any) -> Any:
+    def _cached(self, key: Hashable, make: Callable[[], _T]) -> _T:
         if key not in self._cache:
             # a map cached while serving (inference_mode) may be used in training later
             with torch.inference_mode(False), torch.no_grad():
                 self._cache[key] = make()
-        return self._cache[key]
+        value: _T = self._cache[key]
+        return value
 
     def _checked(self, size: Size | None) -> Size:
         if size is None:
             return self.size
         if len(size) != 2 or min(size) < 1:
-            _fail("size", "two positive numbers (h, w)", tuple(size))
+            fail("RegionMap", "size", "two positive numbers (h, w)", tuple(size))
         return int(size[0]), int(size[1])
 
     def labels_at(self, size: Size | None = None) -> Tensor:

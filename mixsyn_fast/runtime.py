@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from .backend import OPS, select_backend
+from .backend import registered_ops, select_backend
 
 
 def warmup(device: torch.device | str = "cpu") -> dict[str, float]:
@@ -25,7 +25,7 @@ def warmup(device: torch.device | str = "cpu") -> dict[str, float]:
 
     device = torch.device(device)
     start = time.perf_counter()
-    for op in OPS:
+    for op in registered_ops():
         select_backend(op, device)
     loaded = time.perf_counter()
     labels = torch.zeros(1, 2, 2, dtype=torch.int32, device=device)

@@ -1,4 +1,8 @@
-"""Set-up shared by all tests: where the data is, poisoned memory, seeds, and the `gpu` marker."""
+"""Set-up shared by all tests: threads, hypothesis profiles, where the data is, poisoned memory, seeds, the `gpu` marker.
+
+HYPOTHESIS_PROFILE chooses how many examples a property test draws: `fast` (the default: few, the same ones in every run),
+`thorough` (many, new ones in every run; .ci/run), `hunt` (very many, by hand).
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,20 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-import torch
+# One thread a process: at these sizes threads cost more than they save, and `make test` runs one process a core. The
+# environment is for the processes that tests start; tests of threads set their number themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+torch.set_num_threads(1)
+
+settings.register_profile("fast", max_examples=20, deadline=None, derandomize=True)
+settings.register_profile("thorough", max_examples=150, deadline=None, print_blob=True)
+settings.register_profile("hunt", max_examples=3000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -41,7 +41,7 @@ def test_unknown_names() -> None:
 
 
 def test_every_op_is_explained_on_every_device() -> None:
-    for op in backend.OPS:
+    for op in backend.registered_ops():
         assert backend.explain(op, "cpu") == ("native", "C++ kernel")
         name, reason = backend.explain(op, "cuda")
         assert name in backend.BACKENDS and reason

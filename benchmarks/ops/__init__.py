@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from typing import Any
 
-from .attention import PairBench, PoolAttentionBench, SpreadBench
 from .base import MODES, OpBench, backends_for, is_ours
-from .fusion import FusionBench
-from .label_patterns import PatternBench
-from .latent_blend import BlendBench
-from .masked_roi_pool import PoolBench
-from .region_norm import NormBench
 
-BENCHES: tuple[type[OpBench], ...] = (
-    PatternBench,
-    PoolBench,
-    PairBench,
-    PoolAttentionBench,
-    SpreadBench,
-    BlendBench,
-    FusionBench,
-    NormBench,
-)
+for _file in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_file.name}")
+BENCHES: tuple[type[OpBench], ...] = tuple(OpBench.found)
 
 
 def all_cases(*, quick: bool = False, every: bool = False, dtype: str = "float32") -> list[tuple[type[OpBench], Any]]:

@@ -10,7 +10,7 @@ reading and writing every feature map once at copy bandwidth, and the operations
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -22,7 +22,20 @@ from mixsyn_fast.ops.channel_attention_spread import channel_attention_spread, c
 from mixsyn_fast.ops.spatial_attention_pool import spatial_attention_pool, spatial_attention_pool_reference
 
 from ..cases import DTYPES, LAYOUTS, Labels
-from .base import Function, Normal, OpBench, Outputs, Target, Work, backends_for, compile_form, under_backend
+from .base import (
+    Function,
+    Normal,
+    OpBench,
+    Outputs,
+    Target,
+    Work,
+    backends_for,
+    compile_form,
+    forward_and_backward,
+    under_backend,
+)
+
+_SANITIZED = ((1, 3, 5, True), (5, 7, 3, False), (16, 32, 16, True), (64, 40, 24, False))  # K, N, M, with a mask
 
 
 @dataclass(frozen=True)
@@ -164,6 +177,31 @@ class PoolAttentionBench(AttentionBench):
     names = ("features", "condition", "weight_features", "weight_condition")
     outputs = ("values", "mean")
 
+    @classmethod
+    def sanitizer_targets(cls, device: str) -> dict[str, Callable[[], None]]:
+        """Few and many maps, with a mask and the maps or without, every layout and dtype."""
+
+        def target(k: int, n: int, m: int, masked: bool, layout: str, dtype: str) -> Callable[[], None]:
+            mask = (torch.rand(2, 7, 19, generator=torch.Generator().manual_seed(1)) < 0.6).to(device) if masked else None
+            return forward_and_backward(
+                lambda *leaves: spatial_attention_pool(*leaves, mask=mask, return_maps=masked)[: 3 if masked else 2],
+                lambda normal: [
+                    *(normal(2, channels, 7, 19, layout=LAYOUTS[layout]) for channels in (n, m)),
+                    *(normal(k, channels) for channels in (n, m)),
+                ],
+                device,
+                DTYPES[dtype],
+            )
+
+        return {
+            f"spatial_attention_pool_k{k}_n{n}_m{m}{'_masked' if masked else ''}_{layout}_{dtype}": target(
+                k, n, m, masked, layout, dtype
+            )
+            for k, n, m, masked in _SANITIZED
+            for layout in LAYOUTS
+            for dtype in DTYPES
+        }
+
     def reference(self, *inputs: Tensor) -> Outputs:
         """The op's reference."""
         return tuple(t.to(inputs[0].dtype) for t in spatial_attention_pool_reference(*inputs, None, False)[:2])
@@ -187,6 +225,25 @@ class SpreadBench(AttentionBench):
     op = "channel_attention_spread"
     ops = ("channel_attention_spread",)
     names = ("values", "target", "weight_target")
+
+    @classmethod
+    def sanitizer_targets(cls, device: str) -> dict[str, Callable[[], None]]:
+        """Few and many maps, every layout and dtype."""
+
+        def target(k: int, n: int, m: int, layout: str, dtype: str) -> Callable[[], None]:
+            return forward_and_backward(
+                lambda *leaves: (channel_attention_spread(*leaves),),
+                lambda normal: [normal(2, k, n), normal(2, m, 7, 19, layout=LAYOUTS[layout]), normal(k, m)],
+                device,
+                DTYPES[dtype],
+            )
+
+        return {
+            f"channel_attention_spread_k{k}_n{n}_m{m}_{layout}_{dtype}": target(k, n, m, layout, dtype)
+            for k, n, m, _ in _SANITIZED
+            for layout in LAYOUTS
+            for dtype in DTYPES
+        }
 
     def reference(self, *inputs: Tensor) -> Outputs:
         """The op's reference."""

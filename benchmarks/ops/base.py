@@ -90,7 +90,7 @@ def backends_for(device: torch.device | str, *ops: str) -> list[str]:
     found = []
     for name in ("native", "triton"):
         with backend.use_backend(name):
-            if all(backend.explain(op, device)[0] == name for op in ops or backend.OPS):
+            if all(backend.explain(op, device)[0] == name for op in ops or backend.registered_ops()):
                 found.append(name)
     return found
 
@@ -125,6 +125,21 @@ class Normal:
         return drawn if layout is None else drawn.contiguous(memory_format=layout)
 
 
+def forward_and_backward(
+    function: Function, make: Callable[[Normal], Sequence[Tensor]], device: str, dtype: torch.dtype
+) -> Callable[[], None]:
+    """Return a call for compute-sanitizer: the native kernels of an op, forward and backward, on leaves drawn anew."""
+
+    def call() -> None:
+        leaves = [leaf.requires_grad_() for leaf in make(Normal(torch.device(device), dtype, seed=0))]
+        with backend.use_backend("native"):
+            results = function(*leaves)
+        torch.stack([t.float().square().sum() for t in results]).sum().backward()
+        assert all(leaf.grad is not None and torch.isfinite(leaf.grad).all() for leaf in leaves)
+
+    return call
+
+
 class OpBench(ABC):
     """One row of an op.
 
@@ -136,12 +151,18 @@ class OpBench(ABC):
     """
 
     op: ClassVar[str]
+    found: ClassVar[list[type[OpBench]]] = []  # every class that names an op
     outputs: ClassVar[tuple[str, ...]] = ("y",)
     modes: tuple[str, ...] = MODES
     seldom: tuple[str, ...] = ()  # contenders too slow for many samples
     threads: int | None = None  # of torch, for the whole row
     baseline: str = "eager"  # the contender whose memory ours is compared with
     same_as_reference: str = ""  # the contender that is the reference itself
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "op" in vars(cls):
+            OpBench.found.append(cls)
 
     def __init__(self, case: Any, labels: Labels, device: torch.device | str = "cpu", *, compiled: bool = False) -> None:
         self.case, self.device = case, torch.device(device)
@@ -162,6 +183,11 @@ class OpBench(ABC):
     def compiles(cls, case: Any) -> bool:
         """Whether torch.compile takes part in a row without --all: compiling costs seconds a row."""
         return True
+
+    @classmethod
+    def sanitizer_targets(cls, device: str) -> dict[str, Callable[[], None]]:
+        """Name -> small call for compute-sanitizer: every kernel, odd sizes too; names start with the op's."""
+        return {}
 
     @abstractmethod
     def prepare(self, labels: Labels) -> None:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from mixsyn_fast.models.stylefusion import FACES
 from torch import Tensor
 
 from mixsyn_fast import backend
-from mixsyn_fast.layers.fusion_hierarchy import FACES, FusionConfig, FusionHierarchy
+from mixsyn_fast.layers.fusion_hierarchy import FusionConfig, FusionHierarchy
 from mixsyn_fast.ops.latent_blend import StyleLayout
 
 from ..cases import DTYPES, Labels

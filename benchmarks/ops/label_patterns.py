@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,23 @@ class PatternBench(OpBench):
             PatternCase(256, batch=4, threads=threads),
             PatternCase(256, batch=4, threads=threads, per_image=True),
         ]
+
+    @classmethod
+    def sanitizer_targets(cls, device: str) -> dict[str, Callable[[], None]]:
+        """Every radius, with edges; rows per image or fixed in number."""
+
+        def target(radius: int) -> Callable[[], None]:
+            def call() -> None:
+                labels = torch.randint(-1, 6, (3, 13, 37), generator=torch.Generator().manual_seed(0)).to(device)
+                edges = torch.rand(3, 13, 37, generator=torch.Generator().manual_seed(1)).to(device) < 0.2
+                rows = None if radius else 2000
+                with backend.use_backend("native"):
+                    found = label_patterns(labels, 6, radius, edges=edges, per_image=radius == 1, max_rows=rows)
+                assert int(found[0].max()) < len(found[1])
+
+            return call
+
+        return {f"label_patterns_r{radius}": target(radius) for radius in (0, 1, 2)}
 
     def prepare(self, labels: Labels) -> None:
         """Read the label maps."""

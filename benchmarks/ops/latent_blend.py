@@ -6,7 +6,7 @@ Contenders: `eager` (as published: every layer in turn upsampled to 512, blended
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from mixsyn_fast.ops.latent_blend import StyleLayout, latent_blend, latent_blend_reference
 
 from ..cases import DTYPES, Labels
-from .base import Function, Normal, OpBench, Outputs, Work, backends_for, compile_form, under_backend
+from .base import Function, Normal, OpBench, Outputs, Work, backends_for, compile_form, forward_and_backward, under_backend
 
 DEPTH = 512
 
@@ -58,6 +58,26 @@ class BlendBench(OpBench):
         """A single code and a batch; with all rows also the paper's direction."""
         rows = [BlendCase(batch, dtype=dtype) for batch in ((1,) if quick else (1, 16))]
         return [*rows, BlendCase(1, q_on="a", dtype=dtype)] if every else rows
+
+    @classmethod
+    def sanitizer_targets(cls, device: str) -> dict[str, Callable[[], None]]:
+        """Both directions, layers of one channel and of many, every dtype."""
+
+        def target(q_on: str, layout: StyleLayout, dtype: str) -> Callable[[], None]:
+            return forward_and_backward(
+                lambda *leaves: latent_blend(*leaves, layout, q_on=q_on, return_q=True),
+                lambda normal: [*(normal(3, layout.size) for _ in "ab"), normal(3, len(layout.layers), 96)],
+                device,
+                DTYPES[dtype],
+            )
+
+        rows = (("b", (96, 48, 32, 3, 1), (96, 24)), ("a", (96,) * 20, (32,) * 6), ("a", (1,), ()))
+        layouts = [(q_on, StyleLayout.of(conv, rgb)) for q_on, conv, rgb in rows]
+        return {
+            f"latent_blend_q_on_{q_on}_s{layout.size}_{dtype}": target(q_on, layout, dtype)
+            for q_on, layout in layouts
+            for dtype in DTYPES
+        }
 
     def prepare(self, labels: Labels) -> None:
         """Draw two codes and logits."""

@@ -12,7 +12,7 @@ Floor: reading the features (forward), writing their gradient (backward), at the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,18 @@ from mixsyn_fast.ops.masked_roi_pool import masked_roi_pool, masked_roi_pool_ref
 from mixsyn_fast.region_map import RegionMap
 
 from ..cases import DTYPES, LAYOUTS, Labels
-from .base import Function, Normal, OpBench, Outputs, Target, Work, backends_for, compile_form, under_backend
+from .base import (
+    Function,
+    Normal,
+    OpBench,
+    Outputs,
+    Target,
+    Work,
+    backends_for,
+    compile_form,
+    forward_and_backward,
+    under_backend,
+)
 
 LARGE = (64, 128)  # channels, side
 
@@ -141,6 +152,28 @@ class PoolBench(OpBench):
     def compiles(cls, case: PoolCase) -> bool:
         """In channels_last."""
         return case.layout == "channels_last"
+
+    @classmethod
+    def sanitizer_targets(cls, device: str) -> dict[str, Callable[[], None]]:
+        """Both modes, few and many regions, every layout and dtype."""
+
+        def target(mode: str, channels: int, regions: int, layout: str, dtype: str) -> Callable[[], None]:
+            generator = torch.Generator().manual_seed(1)
+            labels = torch.randint(-1, regions, (2, 29, 40), generator=generator, dtype=torch.int32).to(device)
+            return forward_and_backward(
+                lambda features: masked_roi_pool(features, labels, regions, mode)[:1],
+                lambda normal: [normal(2, channels, 29, 40, layout=LAYOUTS[layout])],
+                device,
+                DTYPES[dtype],
+            )
+
+        sizes = (("max", 5, 6), ("max", 32, 300), ("mean", 5, 6), ("mean", 32, 300))
+        return {
+            f"masked_roi_pool_{mode}_c{channels}_k{regions}_{layout}_{dtype}": target(mode, channels, regions, layout, dtype)
+            for mode, channels, regions in sizes
+            for layout in LAYOUTS
+            for dtype in DTYPES
+        }
 
     def prepare(self, labels: Labels) -> None:
         """Draw features; label maps at 256 x 256 are nearest-resized to them."""

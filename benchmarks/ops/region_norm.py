@@ -6,18 +6,29 @@ implementation can avoid, at copy bandwidth.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from mixsyn_fast.models.data import NUM_CLASSES
 from torch import Tensor
 
-from mixsyn_fast.ops.region_norm import NORM_BATCH, NORM_GIVEN, NORM_INSTANCE, region_norm, region_norm_reference
+from mixsyn_fast.ops.region_norm import NORM_BATCH, NORM_GIVEN, NORM_INSTANCE, Arguments, region_norm, region_norm_reference
 from mixsyn_fast.region_map import RegionMap
 
 from ..cases import DTYPES, LAYOUTS, Labels
-from .base import Function, Normal, OpBench, Outputs, Target, Work, backends_for, compile_form, under_backend
+from .base import (
+    Function,
+    Normal,
+    OpBench,
+    Outputs,
+    Target,
+    Work,
+    backends_for,
+    compile_form,
+    forward_and_backward,
+    under_backend,
+)
 
 # (channels, side) of the generators at 256 x 256 with ngf 64
 GENERATOR_SHAPES = ((128, 256), (64, 256), (256, 128), (512, 64), (1024, 32), (1024, 16))
@@ -81,6 +92,44 @@ class NormBench(OpBench):
         rows += [NormCase(c, s, b, k, "channels_last", dtype) for k in kinds for b in (1, 4) for c, s in _PICKED]
         return rows + [NormCase(c, s, 1, "batch", "channels_last", dtype, "maps") for c, s in _PICKED]
 
+    @classmethod
+    def sanitizer_targets(cls, device: str) -> dict[str, Callable[[], None]]:
+        """Table, maps and neither, with noise and without, every layout; half precision in one of its types."""
+
+        def target(params: str, norm: str, channels: int, noisy: bool, layout: str, dtype: str) -> Callable[[], None]:
+            generator = torch.Generator().manual_seed(1)
+            index = torch.randint(0, 5, (2, 6, 10), generator=generator, dtype=torch.int32).to(device)
+            noise = torch.randn(2, 1, 6, 10, generator=generator).to(device, DTYPES[dtype]) if noisy else None
+
+            def make(normal: Normal) -> list[Tensor]:
+                shape, memory = (2, channels, 6, 10), LAYOUTS[layout]
+                modulation = [normal(7, 2 * channels)] if params == "table" else []
+                modulation += [normal(*shape, layout=memory) for _ in range(2 if params == "maps" else 0)]
+                return [normal(*shape, layout=memory), *modulation, *([normal(channels)] if noisy else [])]
+
+            def run(x: Tensor, *leaves: Tensor) -> Outputs:
+                names = {"table": ("table",), "maps": ("scale", "shift"), "none": ()}[params]
+                given = dict(zip((*names, *(("noise_scale",) if noisy else ())), leaves, strict=True))
+                if params == "table":
+                    given["index"] = index
+                return (region_norm(x, **given, noise=noise, norm=norm, training=True, negative_slope=0.2),)
+
+            return forward_and_backward(run, make, device, DTYPES[dtype])
+
+        rows = (
+            ("table", "batch", 16, True),
+            ("table", "instance", 5, False),
+            ("maps", "instance", 16, True),
+            ("maps", "batch", 3, False),
+            ("none", "batch", 16, False),
+        )
+        return {
+            f"region_norm_{params}_{norm}_c{channels}_{layout}_{dtype}": target(params, norm, channels, noisy, layout, dtype)
+            for params, norm, channels, noisy in rows
+            for layout in LAYOUTS
+            for dtype in ("bfloat16", "float32", "float64")
+        }
+
     def prepare(self, labels: Labels) -> None:
         """Draw x, statistics, and the table of the label map's patterns or dense maps."""
         case = self.case
@@ -121,7 +170,8 @@ class NormBench(OpBench):
         x, *modulation = inputs
         code = _CODES[self.case.statistics]
         more = (None, None, code, _EPS, self.case.negative_slope)
-        return (region_norm_reference(x, self.mean, self.variance, self.index, *self._split(modulation), *more)[0],)
+        a = Arguments(x, self.mean, self.variance, self.index, *self._split(modulation), *more)
+        return (region_norm_reference(a)[0],)
 
     def _ours(self, *inputs: Tensor) -> Outputs:
         x, *modulation = inputs

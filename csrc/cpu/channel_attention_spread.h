@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "isa.h"
+
 namespace mixsyn_fast::cpu {
 
 // One problem. A is the accumulation type of T (double for double, else float). K maps, N features, M conditions; Kp, Np, Mp
@@ -39,17 +41,6 @@ struct ChannelAttentionSpreadKernels {
   void (*backward)(const ChannelAttentionSpread<T, A>&, A* scratch, int64_t begin, int64_t end);
 };
 
-namespace avx512 {
-template <typename T, typename A>
-const ChannelAttentionSpreadKernels<T, A>& channel_attention_spread_kernels();
-}
-namespace avx2 {
-template <typename T, typename A>
-const ChannelAttentionSpreadKernels<T, A>& channel_attention_spread_kernels();
-}
-namespace baseline {
-template <typename T, typename A>
-const ChannelAttentionSpreadKernels<T, A>& channel_attention_spread_kernels();
-}
+MIXSYN_CPU_KERNELS(ChannelAttentionSpreadKernels, channel_attention_spread_kernels)
 
 }  // namespace mixsyn_fast::cpu

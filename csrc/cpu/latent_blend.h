@@ -1,7 +1,9 @@
-// Arguments and entry points of the CPU kernels of latent_blend, compiled once per instruction set (latent_blend.inl).
+// Arguments and entry points of the CPU kernels of latent_blend, compiled once per instruction set.
 #pragma once
 
 #include <cstdint>
+
+#include "isa.h"
 
 namespace mixsyn_fast::cpu {
 
@@ -34,18 +36,6 @@ struct LatentBlendKernels {
   void (*backward)(const LatentBlend<T, A>&, int64_t begin, int64_t end);
 };
 
-// The kernels of one instruction set, each in a file of its own so that they compile in parallel.
-namespace avx512 {
-template <typename T, typename A>
-const LatentBlendKernels<T, A>& latent_blend_kernels();
-}
-namespace avx2 {
-template <typename T, typename A>
-const LatentBlendKernels<T, A>& latent_blend_kernels();
-}
-namespace baseline {
-template <typename T, typename A>
-const LatentBlendKernels<T, A>& latent_blend_kernels();
-}
+MIXSYN_CPU_KERNELS(LatentBlendKernels, latent_blend_kernels)
 
 }  // namespace mixsyn_fast::cpu

@@ -1,9 +1,10 @@
-// Arguments and entry points of the CPU kernels of masked_roi_pool, compiled once per instruction set
-// (masked_roi_pool.inl) and chosen at run time.
+// Arguments and entry points of the CPU kernels of masked_roi_pool, compiled once per instruction set and chosen at run time.
 #pragma once
 
 #include <cstdint>
 #include <vector>
+
+#include "isa.h"
 
 namespace mixsyn_fast::cpu {
 
@@ -44,17 +45,6 @@ struct RoiPoolKernels {
   void (*pool_first)(const RoiPool<T, A>&, int64_t begin, int64_t end);
 };
 
-namespace avx512 {
-template <typename T, typename A>
-const RoiPoolKernels<T, A>& masked_roi_pool_kernels();
-}
-namespace avx2 {
-template <typename T, typename A>
-const RoiPoolKernels<T, A>& masked_roi_pool_kernels();
-}
-namespace baseline {
-template <typename T, typename A>
-const RoiPoolKernels<T, A>& masked_roi_pool_kernels();
-}
+MIXSYN_CPU_KERNELS(RoiPoolKernels, masked_roi_pool_kernels)
 
 }  // namespace mixsyn_fast::cpu

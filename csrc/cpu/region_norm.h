@@ -1,8 +1,10 @@
-// Arguments and entry points of the CPU kernels of region_norm. The kernels are compiled once per instruction set
-// (region_norm.inl) and chosen at run time, so one build runs on every machine and uses what it finds.
+// Arguments and entry points of the CPU kernels of region_norm, which are compiled once per instruction set and
+// chosen at run time, so one build runs on every machine and uses what it finds.
 #pragma once
 
 #include <cstdint>
+
+#include "isa.h"
 
 namespace mixsyn_fast::cpu {
 
@@ -57,18 +59,6 @@ struct RegionNormKernels {
   void (*input_planes)(const RegionNorm<T, A>&, int64_t begin, int64_t end);
 };
 
-// The kernels of one instruction set, each in a file of its own so that they compile in parallel.
-namespace avx512 {
-template <typename T, typename A>
-const RegionNormKernels<T, A>& region_norm_kernels();
-}
-namespace avx2 {
-template <typename T, typename A>
-const RegionNormKernels<T, A>& region_norm_kernels();
-}
-namespace baseline {
-template <typename T, typename A>
-const RegionNormKernels<T, A>& region_norm_kernels();
-}
+MIXSYN_CPU_KERNELS(RegionNormKernels, region_norm_kernels)
 
 }  // namespace mixsyn_fast::cpu

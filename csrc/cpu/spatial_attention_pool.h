@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "isa.h"
+
 namespace mixsyn_fast::cpu {
 
 // One problem. A is the accumulation type of T (double for double, else float). K maps, N features, M conditions; Kp, Np, Mp
@@ -55,17 +57,6 @@ struct SpatialAttentionPoolKernels {
   void (*normalise)(const A* logits, const A* lse, T* maps, int64_t pixels, int64_t begin, int64_t end);
 };
 
-namespace avx512 {
-template <typename T, typename A>
-const SpatialAttentionPoolKernels<T, A>& spatial_attention_pool_kernels();
-}
-namespace avx2 {
-template <typename T, typename A>
-const SpatialAttentionPoolKernels<T, A>& spatial_attention_pool_kernels();
-}
-namespace baseline {
-template <typename T, typename A>
-const SpatialAttentionPoolKernels<T, A>& spatial_attention_pool_kernels();
-}
+MIXSYN_CPU_KERNELS(SpatialAttentionPoolKernels, spatial_attention_pool_kernels)
 
 }  // namespace mixsyn_fast::cpu

@@ -1,24 +1,16 @@
 """Drop-in layers: the published attributes and state_dict names, exact and fast inside."""
 
 from .attention import SpatialChannelAttention, folded_conv2d
+from .clade import CLADENorm, clade_norm
 from .class_codes import ClassCodes, ClassEmbedding, ClassLatents
 from .conv import FastConv2d, conv2d
 from .derived import forget
 from .fusion import Fusion, FusionNet, LatentBlender
-from .fusion_hierarchy import FusionConfig, FusionHierarchy, load_fusion_net
-from .norms import (
-    CLADENorm,
-    SEANNorm,
-    SPADENorm,
-    clade_norm,
-    norm_arguments,
-    sean_noise,
-    sean_norm,
-    spade_norm,
-    table_fits,
-    unsupported_norm,
-)
+from .fusion_hierarchy import FusionConfig, FusionHierarchy
+from .param_free import norm_arguments, unsupported_norm
 from .pooling import RegionPool2d
+from .sean import SEANNorm, sean_noise, sean_norm
+from .spade import SPADENorm, spade_norm, table_fits
 
 __all__ = [
     "CLADENorm",
@@ -39,7 +31,6 @@ __all__ = [
     "conv2d",
     "folded_conv2d",
     "forget",
-    "load_fusion_net",
     "norm_arguments",
     "sean_noise",
     "sean_norm",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def gather_sum(source: Tensor, index: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def _onednn_takes(x: Tensor, weight: Tensor) -> bool:
         and x.numel() > 0
         and not torch.compiler.is_compiling()
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+        and bool(torch.backends.mkldnn.enabled)
     )
 
 
@@ -56,7 +56,8 @@ def _padded(rows: Tensor) -> Tensor:
 
 
 def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
 
 
 def _shortened(result: Tensor, count: int) -> Tensor:
@@ -78,13 +79,13 @@ class _OneDnnLinear(torch.autograd.Function):
     """x @ weight.T + bias by oneDNN, which on some processors runs at twice the rate of the BLAS behind torch.mm."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return _onednn_linear(x, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad_x, grad_weight = _onednn_gradients(x, grad, weight, ctx.needs_input_grad[:2])
         return grad_x, grad_weight, grad.sum(0) if ctx.needs_input_grad[2] else None
@@ -105,7 +106,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight.to_dense() if weight.is_mkldnn else weight, bias)
     wants_gradient = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     if torch.is_grad_enabled() and wants_gradient:
-        return _OneDnnLinear.apply(x, weight, bias)
+        product: Tensor = _OneDnnLinear.apply(x, weight, bias)
+        return product
     return _onednn_linear(x.detach(), weight.detach(), None if bias is None else bias.detach())
 
 
@@ -116,7 +118,8 @@ def packed(matrix: Tensor) -> Tensor:
     """
     if not _onednn_takes(matrix, matrix):
         return matrix
-    return torch.ops.mkldnn._reorder_linear_weight(matrix, 64)
+    reordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(matrix, 64)
+    return reordered
 
 
 def _lies_last(weight: Tensor) -> bool:
@@ -143,12 +146,12 @@ class _Taps(torch.autograd.Function):
     """Deinterleave a weight by taps."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
         ctx.size, ctx.last = weight.shape, _lies_last(weight)
         return _tap_matrix(weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return _weight_of_taps(grad, ctx.size, ctx.last)
 
 
@@ -156,13 +159,13 @@ class _TapLinear(torch.autograd.Function):
     """linear(x, taps(weight)) that keeps no copy of the weight for backward: they were a quarter of what a SEAN kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return _onednn_linear(x, _tap_matrix(weight))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         matrix = _tap_matrix(weight) if ctx.needs_input_grad[0] else weight
         grad_x, grad_matrix = _onednn_gradients(x, grad, matrix, ctx.needs_input_grad)
@@ -173,7 +176,8 @@ def taps(weight: Tensor) -> Tensor:
     """Write a convolution weight (O, I, kh, kw) as the matrix (kh * kw * O, I) of its taps (a copy, differentiable)."""
     if weight.numel() == 0:
         return weight.reshape(-1, weight.shape[1])
-    return _Taps.apply(weight)
+    matrix: Tensor = _Taps.apply(weight)
+    return matrix
 
 
 def tap_rows(rows: Tensor, weight: Tensor) -> Tensor:
@@ -187,6 +191,7 @@ def tap_rows(rows: Tensor, weight: Tensor) -> Tensor:
         (R * kh * kw, O), differentiable in both.
     """
     trains = torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad)
+    product: Tensor
     if trains and weight.numel() > 0 and _onednn_takes(rows, weight):
         product = _TapLinear.apply(rows, weight)
     else:
@@ -243,3 +248,30 @@ def low_rank_conv2d(vectors: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
         (B, O, H, W) in the dtype of ``vectors``, differentiable in all three.
     """
     return conv2d_per_image(maps, low_rank_kernels(vectors, weight))
+
+
+def bias_of(conv: nn.Conv2d) -> Tensor:
+    """Bias of a convolution, (C,), zero where it has none."""
+    return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+
+
+def both_taps(
+    gamma: nn.Conv2d, beta: nn.Conv2d, factor_gamma: Tensor | float = 1, factor_beta: Tensor | float = 1
+) -> Tensor:
+    """Taps of both convolutions side by side, (9 * 2C, I), packed."""
+    return packed(taps(torch.cat((gamma.weight * factor_gamma, beta.weight * factor_beta))))
+
+
+def apply_taps(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Every tap applied to every row: (R, I), (9 * C, I) -> (R * 9, C)."""
+    return linear(rows, matrix).reshape(rows.shape[0] * 9, -1)
+
+
+def add_to_centre(rows: Tensor, addend: Tensor) -> Tensor:
+    """Add (2C,) or (R', 2C) to the centre taps of (R * 9, 2C) rows, in place.
+
+    Every pattern sums exactly one centre tap, so this adds to every pattern, with far fewer rows to touch.
+    """
+    centre = rows.view(-1, 9, rows.shape[1])[:, 4]
+    centre[: addend.shape[0] if addend.dim() == 2 else None].add_(addend)
+    return rows

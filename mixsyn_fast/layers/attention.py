@@ -158,7 +158,7 @@ class SpatialChannelAttention(nn.Module):
         values, condition_mean, alpha = spatial_attention_pool(
             features, condition, weight_features, weight_condition, mask=mask, return_maps=return_maps
         )
-        dtype = self.gate[0].weight.dtype
+        dtype = next(self.gate.parameters()).dtype
         pooled = torch.cat((target_condition.mean((2, 3)).to(dtype), condition_mean.to(dtype)), 1)
         gate = torch.sigmoid(self.gate(pooled))
         return values * gate[:, :, None].to(values.dtype), alpha

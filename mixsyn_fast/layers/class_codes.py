@@ -107,10 +107,13 @@ class ClassCodes(nn.Module):
         if regions.is_soft:
             raise ValueError("ClassCodes: regions: expected a hard map, got a soft one")
         pooled, positions = masked_roi_pool(levels, regions, mode="max")
-        means, log_variances, presents = [], [], []
+        means: list[Tensor] = []
+        log_variances: list[Tensor] = []
+        presents: list[Tensor] = []
+        dtype = next(self.parameters()).dtype
         for number, (values, position) in enumerate(zip(pooled, positions, strict=True), 1):
             present = position[:, :, 0] >= 0
-            active = F.leaky_relu(values, self.negative_slope).to(self.fc_mu1.weight.dtype)
+            active = F.leaky_relu(values, self.negative_slope).to(dtype)
             for found, name in ((means, "fc_mu"), (log_variances, "fc_var")):
                 found.append(torch.where(present[:, :, None], getattr(self, f"{name}{number}")(active), 0))
             presents.append(present)
@@ -134,7 +137,7 @@ class ClassEmbedding(nn.Embedding):
     def __init__(self, num_classes: int, code_length: int) -> None:
         super().__init__(num_classes, code_length)
 
-    def forward(self, codes: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, codes: Tensor) -> Tensor:
         """Return the vectors (B, K, N) of latent codes (B, K, N).
 
         Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ def _can_prepack(module: nn.Conv2d, x: Tensor) -> bool:
         and not isinstance(module.padding, str)
         and current_backend() != "reference"
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+        and bool(torch.backends.mkldnn.enabled)
     )
 
 
@@ -45,17 +47,22 @@ def conv2d(module: nn.Conv2d, x: Tensor) -> Tensor:
     Returns:
         (B, O, H', W'), in the memory layout that the plain convolution gives.
     """
+    y: Tensor
     if not _can_prepack(module, x):
-        return module._conv_forward(x, module.weight, module.bias)
+        y = module._conv_forward(x, module.weight, module.bias)
+        return y
     how = (module.padding, module.stride, module.dilation, 1)
 
     def pack() -> Tensor:
-        return torch._C._nn.mkldnn_reorder_conv2d_weight(module.weight.detach().to_mkldnn(), *how, list(x.shape))
+        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # torch's stub lacks the size of the input
+        weight: Tensor = reorder(module.weight.detach().to_mkldnn(), *how, list(x.shape))
+        return weight
 
     # oneDNN picks the form for the first size and takes it at every other one
     packed = derived(module, "prepacked", (module.weight,), pack)
     bias = None if module.bias is None else module.bias.detach()
-    return torch.ops.mkldnn._convolution_pointwise(x.detach(), packed, bias, *how, "none", [], "")
+    y = torch.ops.mkldnn._convolution_pointwise(x.detach(), packed, bias, *how, "none", [], "")
+    return y
 
 
 class FastConv2d(nn.Conv2d):

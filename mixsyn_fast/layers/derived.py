@@ -6,7 +6,7 @@ Nothing lives on the module itself: a copy, a pickle or a ``state_dict`` never c
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -49,10 +49,16 @@ class Fingerprint:
         return self.key == self._key(tensor) and torch.equal(self.sample, self._sampled(tensor))
 
 
-_kept: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[list[Fingerprint], Any]]] = WeakKeyDictionary()
+class Owner(Protocol):
+    """A module, or what is known of one: a layer's Protocol."""
+
+    training: bool
 
 
-def may_keep(module: nn.Module, *weights: Tensor | None) -> bool:
+_kept: WeakKeyDictionary[Owner, dict[Hashable, tuple[list[Fingerprint], Any]]] = WeakKeyDictionary()
+
+
+def may_keep(module: Owner, *weights: Tensor | None) -> bool:
     """True where values derived from ``weights`` may be kept: eval, no gradient wanted, plain dense parameters.
 
     A tensor made inside ``inference_mode`` has no version counter, so nothing derived from it is kept.
@@ -75,7 +81,7 @@ def may_keep(module: nn.Module, *weights: Tensor | None) -> bool:
     return True
 
 
-def derived(module: nn.Module, name: Hashable, weights: tuple[Tensor | None, ...], make: Callable[[], _T]) -> _T:
+def derived(module: Owner, name: Hashable, weights: tuple[Tensor | None, ...], make: Callable[[], _T]) -> _T:
     """Return ``make()``, made once per module and name and again whenever one of ``weights`` has changed.
 
     Args:

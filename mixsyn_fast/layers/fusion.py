@@ -24,7 +24,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from operator import itemgetter, methodcaller
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -139,7 +140,8 @@ class _Chain:
 def _activated(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Linear layer and leaky ReLU; one pass where the weight is packed and no gradient is wanted."""
     if weight.is_mkldnn and x.numel() > 0 and not (torch.is_grad_enabled() and x.requires_grad):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "leaky_relu", [_SLOPE], "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "leaky_relu", [_SLOPE], "")
+        return y
     return F.leaky_relu_(linear(x, weight, bias), _SLOPE)
 
 
@@ -227,12 +229,14 @@ class LatentBlender(nn.Module):
     @property
     def linears(self) -> list[EqualizedLinear]:
         """The five linear layers."""
-        return list(self.disentangle_net)  # type: ignore[arg-type]
+        return [layer for layer in self.disentangle_net if isinstance(layer, EqualizedLinear)]
 
     def columns(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Split a first weight (H, inputs) into its parts for a, b, the indicator and the extra input (possibly empty)."""
         indicator = self.indicator.shape[2]
-        return weight.split([self.depth, self.depth, indicator, weight.shape[1] - 2 * self.depth - indicator], 1)  # type: ignore[return-value]
+        rest = weight.shape[1] - 2 * self.depth - indicator
+        a, b, bits, extra = weight.split([self.depth, self.depth, indicator, rest], 1)
+        return a, b, bits, extra
 
     def fold(self, rgb_bit: bool, finish: Callable[[Tensor], Tensor]) -> _Chain:
         """Fold upsampling, indicator and all factors into the weights, differentiable; ``finish`` packs a matrix."""
@@ -296,7 +300,7 @@ class LatentBlender(nn.Module):
         samples, samples_q = [codes[0][:0]], [codes[0][:0]]
         for i in range(codes[0].shape[0]):
             blended, qs = [], []
-            inputs = self.upsampled(_each(lambda code, i=i: code[i : i + 1], codes), rgb_bit)  # type: ignore[misc]
+            inputs = self.upsampled(_each(itemgetter(slice(i, i + 1)), codes), rgb_bit)
             for width, parts in zip(self.layout.channels, inputs, strict=True):
                 rows = torch.cat(parts, 1).to(self.linears[0].weight.dtype)
                 q = torch.sigmoid(self.disentangle_net(rows)).to(parts[0].dtype)
@@ -449,7 +453,7 @@ def _logits(blenders: Sequence[LatentBlender], codes: Codes, rgb_bit: bool) -> T
     # A loop costs nothing here: the weights of the nodes differ, so no product could serve two of them.
     results = []
     for n, blender in enumerate(blenders):
-        own = _each(lambda code, n=n, like=blender.linears[0].weight: code[n].to(like.dtype), codes)  # type: ignore[misc]
+        own = _each(methodcaller("to", blender.linears[0].weight.dtype), _each(itemgetter(n), codes))
         if current_plan() == "dense":
             rows = [torch.cat(parts, 1) for parts in blender.upsampled(own, rgb_bit)]
             results.append(blender.disentangle_net(torch.stack(rows, 1)).to(dtype))
@@ -462,10 +466,7 @@ def _blend(blenders: Sequence[LatentBlender], codes: Codes, rgb_bit: bool = Fals
     """(N, B, S) each -> blended codes and q, (N, B, S); one call of the op for all."""
     one = blenders[0]
     if current_plan() == "dense" and current_backend() == "reference":
-        pairs = [
-            blender.plain_blend(_each(lambda code, n=n: code[n], codes), rgb_bit)  # type: ignore[misc]
-            for n, blender in enumerate(blenders)
-        ]
+        pairs = [blender.plain_blend(_each(itemgetter(n), codes), rgb_bit) for n, blender in enumerate(blenders)]
         return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
     a, b, _ = codes
     logits = _logits(blenders, codes, rgb_bit)
@@ -529,9 +530,9 @@ class FusionNet(nn.Module):
         if coarse < 1:
             raise ValueError(f"FusionNet: coarse: expected at least 1, got {coarse}")
         self.coarse_layers = tuple(sorted(self.layout.conv_layers[:coarse] + self.layout.rgb_layers[:coarse]))
-        common = {"hidden": hidden, "depth": depth, "num_layers": num_layers, "q_on": q_on}
-        self.blender_common = LatentBlender(self.layout.select(self.coarse_layers), **common)  # type: ignore[arg-type]
-        self.blender_segments = LatentBlender(self.layout, extra_layers=self.coarse_layers, **common)  # type: ignore[arg-type]
+        common: dict[str, Any] = {"hidden": hidden, "depth": depth, "num_layers": num_layers, "q_on": q_on}
+        self.blender_common = LatentBlender(self.layout.select(self.coarse_layers), **common)
+        self.blender_segments = LatentBlender(self.layout, extra_layers=self.coarse_layers, **common)
         # channels of the code as runs of (coarse?, length)
         runs: list[tuple[bool, int]] = []
         for layer, width in enumerate(self.layout.channels):

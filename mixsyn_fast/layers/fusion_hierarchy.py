@@ -1,11 +1,9 @@
-"""Trees of FusionNets (StyleFusion, Sec. 4.5 and Appendix A.1), and loading of published FusionNet weights."""
+"""Trees of FusionNets (StyleFusion, Sec. 4.5 and Appendix A.1)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,26 +27,6 @@ class FusionConfig:
     tree: Tree
     layout: StyleLayout = field(default_factory=StyleLayout.stylegan2)
     hidden: int = 2560
-
-
-FACES = FusionConfig(
-    {
-        "all": ("face", "bg_hair_clothes"),
-        "face": ("skin_mouth", "eyes"),
-        "skin_mouth": ("mouth", "skin"),
-        "bg_hair_clothes": ("bg_clothes", "hair"),
-        "bg_clothes": ("clothes", "bg"),
-    }
-)
-CARS = FusionConfig(
-    {
-        "all": ("car", "background"),
-        "car": ("car_body", "wheels"),
-        "background": ("background_top", "background_bottom"),
-    },
-    StyleLayout.stylegan2(512),
-)
-CHURCHES = FusionConfig({"all": ("church", "background")}, StyleLayout.stylegan2(256))
 
 
 def _checked_tree(tree: Tree) -> tuple[dict[str, tuple[str, str]], str]:
@@ -85,8 +63,8 @@ class FusionHierarchy(nn.Module):
     """A tree of FusionNets: from one code per region to one code of the image (Fig. 7).
 
     Args:
-        config: tree, S space and hidden width; :data:`FACES`, :data:`CARS`, :data:`CHURCHES`, or one's own. A plain
-            mapping from a node to its two children takes the other settings from the defaults.
+        config: tree, S space and hidden width. A plain mapping from a node to its two children takes the other settings
+            from the defaults.
         nets: a FusionNet per inner node, loaded ones for instance; None for new ones.
 
     Raises:
@@ -121,7 +99,9 @@ class FusionHierarchy(nn.Module):
         self.names = tuple(dict.fromkeys([*self.tree, *(c for pair in self.tree.values() for c in pair)]))
 
     def _net(self, name: str) -> FusionNet:
-        return self.nets[name]  # type: ignore[return-value]
+        net = self.nets[name]
+        assert isinstance(net, FusionNet)
+        return net
 
     def _levels(self, given: frozenset[str]) -> list[list[str]]:
         """Inner nodes that run, by height: everything that a level needs comes from the levels before it."""
@@ -193,85 +173,3 @@ class FusionHierarchy(nn.Module):
             fused = fuse_level([self._net(name) for name in names], pairs, s_align)[0]
             values |= zip(names, fused.unbind(0), strict=True)
         return values[self.root]
-
-
-# --- published weights --------------------------------------------------------------------------------------------------
-
-_BLENDERS = ("blender_common", "blender_segments")
-_ENTRIES = tuple(f"disentangle_net.{i}.{kind}" for i in range(5) for kind in ("weight", "bias"))
-
-
-def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise ImportError(f"{path}: reading it needs safetensors (pip install safetensors)") from error
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def load_fusion_net(
-    source: str | Path | Mapping[str, Any], layout: StyleLayout | None = None, *, coarse: int = 5, q_on: str = "b"
-) -> FusionNet:
-    """Make a FusionNet from published weights; widths are taken from the shapes.
-
-    Args:
-        source: a ``.safetensors`` file, a file of ``torch.save`` (read with ``weights_only=True``), or its content. The
-            entries ``blender_common|blender_segments.disentangle_net.{0..4}.{weight,bias}`` may lie below ``"state_dict"``
-            and carry the prefix ``module.``. Which blender fuses is told by its wider input, not by its name.
-        layout: the S space; StyleGAN2 at 1024 by default.
-        coarse: how many layers of each list are aligned.
-        q_on: see :class:`mixsyn_fast.layers.fusion.LatentBlender`.
-
-    Returns:
-        the network, in eval mode, in the file's dtype.
-
-    Raises:
-        ValueError: entries are missing or unexpected, or have shapes that fit no FusionNet; nothing is half loaded.
-        ImportError: a ``.safetensors`` file without safetensors installed.
-    """
-    where = "load_fusion_net"
-    state = _read(Path(source)) if isinstance(source, str | Path) else source
-    while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{where}: source: expected a mapping of tensors, got {type(state).__name__}")
-    tensors = {str(name).removeprefix("module."): value for name, value in state.items()}
-    expected = [f"{blender}.{entry}" for blender in _BLENDERS for entry in _ENTRIES]
-    missing = [name for name in expected if name not in tensors]
-    unexpected = [name for name in tensors if name not in expected]
-    if missing or unexpected:
-        parts = [f"{len(n)} {t}:\n  " + "\n  ".join(n) for t, n in (("missing", missing), ("unexpected", unexpected)) if n]
-        raise ValueError(f"{where}: source: expected the 20 entries of a FusionNet; entries " + "\n".join(parts))
-    not_tensors = [name for name in expected if not isinstance(tensors[name], Tensor)]
-    if not_tensors:
-        raise ValueError(f"{where}: source: expected tensors, got something else at {', '.join(not_tensors)}")
-    first = {blender: tensors[f"{blender}.disentangle_net.0.weight"] for blender in _BLENDERS}
-    for blender, weight in first.items():
-        if weight.dim() != 2:
-            name = f"{blender}.disentangle_net.0.weight"
-            raise ValueError(f"{where}: {name}: expected shape (hidden, inputs), got {tuple(weight.shape)}")
-    depth = int(tensors["blender_common.disentangle_net.4.bias"].numel())
-    aligner, fuser = sorted(_BLENDERS, key=lambda blender: first[blender].shape[1])
-    hidden, inputs = (int(n) for n in first[aligner].shape)
-    indicator = inputs - 2 * depth
-    if first[fuser].shape[1] - inputs != depth or indicator < 20 or indicator % 10 != 0:
-        got = " and ".join(f"{first[blender].shape[1]}" for blender in _BLENDERS)
-        raise ValueError(
-            f"{where}: source: expected first layers of 2 * {depth} + 10 * (layers + 1) inputs and {depth} more, got {got}"
-        )
-    net = FusionNet(layout, hidden=hidden, coarse=coarse, depth=depth, num_layers=indicator // 10 - 1, q_on=q_on)
-    ours = {"blender_common": aligner, "blender_segments": fuser}
-    target = net.state_dict()
-    found = {f"{name}.{entry}": tensors[f"{ours[name]}.{entry}"] for name in _BLENDERS for entry in _ENTRIES}
-    wrong = [
-        f"{ours[name.split('.')[0]]}.{name.split('.', 1)[1]}: expected {tuple(value.shape)}, got {tuple(found[name].shape)}"
-        for name, value in target.items()
-        if found[name].shape != value.shape
-    ]
-    if wrong:
-        raise ValueError(f"{where}: source: entries of another shape:\n  " + "\n  ".join(wrong))
-    net.to(first[aligner].dtype)
-    net.load_state_dict(found)
-    return net.eval()

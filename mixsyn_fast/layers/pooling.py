@@ -41,5 +41,8 @@ class RegionPool2d(nn.Module):
             if regions.dim() != 4:
                 raise ValueError(f"RegionPool2d: regions: expected a mask (B, K, h, w), got shape {tuple(regions.shape)}")
             regions = as_region_map(regions, num_regions=regions.shape[1])  # no edge channel here
-        pooled, position = masked_roi_pool(features, regions, mode=self.mode)  # type: ignore[arg-type]
-        return (pooled, position) if self.return_positions else pooled  # type: ignore[return-value]
+        if isinstance(features, Tensor):
+            pooled, position = masked_roi_pool(features, regions, mode=self.mode)
+            return (pooled, position) if self.return_positions else pooled
+        levels, positions = masked_roi_pool(features, regions, mode=self.mode)
+        return (levels, positions) if self.return_positions else levels

@@ -1,6 +1,12 @@
-"""The ops: one file each, with formula, reference, registration, gradient and the public function."""
+"""The ops: one file each, with formula, reference, registration, gradient and the public function.
 
-from .label_patterns import label_patterns
-from .region_norm import region_norm
+A file says in ``__all__`` what it makes public; its line here makes that public in :mod:`mixsyn_fast` and its op known to
+``mixsyn-fast doctor``, the benchmarks and the tests (:func:`mixsyn_fast.backend.registered_ops`).
+"""
 
-__all__ = ["label_patterns", "region_norm"]
+from .channel_attention_spread import *
+from .label_patterns import *
+from .latent_blend import *
+from .masked_roi_pool import *
+from .region_norm import *
+from .spatial_attention_pool import *

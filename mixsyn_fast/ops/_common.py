@@ -1,12 +1,17 @@
-"""What all ops share: accepted types, the accumulation type, and dense memory."""
+"""What all ops share: accepted types, dense memory, errors, and :class:`Op`, which registers an op with all its kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import importlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef  # type: ignore[attr-defined]  # handed on there without a word to type checkers
+
+from .. import backend
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -41,36 +46,153 @@ def dense(t: Tensor, like: Tensor | None = None) -> Tensor:
     return t.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def fail(op: str, argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> NoReturn:
+    """Raise the error of an argument that does not fit: its name, what was expected and what came."""
+    raise error(f"{op}: {argument}: expected {expected}, got {got}")
+
+
+def check_kernel_dtype(op: str, argument: str, t: Tensor) -> None:
+    """Raise TypeError unless the kernels have the tensor's type."""
+    if t.dtype not in FLOATING:
+        fail(op, argument, "float32, float64, float16 or bfloat16", t.dtype, TypeError)
+
+
+def check_floating(op: str, argument: str, t: Tensor) -> None:
+    """Raise TypeError unless a tensor that is converted has a floating type."""
+    if t.dtype not in FLOATING:
+        fail(op, argument, "a floating dtype", t.dtype, TypeError)
+
+
+def check_device(op: str, argument: str, t: Tensor, device: torch.device) -> None:
+    """Raise ValueError unless a tensor lies on the device."""
+    if t.device != device:
+        fail(op, argument, f"device {device}", f"device {t.device}")
+
+
+# --- registration ----------------------------------------------------------------------------------------------------
+
+
 class Kernels(NamedTuple):
-    """The two kernels of one backend of an op."""
+    """The kernels of an op that has one forward and one backward: custom ops, or their fakes."""
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
 
 
-def refuse_double_backward(op: str) -> Callable[..., None]:
-    """Return the gradient of a backward op: an error that says what to do instead.
+_Group = TypeVar("_Group", bound=NamedTuple)
+
+
+class Op(Generic[_Group]):
+    """An op of the package: its custom ops, their fakes and its gradient, registered for every backend alike.
+
+    The kernels of a backend are a named tuple of custom ops, the forward first. Those given are ``mixsyn_fast::<name>`` and
+    so on: their Python bodies run where no C++ or CUDA kernel overrides them. The Triton kernels, in
+    ``triton_kernels/<op>.py`` under the names of the custom ops, become custom ops of their own, ``<name>_triton``, at
+    first use: importing triton takes a while, and two kernels on one dispatch key would shadow each other.
 
     Args:
-        op: name of the op whose backward it is.
+        name: of the op; also of its file and of the file of its Triton kernels.
+        kernels: the custom ops.
+        fakes: of each custom op, the function that computes shapes only.
+        gradient: ``gradient(kernels, ctx, *grads)``, the gradient of the forward, which calls the kernels of the same
+            backend; None for an op without. Gradients of the kernels named ``<op>_backward...`` are refused.
+        setup_context: as of ``torch.library.register_autograd``.
+        native: device types with a C++ or CUDA C++ kernel.
+        triton: device types with a Triton kernel.
+
+    Raises:
+        ValueError: the name is taken.
     """
 
-    def refuse(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError(
-            f"mixsyn_fast::{op}: double backward (create_graph=True) is not available from the kernels; "
-            'run the forward under mixsyn_fast.use_backend("reference"), which is differentiable any number of times'
-        )
+    def __init__(
+        self,
+        name: str,
+        kernels: _Group,
+        fakes: _Group,
+        gradient: Callable[..., Any] | None = None,
+        setup_context: Callable[..., None] | None = None,
+        *,
+        native: tuple[str, ...] = ("cpu", "cuda"),
+        triton: tuple[str, ...] = ("cuda",),
+    ) -> None:
+        backend.register(name, native, triton)
+        self.name = name
+        self.native = kernels
+        self._triton: _Group | None = None
+        self._fakes = fakes
+        self._gradient = gradient
+        self._setup_context = setup_context
+        self._register(kernels)
 
-    return refuse
+    def kernels(self, device: torch.device) -> _Group | None:
+        """Return the kernels of the backend in force for a device, None for the reference; a fallback is announced.
+
+        Raises:
+            RuntimeError: the chosen backend is not available, under ``MIXSYN_FAST_STRICT=1``.
+        """
+        chosen = backend.select_backend(self.name, device)
+        if chosen == "native":
+            return self.native
+        return self.triton() if chosen == "triton" else None
+
+    def triton(self) -> _Group:
+        """Return the Triton kernels, registered at the first call."""
+        if self._triton is None:
+            launchers = importlib.import_module(f".triton_kernels.{self.name}", __package__)
+            twins = (_twin(op, getattr(launchers, op._name)) for op in _custom_ops(self.native))
+            kernels = self.native._make(twins)
+            self._register(kernels)
+            self._triton = kernels
+        return self._triton
+
+    def _register(self, kernels: _Group) -> None:
+        """Register the fake kernels and the gradients of one backend."""
+        for number, (op, fake) in enumerate(zip(_custom_ops(kernels), self._fakes, strict=True)):
+            op.register_fake(fake)
+            if number == 0 and self._gradient is not None:
+                op.register_autograd(partial(self._gradient, kernels), setup_context=self._setup_context)
+            elif "_backward" in op._name:
+                op.register_autograd(partial(_refuse_double_backward, self.name))
 
 
-def twin(name: str, op: Any, body: Callable[..., Any]) -> Any:
-    """Register an op of its own with the schema of another: two kernels on one dispatch key would shadow each other.
+_SCHEMA: dict[Any, str] = {Tensor: "Tensor", int: "int", float: "float", bool: "bool"}
+_SCHEMA |= {Tensor | None: "Tensor?", float | None: "float?"}
+
+
+def declared(arguments: type[NamedTuple]) -> list[str]:
+    """Return the fields of a named tuple as a schema declares them: ``Tensor? mask``, ``int needs``."""
+    return [f"{_SCHEMA[kind]} {name}" for name, kind in get_type_hints(arguments).items()]
+
+
+def custom_op(name: str, body: Callable[..., Any], arguments: list[str], results: int) -> Callable[..., Any]:
+    """Return the custom op ``mixsyn_fast::<name>`` of a body that takes its arguments as they come.
 
     Args:
-        name: of the new op.
-        op: the custom op whose schema it gets.
-        body: what it runs, on every device.
+        name: of the op.
+        body: runs where no kernel of the device is loaded.
+        arguments: as :func:`declared`.
+        results: number of tensors that it returns.
     """
-    schema = str(op._opoverload._schema)
-    return torch.library.custom_op(f"mixsyn_fast::{name}", body, mutates_args=(), schema=schema[schema.index("(") :])
+    schema = f"({', '.join(arguments)}) -> ({', '.join(['Tensor'] * results)})"
+    return torch.library.custom_op(f"mixsyn_fast::{name}", body, mutates_args=(), schema=schema)
+
+
+def _custom_ops(kernels: tuple[Any, ...]) -> Iterator[CustomOpDef]:
+    for op in kernels:
+        assert isinstance(op, CustomOpDef)
+        yield op
+
+
+def _refuse_double_backward(op: str, ctx: Any, *grads: Tensor) -> NoReturn:
+    raise RuntimeError(
+        f"mixsyn_fast::{op}: double backward (create_graph=True) is not available from the kernels; "
+        'run the forward under mixsyn_fast.use_backend("reference"), which is differentiable any number of times'
+    )
+
+
+def _twin(op: CustomOpDef, body: Callable[..., Any]) -> CustomOpDef:
+    """Return a custom op of its own with the schema of another."""
+    return torch.library.custom_op(f"mixsyn_fast::{op._name}_triton", body, mutates_args=(), schema=op._schema)

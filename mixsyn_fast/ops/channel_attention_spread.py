@@ -26,8 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import select_backend
-from ._common import FLOATING, Kernels, acc_dtype, dense, refuse_double_backward, twin
+from ._common import Kernels, Op, acc_dtype, check_device, check_floating, check_kernel_dtype, dense, fail
+
+__all__ = ["channel_attention_maps", "channel_attention_spread"]
 
 MAX_MAPS = 64
 NEED_VALUES, NEED_CONDITION, NEED_WEIGHT = 1, 2, 4
@@ -67,7 +68,7 @@ def _spread_op(values: Tensor, condition: Tensor, weight: Tensor) -> Tensor:
     )
 
 
-def _spread_fake(values, condition, weight):  # type: ignore[no-untyped-def]
+def _spread_fake(values: Tensor, condition: Tensor, weight: Tensor) -> Tensor:
     batch, _, height, width = condition.shape
     shape = (batch, values.shape[2], height, width)
     return torch.empty(shape, dtype=condition.dtype, device=condition.device, memory_format=_layout(condition))
@@ -98,7 +99,9 @@ _backward_op = torch.library.custom_op(
 )
 
 
-def _backward_fake(grad, values, condition, weight, needs):  # type: ignore[no-untyped-def]
+def _backward_fake(
+    grad: Tensor, values: Tensor, condition: Tensor, weight: Tensor, needs: int
+) -> tuple[Tensor, Tensor, Tensor]:
     return (
         values.new_empty(values.shape if needs & NEED_VALUES else (0,)),
         torch.empty_like(condition) if needs & NEED_CONDITION else condition.new_empty((0,)),
@@ -113,82 +116,55 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _register(kernels: Kernels) -> None:
-    """Fake kernels and gradients, the same for every backend's ops."""
-
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        values, condition, weight = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
-        needs = sum(1 << i for i, wants in enumerate(wanted) if wants)
-        # whatever follows may hand back a gradient in another layout
-        grad = grad.contiguous(memory_format=_layout(condition))
-        grads = kernels.backward(grad, values, condition, weight, needs)
-        return tuple(grad if wants else None for grad, wants in zip(grads, wanted, strict=True))
-
-    kernels.forward.register_fake(_spread_fake)  # type: ignore[attr-defined]
-    kernels.backward.register_fake(_backward_fake)  # type: ignore[attr-defined]
-    kernels.forward.register_autograd(backward, setup_context=_setup_context)  # type: ignore[attr-defined]
-    kernels.backward.register_autograd(refuse_double_backward("channel_attention_spread"))  # type: ignore[attr-defined]
+def _gradient(kernels: Kernels, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    values, condition, weight = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[:3]
+    needs = sum(1 << i for i, wants in enumerate(wanted) if wants)
+    # whatever follows may hand back a gradient in another layout
+    grad = grad.contiguous(memory_format=_layout(condition))
+    grads = kernels.backward(grad, values, condition, weight, needs)
+    return tuple(grad if wants else None for grad, wants in zip(grads, wanted, strict=True))
 
 
-_NATIVE = Kernels(_spread_op, _backward_op)
-_register(_NATIVE)
-_TRITON: Kernels | None = None
-
-
-def _triton_kernels() -> Kernels:
-    """Register ``channel_attention_spread_triton`` and its backward on first use: importing triton takes a while."""
-    global _TRITON
-    if _TRITON is None:
-        from .triton_kernels import channel_attention_spread as launchers
-
-        _TRITON = Kernels(
-            twin("channel_attention_spread_triton", _spread_op, launchers.channel_attention_spread),
-            twin("channel_attention_spread_backward_triton", _backward_op, launchers.channel_attention_spread_backward),
-        )
-        _register(_TRITON)
-    return _TRITON
+_OP = Op(
+    "channel_attention_spread",
+    Kernels(_spread_op, _backward_op),
+    Kernels(_spread_fake, _backward_fake),
+    _gradient,
+    _setup_context,
+)
 
 
 # --- public functions ------------------------------------------------------------------------------------------------
 
 
-def _fail(op: str, argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
-    raise error(f"{op}: {argument}: expected {expected}, got {got}")
-
-
 def _check(op: str, condition: Tensor, weight: Tensor) -> None:
     if condition.dim() != 4:
-        _fail(op, "condition", "shape (B, M, H, W)", f"shape {tuple(condition.shape)}")
-    if condition.dtype not in FLOATING:
-        _fail(op, "condition", "float32, float64, float16 or bfloat16", condition.dtype, TypeError)
+        fail(op, "condition", "shape (B, M, H, W)", f"shape {tuple(condition.shape)}")
+    check_kernel_dtype(op, "condition", condition)
     if weight.dim() != 2 or weight.shape[1] != condition.shape[1]:
-        _fail(op, "weight", f"shape (K, {condition.shape[1]})", f"shape {tuple(weight.shape)}")
+        fail(op, "weight", f"shape (K, {condition.shape[1]})", f"shape {tuple(weight.shape)}")
     if not 1 <= weight.shape[0] <= MAX_MAPS:
-        _fail(op, "weight", f"1 to {MAX_MAPS} rows", weight.shape[0])
-    if weight.dtype not in FLOATING:
-        _fail(op, "weight", "a floating dtype", weight.dtype, TypeError)
-    if weight.device != condition.device:
-        _fail(op, "weight", f"device {condition.device}", f"device {weight.device}")
+        fail(op, "weight", f"1 to {MAX_MAPS} rows", weight.shape[0])
+    check_floating(op, "weight", weight)
+    check_device(op, "weight", weight, condition.device)
 
 
 def _check_values(values: Tensor, condition: Tensor, weight: Tensor) -> None:
     op, leading = "channel_attention_spread", (condition.shape[0], weight.shape[0])
     if values.dim() != 3 or tuple(values.shape[:2]) != leading:
-        _fail(op, "values", f"shape ({leading[0]}, {leading[1]}, N)", f"shape {tuple(values.shape)}")
-    if values.dtype not in FLOATING:
-        _fail(op, "values", "a floating dtype", values.dtype, TypeError)
-    if values.device != condition.device:
-        _fail(op, "values", f"device {condition.device}", f"device {values.device}")
+        fail(op, "values", f"shape ({leading[0]}, {leading[1]}, N)", f"shape {tuple(values.shape)}")
+    check_floating(op, "values", values)
+    check_device(op, "values", values, condition.device)
 
 
 def _spread(values: Tensor, condition: Tensor, weight: Tensor) -> Tensor:
-    backend = select_backend("channel_attention_spread", condition.device)
-    if backend == "reference":
+    kernels = _OP.kernels(condition.device)
+    if kernels is None:
         return channel_attention_spread_reference(values, condition, weight)
-    kernels = _triton_kernels() if backend == "triton" else _NATIVE
     acc = acc_dtype(condition.dtype)
-    return kernels.forward(values.to(acc).contiguous(), dense(condition), weight.to(acc).contiguous())
+    result: Tensor = kernels.forward(values.to(acc).contiguous(), dense(condition), weight.to(acc).contiguous())
+    return result
 
 
 def channel_attention_spread(values: Tensor, condition: Tensor, weight: Tensor) -> Tensor:

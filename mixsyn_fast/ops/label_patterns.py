@@ -14,11 +14,15 @@ docs/ops/label_patterns.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
-from ..backend import select_backend
-from ._common import INTEGERS
+from ._common import INTEGERS, Op, check_device, fail
+
+__all__ = ["label_patterns"]
 
 MAX_REGIONS = 512
 
@@ -93,8 +97,9 @@ def _label_patterns_op(
     return label_patterns_reference(labels, edges, num_regions, radius, per_image, max_rows)
 
 
-@_label_patterns_op.register_fake
-def _label_patterns_fake(labels, edges, num_regions, radius, per_image, max_rows):  # type: ignore[no-untyped-def]
+def _label_patterns_fake(
+    labels: Tensor, edges: Tensor | None, num_regions: int, radius: int, per_image: bool, max_rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
     rows = max_rows if max_rows >= 0 else torch.library.get_ctx().new_dynamic_size()
     return (
         labels.new_empty(labels.shape, dtype=torch.int32),
@@ -103,8 +108,13 @@ def _label_patterns_fake(labels, edges, num_regions, radius, per_image, max_rows
     )
 
 
-def _fail(argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
-    raise error(f"label_patterns: {argument}: expected {expected}, got {got}")
+class _Kernels(NamedTuple):
+    """The one kernel: patterns are integers and have no gradient."""
+
+    forward: Callable[..., Any]
+
+
+_OP = Op("label_patterns", _Kernels(_label_patterns_op), _Kernels(_label_patterns_fake), triton=())
 
 
 def label_patterns(
@@ -139,29 +149,30 @@ def label_patterns(
 
     Deterministic: rows are in order of first appearance in raster order (image, y, x).
     """
+    op = "label_patterns"
     if labels.dim() != 3:
-        _fail("labels", "shape (B, H, W)", f"shape {tuple(labels.shape)}")
+        fail(op, "labels", "shape (B, H, W)", f"shape {tuple(labels.shape)}")
     if labels.dtype not in INTEGERS:
-        _fail("labels", "an integer dtype", labels.dtype, TypeError)
+        fail(op, "labels", "an integer dtype", labels.dtype, TypeError)
     if not 1 <= num_regions <= MAX_REGIONS:
-        _fail("num_regions", f"1 to {MAX_REGIONS}", num_regions)
+        fail(op, "num_regions", f"1 to {MAX_REGIONS}", num_regions)
     if radius not in (0, 1, 2):
-        _fail("radius", "0, 1 or 2", radius)
+        fail(op, "radius", "0, 1 or 2", radius)
     if edges is not None:
         if edges.shape != labels.shape:
-            _fail("edges", f"shape {tuple(labels.shape)}", f"shape {tuple(edges.shape)}")
+            fail(op, "edges", f"shape {tuple(labels.shape)}", f"shape {tuple(edges.shape)}")
         if edges.dtype not in (torch.bool, torch.uint8):
-            _fail("edges", "bool or uint8", edges.dtype, TypeError)
-        if edges.device != labels.device:
-            _fail("edges", f"device {labels.device}", f"device {edges.device}")
+            fail(op, "edges", "bool or uint8", edges.dtype, TypeError)
+        check_device(op, "edges", edges, labels.device)
         edges = edges.contiguous()
     if max_rows is not None and max_rows < 0:
-        _fail("max_rows", "None or a number of rows", max_rows)
+        fail(op, "max_rows", "None or a number of rows", max_rows)
     if labels.dtype == torch.int64 and labels.device.type == "cpu":
         # a value beyond int32 must not wrap into the range
         labels = labels.clamp(-2, num_regions)
     labels = labels.to(torch.int32).contiguous()
     cap = -1 if max_rows is None else max_rows
-    if select_backend("label_patterns", labels.device) == "reference":
-        return label_patterns_reference(labels, edges, num_regions, radius, per_image, cap)
-    return _label_patterns_op(labels, edges, num_regions, radius, per_image, cap)
+    kernels = _OP.kernels(labels.device)
+    forward = label_patterns_reference if kernels is None else kernels.forward
+    index, patterns, row_image = forward(labels, edges, num_regions, radius, per_image, cap)
+    return index, patterns, row_image

@@ -29,8 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import select_backend
-from ._common import FLOATING, Kernels, acc_dtype, refuse_double_backward, twin
+from ._common import Kernels, Op, acc_dtype, check_device, check_kernel_dtype, fail
+
+__all__ = ["StyleLayout", "latent_blend"]
 
 KINDS = ("conv", "rgb")
 
@@ -243,7 +244,7 @@ _latent_blend_op = torch.library.custom_op(
 )
 
 
-def _latent_blend_fake(a, b, logits, channels, q_on_b):  # type: ignore[no-untyped-def]
+def _latent_blend_fake(a: Tensor, b: Tensor, logits: Tensor, channels: Sequence[int], q_on_b: bool) -> tuple[Tensor, Tensor]:
     return a.new_empty(a.shape), a.new_empty(a.shape)
 
 
@@ -278,7 +279,15 @@ _backward_op = torch.library.custom_op(
 )
 
 
-def _backward_fake(grad, grad_q, a, b, logits, channels, q_on_b):  # type: ignore[no-untyped-def]
+def _backward_fake(
+    grad: Tensor | None,
+    grad_q: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    logits: Tensor,
+    channels: Sequence[int],
+    q_on_b: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     return a.new_empty(a.shape), a.new_empty(a.shape), logits.new_empty(logits.shape)
 
 
@@ -292,72 +301,48 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)  # without the regulariser nobody wants q: no zeros for its gradient
 
 
-def _register(kernels: Kernels) -> None:
-    """Fake kernels and gradients, the same for every backend's ops."""
-    forward, backward = kernels.forward, kernels.backward
-
-    def gradient(ctx: Any, grad: Tensor | None, grad_q: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None and grad_q is None:
-            return (None,) * 5
-        dense = [None if g is None else g.contiguous() for g in (grad, grad_q)]
-        grads = backward(*dense, *ctx.saved_tensors, *ctx.settings)
-        return (*(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), None, None)
-
-    forward.register_fake(_latent_blend_fake)  # type: ignore[attr-defined]
-    backward.register_fake(_backward_fake)  # type: ignore[attr-defined]
-    forward.register_autograd(gradient, setup_context=_setup_context)  # type: ignore[attr-defined]
-    backward.register_autograd(refuse_double_backward("latent_blend"))  # type: ignore[attr-defined]
+def _gradient(kernels: Kernels, ctx: Any, grad: Tensor | None, grad_q: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None and grad_q is None:
+        return (None,) * 5
+    dense = [None if g is None else g.contiguous() for g in (grad, grad_q)]
+    grads = kernels.backward(*dense, *ctx.saved_tensors, *ctx.settings)
+    return (*(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), None, None)
 
 
-_NATIVE = Kernels(_latent_blend_op, _backward_op)
-_register(_NATIVE)
-_TRITON: Kernels | None = None
-
-
-def _triton_kernels() -> Kernels:
-    """Register ``mixsyn_fast::latent_blend_triton`` and its backward on first use: importing triton takes a while."""
-    global _TRITON
-    if _TRITON is None:
-        from .triton_kernels import latent_blend as launchers
-
-        _TRITON = Kernels(
-            twin("latent_blend_triton", _latent_blend_op, launchers.latent_blend),
-            twin("latent_blend_backward_triton", _backward_op, launchers.latent_blend_backward),
-        )
-        _register(_TRITON)
-    return _TRITON
+_OP = Op(
+    "latent_blend",
+    Kernels(_latent_blend_op, _backward_op),
+    Kernels(_latent_blend_fake, _backward_fake),
+    _gradient,
+    _setup_context,
+)
 
 
 # --- public function -------------------------------------------------------------------------------------------------
 
 
-def _fail(argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
-    raise error(f"latent_blend: {argument}: expected {expected}, got {got}")
-
-
 def _check(a: Tensor, b: Tensor, logits: Tensor, layout: StyleLayout, q_on: str) -> None:
+    op = "latent_blend"
     if not isinstance(layout, StyleLayout):
-        _fail("layout", "a StyleLayout", type(layout).__name__, TypeError)
+        fail(op, "layout", "a StyleLayout", type(layout).__name__, TypeError)
     if q_on not in ("a", "b"):
-        _fail("q_on", "'a' or 'b'", repr(q_on))
+        fail(op, "q_on", "'a' or 'b'", repr(q_on))
     if a.dim() != 2 or a.shape[1] != layout.size:
-        _fail("a", f"shape (B, {layout.size})", f"shape {tuple(a.shape)}")
-    if a.dtype not in FLOATING:
-        _fail("a", "float32, float64, float16 or bfloat16", a.dtype, TypeError)
+        fail(op, "a", f"shape (B, {layout.size})", f"shape {tuple(a.shape)}")
+    check_kernel_dtype(op, "a", a)
     if b.shape != a.shape:
-        _fail("b", f"shape {tuple(a.shape)}", f"shape {tuple(b.shape)}")
+        fail(op, "b", f"shape {tuple(a.shape)}", f"shape {tuple(b.shape)}")
     count = len(layout.layers)
     if logits.dim() != 3 or logits.shape[0] != a.shape[0] or logits.shape[1] != count:
-        _fail("logits", f"shape ({a.shape[0]}, {count}, D)", f"shape {tuple(logits.shape)}")
+        fail(op, "logits", f"shape ({a.shape[0]}, {count}, D)", f"shape {tuple(logits.shape)}")
     depth = logits.shape[2]
     for layer, width in enumerate(layout.channels):
         if depth < width or depth % width != 0:
-            _fail("logits", f"a last dimension that is a multiple of the {width} channels of layer {layer}", depth)
+            fail(op, "logits", f"a last dimension that is a multiple of the {width} channels of layer {layer}", depth)
     for name, tensor in (("b", b), ("logits", logits)):
         if tensor.dtype != a.dtype:
-            _fail(name, f"{a.dtype} as a", tensor.dtype, TypeError)
-        if tensor.device != a.device:
-            _fail(name, f"device {a.device}", f"device {tensor.device}")
+            fail(op, name, f"{a.dtype} as a", tensor.dtype, TypeError)
+        check_device(op, name, tensor, a.device)
 
 
 def latent_blend(
@@ -390,11 +375,10 @@ def latent_blend(
     for float64). A NaN among the logits of a group makes the channel NaN. Deterministic on every backend: nothing is summed.
     """
     _check(a, b, logits, layout, q_on)
-    backend = select_backend("latent_blend", a.device)
     on_b = q_on == "b"
-    if backend == "reference":
+    kernels = _OP.kernels(a.device)
+    if kernels is None:
         blended, q = latent_blend_reference(a, b, logits, layout.channels, on_b)
     else:
-        kernels = _triton_kernels() if backend == "triton" else _NATIVE
         blended, q = kernels.forward(a.contiguous(), b.contiguous(), logits.contiguous(), list(layout.channels), on_b)
     return (blended, q) if return_q else blended

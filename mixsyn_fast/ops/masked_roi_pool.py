@@ -16,20 +16,30 @@ the pixels of the region.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor
 
-from ..backend import select_backend
 from ..nearest import resize_nearest
-from ._common import FLOATING, INTEGERS, acc_dtype, dense, is_channels_last, refuse_double_backward, twin
+from ._common import (
+    INTEGERS,
+    Kernels,
+    Op,
+    acc_dtype,
+    check_kernel_dtype,
+    dense,
+    fail,
+    is_channels_last,
+)
+
+__all__ = ["masked_roi_pool"]
 
 MODES = ("max", "mean")
 
 
-class Regions(Protocol):
+class RegionMapLike(Protocol):
     """What the op needs of a region map (:class:`mixsyn_fast.RegionMap`)."""
 
     num_regions: int
@@ -134,7 +144,9 @@ def _masked_roi_pool_op(features: Tensor, labels: Tensor, num_regions: int, maxi
     return masked_roi_pool_reference(features, labels, num_regions, maximum)
 
 
-def _masked_roi_pool_fake(features, labels, num_regions, maximum):  # type: ignore[no-untyped-def]
+def _masked_roi_pool_fake(
+    features: Tensor, labels: Tensor, num_regions: int, maximum: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels = features.shape[:2]
     acc = acc_dtype(features.dtype)
     return (
@@ -169,15 +181,15 @@ def _backward_reference(
 _backward_op = torch.library.custom_op("mixsyn_fast::masked_roi_pool_backward", _backward_reference, mutates_args=())
 
 
-def _backward_fake(grad, labels, position, area, maximum, channels_last):  # type: ignore[no-untyped-def]
+def _backward_fake(
+    grad: Tensor, labels: Tensor, position: Tensor, area: Tensor, maximum: bool, channels_last: bool
+) -> Tensor:
     memory = torch.channels_last if channels_last else torch.contiguous_format
     batch, height, width = labels.shape
     return grad.new_empty((batch, grad.shape[2], height, width)).to(memory_format=memory)
 
 
 # --- gradient --------------------------------------------------------------------------------------------------------
-
-_Kernel = Callable[..., Any]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -187,81 +199,62 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.maximum, ctx.channels_last = maximum, is_channels_last(features)
 
 
-def _register(forward: Any, backward_op: Any) -> None:
-    """Fake kernels and gradients, the same for every backend's ops."""
-
-    def backward(ctx: Any, grad: Tensor, _position: Tensor, _area: Tensor) -> tuple[Tensor | None, ...]:
-        labels, position, area = ctx.saved_tensors
-        found = backward_op(grad.contiguous(), labels, position, area, ctx.maximum, ctx.channels_last)
-        return found, None, None, None
-
-    forward.register_fake(_masked_roi_pool_fake)
-    backward_op.register_fake(_backward_fake)
-    forward.register_autograd(backward, setup_context=_setup_context)
-    backward_op.register_autograd(refuse_double_backward("masked_roi_pool"))
+def _gradient(kernels: Kernels, ctx: Any, grad: Tensor, _position: Tensor, _area: Tensor) -> tuple[Tensor | None, ...]:
+    labels, position, area = ctx.saved_tensors
+    found = kernels.backward(grad.contiguous(), labels, position, area, ctx.maximum, ctx.channels_last)
+    return found, None, None, None
 
 
-_register(_masked_roi_pool_op, _backward_op)
-_triton: _Kernel | None = None
-
-
-def _triton_op() -> _Kernel:
-    """Register ``mixsyn_fast::masked_roi_pool_triton`` and its backward on first use: importing triton takes a while."""
-    global _triton
-    if _triton is None:
-        from .triton_kernels import masked_roi_pool as launchers
-
-        forward = twin("masked_roi_pool_triton", _masked_roi_pool_op, launchers.masked_roi_pool)
-        _register(forward, twin("masked_roi_pool_backward_triton", _backward_op, launchers.masked_roi_pool_backward))
-        _triton = forward
-    return _triton
+_OP = Op(
+    "masked_roi_pool",
+    Kernels(_masked_roi_pool_op, _backward_op),
+    Kernels(_masked_roi_pool_fake, _backward_fake),
+    _gradient,
+    _setup_context,
+)
 
 
 # --- public function -------------------------------------------------------------------------------------------------
 
 
-def _fail(argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
-    raise error(f"masked_roi_pool: {argument}: expected {expected}, got {got}")
-
-
-def _check(features: Sequence[Tensor], regions: Regions | Tensor, num_regions: int | None, mode: str) -> int:
+def _check(features: Sequence[Tensor], regions: RegionMapLike | Tensor, num_regions: int | None, mode: str) -> int:
     """Check all arguments; returns K."""
+    op = "masked_roi_pool"
     if mode not in MODES:
-        _fail("mode", "'max' or 'mean'", repr(mode))
+        fail(op, "mode", "'max' or 'mean'", repr(mode))
     if len(features) == 0:
-        _fail("features", "a tensor or at least one", "an empty sequence")
+        fail(op, "features", "a tensor or at least one", "an empty sequence")
     if isinstance(regions, Tensor):
         if regions.dim() != 3:
-            _fail("regions", "labels of shape (B, h, w), or a RegionMap", f"shape {tuple(regions.shape)}")
+            fail(op, "regions", "labels of shape (B, h, w), or a RegionMap", f"shape {tuple(regions.shape)}")
         if regions.dtype not in INTEGERS:
-            _fail("regions", "an integer dtype, or a RegionMap", regions.dtype, TypeError)
+            fail(op, "regions", "an integer dtype, or a RegionMap", regions.dtype, TypeError)
         if not isinstance(num_regions, int) or isinstance(num_regions, bool) or num_regions < 1:
-            _fail("num_regions", "a positive number with labels", num_regions)
+            fail(op, "num_regions", "a positive number with labels", num_regions)
         count, batch = num_regions, regions.shape[0]
     elif hasattr(regions, "labels_at"):
         count, batch = regions.num_regions, regions.batch_size
         if num_regions is not None and num_regions != count:
-            _fail("num_regions", f"None or {count}, that of the region map", num_regions)
+            fail(op, "num_regions", f"None or {count}, that of the region map", num_regions)
         if regions.is_soft and mode == "max":
-            _fail("mode", "'mean' with a soft region map", "'max'")
+            fail(op, "mode", "'mean' with a soft region map", "'max'")
     else:
-        _fail("regions", "labels (B, h, w) or a RegionMap", type(regions).__name__, TypeError)
+        fail(op, "regions", "labels (B, h, w) or a RegionMap", type(regions).__name__, TypeError)
     for tensor in features:
         if not isinstance(tensor, Tensor):
-            _fail("features", "a tensor or a sequence of tensors", type(tensor).__name__, TypeError)
+            fail(op, "features", "a tensor or a sequence of tensors", type(tensor).__name__, TypeError)
         if tensor.dim() != 4:
-            _fail("features", "shape (B, C, H, W)", f"shape {tuple(tensor.shape)}")
-        if tensor.dtype not in FLOATING:
-            _fail("features", "float32, float64, float16 or bfloat16", tensor.dtype, TypeError)
+            fail(op, "features", "shape (B, C, H, W)", f"shape {tuple(tensor.shape)}")
+        check_kernel_dtype(op, "features", tensor)
         if tensor.shape[0] != batch:
-            _fail("regions", f"batch {tensor.shape[0]} as features", batch)
+            fail(op, "regions", f"batch {tensor.shape[0]} as features", batch)
         if tensor.device != regions.device:
-            _fail("regions", f"device {tensor.device} as features", f"device {regions.device}")
+            fail(op, "regions", f"device {tensor.device} as features", f"device {regions.device}")
         size = regions.shape[1:] if isinstance(regions, Tensor) else regions.size
         if 0 in size and tensor.numel() > 0:
-            _fail("regions", "at least one pixel", f"size {tuple(size)}")
+            fail(op, "regions", "at least one pixel", f"size {tuple(size)}")
         if tensor.shape[2] * tensor.shape[3] >= 2**31:
-            _fail("features", "fewer than 2^31 pixels", tensor.shape[2] * tensor.shape[3])
+            fail(op, "features", "fewer than 2^31 pixels", tensor.shape[2] * tensor.shape[3])
     assert count is not None
     return count
 
@@ -275,7 +268,7 @@ def _weighted_mean(features: Tensor, weights: Tensor) -> Tensor:
     return (total / torch.where(area == 0, 1, area)).to(features.dtype)
 
 
-def _pool(features: Tensor, regions: Regions | Tensor, num_regions: int, maximum: bool) -> tuple[Tensor, Tensor]:
+def _pool(features: Tensor, regions: RegionMapLike | Tensor, num_regions: int, maximum: bool) -> tuple[Tensor, Tensor]:
     size = (int(features.shape[2]), int(features.shape[3]))
     if not isinstance(regions, Tensor) and regions.is_soft:
         if features.numel() == 0:  # zero, and still a function of the features
@@ -292,30 +285,29 @@ def _pool(features: Tensor, regions: Regions | Tensor, num_regions: int, maximum
     else:
         labels = regions.labels_at(size)
     labels = labels.contiguous()
-    backend = select_backend("masked_roi_pool", features.device)
-    if backend == "reference":
+    kernels = _OP.kernels(features.device)
+    if kernels is None:
         pooled, position, _ = masked_roi_pool_reference(features, labels, num_regions, maximum)
-        return pooled, position
-    op = _triton_op() if backend == "triton" else _masked_roi_pool_op
-    pooled, position, _ = op(dense(features), labels, num_regions, maximum)
+    else:
+        pooled, position, _ = kernels.forward(dense(features), labels, num_regions, maximum)
     return pooled, position
 
 
 @overload
 def masked_roi_pool(
-    features: Tensor, regions: Regions | Tensor, num_regions: int | None = None, mode: str = "max"
+    features: Tensor, regions: RegionMapLike | Tensor, num_regions: int | None = None, mode: str = "max"
 ) -> tuple[Tensor, Tensor]: ...
 
 
 @overload
 def masked_roi_pool(
-    features: Sequence[Tensor], regions: Regions | Tensor, num_regions: int | None = None, mode: str = "max"
+    features: Sequence[Tensor], regions: RegionMapLike | Tensor, num_regions: int | None = None, mode: str = "max"
 ) -> tuple[list[Tensor], list[Tensor]]: ...
 
 
 def masked_roi_pool(
     features: Tensor | Sequence[Tensor],
-    regions: Regions | Tensor,
+    regions: RegionMapLike | Tensor,
     num_regions: int | None = None,
     mode: str = "max",
 ) -> tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]:
@@ -348,7 +340,7 @@ def masked_roi_pool(
     op runs in the features' dtype.
     """
     several = not isinstance(features, Tensor)
-    levels: list[Tensor] = list(features) if several else [features]  # type: ignore[list-item]
+    levels = [features] if isinstance(features, Tensor) else list(features)
     count = _check(levels, regions, num_regions, mode)
     results = [_pool(level, regions, count, mode == "max") for level in levels]
     if several:

@@ -26,13 +26,14 @@ the logits recomputed from the saved log-sum-exp, :math:`\bar V` the gradient of
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..backend import select_backend
-from ._common import FLOATING, Kernels, acc_dtype, refuse_double_backward, twin
+from ._common import Kernels, Op, acc_dtype, check_device, check_floating, check_kernel_dtype, custom_op, declared, fail
+
+__all__ = ["spatial_attention_pool"]
 
 MAX_MAPS = 64
 NEED_FEATURES, NEED_CONDITION, NEED_WEIGHT_FEATURES, NEED_WEIGHT_CONDITION = 1, 2, 4, 8
@@ -103,7 +104,14 @@ def _pool_op(
     return values.contiguous(), mean.contiguous(), maps.contiguous(), lse.contiguous()
 
 
-def _pool_fake(features, condition, weight_features, weight_condition, mask, return_maps):  # type: ignore[no-untyped-def]
+def _pool_fake(
+    features: Tensor,
+    condition: Tensor,
+    weight_features: Tensor,
+    weight_condition: Tensor,
+    mask: Tensor | None,
+    return_maps: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     acc = acc_dtype(features.dtype)
     batch, channels, height, width = features.shape
     maps = weight_features.shape[0]
@@ -115,30 +123,47 @@ def _pool_fake(features, condition, weight_features, weight_condition, mask, ret
     )
 
 
-def _backward_reference(
-    grad_values: Tensor,
-    grad_mean: Tensor,
-    grad_maps: Tensor | None,
-    features: Tensor,
-    condition: Tensor,
-    weight_features: Tensor,
-    weight_condition: Tensor,
-    mask: Tensor | None,
-    values: Tensor,
-    lse: Tensor,
-    needs: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class BackwardArguments(NamedTuple):
+    """What the backward reads, in the order of its schema.
+
+    Attributes:
+        grad_values: (B, K, N).
+        grad_mean: (B, M).
+        grad_maps: (B, K, H, W), or None.
+        features: as in the forward, as are ``condition``, both weights and ``mask``.
+        values: the forward's first result.
+        lse: (B, K), its last.
+        needs: sum of the NEED_ bits of the gradients that are wanted.
+    """
+
+    grad_values: Tensor
+    grad_mean: Tensor
+    grad_maps: Tensor | None
+    features: Tensor
+    condition: Tensor
+    weight_features: Tensor
+    weight_condition: Tensor
+    mask: Tensor | None
+    values: Tensor
+    lse: Tensor
+    needs: int
+
+
+def _backward_reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    a = BackwardArguments(*arguments)
+    features, condition, weight_features, weight_condition, mask = a[3:8]
+    needs = a.needs
     acc = acc_dtype(features.dtype)
     flat, flat_condition = features.to(acc).flatten(2), condition.to(acc).flatten(2)
     logits = torch.matmul(weight_features, flat) + torch.matmul(weight_condition, flat_condition)
-    maps = torch.exp(logits - lse[:, :, None])
+    maps = torch.exp(logits - a.lse[:, :, None])
     kept = _kept(mask)
     if kept is not None:
         maps = maps.masked_fill(~kept, 0)
-    grad_alpha = torch.bmm(grad_values, flat)
-    offset = (grad_values * values).sum(2, keepdim=True)
-    if grad_maps is not None:
-        direct = grad_maps.to(acc).flatten(2)
+    grad_alpha = torch.bmm(a.grad_values, flat)
+    offset = (a.grad_values * a.values).sum(2, keepdim=True)
+    if a.grad_maps is not None:
+        direct = a.grad_maps.to(acc).flatten(2)
         grad_alpha = grad_alpha + direct
         offset = offset + (maps * direct).sum(2, keepdim=True)
     grad_logits = maps * (grad_alpha - offset)
@@ -148,10 +173,10 @@ def _backward_reference(
     grad_features, grad_condition = features.new_empty(0), features.new_empty(0)
     grad_weight_features, grad_weight_condition = weight_features.new_empty(0), weight_features.new_empty(0)
     if needs & NEED_FEATURES:
-        grad_flat = torch.bmm(grad_values.transpose(1, 2), maps) + torch.matmul(weight_features.t(), grad_logits)
+        grad_flat = torch.bmm(a.grad_values.transpose(1, 2), maps) + torch.matmul(weight_features.t(), grad_logits)
         grad_features = torch.empty_like(features).copy_(grad_flat.reshape(features.shape))
     if needs & NEED_CONDITION:
-        grad_flat = torch.matmul(weight_condition.t(), grad_logits) + grad_mean[:, :, None] / max(flat.shape[2], 1)
+        grad_flat = torch.matmul(weight_condition.t(), grad_logits) + a.grad_mean[:, :, None] / max(flat.shape[2], 1)
         grad_condition = torch.empty_like(condition).copy_(grad_flat.reshape(condition.shape))
     if needs & NEED_WEIGHT_FEATURES:
         grad_weight_features = torch.bmm(grad_logits, flat.transpose(1, 2)).sum(0)
@@ -160,17 +185,16 @@ def _backward_reference(
     return grad_features, grad_condition, grad_weight_features, grad_weight_condition
 
 
-_backward_op = torch.library.custom_op("mixsyn_fast::spatial_attention_pool_backward", _backward_reference, mutates_args=())
+_backward_op = custom_op("spatial_attention_pool_backward", _backward_reference, declared(BackwardArguments), 4)
 
 
-def _backward_fake(
-    grad_values, grad_mean, grad_maps, features, condition, weight_features, weight_condition, mask, values, lse, needs
-):  # type: ignore[no-untyped-def]  # fmt: skip
+def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    a = BackwardArguments(*arguments)
     return (
-        torch.empty_like(features) if needs & NEED_FEATURES else features.new_empty((0,)),
-        torch.empty_like(condition) if needs & NEED_CONDITION else features.new_empty((0,)),
-        weight_features.new_empty(weight_features.shape if needs & NEED_WEIGHT_FEATURES else (0,)),
-        weight_condition.new_empty(weight_condition.shape if needs & NEED_WEIGHT_CONDITION else (0,)),
+        torch.empty_like(a.features) if a.needs & NEED_FEATURES else a.features.new_empty((0,)),
+        torch.empty_like(a.condition) if a.needs & NEED_CONDITION else a.features.new_empty((0,)),
+        a.weight_features.new_empty(a.weight_features.shape if a.needs & NEED_WEIGHT_FEATURES else (0,)),
+        a.weight_condition.new_empty(a.weight_condition.shape if a.needs & NEED_WEIGHT_CONDITION else (0,)),
     )
 
 
@@ -184,87 +208,68 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
-def _register(kernels: Kernels) -> None:
-    """Fake kernels and gradients, the same for every backend's ops."""
-
-    def backward(
-        ctx: Any, grad_values: Tensor | None, grad_mean: Tensor | None, grad_maps: Tensor | None, _lse: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        features, condition, weight_features, weight_condition, mask, values, lse = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:4]
-        needs = sum(1 << i for i, wants in enumerate(wanted) if wants)
-        batch, channels = condition.shape[:2]
-        grad_values = torch.zeros_like(values) if grad_values is None else grad_values.contiguous()
-        grad_mean = values.new_zeros((batch, channels)) if grad_mean is None else grad_mean.contiguous()
-        if grad_maps is not None:
-            grad_maps = grad_maps.contiguous() if grad_maps.dim() == 4 else None
-        grads = kernels.backward(
-            grad_values, grad_mean, grad_maps, features, condition, weight_features, weight_condition, mask, values, lse,
-            needs,
-        )  # fmt: skip
-        return (*(grad if wants else None for grad, wants in zip(grads, wanted, strict=True)), None, None)
-
-    kernels.forward.register_fake(_pool_fake)  # type: ignore[attr-defined]
-    kernels.backward.register_fake(_backward_fake)  # type: ignore[attr-defined]
-    kernels.forward.register_autograd(backward, setup_context=_setup_context)  # type: ignore[attr-defined]
-    kernels.backward.register_autograd(refuse_double_backward("spatial_attention_pool"))  # type: ignore[attr-defined]
+def _gradient(
+    kernels: Kernels,
+    ctx: Any,
+    grad_values: Tensor | None,
+    grad_mean: Tensor | None,
+    grad_maps: Tensor | None,
+    _lse: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    features, condition, weight_features, weight_condition, mask, values, lse = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[:4]
+    needs = sum(1 << i for i, wants in enumerate(wanted) if wants)
+    batch, channels = condition.shape[:2]
+    grad_values = torch.zeros_like(values) if grad_values is None else grad_values.contiguous()
+    grad_mean = values.new_zeros((batch, channels)) if grad_mean is None else grad_mean.contiguous()
+    if grad_maps is not None:
+        grad_maps = grad_maps.contiguous() if grad_maps.dim() == 4 else None
+    grads = kernels.backward(
+        grad_values, grad_mean, grad_maps, features, condition, weight_features, weight_condition, mask, values, lse, needs
+    )
+    return (*(grad if wants else None for grad, wants in zip(grads, wanted, strict=True)), None, None)
 
 
-_NATIVE = Kernels(_pool_op, _backward_op)
-_register(_NATIVE)
-_TRITON: Kernels | None = None
-
-
-def _triton_kernels() -> Kernels:
-    """Register ``spatial_attention_pool_triton`` and its backward on first use: importing triton takes a while."""
-    global _TRITON
-    if _TRITON is None:
-        from .triton_kernels import spatial_attention_pool as launchers
-
-        _TRITON = Kernels(
-            twin("spatial_attention_pool_triton", _pool_op, launchers.spatial_attention_pool),
-            twin("spatial_attention_pool_backward_triton", _backward_op, launchers.spatial_attention_pool_backward),
-        )
-        _register(_TRITON)
-    return _TRITON
+_OP = Op(
+    "spatial_attention_pool",
+    Kernels(_pool_op, _backward_op),
+    Kernels(_pool_fake, _backward_fake),
+    _gradient,
+    _setup_context,
+)
 
 
 # --- public function -------------------------------------------------------------------------------------------------
 
 
-def _fail(argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
-    raise error(f"spatial_attention_pool: {argument}: expected {expected}, got {got}")
-
-
 def _check(
     features: Tensor, condition: Tensor, weight_features: Tensor, weight_condition: Tensor, mask: Tensor | None
 ) -> None:
+    op = "spatial_attention_pool"
     if features.dim() != 4:
-        _fail("features", "shape (B, N, H, W)", f"shape {tuple(features.shape)}")
-    if features.dtype not in FLOATING:
-        _fail("features", "float32, float64, float16 or bfloat16", features.dtype, TypeError)
+        fail(op, "features", "shape (B, N, H, W)", f"shape {tuple(features.shape)}")
+    check_kernel_dtype(op, "features", features)
     batch, channels, height, width = features.shape
     if condition.dim() != 4 or (condition.shape[0], *condition.shape[2:]) != (batch, height, width):
-        _fail("condition", f"shape ({batch}, M, {height}, {width})", f"shape {tuple(condition.shape)}")
+        fail(op, "condition", f"shape ({batch}, M, {height}, {width})", f"shape {tuple(condition.shape)}")
     if weight_features.dim() != 2 or weight_features.shape[1] != channels:
-        _fail("weight_features", f"shape (K, {channels})", f"shape {tuple(weight_features.shape)}")
+        fail(op, "weight_features", f"shape (K, {channels})", f"shape {tuple(weight_features.shape)}")
     maps = weight_features.shape[0]
     if not 1 <= maps <= MAX_MAPS:
-        _fail("weight_features", f"1 to {MAX_MAPS} rows", maps)
+        fail(op, "weight_features", f"1 to {MAX_MAPS} rows", maps)
     if tuple(weight_condition.shape) != (maps, condition.shape[1]):
-        _fail("weight_condition", f"shape {(maps, condition.shape[1])}", f"shape {tuple(weight_condition.shape)}")
+        fail(op, "weight_condition", f"shape {(maps, condition.shape[1])}", f"shape {tuple(weight_condition.shape)}")
     others = (("condition", condition), ("weight_features", weight_features), ("weight_condition", weight_condition))
     for name, tensor in others:
-        if tensor.dtype not in FLOATING:
-            _fail(name, "a floating dtype", tensor.dtype, TypeError)
+        check_floating(op, name, tensor)
     if mask is not None:
         if tuple(mask.shape) != (batch, height, width):
-            _fail("mask", f"shape {(batch, height, width)}", f"shape {tuple(mask.shape)}")
+            fail(op, "mask", f"shape {(batch, height, width)}", f"shape {tuple(mask.shape)}")
         if mask.dtype not in (torch.bool, torch.uint8):
-            _fail("mask", "bool or uint8", mask.dtype, TypeError)
+            fail(op, "mask", "bool or uint8", mask.dtype, TypeError)
     for name, given in (*others, ("mask", mask)):
-        if given is not None and given.device != features.device:
-            _fail(name, f"device {features.device}", f"device {given.device}")
+        if given is not None:
+            check_device(op, name, given, features.device)
 
 
 def _dense(features: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
@@ -324,14 +329,13 @@ def spatial_attention_pool(
     condition = condition.to(features.dtype)
     weight_features, weight_condition = weight_features.to(acc), weight_condition.to(acc)
     mask = None if mask is None else mask.to(torch.bool)
-    backend = select_backend("spatial_attention_pool", features.device)
-    if backend == "reference":
+    kernels = _OP.kernels(features.device)
+    if kernels is None:
         values, mean, maps, _ = spatial_attention_pool_reference(
             features, condition, weight_features, weight_condition, mask, return_maps
         )
     else:
         features, condition = _dense(features, condition)
-        kernels = _triton_kernels() if backend == "triton" else _NATIVE
         values, mean, maps, _ = kernels.forward(
             features,
             condition,

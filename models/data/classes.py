@@ -9,13 +9,15 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(" ".join(name.split()) for name in text.split(","))
 
 
-FACADE_CLASSES = "background facade window door cornice sill balcony blind deco molding pillar shop".split()
+FACADE_CLASSES = _names("background, facade, window, door, cornice, sill, balcony, blind, deco, molding, pillar, shop")
+"""CMP Facade: ids 1 to 12."""
 
-FACE_CLASSES = (
-    "background skin nose eye_g l_eye r_eye l_brow r_brow l_ear r_ear mouth u_lip l_lip hair hat ear_r neck_l neck cloth"
-).split()
+FACE_CLASSES = _names(
+    """background, skin, nose, eye_g, l_eye, r_eye, l_brow, r_brow, l_ear, r_ear, mouth, u_lip, l_lip, hair, hat, ear_r,
+    neck_l, neck, cloth"""
+)
+"""CelebAMask-HQ: 19 classes."""
 
-# A few of the 151 ids of a scene-parsing label set (0 = everything else); enough for streets.
 STREET_CLASSES = {
     "other": 0,
     "building": 2,
@@ -43,6 +45,7 @@ STREET_CLASSES = {
     "traffic light": 137,
     "ashcan": 139,
 }
+"""A few of the 151 ids of a scene-parsing label set (0 = everything else): what drawn streets have."""
 
 LAPA = _names(
     "background, skin, left_eyebrow, right_eyebrow, left_eye, right_eye, nose, upper_lip, inner_mouth, lower_lip, hair"

@@ -222,7 +222,7 @@ class MSBlock(nn.Module):
         return self._shortcut(x, which) + h
 
 
-def fold_spectral_norm(network: nn.Module) -> None:
+def fold_convolutions(network: nn.Module) -> None:
     """Write all spectral norms of a network into its weights (see `MSConv2d.fold`)."""
     for module in network.modules():
         if isinstance(module, MSConv2d):

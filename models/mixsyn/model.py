@@ -31,7 +31,7 @@ from ..model_file import ModelFile
 from ..pictures.picture import Picture, fit
 from ..settings import from_dict
 from ..sheets import to_uint8
-from .blocks import fold_spectral_norm
+from .blocks import fold_convolutions
 from .compositions import user_composition
 from .config import Config
 from .structure import StructureGenerator
@@ -549,6 +549,6 @@ def _load_run(folder: Path, device: torch.device | str) -> MixSyn:
 def _for_use(network: N) -> N:
     """A copy of the network in eval mode without gradients, spectral norm folded, in the faster memory layout."""
     network = copy.deepcopy(network)
-    fold_spectral_norm(network)
+    fold_convolutions(network)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval().requires_grad_(False)

@@ -202,7 +202,7 @@ def _guessed(folders: Sequence[Path], stem: str) -> str:
 
 
 def _parsed(file: Path, parser: FaceParser, base: tuple[str, ...]) -> Sample:
-    if base != tuple(FACE_CLASSES):
+    if base != FACE_CLASSES:
         raise ValueError(
             f"{file}: has no label map, and the parser of faces does not find the model's classes but "
             f"{classes_differ(FACE_CLASSES, base)}"

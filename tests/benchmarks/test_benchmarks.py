@@ -103,7 +103,7 @@ def test_machine_line_and_json(tmp_path: Path) -> None:
     line = timing.machine_line(facts)
     assert facts["torch"] in line and str(facts["cores"]) in line
     path = timing.save(
-        {"machine": facts, "x": (torch.float32, float("inf"), Path("a")), "e": timing.Entry()},
+        {"machine": facts, "x": (torch.float32, float("inf"), Path("a")), "e": timing.Measured()},
         tmp_path / "r" / "x.json",
     )
     loaded = json.loads(path.read_text())
@@ -187,3 +187,16 @@ def test_a_wrong_generator_fails_its_gate(monkeypatch: pytest.MonkeyPatch) -> No
         verdicts = bench.gates({**functions, "wrong": wrong, "doubled": doubled})
         assert verdicts["dense"].passed and verdicts["ours"].passed and not verdicts["wrong"].passed
         assert verdicts["doubled"].passed == (mode == "forward")
+
+
+def test_every_result_file_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {"cpu", "cores", "threads", "system", "python", "torch", "mixsyn_fast", "commit", "uncommitted_changes", "date"}
+    files = sorted(timing.RESULTS.glob("*.json"))
+    assert files
+    for path in files:
+        found = json.loads(path.read_text())
+        assert found["kind"] in ("ops", "models", "plot", "training") and keys <= found["machine"].keys(), path
+    monkeypatch.setattr("sys.argv", ["/some/where/tool.py", "--cases", "a b"])
+    first = timing.heading("ops")
+    assert first["kind"] == "ops" and first["command"].endswith(" --cases 'a b'") and keys <= first["machine"].keys()
+    assert "/some/where" not in first["command"]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mixsyn_fast import _build
+from tests.build import torch_headers
 
 CUDA_TORCH = _build.Torch(Path("/nowhere/torch"), "2.12.0+cu130", "13.0")
 
@@ -47,12 +51,12 @@ def script(path: Path, text: str) -> None:
 def test_cuda_needs_toolkit_and_torch(csrc, environ):
     config = _build.configure(jit=False, torch=CUDA_TORCH, csrc=csrc, environ=environ)
     assert config.cuda and config.archs == _build.DEFAULT_ARCHS
-    names = [unit.name for unit in _build.translation_units(config)]
-    assert names == ["a_cpu.cpp", "a_cuda.cpp", "a.cu"]
+    names = [str(unit) for unit in _build.translation_units(config)]
+    assert names == ["a_cpu.cpp", "a_cuda.cpp", "kernels/a.cu"]
     cpu_torch = replace(CUDA_TORCH, cuda=None)
     config = _build.configure(jit=False, torch=cpu_torch, csrc=csrc, environ=environ)
     assert not config.cuda and "CPU build" in config.cuda_reason
-    assert [unit.name for unit in _build.translation_units(config)] == ["a_cpu.cpp"]
+    assert [str(unit) for unit in _build.translation_units(config)] == ["a_cpu.cpp"]
 
 
 def test_force_cpu(csrc, environ):
@@ -153,16 +157,16 @@ def test_message_of_nvcc_reaches_the_user(csrc, environ, tmp_path):
     folder.mkdir()
     with pytest.raises(_build.BuildError, match="unsupported GNU version") as caught:
         _build.build(config, folder, folder / "_C.so")
-    assert "compiling a.cu failed" in caught.value.message and "CXX=g++" in caught.value.hint
+    assert "compiling kernels/a.cu failed" in caught.value.message and "CXX=g++" in caught.value.hint
 
 
 def test_jobs(csrc, monkeypatch):
-    units = [Path("a.cpp")] * 64
+    units = [_build.Unit(Path("a.cpp"))] * 64
     assert _build.max_jobs(units, {"MAX_JOBS": "3"}) == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)), raising=False)
     monkeypatch.setattr(_build, "free_memory_gib", lambda: 4.5)
     assert _build.max_jobs(units, {}) == 4
-    assert _build.max_jobs([*units, Path("a.cu")], {}) == 2
+    assert _build.max_jobs([*units, _build.Unit(Path("a.cu"))], {}) == 2
     monkeypatch.setattr(_build, "free_memory_gib", lambda: 0.1)
     assert _build.max_jobs(units, {}) == 1
     monkeypatch.setattr(_build, "free_memory_gib", lambda: float("inf"))
@@ -195,21 +199,175 @@ def test_no_package_wide_fast_math(repository):
     assert not {"-ffast-math", "-Ofast", "--use_fast_math", "-march=native", "-ffp-contract=fast"} & set(flags)
 
 
-def test_torch_side_of_the_cuda_kernels_compiles(repository, tmp_path):
-    """The wrappers with USE_CUDA against torch's headers; the kernels themselves are nvcc's business."""
-    found = _build.find_nvcc()
-    torch = _build.find_torch()
-    wrappers = sorted((repository / "csrc").glob("*_cuda.cpp"))
-    if found is None or torch is None or not wrappers:
-        pytest.skip("no CUDA toolkit on this machine")
-    config = _build.configure(
-        jit=False,
-        torch=replace(torch, cuda=found[1]),
-        csrc=repository / "csrc",
-        environ={**os.environ, "TORCH_CUDA_ARCH_LIST": "9.0"},
-    )
-    assert config.cuda
-    for wrapper in wrappers:
-        command = _build.compile_command(config, wrapper, tmp_path / f"{wrapper.stem}.o")
-        said = subprocess.run([*command, "-fsyntax-only"], capture_output=True, text=True)
-        assert said.returncode == 0, said.stderr
+@pytest.fixture
+def facts(repository, tmp_path) -> Path:
+    """A source folder with the real csrc/cpu/isa.h and the names of two CPU kernels."""
+    folder = tmp_path / "facts"
+    (folder / "cpu").mkdir(parents=True)
+    shutil.copy(repository / "csrc" / "cpu" / "isa.h", folder / "cpu")
+    for name in ("a_cpu.cpp", "cpu/a.cpp", "cpu/b.cpp"):
+        (folder / name).touch()
+    return folder
+
+
+ON_X86 = pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("g++") is None, reason="x86 and g++ only")
+
+
+def machine(native: str) -> str:
+    """A g++ that believes to be on a machine of this instruction set."""
+    lacks = {"avx512": "", "avx2": "-mno-avx512f", "baseline": "-mno-avx -mno-fma"}[native]
+    return f"g++ -march=native -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl {lacks}"
+
+
+@ON_X86
+def test_every_instruction_set_in_a_wheel_one_in_a_just_in_time_build(facts):
+    def isas(jit: bool, native: str = "avx512", **env: str) -> tuple[str, ...]:
+        environ = {"PATH": os.environ["PATH"], "CXX": f"{machine(native)}", **env}
+        torch = _build.Torch(Path("/nowhere"), "2.12.0", None)
+        config = _build.configure(jit=jit, torch=torch, csrc=facts, environ=environ)
+        kernels = [unit for unit in _build.translation_units(config) if unit.isa]
+        assert len(kernels) == 2 * len(config.isas) and {unit.isa for unit in kernels} == set(config.isas)
+        return config.isas
+
+    assert isas(jit=False) == isas(jit=False, MIXSYN_FAST_CPU="avx2") == ("avx512", "avx2", "baseline")
+    assert isas(jit=False, native="baseline") == ("avx512", "avx2", "baseline"), "a wheel serves other machines"
+    for native in ("avx512", "avx2", "baseline"):
+        assert isas(jit=True, native=native) == (native,)
+    assert isas(jit=True, MIXSYN_FAST_CPU="avx2") == ("avx2",)
+    assert isas(jit=True, native="avx2", MIXSYN_FAST_CPU="avx512") == ("avx2",), "lowered, never raised"
+    with pytest.raises(_build.BuildError, match="expected one of avx512, avx2, baseline, got 'sse'"):
+        isas(jit=True, MIXSYN_FAST_CPU="sse")
+
+
+@ON_X86
+@pytest.mark.parametrize("compiler", [["g++", "-U__x86_64__"], ["g++", "-D__clang__"]])
+def test_other_architectures_and_compilers_have_the_baseline(facts, compiler):
+    assert _build.instruction_sets(compiler, facts) == (("baseline",), "baseline")
+
+
+def test_newer_torch_is_named_when_the_compiler_fails(csrc, environ, tmp_path):
+    newest = ".".join(map(str, _build.NEWEST_TORCH))
+    (csrc / "a_cpu.cpp").write_text("#error no such thing as this ABI\n")
+    for version, words in ((f"{newest}.1+cpu", "set CXX to another"), ("99.0.0", "torch 99.0.0 is newer than")):
+        torch = _build.Torch(Path("/nowhere/torch"), version, None)
+        config = _build.configure(jit=False, torch=torch, csrc=csrc, environ=environ)
+        with pytest.raises(_build.BuildError, match="no such thing as this ABI") as caught:
+            _build.build(config, tmp_path / version, tmp_path / "_C.so")
+        assert words in caught.value.hint
+
+
+def incremental(tmp_path: Path, csrc: Path) -> list[str]:
+    """Build as setup.py does; return what was compiled."""
+    torch = _build.Torch(Path("/nowhere/torch"), "2.12.0", None)
+    config = _build.configure(jit=False, torch=torch, csrc=csrc, environ={"PATH": os.environ["PATH"], "FORCE_CPU": "1"})
+    config = replace(config, torch=replace(torch, root=linkable(tmp_path)))
+    manifest = _build.build(config, tmp_path / "build", tmp_path / "_C.so")
+    return sorted(manifest["compiled"])
+
+
+def linkable(tmp_path: Path) -> Path:
+    """A torch to link with, empty."""
+    lib = tmp_path / "torch" / "lib"
+    if not lib.is_dir():
+        lib.mkdir(parents=True)
+        for name in ("torch_cpu", "c10"):
+            subprocess.run(["g++", "-shared", "-x", "c++", os.devnull, "-o", lib / f"lib{name}.so"], check=True)
+    return tmp_path / "torch"
+
+
+def test_an_edit_compiles_what_includes_it(tmp_path):
+    csrc = tmp_path / "csrc"
+    csrc.mkdir()
+    (csrc / "both.h").write_text("#pragma once\nint both();\n")
+    (csrc / "one.h").write_text('#pragma once\n#include "both.h"\n')
+    (csrc / "a_cpu.cpp").write_text('#include "one.h"\nint a() { return both(); }\n')
+    (csrc / "b_cpu.cpp").write_text('#include "both.h"\nint both() { return 1; }\n')
+    (csrc / "c_cpu.cpp").write_text("int c = 3;\n")
+    assert incremental(tmp_path, csrc) == ["a_cpu.cpp", "b_cpu.cpp", "c_cpu.cpp"]
+    assert incremental(tmp_path, csrc) == []
+    os.utime(csrc / "both.h")
+    assert incremental(tmp_path, csrc) == [], "touched, not changed"
+    (csrc / "one.h").write_text('#pragma once\n#include "both.h"  // edited\n')
+    assert incremental(tmp_path, csrc) == ["a_cpu.cpp"], "through one header, not the other's users"
+    (csrc / "both.h").write_text("#pragma once\nint both();  // edited\n")
+    assert incremental(tmp_path, csrc) == ["a_cpu.cpp", "b_cpu.cpp"], "through a header of a header"
+    (csrc / "c_cpu.cpp").write_text("#error in the middle of an edit\n")
+    with pytest.raises(_build.BuildError, match="in the middle"):
+        incremental(tmp_path, csrc)
+    (csrc / "c_cpu.cpp").write_text("int c = 4;\n")
+    assert incremental(tmp_path, csrc) == ["c_cpu.cpp"], "a failure costs nothing of what was compiled"
+    (csrc / "c_cpu.cpp").unlink()
+    (csrc / "both.h").rename(csrc / "moved.h")
+    for name in ("one.h", "b_cpu.cpp"):
+        (csrc / name).write_text((csrc / name).read_text().replace("both.h", "moved.h"))
+    assert incremental(tmp_path, csrc) == ["a_cpu.cpp", "b_cpu.cpp"], "a header that is gone is no obstacle"
+    assert not list((tmp_path / "build").glob("build-*"))
+
+
+def test_damaged_object_is_compiled_again(tmp_path):
+    csrc = tmp_path / "csrc"
+    csrc.mkdir()
+    (csrc / "a_cpu.cpp").write_text("int a = 1;\n")
+    (csrc / "b_cpu.cpp").write_text("int b = 1;\n")
+    incremental(tmp_path, csrc)
+    target = tmp_path / "build" / "kept" / "objects" / "a_cpu.cpp.o"
+    times = target.stat().st_atime_ns, target.stat().st_mtime_ns
+    target.write_bytes(b"cut off")
+    os.utime(target, ns=times)
+    (csrc / "b_cpu.cpp").write_text("int b = 2;\n")
+    with pytest.raises(_build.BuildError, match="linking failed"):
+        incremental(tmp_path, csrc)
+    assert incremental(tmp_path, csrc) == ["a_cpu.cpp", "b_cpu.cpp"]
+
+
+def test_builds_at_the_same_time_do_not_share_objects(tmp_path):
+    """The kept objects belong to one build; another one starts from nothing, and both end well."""
+    csrc = tmp_path / "csrc"
+    csrc.mkdir()
+    linkable(tmp_path)
+    for name in "abc":
+        (csrc / f"{name}_cpu.cpp").write_text(f"int {name};\n")
+    incremental(tmp_path, csrc)
+    (csrc / "a_cpu.cpp").write_text("int a = 2;\n")
+    with ThreadPoolExecutor(2) as pool:
+        compiled = list(pool.map(lambda _: incremental(tmp_path, csrc), range(2)))
+    assert all("a_cpu.cpp" in names for names in compiled) or [] in compiled
+    assert incremental(tmp_path, csrc) == []
+
+
+def test_own_pybind11_comes_before_that_of_torch(repository, tmp_path):
+    """Without the package torch's own copy serves, which refuses to be compiled for the stable ABI."""
+    own = tmp_path / "torch" / "include" / "pybind11"
+    source = Path(_build.pybind11_include()[0]) / "pybind11"
+    shutil.copytree(source, own)
+    text = (own / "pybind11.h").read_text()
+    refusal = "#if defined(TORCH_STABLE_ONLY) || defined(TORCH_TARGET_VERSION)\n#error not for the stable ABI\n#endif\n"
+    (own / "pybind11.h").write_text(refusal + "#define OF_TORCH\n" + text)
+    torch = _build.Torch(tmp_path / "torch", "2.14.0", None)
+    environ = {"PATH": os.environ["PATH"], "FORCE_CPU": "1"}
+    config = _build.configure(jit=False, torch=torch, csrc=repository / "csrc", environ=environ)
+    command = _build.compile_command(config, _build.Unit(Path("module.cpp")), tmp_path / "module.o")
+    package = _build.pybind11_include()[0]
+    assert command.index(package) < command.index(str(torch.root / "include"))
+    alone = [word for at, word in enumerate(command) if package not in command[at : at + 2]]
+    said = subprocess.run([*alone, "-fsyntax-only", "-H"], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert str(own / "pybind11.h") in said.stderr and package not in said.stderr
+
+
+def test_headers_of_another_torch(tmp_path, monkeypatch, capsys):
+    """A wheel that cannot be had is said and passed over; a source that does not compile fails the run."""
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "a_cpu.cpp").write_text("#include <torch/csrc/stable/there.h>\n")
+    include = tmp_path / "torch" / "include" / "torch" / "csrc" / "stable"
+    include.mkdir(parents=True)
+    monkeypatch.setattr(torch_headers, "headers", lambda version, folder: "no such wheel")
+    assert torch_headers.main(["2.99.0"], tmp_path / "csrc") == 0
+    assert "cannot be had here, nothing was compiled against them: no such wheel" in capsys.readouterr().out
+    torch = _build.Torch(tmp_path / "torch", "2.99.0", None)
+    monkeypatch.setattr(torch_headers, "headers", lambda version, folder: torch)
+    assert torch_headers.main(["2.99.0"], tmp_path / "csrc") == 1
+    said = capsys.readouterr()
+    assert "0 of 2 compilations succeed" in said.out and "there.h: No such file" in said.err
+    (include / "there.h").touch()
+    assert torch_headers.main(["2.99.0"], tmp_path / "csrc") == 0

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,20 +60,25 @@ def test_second_process_takes_the_cached_object(bench, plain):
     assert first["origin"] == second["origin"] == "jit"
     assert first["path"] == second["path"]
     assert bench.compilations() == 1
-    assert "compiling" in first["stderr"] and "compiling" not in second["stderr"]
+    said = [line for line in first["stderr"].splitlines() if line.startswith("mixsyn_fast:")]
+    assert len(said) == 2, "a line when it starts and one when it is done, without a terminal too"
+    assert "compiling the C++ extension (1 files, 1 at a time, once) in" in said[0]
+    assert re.search(r"compiled 1 of 1 files in [\d.]+ s \([\d.]+ s of processor time\)", said[1])
+    assert "compil" not in second["stderr"]
 
 
 @pytest.mark.parametrize("change", ["source", "header", "flags", "compiler", "architecture-of-cache"])
 def test_key_follows_what_decides_the_object(bench, plain, change):
     folder = bench.sources(plain=plain)
     bench.counting_compiler()
-    bench.load()
+    before = bench.load()["path"]
     env = {}
     if change == "source":
         bench.sources(plain=plain.replace("42", "43"))
     elif change == "header":
         (folder / "cpu").mkdir()
-        (folder / "cpu" / "unused.inl").write_text("// new\n")
+        (folder / "cpu" / "used.h").write_text("// new\n")
+        bench.sources(plain=f'#include "cpu/used.h"\n{plain}')
     elif change == "flags":
         env = {"MIXSYN_FAST_SANITIZE": "1", "LD_PRELOAD": sanitizer_libraries()}
     elif change == "compiler":
@@ -80,7 +88,88 @@ def test_key_follows_what_decides_the_object(bench, plain, change):
         env = {"MIXSYN_FAST_CACHE": str(bench.root / "elsewhere")}
     report = bench.load(ASAN_OPTIONS="detect_leaks=0", **env)
     assert report["loaded"], report["failure"]
-    assert bench.compilations() == 2
+    assert bench.compilations() == 2 and report["path"] != before
+
+
+def test_edit_compiles_what_includes_it(bench, plain):
+    """The objects of the last state of the sources are kept; whoever asks for the new one compiles the difference."""
+    folder = bench.sources(one='#include "one.h"\n', two="int two;\n", plain=plain)
+    (folder / "one.h").write_text("// first\n")
+    assert len(bench.load()["manifest"]["compiled"]) == 3
+    (folder / "one.h").write_text("// second\n")
+    report = bench.load()
+    assert report["manifest"]["compiled"] == ["one_cpu.cpp"] and len(report["manifest"]["units"]) == 3
+    assert "compiled 1 of 3 files" in report["stderr"]
+
+
+@pytest.fixture
+def speaking(bench, repository) -> Any:
+    """Sources of a CPU kernel whose object tells the instruction set it runs: the real choice, a tiny kernel."""
+    chosen = '#include "cpu/tiny.h"\nextern "C" __attribute__((visibility("default"))) const char* mixsyn_isa() '
+    folder = bench.sources(tiny=chosen + "{ return *mixsyn_fast::cpu::tiny<int, int>().name; }\n")
+    (folder / "cpu").mkdir()
+    shutil.copy(repository / "csrc" / "cpu" / "isa.h", folder / "cpu")
+    shutil.copy(repository / "csrc" / "isa_cpu.cpp", folder)
+    (folder / "cpu" / "tiny.h").write_text(
+        '#pragma once\n#include "isa.h"\nnamespace mixsyn_fast::cpu {\n'
+        "template <typename T, typename A> struct Tiny { const char* const* name; };\n"
+        "MIXSYN_CPU_KERNELS(Tiny, tiny)\n}\n"
+    )
+    (folder / "cpu" / "tiny.cpp").write_text(
+        '#include "tiny.h"\n#define TEXT_(x) #x\n#define TEXT(x) TEXT_(x)\nnamespace mixsyn_fast::cpu::MIXSYN_ISA {\n'
+        "static const char* const kName = TEXT(MIXSYN_ISA);\n"
+        "template <typename T, typename A> const Tiny<T, A>& tiny() { static Tiny<T, A> t = {&kName}; return t; }\n"
+        "template const Tiny<int, int>& tiny<int, int>();\n}\n"
+    )
+    return folder
+
+
+ASK = "import ctypes, sys; f = ctypes.CDLL(sys.argv[1]).mixsyn_isa; f.restype = ctypes.c_char_p; print(f().decode())"
+
+
+def spoken(library: Path | str, **env: str) -> str:
+    """Return the instruction set that an object chooses in a new process."""
+    command = [sys.executable, "-c", ASK, str(library)]
+    return subprocess.check_output(command, text=True, env={**os.environ, **env}).strip()
+
+
+def test_one_instruction_set_is_compiled_and_another_when_asked_for(bench, speaking):
+    """MIXSYN_FAST_CPU is part of the key: a lower one is compiled then, not missing and not ignored."""
+    (best, *lower), native = _build.instruction_sets(["g++"], speaking)
+    first = bench.load()
+    assert first["manifest"]["isas"] == [native] and f"extension for {native} (" in first["stderr"]
+    assert [unit for unit in first["manifest"]["units"] if "cpu/" in unit] == [f"cpu/tiny.cpp for {native}"]
+    assert spoken(first["path"]) == native
+    for name in lower:
+        report = bench.load(MIXSYN_FAST_CPU=name)
+        assert report["manifest"]["isas"] == [name] and report["path"] != first["path"]
+        assert spoken(report["path"], MIXSYN_FAST_CPU=name) == name
+    assert bench.load()["path"] == first["path"], "and the first is still there"
+    report = bench.load(MIXSYN_FAST_CPU="sse4")
+    assert not report["loaded"] and report["cause"] == "cpu"
+    assert "expected one of avx512, avx2, baseline, got 'sse4'" in report["failure"]
+
+
+def test_object_of_every_instruction_set_chooses_when_it_is_loaded(bench, speaking):
+    """What setup.py builds; MIXSYN_FAST_CPU lowers the choice."""
+    isas, native = _build.instruction_sets(["g++"], speaking)
+    config = _build.configure(jit=False, csrc=speaking, environ={"PATH": os.environ["PATH"], "FORCE_CPU": "1"})
+    library = bench.root / "_C.so"
+    manifest = _build.build(replace(config, rpaths=(str(config.torch.root / "lib"),)), bench.root / "build", library)
+    assert manifest["isas"] == list(isas) and len(manifest["units"]) == 2 + len(isas)
+    assert spoken(library) == native
+    for wanted in isas:
+        assert spoken(library, MIXSYN_FAST_CPU=wanted) == max(wanted, native, key=isas.index)
+
+
+def test_object_of_another_processor_says_so(bench, speaking):
+    """One instruction set that this processor lacks: a sentence, not an illegal instruction."""
+    facts = speaking / "cpu" / "isa.h"
+    nothing = facts.read_text().replace("RUNS_baseline true", "RUNS_baseline false")
+    facts.write_text(nothing.replace("__builtin_cpu_supports", "false && "))
+    path = bench.load()["path"]
+    said = subprocess.run([sys.executable, "-c", ASK, path], capture_output=True, text=True)
+    assert said.returncode != 0 and "compiled for a processor with other instructions" in said.stderr
 
 
 def sanitizer_libraries() -> str:
@@ -102,16 +191,21 @@ def test_crowd_compiles_once(bench, plain):
     assert bench.compilations() == 1
 
 
-@pytest.mark.slow
-def test_eight_processes_start_cold_with_the_real_sources(bench, repository, load_fully):
+def test_processes_start_cold_with_real_sources(bench, repository, load_fully):
+    """The way a user's program does, with torch: the smallest op, its kernels, the module."""
     bench.counting_compiler()
-    csrc = shutil.copytree(repository / "csrc", bench.root / "csrc")
-    (csrc / "extra.h").write_text("// so that a prebuilt object does not fit\n")
+    csrc = bench.root / "csrc"
+    real = repository / "csrc"
+    names = ["module.cpp", "isa_cpu.cpp", "latent_blend_cpu.cpp", "cpu/latent_blend.cpp"]
+    for path in [*real.glob("*.h"), *real.glob("cpu/*.h"), *(real / name for name in names)]:
+        (csrc / path.relative_to(real)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, csrc / path.relative_to(real))
     bench.env["MIXSYN_FAST_CSRC"] = str(csrc)
-    reports = [bench.finish(process, 400) for process in [bench.start(load_fully) for _ in range(8)]]
+    reports = [bench.finish(process, 400) for process in [bench.start(load_fully) for _ in range(3)]]
     assert all(report["loaded"] for report in reports), [report["failure"] for report in reports]
-    assert bench.compilations() == len(reports[0]["manifest"]["units"])
-    assert reports[0]["build_info"]["sources"] == reports[0]["manifest"]["sources"]
+    assert bench.compilations() == len(reports[0]["manifest"]["units"]) == 4
+    assert reports[0]["build_info"]["torch_target_version"] == _build.TORCH_TARGET_VERSION
+    assert reports[0]["build_info"]["cxx_standard"] == 201703
 
 
 def test_killed_builder_does_not_block_the_next(bench, plain):
@@ -228,7 +322,7 @@ def test_old_failure_is_not_replayed(bench, plain):
     bench.counting_compiler(before=f"[ -e {bench.root}/quick ] || exit 1")
     assert not bench.load()["loaded"]
     (bench.root / "quick").touch()
-    record = next(bench.cache.glob("*/failure.json"))
+    record = next(bench.cache.glob("*/*/failure.json"))
     said = json.loads(record.read_text())
     record.write_text(json.dumps({**said, "time": said["time"] - 3600}))
     report = bench.load()
@@ -362,8 +456,12 @@ def test_sources_as_cpp20(repository, tmp_path):
     """torch itself moved to C++20; ours compile as both."""
     config = _build.configure(jit=True, csrc=repository / "csrc", environ={**os.environ, "FORCE_CPU": "1"})
     config = replace(config, standard=20)
-    for unit in _build.translation_units(config):
-        command = _build.compile_command(config, unit, tmp_path / "x.o")
-        said = subprocess.run([*command, "-fsyntax-only"], capture_output=True, text=True)
-        assert said.returncode == 0, said.stderr
+
+    def check(unit: _build.Unit) -> str:
+        command = _build.compile_command(config, unit, tmp_path / unit.object.name)
         assert "-std=c++20" in command
+        return subprocess.run([*command, "-fsyntax-only"], capture_output=True, text=True).stderr
+
+    with ThreadPoolExecutor(2) as pool:
+        said = dict(zip(units := _build.translation_units(config), pool.map(check, units), strict=True))
+    assert not {unit: words for unit, words in said.items() if "error:" in words}

@@ -1,6 +1,6 @@
 // The part of CUDA that this library's kernels use, on the CPU: for tests on machines without a GPU.
 //
-// A block's threads are fibers (ucontext) that run until the next barrier of the block or of their warp, one
+// A block's threads are fibers that run until the next barrier of the block or of their warp, one
 // after another, in an order chosen by CUDA_EMULATION_ORDER: forward (default), reverse, or shuffle. Blocks
 // run one after another in the same order, and so do the warps between two barriers of the block, so a result that
 // depends on the order is a race. Checked on the
@@ -11,6 +11,7 @@
 
 #include <assert.h>
 #include <math.h>
+#include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -72,29 +73,53 @@ enum class Waits { kNot, kForBlock, kForWarp };
 
 struct Fiber {
   ucontext_t context;
-  bool done;
+  jmp_buf state;
+  bool started, done;
   Waits waits;
   int lane, warp;
   unsigned exchanges;  // values handed to the warp so far
 };
 
-inline ucontext_t scheduler;
 inline Fiber* current = nullptr;
 inline const std::function<void()>* body = nullptr;
+
+// Fibers begin with setcontext and change with _longjmp: swapcontext makes two system calls, which were half of the time.
+// AddressSanitizer does not know the stacks of the latter.
+#ifdef __SANITIZE_ADDRESS__
+inline ucontext_t scheduler;
+inline void resume(Fiber& f) { swapcontext(&scheduler, &f.context); }
+inline void suspend() { swapcontext(&current->context, &scheduler); }
+#else
+inline jmp_buf scheduler;
+__attribute__((noinline)) inline void resume(Fiber& f) {
+  if (_setjmp(scheduler)) return;
+  if (f.started) _longjmp(f.state, 1);
+  f.started = true;
+  setcontext(&f.context);
+}
+__attribute__((noinline)) inline void suspend() {
+  if (!_setjmp(current->state)) _longjmp(scheduler, 1);
+}
+#endif
 
 inline void fiber_main() {
   (*body)();
   current->done = true;
-  swapcontext(&current->context, &scheduler);
+  suspend();
 }
 
-inline std::vector<int> order(int n, std::mt19937& random) {
-  std::vector<int> ids(static_cast<size_t>(n));
-  std::iota(ids.begin(), ids.end(), 0);
+enum class Order { kForward, kReverse, kShuffle };
+
+inline Order asked_order() {
   const char* kind = getenv("CUDA_EMULATION_ORDER");
-  if (kind && !strcmp(kind, "reverse")) std::reverse(ids.begin(), ids.end());
-  if (kind && !strcmp(kind, "shuffle")) std::shuffle(ids.begin(), ids.end(), random);
-  return ids;
+  if (kind && !strcmp(kind, "reverse")) return Order::kReverse;
+  return kind && !strcmp(kind, "shuffle") ? Order::kShuffle : Order::kForward;
+}
+
+inline void arrange(std::vector<int>& ids, Order kind, std::mt19937& random) {
+  std::iota(ids.begin(), ids.end(), 0);
+  if (kind == Order::kReverse) std::reverse(ids.begin(), ids.end());
+  if (kind == Order::kShuffle) std::shuffle(ids.begin(), ids.end(), random);
 }
 
 inline unsigned char* dynamic_shared = nullptr;
@@ -144,12 +169,15 @@ inline void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<
   const std::unique_ptr<unsigned char, void (*)(void*)> shared(
       static_cast<unsigned char*>(aligned_alloc(128, (shared_bytes + 128) / 128 * 128)), free);
   dynamic_shared = shared.get();
-  for (const int b : order(static_cast<int>(blocks), random)) {
+  const Order kind = asked_order();
+  std::vector<int> turn(static_cast<size_t>(blocks)), warps(static_cast<size_t>(threads / 32)), lanes(32);
+  arrange(turn, kind, random);
+  for (const int b : turn) {
     blockIdx = dim3(static_cast<unsigned>(b) % grid.x, static_cast<unsigned>(b) / grid.x);
     memset(dynamic_shared, 0xff, (shared_bytes + 128) / 128 * 128);
     for (int t = 0; t < threads; ++t) {
       Fiber& f = fibers[static_cast<size_t>(t)];
-      f.done = false, f.waits = Waits::kNot, f.lane = t % 32, f.warp = t / 32, f.exchanges = 0;
+      f.started = f.done = false, f.waits = Waits::kNot, f.lane = t % 32, f.warp = t / 32, f.exchanges = 0;
       getcontext(&f.context);
       f.context.uc_stack.ss_sp = stacks.data() + kStack * static_cast<size_t>(t);
       f.context.uc_stack.ss_size = kStack;
@@ -157,17 +185,18 @@ inline void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<
       makecontext(&f.context, fiber_main, 0);
     }
     // one warp runs ahead of the others as far as it can, the next one then
-    const std::vector<int> warps = order(threads / 32, random);
+    arrange(warps, kind, random);
     for (int left = threads; left > 0;) {
       bool ran = false;
       for (const int warp : warps) {
-        for (const int lane : order(32, random)) {
+        arrange(lanes, kind, random);
+        for (const int lane : lanes) {
           Fiber& f = fibers[static_cast<size_t>(warp * 32 + lane)];
           if (f.done || f.waits != Waits::kNot) continue;
           ran = true;
           current = &f;
           threadIdx = dim3(static_cast<unsigned>(warp * 32 + lane));
-          swapcontext(&scheduler, &f.context);
+          resume(f);
           if (f.done) --left;
         }
         if (ran) break;
@@ -179,7 +208,7 @@ inline void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<
 
 inline void wait(Waits what) {
   current->waits = what;
-  swapcontext(&current->context, &scheduler);
+  suspend();
 }
 
 // Hands `value` to the other lanes of the warp and returns the values of all lanes. They stay until the lane's

@@ -1,4 +1,4 @@
-"""StyleFusion's layers: every plan and backend against an independent plain form, gradients, hierarchy, loader."""
+"""StyleFusion's layers: every plan and backend against an independent plain form, gradients, hierarchy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,14 +15,7 @@ from torch import Tensor, nn
 from mixsyn_fast import use_backend, use_plan
 from mixsyn_fast.layers import fusion
 from mixsyn_fast.layers.fusion import EqualizedLinear, FusionNet, LatentBlender, fuse_level
-from mixsyn_fast.layers.fusion_hierarchy import (
-    CARS,
-    CHURCHES,
-    FACES,
-    FusionConfig,
-    FusionHierarchy,
-    load_fusion_net,
-)
+from mixsyn_fast.layers.fusion_hierarchy import FusionConfig, FusionHierarchy
 from mixsyn_fast.ops.latent_blend import StyleLayout
 from tests.compare import assert_within_rule, relative_error
 from tests.layers import stylefusion_published as published
@@ -348,11 +340,11 @@ def test_extra_input() -> None:
 # --- hierarchy -------------------------------------------------------------------------------------------------------
 
 
-def hierarchy(dtype: torch.dtype = torch.float64, config: FusionConfig = FACES) -> FusionHierarchy:
+def hierarchy(dtype: torch.dtype = torch.float64, tree: dict[str, tuple[str, str]] = published.FACES) -> FusionHierarchy:
     nets = {}
-    for seed, name in enumerate(config.tree):
+    for seed, name in enumerate(tree):
         nets[name], _ = pair(dtype=dtype, seed=seed + 10)
-    return FusionHierarchy(FusionConfig(config.tree, LAYOUT, HIDDEN), nets).eval()
+    return FusionHierarchy(FusionConfig(tree, LAYOUT, HIDDEN), nets).eval()
 
 
 def by_hand(tree: FusionHierarchy, given: dict[str, Tensor], name: str = "all") -> Tensor:
@@ -461,15 +453,10 @@ def test_gradients_reach_every_code() -> None:
     assert all(p.grad is not None for p in tree.parameters())
 
 
-def test_shipped_trees() -> None:
-    assert dict(FACES.tree) == published.FACES
-    assert FACES.layout.size == 9088 and CARS.layout.channels[-1] == 64 and len(CHURCHES.layout.conv_layers) == 13
-    for config, leaves in ((FACES, 6), (CARS, 4), (CHURCHES, 2)):
-        tree = FusionHierarchy(FusionConfig(config.tree, LAYOUT, 8), None) if config is FACES else None
-        tree = tree or FusionHierarchy(FusionConfig(config.tree, StyleLayout.of([512]), 8))
-        assert tree.root == "all" and len(tree.names) == len(config.tree) + leaves
-        assert set(tree.nets) == set(config.tree)
-    assert len(FusionHierarchy({"x": ("y", "z")}).state_dict()) == 20
+def test_a_tree_from_a_mapping() -> None:
+    """The other settings are the defaults: StyleGAN2 at 1024."""
+    tree = FusionHierarchy({"x": ("y", "z")})
+    assert len(tree.state_dict()) == 20 and tree.layout.size == 9088 and tree.names == ("x", "y", "z")
 
 
 @pytest.mark.parametrize(
@@ -492,7 +479,8 @@ def test_bad_trees(tree: Any, words: str) -> None:
 
 def test_bad_networks() -> None:
     net = FusionNet(LAYOUT, hidden=8, depth=DEPTH)
-    config = FusionConfig(CARS.tree, LAYOUT, 8)
+    leaves = {"car": ("car_body", "wheels"), "background": ("top", "bottom")}
+    config = FusionConfig({"all": ("car", "background"), **leaves}, LAYOUT, 8)
     for nets, words in (
         ({"all": net}, r"missing \['background', 'car'\] and unknown \[\]"),
         ({"all": net, "car": net, "background": net, "moon": net}, r"unknown \['moon'\]"),
@@ -544,74 +532,3 @@ def test_bad_arguments() -> None:
     ):
         with pytest.raises(error, match=words):
             call()
-
-
-# --- loader ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def small() -> PublishedFusionNet:
-    torch.manual_seed(7)
-    net = PublishedFusionNet(HIDDEN, True, DEPTH)
-    randomised(net)
-    return net
-
-
-def swapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    names = {"blender_common": "blender_segments", "blender_segments": "blender_common"}
-    return {f"{names[k.split('.')[0]]}.{k.split('.', 1)[1]}": v for k, v in state.items()}
-
-
-@pytest.mark.parametrize("form", ["plain", "nested", "module", "nested module", "swapped", "mapping", "safetensors"])
-def test_files_load(form: str, small: PublishedFusionNet, tmp_path: Path) -> None:
-    state: Any = dict(small.state_dict())
-    if form == "swapped":
-        state = swapped(state)
-    if "module" in form:
-        state = {f"module.{k}": v for k, v in state.items()}
-    if "nested" in form:
-        state = {"state_dict": state, "step": 5}
-    source: Any = state
-    if form == "safetensors":
-        safetensors = pytest.importorskip("safetensors.torch")
-        source = tmp_path / "net.safetensors"
-        safetensors.save_file(state, source)
-    elif form != "mapping":
-        source = tmp_path / "net.pt"
-        torch.save(state, source)
-    net = load_fusion_net(source, LAYOUT)
-    assert not net.training and net.blender_segments.hidden == HIDDEN
-    inputs = codes(LAYOUT.size, 2, torch.float32)
-    with torch.no_grad():
-        assert relative_error(net(*inputs), small(*inputs, CONV, RGB)) < 1e-6
-    assert load_fusion_net(str(source) if isinstance(source, Path) else source, LAYOUT).layout == LAYOUT
-
-
-def test_dtype_and_defaults(small: PublishedFusionNet) -> None:
-    state = {k: v.double() for k, v in small.state_dict().items()}
-    net = load_fusion_net(state, LAYOUT, q_on="a")
-    assert next(net.parameters()).dtype == torch.float64 and net.q_on == "a"
-    with pytest.raises(ValueError, match="widths that divide 64, got 512"):
-        load_fusion_net(state)  # StyleGAN2 at 1024 has layers of 512
-
-
-def test_files_that_do_not_fit(small: PublishedFusionNet, tmp_path: Path) -> None:
-    state = dict(small.state_dict())
-    first = "blender_common.disentangle_net.0.weight"
-
-    def fails(change: dict[str, Any], words: str) -> None:
-        changed = {k: v for k, v in (state | change).items() if v is not None}
-        with pytest.raises(ValueError, match="(?s)load_fusion_net: .*" + words):
-            load_fusion_net(changed, LAYOUT)
-
-    fails({"blender_common.disentangle_net.3.bias": None}, "1 missing:\n  blender_common.disentangle_net.3.bias")
-    fails({"extra.weight": torch.zeros(1)}, "1 unexpected:\n  extra.weight")
-    fails({"blender_common.disentangle_net.3.bias": 5}, "expected tensors, got something else at blender_common")
-    fails({first: torch.zeros(3)}, r"0.weight: expected shape \(hidden, inputs\), got \(3,\)")
-    fails({first: torch.zeros(HIDDEN, 400)}, "expected first layers of")
-    wrong = "blender_segments.disentangle_net.2.weight"
-    fails({wrong: torch.zeros(3, 4)}, rf"another shape:\n  {wrong}: expected \(40, 40\), got \(3, 4\)")
-    with pytest.raises(ValueError, match="expected a mapping of tensors, got list"):
-        load_fusion_net([1, 2], LAYOUT)  # type: ignore[arg-type]
-    with pytest.raises(FileNotFoundError):
-        load_fusion_net(tmp_path / "absent.pt")

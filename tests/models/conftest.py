@@ -1,9 +1,8 @@
-"""What the tests of models share: published.py importable, one thread, and a small LPIPS with random weights."""
+"""What the tests of models share: published.py importable, and a small LPIPS with random weights."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,15 +11,6 @@ from mixsyn_fast.models.metrics import LPIPS
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """Threads cost more than they save at these sizes, and far more on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def alexnet_trunk() -> nn.Sequential:

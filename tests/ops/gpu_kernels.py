@@ -7,20 +7,16 @@ TRITON_INTERPRET=1 must be set before triton is imported, and must not leak into
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests import processes
 from tests.emulation import emulated
 
-ROOT = Path(__file__).resolve().parents[2]
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 TARGETS = [
@@ -29,6 +25,15 @@ TARGETS = [
     pytest.param("triton", marks=[pytest.mark.gpu, NO_GPU]),
 ]
 LAYOUTS = pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+# float32 in both layouts; types differ in loads, stores and the type of sums alone, so one layout each does
+_DTYPES_AND_LAYOUTS = [(DTYPES[0], True), (DTYPES[0], False), *zip(DTYPES[1:], (False, True, False), strict=True)]
+DTYPES_AND_LAYOUTS = pytest.mark.parametrize(("dtype", "channels_last"), _DTYPES_AND_LAYOUTS, ids=str)
+
+
+def shapes_dtypes_layouts(shapes: Sequence[tuple[int, ...]]) -> pytest.MarkDecorator:
+    """Parametrize ``shape``, ``dtype``, ``channels_last``: each shape in float32, the first one in every type."""
+    cases = [(shape, *case) for shape in shapes for case in _DTYPES_AND_LAYOUTS[: 2 if shape != shapes[0] else None]]
+    return pytest.mark.parametrize(("shape", "dtype", "channels_last"), cases, ids=str)
 
 
 class Target(NamedTuple):
@@ -81,12 +86,33 @@ def dense(t: Tensor, channels_last: bool, shifted: bool = False) -> Tensor:
 
 def run_in_interpreter(file: str) -> None:
     """Run the tests of a file in a process of its own with TRITON_INTERPRET=1."""
-    environ = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
-    done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=ROOT, timeout=900)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    print(done.stdout.splitlines()[-1])
+    code = "import sys, pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', *sys.argv[1:]]))"
+    done = processes.run_fresh(code, [file], {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}, timeout=900)
+    assert done.returncode == 0, done.output[-10000:]
+    print(done.output.splitlines()[-1])
+
+
+def assert_dies(target: str, device: str, code: str, message: str) -> None:
+    """Run code that an assertion of the device must end, with a message, in a process of its own.
+
+    Args:
+        target: where ``ops`` of the code comes from: ``emulated`` or ``native``.
+        device: of the kernels.
+        code: Python that may use ``torch`` and ``ops``.
+        message: what is said.
+    """
+    emulation = "from tests.emulation import emulated\nops = emulated.ops()"
+    native = "from mixsyn_fast import extension, ops\nextension.ensure_loaded()\nops = torch.ops.mixsyn_fast"
+    load = native if target == "native" else emulation
+    end = "torch.cuda.synchronize()" if device == "cuda" else ""
+    done = processes.run(f"import torch\n{load}\n{code}\n{end}\nprint('survived')")
+    assert done.returncode != 0 and "survived" not in done.output
+    assert message in done.output, done.output
+
+
+def half_of(forms: Sequence[Any], capability: int) -> Sequence[Any]:
+    """Every second form: sm_80 and sm_90 between them compile all, which takes half of the time."""
+    return forms[capability == 90 :: 2]
 
 
 def triton_compiler(capability: int) -> tuple[Any, Any]:

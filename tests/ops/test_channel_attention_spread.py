@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
 import sys
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from mixsyn_fast import extension, use_backend
 from mixsyn_fast.ops.channel_attention_spread import channel_attention_maps, channel_attention_spread
+from tests import processes
 from tests.compare import assert_within_rule, relative_error
 
 # (B, N, M, H, W), K; the last two have several parts per image and tiles that do not fill
@@ -125,7 +124,6 @@ def test_small_maps_are_as_accurate_as_large_ones(dtype: torch.dtype, bound: flo
         assert float(((beta - exact) / exact).abs().max()) < bound
 
 
-@settings(max_examples=25, deadline=None)
 @given(shape=st.tuples(*(st.integers(1, n) for n in (2, 40, 40, 40, 40))), maps=st.integers(1, 64), last=st.booleans())
 def test_any_size(shape: tuple[int, int, int, int, int], maps: int, last: bool) -> None:
     values = make_inputs(shape, maps, torch.float64, LAYOUTS[0] if last else LAYOUTS[1])
@@ -331,13 +329,8 @@ def test_other_instruction_sets(instruction_set: str) -> None:
         "        t.test_kernels_follow_the_reference(dtype, shape, maps, layout)\n"
         "print('followed')\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"MIXSYN_FAST_CPU": instruction_set, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0 and "followed" in result.stdout, result.stderr
+    done = processes.run("import tests.conftest\n" + code, env={"MIXSYN_FAST_CPU": instruction_set})
+    assert done.returncode == 0 and done.output.endswith("followed\n"), done.output
 
 
 def test_bodies_that_run_without_the_extension() -> None:
@@ -347,12 +340,12 @@ def test_bodies_that_run_without_the_extension() -> None:
     values = make_inputs((2, 5, 4, 6, 7), 3, torch.float64, torch.channels_last)
     inputs = [values[name] for name in NAMES]
     torch.testing.assert_close(
-        *(forward(*inputs) for forward in (module._NATIVE.forward, module.channel_attention_spread_reference))
+        *(forward(*inputs) for forward in (module._OP.native.forward, module.channel_attention_spread_reference))
     )
     grad = values["grad"].contiguous(memory_format=torch.channels_last)
     for needs in (7, 3, 5):
         torch.testing.assert_close(
-            *(backward(grad, *inputs, needs) for backward in (module._NATIVE.backward, module._backward_reference))
+            *(backward(grad, *inputs, needs) for backward in (module._OP.native.backward, module._backward_reference))
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
@@ -60,7 +60,6 @@ def maps(draw: Any) -> tuple[Tensor, int, Tensor | None]:
     return labels, num_regions, None if edges is None else torch.from_numpy(edges)
 
 
-@settings(max_examples=150, deadline=None)
 @given(maps(), st.integers(0, 2), st.booleans(), st.sampled_from(["native", "reference"]))
 def test_against_brute_force(case: tuple[Tensor, int, Tensor | None], radius: int, per_image: bool, backend: str) -> None:
     labels, num_regions, edges = case

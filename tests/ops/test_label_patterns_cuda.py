@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mixsyn_fast.ops.label_patterns import label_patterns_reference
-from tests.ops.gpu_kernels import NO_GPU, ROOT, TARGETS, kernels_of
+from tests.ops.gpu_kernels import NO_GPU, TARGETS, assert_dies, kernels_of
 
 
 class Target(NamedTuple):
@@ -109,23 +106,11 @@ ASSERTIONS = {
 def test_device_assertions(target: Target, what: str) -> None:
     """A wrong label and too many patterns stop the kernel with a message: in its own process, which it ends."""
     labels, max_rows, message = ASSERTIONS[what]
-    if target.device == "cpu":
-        load = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.emulation import emulated; ops = emulated.ops()"
-    else:
-        load = "from mixsyn_fast import extension; extension.ensure_loaded(); import mixsyn_fast.ops.label_patterns"
-        load += "; ops = torch.ops.mixsyn_fast"
     code = f"""
-import torch
-{load}
 labels = torch.tensor([{labels}], dtype=torch.int32, device="{target.device}")
 ops.label_patterns(labels, None, 3, 0, False, {max_rows})
-torch.cuda.is_available() and torch.cuda.synchronize()
-print("survived")
 """
-    command, environ = [sys.executable, "-c", code], dict(os.environ)
-    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=300)
-    assert done.returncode != 0 and "survived" not in done.stdout
-    assert message in done.stdout + done.stderr, done.stdout + done.stderr
+    assert_dies("emulated" if target.device == "cpu" else "native", target.device, code, message)
 
 
 # --- only on a device ---

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixsyn_fast.ops.region_norm import region_norm_reference
+from mixsyn_fast.ops.region_norm import Arguments, region_norm_reference
 from tests.ops.gpu_kernels import DTYPES, NO_GPU, TARGETS, dense, kernels_of
 
 NONE, GIVEN, INSTANCE, BATCH = 0, 1, 2, 3
@@ -112,10 +112,10 @@ def expected(case: Case, data: dict[str, Any], dtype: torch.dtype) -> dict[str, 
     if case.norm == BATCH:
         mean, var = mean[None], var[None]
     given = (mean.detach(), var.detach()) if case.norm == GIVEN else (None, None)
-    out, new_mean, new_variance = region_norm_reference(
-        leaves["x"], *given, other["index"], leaves.get("table"), leaves.get("scale"), leaves.get("shift"),
-        other["noise"], leaves.get("noise_scale"), case.norm, case.eps, case.slope,
-    )  # fmt: skip
+    modulation = (other["index"], leaves.get("table"), leaves.get("scale"), leaves.get("shift"))
+    noise = (other["noise"], leaves.get("noise_scale"))
+    a = Arguments(leaves["x"], *given, *modulation, *noise, case.norm, case.eps, case.slope)
+    out, new_mean, new_variance = region_norm_reference(a)
     result = {"y": out.detach().to(dtype), "mean": new_mean.detach(), "variance": new_variance.detach()}
     grads = torch.autograd.grad(out, list(leaves.values()), grad.to(acc), allow_unused=True)
     result |= {f"grad_{k}": v for k, v in zip(leaves, grads, strict=True)}

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
 import sys
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from mixsyn_fast import extension, use_backend
 from mixsyn_fast.ops.spatial_attention_pool import spatial_attention_pool
+from tests import processes
 from tests.compare import assert_within_rule, relative_error
 
 # (B, N, M, H, W), K; the last two have several parts per image and tiles that do not fill
@@ -177,7 +176,6 @@ def test_mask_of_bytes_and_of_any_strides() -> None:
         assert torch.equal(one, other)
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     shape=st.tuples(*(st.integers(1, n) for n in (2, 40, 40, 40, 40))),
     maps=st.integers(1, 64),
@@ -236,7 +234,7 @@ def test_gradient_of_one_result_alone() -> None:
 
 def test_opcheck() -> None:
     ops = torch.ops.mixsyn_fast
-    for layout, masked in itertools.product(LAYOUTS, (False, True)):
+    for layout, masked in zip(LAYOUTS, (False, True), strict=True):
         values = make_inputs((2, 8, 5, 4, 6), 3, torch.float32, layout)
         mask = values["mask"] if masked else None
         inputs = [values[name] for name in NAMES]
@@ -436,13 +434,8 @@ def test_other_instruction_sets(instruction_set: str) -> None:
         "        t.test_kernels_follow_the_reference(dtype, shape, maps, layout)\n"
         "print('followed')\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"MIXSYN_FAST_CPU": instruction_set, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0 and "followed" in result.stdout, result.stderr
+    done = processes.run("import tests.conftest\n" + code, env={"MIXSYN_FAST_CPU": instruction_set})
+    assert done.returncode == 0 and done.output.endswith("followed\n"), done.output
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -456,13 +449,13 @@ def test_bodies_that_run_without_the_extension(masked: bool) -> None:
     if mask is not None:
         mask[1] = False
     forwards = [
-        forward(*inputs, mask, True) for forward in (module._NATIVE.forward, module.spatial_attention_pool_reference)
+        forward(*inputs, mask, True) for forward in (module._OP.native.forward, module.spatial_attention_pool_reference)
     ]
     torch.testing.assert_close(*forwards)
     for needs, grad_maps in itertools.product((15, 6, 9), (None, values["grad_maps"])):
         common = (values["grad_values"], values["grad_mean"], grad_maps, *inputs, mask, forwards[0][0], forwards[0][3])
         torch.testing.assert_close(
-            *(backward(*common, needs) for backward in (module._NATIVE.backward, module._backward_reference))
+            *(backward(*common, needs) for backward in (module._OP.native.backward, module._backward_reference))
         )
 
 

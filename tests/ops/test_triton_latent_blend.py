@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ops.gpu_kernels import run_in_interpreter, triton_compiler
+from tests.ops.gpu_kernels import half_of, run_in_interpreter, triton_compiler
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -23,18 +23,19 @@ if importlib.util.find_spec("triton") is None:
 if INTERPRETED:
     from mixsyn_fast.ops.triton_kernels import latent_blend as launchers
     from tests.ops import test_latent_blend_cuda as shared
-    from tests.ops.test_latent_blend_cuda import KINDS, SIDES, SMALL, STYLEGAN, Target, check, make
+    from tests.ops.test_latent_blend_cuda import DTYPES, KINDS, SIDES, SMALL, STYLEGAN, Target, check, make
 
+    SIDES_AND_KINDS = pytest.mark.parametrize(
+        ("dtype", "q_on_b"), [(DTYPES[0], False), *((d, True) for d in DTYPES)], ids=str
+    )
     TARGET = Target("interpreted", "cpu", launchers.latent_blend, launchers.latent_blend_backward)
 
-    @SIDES
-    @KINDS
+    @SIDES_AND_KINDS
     def test_every_group(dtype: torch.dtype, q_on_b: bool) -> None:
         shared.test_every_group(TARGET, dtype, q_on_b)
 
-    @SIDES
-    def test_published_layout(q_on_b: bool) -> None:
-        check(TARGET, make(1, STYLEGAN, 512, torch.float32, "cpu"), STYLEGAN, q_on_b)
+    def test_published_layout() -> None:
+        check(TARGET, make(1, STYLEGAN, 512, torch.float32, "cpu"), STYLEGAN, True)
 
     def test_strides_of_any_kind() -> None:
         """A slice is made dense."""
@@ -51,8 +52,7 @@ if INTERPRETED:
     def test_largest_or_smallest(dtype: torch.dtype, q_on_b: bool) -> None:
         shared.test_largest_or_smallest(TARGET, dtype, q_on_b)
 
-    @SIDES
-    @KINDS
+    @SIDES_AND_KINDS
     def test_nan_propagates(dtype: torch.dtype, q_on_b: bool) -> None:
         shared.test_nan_propagates(TARGET, dtype, q_on_b)
 
@@ -90,7 +90,7 @@ else:
         assert len(names) == 2
         for name in names:
             fn = getattr(kernels, name)
-            for dtype, ones, begins, q_on_b, absent in forms:
+            for dtype, ones, begins, q_on_b, absent in half_of(forms, capability):
                 settings = {"BEGINS": begins, "LAYERS": len(begins) - 1, "Q_ON_B": q_on_b, "DOUBLE": dtype == "fp64"}
                 settings |= {"GRAD": "grad" not in absent, "GRAD_Q": "grad_q" not in absent}
                 settings |= {"BLOCK_C": 128, "BLOCK_G": 16, "ACC": tl.float64 if dtype == "fp64" else tl.float32}

@@ -123,7 +123,8 @@ class Plan:
 
     def block_c(self, channels: int, most: int) -> int:
         """Channels of a panel, a power of two."""
-        return min(max(triton.next_power_of_2(max(channels, 1)), 16), most)
+        power: int = triton.next_power_of_2(max(channels, 1))
+        return min(max(power, 16), most)
 
     @property
     def constants(self) -> dict[str, Any]:

@@ -11,10 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..channel_attention_spread import NEED_CONDITION, NEED_VALUES, NEED_WEIGHT
 from ._device import device_of
 from .attention import Plan, load_rows, load_tile, project, store_tile, sum_parts
-
-NEED_VALUES, NEED_CONDITION, NEED_WEIGHT = 1, 2, 4
 
 # Common arguments: K maps, N channels of the result, M of the condition, P positions of an image; (FC, FP) and (CC, CP)
 # the strides of channels and positions in the result and in the condition.

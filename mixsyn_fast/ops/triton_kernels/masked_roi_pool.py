@@ -20,10 +20,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ._device import device_of
+from ._pieces import pieces_of
 
 _TILE = 2048  # elements of a tile
 _BLOCKS = 2048  # blocks aimed at
-_PIECE = 128  # sorted pixels of one region that one program adds
 _LOWEST = -(2**63)  # key of an absent region
 
 
@@ -244,17 +244,9 @@ def _pieces(labels: Tensor, regions: int) -> tuple[Tensor, Tensor, Tensor, Tenso
     """
     rows = labels.shape[0] * (regions + 1)
     image = torch.arange(labels.shape[0], device=labels.device)[:, None, None] * (regions + 1)
-    keys, order = torch.sort((image + torch.where(labels < 0, regions, labels)).reshape(-1), stable=True)
-    starts = torch.searchsorted(keys, torch.arange(rows + 1, device=labels.device))  # (rows + 1,)
-    counts = starts[1:] - starts[:-1]
-    piece_starts = torch.zeros_like(starts)
-    piece_starts[1:] = torch.cumsum((counts + (_PIECE - 1)) // _PIECE, 0)
-    piece = torch.arange(min(rows, keys.numel()) + keys.numel() // _PIECE, device=labels.device)
-    row = torch.searchsorted(piece_starts, piece, right=True) - 1  # `rows` beyond the last piece
-    begin = starts[row] + (piece - piece_starts[row]) * _PIECE
-    end = torch.minimum(begin + _PIECE, starts[(row + 1).clamp(max=rows)])
+    order, row, begin, end, starts, counts = pieces_of((image + torch.where(labels < 0, regions, labels)).reshape(-1), rows)
     needed = (row < rows) & (row % (regions + 1) != regions)
-    return order, torch.where(needed, begin, 0), torch.where(needed, end, 0), piece_starts, counts
+    return order, torch.where(needed, begin, 0), torch.where(needed, end, 0), starts, counts
 
 
 def _mean(x: Tensor, labels: Tensor, regions: int, plan: _Plan) -> tuple[Tensor, Tensor]:

@@ -16,14 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..region_norm import NORM_INSTANCE, NORM_NONE, TENSORS, Arguments, GradInput
 from ._device import device_of
+from ._pieces import pieces_of
 
-NORM_NONE, NORM_GIVEN, NORM_INSTANCE, NORM_BATCH = 0, 1, 2, 3
 MODE_PLAIN, MODE_TABLE, MODE_MAPS = 0, 1, 2
 _TILE = 2048  # elements of a tile
 _BLOCKS = 512  # blocks aimed at by the reductions; a constant, so that sums are split alike everywhere
 _STREAM_BLOCKS = 4096
-_PIECE = 128  # sorted pixels of one row that one program adds
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -368,18 +368,26 @@ class _Plan:
         acc = tl.float64 if self.acc == torch.float64 else tl.float32
         return {"ACC": acc, "BLOCK_P": self.block_p, "BLOCK_C": self.block_c}
 
-    def like_x(self, t: Tensor | None) -> Tensor | None:
+    def like_x(self, t: Tensor) -> Tensor:
         """Return a (B, C, H, W) map in x's layout."""
-        if t is None or t.stride() == self.x.stride():
-            return t
-        return torch.empty_like(self.x, dtype=t.dtype).copy_(t)
+        return t if t.stride() == self.x.stride() else torch.empty_like(self.x, dtype=t.dtype).copy_(t)
+
+    def dense(self, a: Arguments) -> Arguments:
+        """Return the arguments with every tensor as the kernels read it."""
+
+        def laid_out(name: str, value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return self.like_x(value) if name in ("scale", "shift") else value.contiguous()
+
+        return Arguments._make((self.x, *(laid_out(name, getattr(a, name)) for name in a._fields[1:])))
 
     def empty(self, *shape: int) -> Tensor:
         return self.x.new_empty(shape, dtype=self.acc)
 
 
-def _mode(table: Tensor | None, scale: Tensor | None) -> int:
-    return MODE_TABLE if table is not None else MODE_MAPS if scale is not None else MODE_PLAIN
+def _mode(a: Arguments) -> int:
+    return MODE_TABLE if a.table is not None else MODE_MAPS if a.scale is not None else MODE_PLAIN
 
 
 def _dense(t: Tensor | None) -> Tensor | None:
@@ -422,168 +430,92 @@ def region_norm_stats(
         return count, *_moments(plan, _dense(noise), _dense(noise_scale), per_instance)
 
 
-def region_norm(
-    x: Tensor,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    index: Tensor | None,
-    table: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    noise: Tensor | None,
-    noise_scale: Tensor | None,
-    norm: int,
-    eps: float,
-    negative_slope: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def region_norm(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Y (B, C, H, W), mean and variance (G, C), empty unless computed here: see op ``region_norm``."""
-    computes = norm in (NORM_INSTANCE, NORM_BATCH)
-    plan = _Plan(x, _STREAM_BLOCKS)
-    shape = (plan.batch if norm == NORM_INSTANCE else 1, plan.channels) if computes else (0,)
+    a = Arguments(*arguments)
+    plan = _Plan(a.x, _STREAM_BLOCKS)
+    shape = (plan.batch if a.norm == NORM_INSTANCE else 1, plan.channels) if a.computes else (0,)
     y = torch.empty_like(plan.x)
-    if x.numel() == 0:
+    if a.x.numel() == 0:
         return y, plan.empty(*shape).zero_(), plan.empty(*shape).fill_(float("nan"))
-    noise, noise_scale = _dense(noise), _dense(noise_scale)
-    with device_of(x):
-        if computes:
-            mean, m2 = _moments(_Plan(plan.x, _BLOCKS), noise, noise_scale, norm == NORM_INSTANCE)
-            variance = m2 / (plan.pixels * (1 if norm == NORM_INSTANCE else plan.batch))
+    a = plan.dense(a)
+    new_mean, new_variance = plan.empty(0), plan.empty(0)
+    with device_of(a.x):
+        if a.computes:
+            new_mean, m2 = _moments(_Plan(plan.x, _BLOCKS), a.noise, a.noise_scale, a.norm == NORM_INSTANCE)
+            new_variance = m2 / (plan.pixels * (1 if a.norm == NORM_INSTANCE else plan.batch))
+            a = a._replace(mean=new_mean, variance=new_variance)
         _forward_kernel[plan.grid](
-            plan.x, _dense(mean), _dense(variance), _dense(index), _dense(table), plan.like_x(scale),
-            plan.like_x(shift), noise, noise_scale, y, *plan.sizes, plan.chunk, plan.parts,
-            _given_stride(plan, mean), MODE=_mode(table, scale), NORM=norm != NORM_NONE, NOISE=noise is not None,
-            SLOPE=negative_slope, EPS=eps, **plan.blocks,
+            *a[:TENSORS], y, *plan.sizes, plan.chunk, plan.parts, _given_stride(plan, a.mean),
+            MODE=_mode(a), NORM=a.norm != NORM_NONE, NOISE=a.noise is not None, SLOPE=a.negative_slope, EPS=a.eps,
+            **plan.blocks,
         )  # fmt: skip
-    if computes:
-        assert mean is not None and variance is not None
-        return y, mean, variance
-    return y, plan.empty(0), plan.empty(0)
+    return y, new_mean, new_variance
 
 
-def _pieces(index: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Cut the pixels, sorted by row, into pieces of one row and at most _PIECE pixels, without a host synchronisation.
-
-    Args:
-        index: (B, H, W) int32 in [0, rows), at least one pixel.
-        rows: R.
-
-    Returns:
-        order (B*H*W,) pixels by row; row, begin, end (pieces,) of each piece in `order`, empty ones for the difference
-        between the pieces there are and the most there can be; first piece of each row (R + 1,). All int64.
-    """
-    keys, order = torch.sort(index.reshape(-1), stable=True)
-    numbers = torch.arange(rows + 1, device=index.device)
-    starts = torch.searchsorted(keys, numbers.to(keys.dtype))  # (R + 1,)
-    counts = starts[1:] - starts[:-1]
-    piece_starts = torch.zeros_like(starts)
-    piece_starts[1:] = torch.cumsum((counts + (_PIECE - 1)) // _PIECE, 0)
-    most = min(rows, keys.numel()) + keys.numel() // _PIECE
-    piece = torch.arange(most, device=index.device)
-    row = torch.searchsorted(piece_starts, piece, right=True) - 1  # R beyond the last piece
-    begin = starts[row] + (piece - piece_starts[row]) * _PIECE
-    end = torch.minimum(begin + _PIECE, starts[(row + 1).clamp(max=rows)])
-    real = row < rows
-    return order, torch.where(real, row, 0), torch.where(real, begin, 0), torch.where(real, end, 0), piece_starts
-
-
-def region_norm_backward_reduce(
-    grad: Tensor,
-    x: Tensor,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    index: Tensor | None,
-    table: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    noise: Tensor | None,
-    noise_scale: Tensor | None,
-    norm: int,
-    eps: float,
-    negative_slope: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def region_norm_backward_reduce(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """sum_g, sum_gx (G, C) and grad_table (R, 2C): see op ``region_norm_backward_reduce``."""
-    plan = _Plan(x, _BLOCKS)
-    sums = norm in (NORM_INSTANCE, NORM_BATCH)
-    groups = plan.batch if norm == NORM_INSTANCE else 1
-    shape = (groups, plan.channels) if sums else (0,)
+    a = Arguments(*arguments)
+    plan = _Plan(a.x, _BLOCKS)
+    groups = plan.batch if a.norm == NORM_INSTANCE else 1
+    shape = (groups, plan.channels) if a.computes else (0,)
     sum_g, sum_gx = plan.empty(*shape).zero_(), plan.empty(*shape).zero_()
-    grad_table = plan.empty(0)
-    if table is not None:
-        grad_table = plan.empty(*table.shape).zero_()
-    if x.numel() == 0:
+    grad_table = plan.empty(0) if a.table is None else plan.empty(*a.table.shape).zero_()
+    if a.x.numel() == 0:
         return sum_g, sum_gx, grad_table
-    grad = plan.like_x(grad)  # type: ignore[assignment]
-    mean, variance, noise, noise_scale = (_dense(t) for t in (mean, variance, noise, noise_scale))
-    index, table = _dense(index), _dense(table)
-    stride = _given_stride(plan, mean)
-    form: dict[str, Any] = {"NOISE": noise is not None, "SLOPE": negative_slope, "EPS": eps}
-    with device_of(x):
-        if sums:
+    grad, a = plan.like_x(grad), plan.dense(a)
+    stride = _given_stride(plan, a.mean)
+    form: dict[str, Any] = {"NOISE": a.noise is not None, "SLOPE": a.negative_slope, "EPS": a.eps}
+    with device_of(a.x):
+        if a.computes:
             partial = plan.empty(plan.batch * plan.parts, 2, plan.channels)
             _sums_kernel[plan.grid](
-                grad, plan.x, mean, variance, index, table, plan.like_x(scale), plan.like_x(shift), noise, noise_scale,
-                partial, *plan.sizes, plan.chunk, plan.parts, stride, MODE=_mode(table, scale), **form, **plan.blocks,
+                grad, *a[:TENSORS], partial, *plan.sizes, plan.chunk, plan.parts, stride, MODE=_mode(a), **form,
+                **plan.blocks,
             )  # fmt: skip
             both = partial.reshape(groups, -1, 2, plan.channels).sum(1)
             sum_g, sum_gx = both[:, 0].contiguous(), both[:, 1].contiguous()
-        if index is not None and table is not None:
-            order, row, begin, end, piece_starts = _pieces(index, table.shape[0])
+        if a.index is not None and a.table is not None:
+            rows = a.table.shape[0]
+            found = pieces_of(a.index.reshape(-1), rows)
+            row, begin, end = (torch.where(found.row < rows, t, 0) for t in (found.row, found.begin, found.end))
             partial = plan.empty(row.numel(), 2 * plan.channels)
             blocks = plan.blocks
             blocks["BLOCK_C"] = min(triton.next_power_of_2(plan.channels), 128)
             blocks["BLOCK_P"] = 16
             _table_kernel[(row.numel(), -(-plan.channels // blocks["BLOCK_C"]))](
-                grad, plan.x, mean, variance, table, noise, noise_scale, order, row, begin, end, partial, *plan.sizes,
-                stride, NORM=norm != NORM_NONE, **form, **blocks,
+                grad, a.x, a.mean, a.variance, a.table, a.noise, a.noise_scale, found.order, row, begin, end,
+                partial,
+                *plan.sizes, stride, NORM=a.norm != NORM_NONE, **form, **blocks,
             )  # fmt: skip
             block_c = min(triton.next_power_of_2(2 * plan.channels), 128)
-            _join_kernel[(table.shape[0], -(-2 * plan.channels // block_c))](
-                partial, piece_starts, grad_table, 2 * plan.channels, ACC=blocks["ACC"], BLOCK_K=16, BLOCK_C=block_c
+            _join_kernel[(rows, -(-2 * plan.channels // block_c))](
+                partial, found.starts, grad_table, 2 * plan.channels, ACC=blocks["ACC"], BLOCK_K=16, BLOCK_C=block_c
             )
     return sum_g, sum_gx, grad_table
 
 
-def region_norm_backward_input(
-    grad: Tensor,
-    x: Tensor,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    index: Tensor | None,
-    table: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    noise: Tensor | None,
-    noise_scale: Tensor | None,
-    sum_g: Tensor | None,
-    sum_gx: Tensor | None,
-    count: float,
-    norm: int,
-    eps: float,
-    negative_slope: float | None,
-    need_maps: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def region_norm_backward_input(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """grad_x, grad_scale, grad_shift as x and grad_noise_scale (C,): see op ``region_norm_backward_input``."""
-    plan = _Plan(x, _BLOCKS if noise is not None else _STREAM_BLOCKS)
-    maps = need_maps and scale is not None
+    a, sum_g, sum_gx, count, need_maps = GradInput.of(*arguments)
+    plan = _Plan(a.x, _BLOCKS if a.noise is not None else _STREAM_BLOCKS)
+    maps = need_maps and a.scale is not None
     grad_x = torch.empty_like(plan.x)
-    grad_scale, grad_shift = (torch.empty_like(plan.x) if maps else x.new_empty(0) for _ in range(2))
-    grad_noise_scale = plan.empty(plan.channels if noise is not None else 0).zero_()
-    if x.numel() == 0:
+    grad_scale, grad_shift = (torch.empty_like(plan.x) if maps else a.x.new_empty(0) for _ in range(2))
+    grad_noise_scale = plan.empty(plan.channels if a.noise is not None else 0).zero_()
+    if a.x.numel() == 0:
         return grad_x, grad_scale, grad_shift, grad_noise_scale
-    mean, noise = _dense(mean), _dense(noise)
-    sums = norm in (NORM_INSTANCE, NORM_BATCH)
+    grad, a = plan.like_x(grad), plan.dense(a)
     mean_g = mean_gx = None
-    if sums:
+    if a.computes:
         assert sum_g is not None and sum_gx is not None
         mean_g, mean_gx = sum_g.contiguous() / count, sum_gx.contiguous() / count
-    with device_of(x):
-        partial = plan.empty(plan.batch * plan.parts, plan.channels) if noise is not None else None
+    with device_of(a.x):
+        partial = plan.empty(plan.batch * plan.parts, plan.channels) if a.noise is not None else None
         _input_kernel[plan.grid](
-            plan.like_x(grad), plan.x, mean, _dense(variance), _dense(index), _dense(table), plan.like_x(scale),
-            plan.like_x(shift), noise, _dense(noise_scale), mean_g, mean_gx, grad_x, grad_scale, grad_shift, partial,
-            *plan.sizes, plan.chunk, plan.parts, _given_stride(plan, mean), MODE=_mode(table, scale),
-            NORM=norm != NORM_NONE, SUMS=sums, MAPS=maps, NOISE=noise is not None, SLOPE=negative_slope, EPS=eps,
-            **plan.blocks,
+            grad, *a[:TENSORS], mean_g, mean_gx, grad_x, grad_scale, grad_shift, partial, *plan.sizes, plan.chunk,
+            plan.parts, _given_stride(plan, a.mean), MODE=_mode(a), NORM=a.norm != NORM_NONE, SUMS=a.computes, MAPS=maps,
+            NOISE=a.noise is not None, SLOPE=a.negative_slope, EPS=a.eps, **plan.blocks,
         )  # fmt: skip
         if partial is not None:
             grad_noise_scale = partial.sum(0)

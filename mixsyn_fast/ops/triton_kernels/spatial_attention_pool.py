@@ -8,15 +8,22 @@ fixed order. The maps, where asked for, cost one more pass; so does a gradient t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..spatial_attention_pool import (
+    NEED_CONDITION,
+    NEED_FEATURES,
+    NEED_WEIGHT_CONDITION,
+    NEED_WEIGHT_FEATURES,
+    BackwardArguments,
+)
 from ._device import device_of
 from .attention import Plan, load_rows, load_tile, project, store_tile, sum_parts
-
-NEED_FEATURES, NEED_CONDITION, NEED_WEIGHT_FEATURES, NEED_WEIGHT_CONDITION = 1, 2, 4, 8
 
 # Common arguments: K maps, N channels of the features, M of the condition, P positions of an image; (FC, FP) and
 # (CC, CP) the strides of channels and positions in features and condition. ONE: N <= BLOCK_N and M <= BLOCK_M.
@@ -333,20 +340,11 @@ def spatial_attention_pool(
     return values, mean, maps, lse
 
 
-def spatial_attention_pool_backward(
-    grad_values: Tensor,
-    grad_mean: Tensor,
-    grad_maps: Tensor | None,
-    features: Tensor,
-    condition: Tensor,
-    weight_features: Tensor,
-    weight_condition: Tensor,
-    mask: Tensor | None,
-    values: Tensor,
-    lse: Tensor,
-    needs: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def spatial_attention_pool_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of features, condition and both weights, (0,) where ``needs`` lacks their bit: see the op of that name."""
+    a = BackwardArguments(*arguments)
+    features, condition, weight_features, weight_condition, mask = a[3:8]
+    needs, grad_maps, lse = a.needs, a.grad_maps, a.lse.contiguous()
     plan = Plan(features, condition, weight_features.shape[0], 32)
     sizes, b, k = _Sizes(plan), plan.batch, plan.maps
     nothing = plan.second.new_empty
@@ -363,7 +361,7 @@ def spatial_attention_pool_backward(
             grad_maps = grad_maps.contiguous()
             partial = plan.new(parts, k)
             _maps_kernel[(parts,)](
-                *inputs, lse.contiguous(), None, grad_maps, None, partial, *sizes.arguments, MASK=mask is not None,
+                *inputs, lse, None, grad_maps, None, partial, *sizes.arguments, MASK=mask is not None,
                 SUM=True, **sizes.blocks,
             )  # fmt: skip
             offset = sum_parts(partial, b, (k,))
@@ -372,8 +370,8 @@ def spatial_attention_pool_backward(
 
         def launch(panels: int, write: int, add: int) -> None:
             _backward_kernel[(parts, panels)](
-                grad_values.contiguous(), grad_mean.contiguous(), grad_maps, *inputs, values.contiguous(),
-                lse.contiguous(), offset, grad_features, grad_condition, partial_features, partial_condition,
+                a.grad_values.contiguous(), a.grad_mean.contiguous(), grad_maps, *inputs, a.values.contiguous(),
+                lse, offset, grad_features, grad_condition, partial_features, partial_condition,
                 *sizes.arguments, MASK=mask is not None, MAPS=grad_maps is not None, ONE=sizes.one,
                 WRITE_F=bool(write & NEED_FEATURES), WRITE_C=bool(write & NEED_CONDITION),
                 SUM_F=bool(add & NEED_WEIGHT_FEATURES), SUM_C=bool(add & NEED_WEIGHT_CONDITION), **sizes.blocks,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from mixsyn_fast.models.data import Batch, Collate, RegionDataset, Sample, edges_of_instances, open_source
 
 from mixsyn_fast import RegionMap
+from tests import processes
 
 
 class Drawn:
@@ -330,5 +329,5 @@ try:
 except ImportError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.strip() == "scaling pictures needs pillow: pip install 'mixsyn_fast[models]'"
+    done = processes.run(code)
+    assert done.output.strip() == "scaling pictures needs pillow: pip install 'mixsyn_fast[models]'"

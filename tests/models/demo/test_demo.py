@@ -23,7 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A file with a tiny MixSyn of facades, untrained."""
     from mixsyn_fast.models.data import FACADE_CLASSES
 
-    return _tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors", tuple(FACADE_CLASSES))
+    return _tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors", FACADE_CLASSES)
 
 
 def _tiny_model(path: Path, classes: tuple[str, ...]) -> str:

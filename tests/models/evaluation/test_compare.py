@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +11,8 @@ from mixsyn_fast.models.evaluation.compare import Compared, Comparison, batches
 from mixsyn_fast.models.evaluation.report import Report
 from mixsyn_fast.models.metrics.pixels import psnr, rmse
 from mixsyn_fast.models.metrics.score import Score
+
+from tests import processes
 
 
 def compared(name: str, error: int, size: tuple[int, int] = (12, 12), labels: np.ndarray | None = None) -> Compared:
@@ -73,4 +73,5 @@ def test_importing_needs_no_optional_package() -> None:
     absent = ("PIL", "matplotlib", "torchmetrics", "scipy", "safetensors", "tqdm")
     code = f"import sys\nfor name in {absent}: sys.modules[name] = None\n"
     code += "from mixsyn_fast.models.evaluation import compare, evaluate, parse, report"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    done = processes.run(code)
+    assert done.returncode == 0, done.output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
@@ -11,7 +10,10 @@ import pytest
 import torch
 from mixsyn_fast.models.data import FACE_CLASSES, draw, open_source
 from mixsyn_fast.models.evaluation import parse
-from mixsyn_fast.models.face_parser import FILE_CLASSES, FaceParser, accuracy_and_iou, confusion, load_face_parser
+from mixsyn_fast.models.face_parser import FILE_CLASSES, FaceParser, load_face_parser
+from mixsyn_fast.models.metrics.regions import confusion, iou
+
+from mixsyn_fast.commands import run_command
 
 Image = pytest.importorskip("PIL.Image", reason="reads and writes pictures")
 
@@ -29,11 +31,9 @@ def weights(network: FaceParser, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
-def options(**given: object) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parse.add_arguments(parser)
-    values = [str(p) for p in given.pop("photos")]  # type: ignore[attr-defined]
-    return parser.parse_args([*values, *(f"--{k.replace('_', '-')}={v}" for k, v in given.items())])
+def run(photos: list[Path], **given: object) -> int:
+    words = [*map(str, photos), *(f"--{name.replace('_', '-')}={value}" for name, value in given.items())]
+    return run_command(parse, words, "parse")
 
 
 def test_state_dict_is_the_public_one(network: FaceParser) -> None:
@@ -107,16 +107,6 @@ def test_bad_photos_are_named(network: FaceParser) -> None:
         network(torch.zeros(1, 3, 31, 64))
 
 
-def test_confusion_by_hand() -> None:
-    found, expected = np.array([[0, 1, 1, 2]]), np.array([[0, 0, 1, -1]])
-    table = confusion([found], [expected], 3)
-    assert table.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
-    accuracy, iou = accuracy_and_iou(table)
-    assert accuracy == pytest.approx(2 / 3) and iou[:2].tolist() == [0.5, 0.5] and np.isnan(iou[2])
-    with pytest.raises(ValueError, match="found: expected the shape"):
-        confusion([found], [expected.T], 3)
-
-
 def test_command_writes_a_data_set(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -128,14 +118,14 @@ def test_command_writes_a_data_set(weights: Path, tmp_path: Path, capsys: pytest
     single = tmp_path / "three.png"
     Image.fromarray(draw("face", 3, (200, 100))[0]).save(single)
     out = tmp_path / "out"
-    parse.main(options(photos=[photos, single], weights=weights, out=out, size=64, save_size=64))
+    assert run([photos, single], weights=weights, out=out, size=64, save_size=64) in (0, 1)
     sizes = {"one": (64, 80), "two": (64, 96), "three": (64, 128)}  # width, height: upright, reduced to 64
     for stem, size in sizes.items():
         labels = Image.open(out / "labels" / f"{stem}.png")
         assert labels.mode == "P" and labels.size == size and np.asarray(labels).max() < 19
         assert Image.open(out / "images" / f"{stem}.png").size == size
         assert Image.open(out / "overlay" / f"{stem}.png").size == size
-    assert (out / "classes.txt").read_text().split() == FACE_CLASSES
+    assert (out / "classes.txt").read_text().split() == list(FACE_CLASSES)
     source = open_source(out, "folder", "all")
     assert [source.read(i).name for i in range(len(source))] == ["one", "three", "two"]
     assert "three.png (64 x 128): " in capsys.readouterr().out
@@ -145,7 +135,7 @@ def test_command_goes_on_after_a_bad_photo(weights: Path, tmp_path: Path, capsys
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     Image.fromarray(draw("face", 1, 64)[0]).save(tmp_path / "good.png")
     out = tmp_path / "out"
-    assert parse.main(options(photos=[tmp_path], weights=weights, out=out, size=32)) == 1
+    assert run([tmp_path], weights=weights, out=out, size=32) == 1
     assert "bad.jpg: not a readable image" in capsys.readouterr().err
     assert [p.name for p in (out / "labels").iterdir()] == ["good.png"]
 
@@ -165,7 +155,7 @@ def test_bad_arguments_are_named_before_any_work(weights: Path, tmp_path: Path) 
         ({"photos": [tmp_path / "a"], "weights": tmp_path / "none.pth"}, FileNotFoundError, "none.pth: no such file"),
     ):
         with pytest.raises(error, match=message):
-            parse.main(options(**{"weights": weights, "out": out, **given}))
+            run(**{"weights": weights, "out": out, **given})
         assert not out.exists()
 
 
@@ -176,8 +166,12 @@ def test_public_weights_parse_real_faces(data_folder: Path, tmp_path: Path) -> N
     network = load_face_parser(path)
     source = open_source(data_folder / "celebamask_hq", "folder", "val", classes=19)
     read = [source.read(i) for i in range(12)]
-    table = confusion([network.parse(sample.image) for sample in read], [sample.labels for sample in read], 19)
-    accuracy, iou = accuracy_and_iou(table)
-    assert accuracy > 0.94 and np.nanmean(iou) > 0.7
+    counts = sum(
+        confusion(torch.from_numpy(network.parse(s.image)).long(), torch.from_numpy(s.labels.astype(np.int64)), 19)
+        for s in read
+    )
+    assert float(counts.diagonal().sum() / counts.sum()) > 0.94
+    found = iou(counts)
+    assert float(found.nanmean()) > 0.7
     for name in ("l_eye", "r_eye", "l_brow", "r_brow"):  # left and right are those of the data set
-        assert iou[FACE_CLASSES.index(name)] > 0.5
+        assert found[FACE_CLASSES.index(name)] > 0.5

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mixsyn_fast.models import losses
 from mixsyn_fast.models.feature_networks import FeatureNetwork
@@ -165,7 +165,6 @@ def test_numbers_of_scales_differ(module) -> None:
             module.discriminator_loss([REAL], [FAKE, FAKE])
 
 
-@settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=9))
 def test_hinge_is_what_it_says(values: list[float]) -> None:
     logits = torch.tensor(values, dtype=torch.float64)

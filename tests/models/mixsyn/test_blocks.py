@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from mixsyn_fast.models.mixsyn.blocks import MSBlock, MSConv2d, fold_spectral_norm, pooled_kernel
+from mixsyn_fast.models.mixsyn.blocks import MSBlock, MSConv2d, fold_convolutions, pooled_kernel
 from torch import Tensor, nn
 
 from mixsyn_fast import use_backend, use_plan
@@ -158,13 +158,13 @@ def test_fresh_networks_are_normalised() -> None:
 def test_folding_changes_nothing() -> None:
     block = make(4, 6, resample="down", norm="instance", regions=2)
     folded = copy.deepcopy(block)
-    fold_spectral_norm(folded)
+    fold_convolutions(folded)
     x = torch.randn(2, 8, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(folded(x), block(x), rtol=1e-12, atol=1e-12)
     names = set(folded.state_dict())
     plain = MSBlock(4, 6, resample="down", norm="instance", regions=2, spectral=False)
     assert names == set(plain.state_dict())
-    fold_spectral_norm(folded)  # nothing left to fold
+    fold_convolutions(folded)  # nothing left to fold
     torch.testing.assert_close(folded(x), block(x), rtol=1e-12, atol=1e-12)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mixsyn_fast.models.data import FACADE_CLASSES, FACE_CLASSES
 from mixsyn_fast.models.mixsyn.compositions import (
@@ -53,7 +53,6 @@ def test_known_compositions_are_the_pictures(present: torch.Tensor) -> None:
 
 
 @given(presence(), st.integers(0, 1000), st.data())
-@settings(max_examples=60)
 def test_random_compositions(present: torch.Tensor, seed: int, data: st.DataObject) -> None:
     """Every region from a picture that has it, coupled ones from the same; what the source lacks is absent."""
     pictures, regions = present.shape

@@ -18,7 +18,7 @@ def test_shipped_weights_compose_drawn_facades() -> None:
     card = (WEIGHTS / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "GCPR 2013" in card and "no faces" in card
     mixsyn = MixSyn.shipped()
-    assert mixsyn.classes == tuple(FACADE_CLASSES)
+    assert mixsyn.classes == FACADE_CLASSES
     pictures = pictures_of(open_source(None, "procedural_facades", count=4, seed=2 * 10**9 + 50, size=mixsyn.size))
     made = [mixsyn.compose({}, base=picture) for picture in pictures]
     right = np.mean([(m.labels == p.labels).mean() for m, p in zip(made, pictures, strict=True)])

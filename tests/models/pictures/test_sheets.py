@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mixsyn_fast.models.data import colorize, palette
 from mixsyn_fast.models.pictures.picture import Picture
@@ -49,7 +49,6 @@ def test_contour_of_a_square_is_its_rim() -> None:
     assert np.array_equal(contour(mask, 2), rim)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1), st.integers(1, 3))
 def test_contour_is_what_lies_near_the_outside(height: int, width: int, seed: int, line: int) -> None:
     mask = np.random.default_rng(seed).random((height, width)) < 0.7

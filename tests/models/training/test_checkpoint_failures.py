@@ -25,6 +25,8 @@ from mixsyn_fast.models.training.checkpoint import (
 )
 from torch import Tensor
 
+from tests import processes
+
 
 def some(value: float, size: int = 100) -> dict[str, dict[str, Tensor]]:
     networks = {"a": torch.full((size,), float(value)), "b": torch.tensor(value)}
@@ -114,10 +116,9 @@ KILLER = """
 
 def test_fifty_kills_at_random_moments(tmp_path: Path) -> None:
     """A fresh process (no threads yet) forks children that save without a pause, and kills each after 0 to 50 ms."""
-    command = [sys.executable, "-c", textwrap.dedent(KILLER), str(tmp_path / "run"), "50"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    done = processes.run(textwrap.dedent(KILLER), [tmp_path / "run", 50])
+    assert done.returncode == 0, done.output
+    result = json.loads(done.output)
     assert result["said"] == []  # nothing half-written ever stood under a checkpoint's name
     assert result["interrupted"] >= 10  # the kills did hit saves
     assert result["count"] >= 10

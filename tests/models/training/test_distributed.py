@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import textwrap
@@ -28,6 +27,8 @@ from mixsyn_fast.models.training.distributed import (
     seed_step,
     shutdown,
 )
+
+from tests import processes
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -179,28 +180,15 @@ DYING = """
 
 
 @pytest.mark.parametrize(("how", "patience"), [("dies", 3.0), ("hangs", 15.0)])
-def test_a_lost_process_does_not_hold_the_others(tmp_path: Path, how: str, patience: float) -> None:
-    script = write(tmp_path, DYING)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = str(probe.getsockname()[1])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), how],
-            env={**surroundings(), **dict(zip(TORCHRUN, (rank, "2", rank, "localhost", port), strict=True))},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
+def test_a_lost_process_does_not_hold_the_others(how: str, patience: float) -> None:
+    first, second = processes.start_ranks(textwrap.dedent(DYING), [how])
     try:
-        out, _ = processes[0].communicate(timeout=60)
-        assert processes[0].returncode == 5
-        assert float(out.split()[1]) < patience
+        done = first.wait(60)
+        assert done.returncode == 5, done.output
+        assert float(done.output.split("waited")[1].split()[0]) < patience
     finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+        second.process.kill()
+        second.wait()
 
 
 # ---- seeds and determinism -------------------------------------------------------------------------
@@ -261,12 +249,9 @@ def test_device_of_a_gpu() -> None:
     assert seed_step(1, 0, 2) == bits and torch.equal(torch.rand(3, device="cuda"), values)
 
 
-def test_init_says_when_the_others_do_not_come(tmp_path: Path) -> None:
-    script = write(tmp_path, "from mixsyn_fast.models.training.distributed import init\ninit('cpu', timeout=2)\n")
+def test_init_says_when_the_others_do_not_come() -> None:
     start = time.monotonic()
     given = dict(zip(TORCHRUN, ("1", "2", "1", "localhost", "1"), strict=True))  # nobody listens there
-    done = subprocess.run(
-        [sys.executable, str(script)], env={**surroundings(), **given}, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode != 0 and "timed out" in done.stderr.lower() + done.stderr
+    done = processes.run("from mixsyn_fast.models.training.distributed import init\ninit('cpu', timeout=2)", env=given)
+    assert done.returncode != 0 and "timed out" in done.output.lower()
     assert time.monotonic() - start < 30

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from mixsyn_fast.models.training.distributed import World
 from mixsyn_fast.models.training.trainer import Trainer
 
 from mixsyn_fast import cli
+from tests import processes
 
 SIZE = 32
 WORLD = World(0, 1, 0, torch.device("cpu"))
@@ -186,6 +186,23 @@ def test_phases_touch_their_own_networks_only(tmp_path):
     trainer.close()
 
 
+def test_no_gradient_reaches_the_networks_of_another_phase(tmp_path):
+    """The generator's losses go through the discriminator, which is frozen meanwhile."""
+    task = TinyGan()
+    trainer = Trainer(task, options(tmp_path), faces(), WORLD)
+    trainer.run_phase("generator", [next(trainer.loader)])
+    assert all(p.grad is not None for p in task.networks["generator"].parameters())
+    assert all(p.grad is None for p in task.networks["discriminator"].parameters())
+    trainer.close()
+
+
+def test_every_step_draws_other_numbers(tmp_path):
+    drawn: list[float] = []
+    task = TinyGan(at_step={step: lambda: drawn.append(float(torch.rand(()))) for step in range(5)})
+    train(task, options(tmp_path, steps=4), faces())
+    assert len(drawn) == len(set(drawn)) == 4
+
+
 def test_accumulated_micro_batches_equal_one_batch(tmp_path):
     trained = {}
     for pieces in (1, 2, 4):
@@ -255,32 +272,24 @@ def test_an_infinite_gradient_under_a_loss_scale_is_no_failure(tmp_path):
 
 def test_a_signal_to_the_whole_group_saves(tmp_path):
     """As Ctrl-C, `timeout` and batch systems send it: the data workers get it too."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import importlib.util\n"
-        "spec = importlib.util.spec_from_file_location('here', sys.argv[2])\n"
+    code = (
+        "import importlib.util, sys\n"
+        "spec = importlib.util.spec_from_file_location('here', sys.argv[1])\n"
         "here = importlib.util.module_from_spec(spec); spec.loader.exec_module(here)\n"
         "from pathlib import Path\n"
-        "options = here.options(Path(sys.argv[3]), workers=2, steps=10**6, save_every=10**6)\n"
+        "options = here.options(Path(sys.argv[2]), workers=2, steps=10**6, save_every=10**6)\n"
         "here.train(here.TinyGan(), options, here.faces())\n"
     )
-    root = str(Path(__file__).parents[3])
     for number in (signal.SIGTERM, signal.SIGINT):
         folder = tmp_path / number.name
-        process = subprocess.Popen(
-            [sys.executable, str(script), root, __file__, str(folder)],
-            start_new_session=True,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        child = processes.Child(code, [__file__, folder])
         while not (folder / "log.jsonl").exists() or len(log(folder)) < 3:
-            assert process.poll() is None, process.stderr.read()
+            assert child.running(), child.output()
             time.sleep(0.05)
-        os.killpg(process.pid, number)
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == 0, said
-        assert weights(folder)["step"] >= 3 and "stopped as asked" in said
+        os.killpg(child.pid, number)
+        done = child.wait(60)
+        assert done.returncode == 0, done.output
+        assert weights(folder)["step"] >= 3 and "stopped as asked" in done.output
 
 
 def test_a_stop_at_the_best_step_keeps_it_the_best(tmp_path):
@@ -538,13 +547,8 @@ def test_two_processes_lose_what_one_loses(tmp_path, model, steps):
     base = [model, *SMALL, "--steps", str(steps), "--save-every", "0", "--init-gain", "0"]
     if model == "sean":
         base += ["--generator.style-length", "16", "--generator.encoder-width", "4"]
-    one = [sys.executable, "-m", "mixsyn_fast.models.training", *base, "--out", str(tmp_path / "one")]
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    two = [*run, "-m", "mixsyn_fast.models.training", *base, "--out", str(tmp_path / "two")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for command in (one, two):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-        assert done.returncode == 0, done.stderr
+    processes.run_ranks(processes.CLI, ["train", *base, "--out", tmp_path / "one"], size=1)
+    processes.run_ranks(processes.CLI, ["train", *base, "--out", tmp_path / "two"])
     single, double = log(tmp_path / "one"), log(tmp_path / "two")
     assert len(single) == len(double) == steps
     for a, b in zip(single, double, strict=True):

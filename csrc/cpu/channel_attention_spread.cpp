@@ -1,7 +1,13 @@
-// CPU kernels of channel_attention_spread, included once per instruction set inside its namespace and target pragma.
+// CPU kernels of channel_attention_spread; isa.h says how they are compiled.
 //
-// Tiles of positions as in spatial_attention_pool.inl. The softmax over the maps always runs on rows of positions, one row per
+// Tiles of positions as in spatial_attention_pool.cpp. The softmax over the maps always runs on rows of positions, one row per
 // map, so that it needs no sum across a vector; in channels_last the small tiles of maps are transposed there and back.
+#include "channel_attention_spread.h"
+
+#include "vec.h"
+#include "products.h"
+
+namespace mixsyn_fast::cpu::MIXSYN_ISA {
 
 template <typename T, typename A>
 struct SpreadScratch {
@@ -264,9 +270,6 @@ const ChannelAttentionSpreadKernels<T, A>& channel_attention_spread_kernels() {
   return table;
 }
 
-// What the other files may use.
-template const ChannelAttentionSpreadKernels<double, double>& channel_attention_spread_kernels<double, double>();
-template const ChannelAttentionSpreadKernels<float, float>& channel_attention_spread_kernels<float, float>();
-template const ChannelAttentionSpreadKernels<c10::Half, float>& channel_attention_spread_kernels<c10::Half, float>();
-template const ChannelAttentionSpreadKernels<c10::BFloat16, float>&
-channel_attention_spread_kernels<c10::BFloat16, float>();
+MIXSYN_CPU_INSTANTIATE(ChannelAttentionSpreadKernels, channel_attention_spread_kernels)
+
+}  // namespace mixsyn_fast::cpu::MIXSYN_ISA

@@ -1,10 +1,14 @@
-// CPU kernels of masked_roi_pool, included once per instruction set inside its namespace and target pragma
-// (masked_roi_pool_<instruction set>.cpp). No lambda and no call of a non-inlined helper: both would lose the target.
+// CPU kernels of masked_roi_pool; isa.h says how they are compiled.
 //
 // Channels are the vector in both layouts: a table has one row of channels per region present, and a pixel updates the row
 // of its region. So the work per pixel does not depend on the number of regions, nor on how the regions lie; a row stays in
 // registers while neighbouring pixels share it. In contiguous layout blocks of 16 pixels x 16 channels are transposed in
 // registers first.
+#include "masked_roi_pool.h"
+
+#include "vec.h"
+
+namespace mixsyn_fast::cpu::MIXSYN_ISA {
 
 // Positions travel beside the maxima, in integers as wide as the values.
 template <typename A>
@@ -464,8 +468,6 @@ const RoiPoolKernels<T, A>& masked_roi_pool_kernels() {
   return table;
 }
 
-// What the other files may use.
-template const RoiPoolKernels<double, double>& masked_roi_pool_kernels<double, double>();
-template const RoiPoolKernels<float, float>& masked_roi_pool_kernels<float, float>();
-template const RoiPoolKernels<c10::Half, float>& masked_roi_pool_kernels<c10::Half, float>();
-template const RoiPoolKernels<c10::BFloat16, float>& masked_roi_pool_kernels<c10::BFloat16, float>();
+MIXSYN_CPU_INSTANTIATE(RoiPoolKernels, masked_roi_pool_kernels)
+
+}  // namespace mixsyn_fast::cpu::MIXSYN_ISA

@@ -1,9 +1,15 @@
-// CPU kernels of spatial_attention_pool, included once per instruction set inside its namespace and target pragma.
+// CPU kernels of spatial_attention_pool; isa.h says how they are compiled.
 //
 // A part (a chunk of positions of one image) is worked through in tiles that stay in the second-level cache: logits, running
 // maximum, exp, sums. channels_last: rows of a tile are positions; contiguous: rows are channels (copied, for the rows of an
-// image lie a power of two apart and would evict each other). The products are those of products.inl, with the operands
+// image lie a power of two apart and would evict each other). The products are those of products.h, with the operands
 // swapped between the layouts so that neither needs a transpose of the features.
+#include "spatial_attention_pool.h"
+
+#include "vec.h"
+#include "products.h"
+
+namespace mixsyn_fast::cpu::MIXSYN_ISA {
 
 // Where a thread's scratch lies, in elements.
 template <typename T, typename A>
@@ -396,9 +402,6 @@ const SpatialAttentionPoolKernels<T, A>& spatial_attention_pool_kernels() {
   return table;
 }
 
-// What the other files may use.
-template const SpatialAttentionPoolKernels<double, double>& spatial_attention_pool_kernels<double, double>();
-template const SpatialAttentionPoolKernels<float, float>& spatial_attention_pool_kernels<float, float>();
-template const SpatialAttentionPoolKernels<c10::Half, float>& spatial_attention_pool_kernels<c10::Half, float>();
-template const SpatialAttentionPoolKernels<c10::BFloat16, float>&
-spatial_attention_pool_kernels<c10::BFloat16, float>();
+MIXSYN_CPU_INSTANTIATE(SpatialAttentionPoolKernels, spatial_attention_pool_kernels)
+
+}  // namespace mixsyn_fast::cpu::MIXSYN_ISA

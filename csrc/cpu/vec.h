@@ -1,7 +1,12 @@
 // 64-byte vectors by the compiler's vector extension: 16 floats or 8 doubles, split by the compiler where the
-// instruction set has narrower registers. Included once per instruction set, inside its namespace and target pragma.
+// instruction set has narrower registers. In the namespace of its instruction set.
+#pragma once
+
+#include "target.h"
 
 #define MIXSYN_INLINE static inline __attribute__((always_inline))
+
+namespace mixsyn_fast::cpu::MIXSYN_ISA {
 
 template <typename A>
 struct VecOf;
@@ -130,3 +135,5 @@ MIXSYN_INLINE void store_part(T* p, V v, int64_t n) {
       store_n(p, v, n);
   }
 }
+
+}  // namespace mixsyn_fast::cpu::MIXSYN_ISA

@@ -1,8 +1,11 @@
 // What attention kernels are made of: exp, transposes, tiles converted to the accumulation type, and two matrix products
-// on tiles that lie in the cache. Included after vec.inl, once per instruction set. Everything here works on whole vectors:
-// rows are padded to kLanes elements, and rows of the accumulation type start at multiples of 64 bytes where it matters.
+// on tiles that lie in the cache. Everything here works on whole vectors: rows are padded to kLanes elements, and rows of the
+// accumulation type start at multiples of 64 bytes where it matters.
+#pragma once
 
-#if defined(MIXSYN_THIRTY_TWO_REGISTERS)
+#include "vec.h"
+
+#if defined(MIXSYN_AVX512)
 #define MIXSYN_PRODUCT_ROWS 8  // rows x vectors of the register block, one register each
 #define MIXSYN_PRODUCT_TALL 16
 #else
@@ -12,6 +15,8 @@
 
 // Register blocks are functions of their own: inlined into the loops around them, the compiler runs out of registers.
 #define MIXSYN_BLOCK static __attribute__((noinline))
+
+namespace mixsyn_fast::cpu::MIXSYN_ISA {
 
 MIXSYN_INLINE int64_t products_padded(int64_t n, int64_t lanes) { return (n + lanes - 1) / lanes * lanes; }
 
@@ -227,7 +232,7 @@ enum class Product { kSet, kStream, kAdd, kScale };
 // multiples of 64 bytes; products_fence() ends a series of them.
 template <typename A>
 MIXSYN_INLINE void products_stream(A* to, Vec<A> v) {
-#if defined(MIXSYN_THIRTY_TWO_REGISTERS)
+#if defined(MIXSYN_AVX512)
   if constexpr (std::is_same_v<A, float>)
     _mm512_stream_ps(to, (__m512)v);
   else
@@ -237,7 +242,7 @@ MIXSYN_INLINE void products_stream(A* to, Vec<A> v) {
 #endif
 }
 MIXSYN_INLINE void products_fence() {
-#if defined(MIXSYN_THIRTY_TWO_REGISTERS)
+#if defined(MIXSYN_AVX512)
   _mm_sfence();
 #endif
 }
@@ -413,6 +418,4 @@ void outer_product(const A* x, int64_t xs, const A* y, int64_t ys, int64_t count
   outer_rows<A, 1>(x, xs, y, ys, count, scale, out, os, i, rows, columns, ahead);
 }
 
-#undef MIXSYN_BLOCK
-#undef MIXSYN_PRODUCT_ROWS
-#undef MIXSYN_PRODUCT_TALL
+}  // namespace mixsyn_fast::cpu::MIXSYN_ISA

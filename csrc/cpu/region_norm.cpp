@@ -1,8 +1,12 @@
-// CPU kernels of region_norm, included once per instruction set inside its namespace and target pragma
-// (region_norm_<instruction set>.cpp). No lambda and no call of a non-inlined helper: both would lose the target.
+// CPU kernels of region_norm; isa.h says how they are compiled.
 //
 // Layouts: channels_last ("tiles", "pixels", "chunks": channels are the vector) and contiguous ("planes": pixels are the
 // vector, a block of pixels that all lie in one row of the table broadcasts it, others gather).
+#include "region_norm.h"
+
+#include "vec.h"
+
+namespace mixsyn_fast::cpu::MIXSYN_ISA {
 
 // The value that enters the modulation: (x + noise * noise_scale - mean) * rstd.
 template <typename V>
@@ -305,12 +309,12 @@ struct PlaneTable {
 
 template <typename A>
 MIXSYN_INLINE Vec<A> gathered(const A* column, const int32_t* index, int64_t n) {
-#if defined(MIXSYN_GATHER_AVX512)
+#if defined(MIXSYN_AVX512)
   if constexpr (std::is_same_v<A, float>) {
     if (n >= 16)
       return (Vec<A>)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xFFFF, _mm512_loadu_si512(index), column, 4);
   }
-#elif defined(MIXSYN_GATHER_AVX2)
+#elif defined(MIXSYN_AVX2)
   if constexpr (std::is_same_v<A, float>) {
     if (n >= 16) {
       __m256 parts[2];
@@ -547,8 +551,6 @@ const RegionNormKernels<T, A>& region_norm_kernels() {
   return table;
 }
 
-// What the other files may use.
-template const RegionNormKernels<double, double>& region_norm_kernels<double, double>();
-template const RegionNormKernels<float, float>& region_norm_kernels<float, float>();
-template const RegionNormKernels<c10::Half, float>& region_norm_kernels<c10::Half, float>();
-template const RegionNormKernels<c10::BFloat16, float>& region_norm_kernels<c10::BFloat16, float>();
+MIXSYN_CPU_INSTANTIATE(RegionNormKernels, region_norm_kernels)
+
+}  // namespace mixsyn_fast::cpu::MIXSYN_ISA

@@ -1,5 +1,9 @@
-// CPU kernels of latent_blend, included once per instruction set inside its namespace and target pragma
-// (latent_blend_<instruction set>.cpp). No lambda and no call of a non-inlined helper: both would lose the target.
+// CPU kernels of latent_blend; isa.h says how they are compiled.
+#include "latent_blend.h"
+
+#include "vec.h"
+
+namespace mixsyn_fast::cpu::MIXSYN_ISA {
 
 // exp(x) for x <= 0 (NaN stays NaN, -inf gives 0), to about one unit in the last place.
 MIXSYN_INLINE Vec<float> latent_blend_exp(Vec<float> x) {
@@ -130,8 +134,6 @@ const LatentBlendKernels<T, A>& latent_blend_kernels() {
   return table;
 }
 
-// What the other files may use.
-template const LatentBlendKernels<double, double>& latent_blend_kernels<double, double>();
-template const LatentBlendKernels<float, float>& latent_blend_kernels<float, float>();
-template const LatentBlendKernels<c10::Half, float>& latent_blend_kernels<c10::Half, float>();
-template const LatentBlendKernels<c10::BFloat16, float>& latent_blend_kernels<c10::BFloat16, float>();
+MIXSYN_CPU_INSTANTIATE(LatentBlendKernels, latent_blend_kernels)
+
+}  // namespace mixsyn_fast::cpu::MIXSYN_ISA

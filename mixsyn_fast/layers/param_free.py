@@ -1,0 +1,121 @@
+"""The norm without parameters under SPADE, SEAN and CLADE: its arguments for :func:`region_norm`, and the plain form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backend import current_backend, current_plan
+from ..region_map import RegionMap
+
+Regions = RegionMap | Tensor
+
+
+def norm_arguments(norm: nn.Module, x: Tensor) -> dict[str, Any]:
+    """Arguments of :func:`region_norm` that do what a parameter-free norm layer does to ``x``, step count included.
+
+    Args:
+        norm: ``nn.BatchNorm2d``, ``nn.SyncBatchNorm`` or another batch norm, ``nn.InstanceNorm2d``, all without affine
+            parameters, or ``nn.Identity``.
+        x: (B, C, H, W).
+
+    Returns:
+        norm, running statistics, training, momentum, eps, process_group.
+
+    Raises:
+        TypeError: an affine or unknown layer.
+    """
+    reason = unsupported_norm(norm)
+    if reason is not None:
+        raise TypeError(f"param_free_norm: expected an affine-free batch or instance norm, got {reason}")
+    if isinstance(norm, nn.Identity):
+        return {"norm": "none"}
+    if isinstance(norm, nn.InstanceNorm2d):
+        return {"norm": "instance", "eps": norm.eps}
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    training = norm.training or (norm.running_mean is None and norm.running_var is None)
+    # as torch: statistics that are not tracked in training (frozen) stay as they are
+    keeps = not norm.training or norm.track_running_stats
+    momentum = 0.0 if norm.momentum is None else norm.momentum
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    group = None
+    if isinstance(norm, nn.SyncBatchNorm) and norm.training and dist.is_available() and dist.is_initialized():
+        group = norm.process_group if norm.process_group is not None else dist.group.WORLD
+        group = group if dist.get_world_size(group) > 1 else None
+    return {
+        "norm": "batch",
+        "running_mean": norm.running_mean if keeps else None,
+        "running_var": norm.running_var if keeps else None,
+        "training": training,
+        "momentum": momentum,
+        "eps": norm.eps,
+        "process_group": group,
+    }
+
+
+def unsupported_norm(norm: nn.Module) -> str | None:
+    """Say why :func:`norm_arguments` cannot stand for a layer, or None."""
+    if isinstance(norm, nn.Identity):
+        return None
+    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        return "an affine batch norm" if norm.affine else None
+    if isinstance(norm, nn.InstanceNorm2d):
+        if norm.affine:
+            return "an affine instance norm"
+        return "an instance norm with running statistics" if norm.track_running_stats else None
+    return type(norm).__name__
+
+
+def param_free_norm(kind: str, channels: int) -> nn.Module:
+    """Make a norm without affine parameters: ``"batch"``, ``"syncbatch"``, ``"instance"`` or ``"none"``.
+
+    Raises:
+        ValueError: another kind.
+    """
+    kinds: dict[str, Callable[[], nn.Module]] = {
+        "batch": lambda: nn.BatchNorm2d(channels, affine=False),
+        "syncbatch": lambda: nn.SyncBatchNorm(channels, affine=False),
+        "instance": lambda: nn.InstanceNorm2d(channels, affine=False),
+        "none": nn.Identity,
+    }
+    if kind not in kinds:
+        raise ValueError(f"norm: expected one of {', '.join(kinds)}, got {kind!r}")
+    return kinds[kind]()
+
+
+def check_input(x: Tensor, regions: RegionMap, where: str) -> tuple[int, int]:
+    """Return the size (H, W) of the input of a layer.
+
+    Args:
+        x: (B, C, H, W).
+        regions: the map of the layer.
+        where: name of the layer, for messages.
+
+    Raises:
+        ValueError: x has another number of dimensions, or batch or device of the map differ.
+    """
+    if x.dim() != 4:
+        raise ValueError(f"{where}: x: expected shape (B, C, H, W), got {tuple(x.shape)}")
+    if regions.batch_size != x.shape[0]:
+        raise ValueError(f"{where}: regions: expected batch {x.shape[0]} as x, got {regions.batch_size}")
+    if regions.device != x.device:
+        raise ValueError(f"{where}: regions: expected device {x.device} as x, got {regions.device}")
+    return int(x.shape[2]), int(x.shape[3])
+
+
+def plain_norm(norm: nn.Module, x: Tensor, gamma: Tensor, beta: Tensor, negative_slope: float | None) -> Tensor:
+    """What the published layers compute, in plain PyTorch; gamma is the finished factor."""
+    y: Tensor = norm(x) * gamma + beta
+    return y if negative_slope is None else F.leaky_relu(y, negative_slope)
+
+
+def is_plain() -> bool:
+    """True where the plain PyTorch form is asked for: the dense plan on the reference backend."""
+    return current_plan() == "dense" and current_backend() == "reference"

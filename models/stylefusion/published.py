@@ -1,0 +1,92 @@
+"""Published FusionNet weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixsyn_fast import StyleLayout
+from mixsyn_fast.layers import FusionNet
+
+_BLENDERS = ("blender_common", "blender_segments")
+_ENTRIES = tuple(f"disentangle_net.{i}.{kind}" for i in range(5) for kind in ("weight", "bias"))
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise ImportError(f"{path}: reading it needs safetensors (pip install safetensors)") from error
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_fusion_net(
+    source: str | Path | Mapping[str, Any], layout: StyleLayout | None = None, *, coarse: int = 5, q_on: str = "b"
+) -> FusionNet:
+    """Make a FusionNet from published weights; widths are taken from the shapes.
+
+    Args:
+        source: a ``.safetensors`` file, a file of ``torch.save`` (read with ``weights_only=True``), or its content. The
+            entries ``blender_common|blender_segments.disentangle_net.{0..4}.{weight,bias}`` may lie below ``"state_dict"``
+            and carry the prefix ``module.``. Which blender fuses is told by its wider input, not by its name.
+        layout: the S space; StyleGAN2 at 1024 by default.
+        coarse: how many layers of each list are aligned.
+        q_on: see :class:`mixsyn_fast.layers.fusion.LatentBlender`.
+
+    Returns:
+        the network, in eval mode, in the file's dtype.
+
+    Raises:
+        ValueError: entries are missing or unexpected, or have shapes that fit no FusionNet; nothing is half loaded.
+        ImportError: a ``.safetensors`` file without safetensors installed.
+    """
+    where = "load_fusion_net"
+    state = _read(Path(source)) if isinstance(source, str | Path) else source
+    while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{where}: source: expected a mapping of tensors, got {type(state).__name__}")
+    tensors = {str(name).removeprefix("module."): value for name, value in state.items()}
+    expected = [f"{blender}.{entry}" for blender in _BLENDERS for entry in _ENTRIES]
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
+    if missing or unexpected:
+        parts = [f"{len(n)} {t}:\n  " + "\n  ".join(n) for t, n in (("missing", missing), ("unexpected", unexpected)) if n]
+        raise ValueError(f"{where}: source: expected the 20 entries of a FusionNet; entries " + "\n".join(parts))
+    not_tensors = [name for name in expected if not isinstance(tensors[name], Tensor)]
+    if not_tensors:
+        raise ValueError(f"{where}: source: expected tensors, got something else at {', '.join(not_tensors)}")
+    first = {blender: tensors[f"{blender}.disentangle_net.0.weight"] for blender in _BLENDERS}
+    for blender, weight in first.items():
+        if weight.dim() != 2:
+            name = f"{blender}.disentangle_net.0.weight"
+            raise ValueError(f"{where}: {name}: expected shape (hidden, inputs), got {tuple(weight.shape)}")
+    depth = int(tensors["blender_common.disentangle_net.4.bias"].numel())
+    aligner, fuser = sorted(_BLENDERS, key=lambda blender: first[blender].shape[1])
+    hidden, inputs = (int(n) for n in first[aligner].shape)
+    indicator = inputs - 2 * depth
+    if first[fuser].shape[1] - inputs != depth or indicator < 20 or indicator % 10 != 0:
+        got = " and ".join(f"{first[blender].shape[1]}" for blender in _BLENDERS)
+        raise ValueError(
+            f"{where}: source: expected first layers of 2 * {depth} + 10 * (layers + 1) inputs and {depth} more, got {got}"
+        )
+    net = FusionNet(layout, hidden=hidden, coarse=coarse, depth=depth, num_layers=indicator // 10 - 1, q_on=q_on)
+    ours = {"blender_common": aligner, "blender_segments": fuser}
+    target = net.state_dict()
+    found = {f"{name}.{entry}": tensors[f"{ours[name]}.{entry}"] for name in _BLENDERS for entry in _ENTRIES}
+    wrong = [
+        f"{ours[name.split('.')[0]]}.{name.split('.', 1)[1]}: expected {tuple(value.shape)}, got {tuple(found[name].shape)}"
+        for name, value in target.items()
+        if found[name].shape != value.shape
+    ]
+    if wrong:
+        raise ValueError(f"{where}: source: entries of another shape:\n  " + "\n  ".join(wrong))
+    net.to(first[aligner].dtype)
+    net.load_state_dict(found)
+    return net.eval()

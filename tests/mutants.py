@@ -1,0 +1,707 @@
+"""Break one place after the other and see a test of `make test` fail: `make mutants [ARGS='NAME ...']`.
+
+Every mutation replaces a text that stands exactly once in the files it names, in a copy of the repository; what is compiled
+is compiled anew (it must compile), and the tests named must fail, by assertion. Before, they must pass on the copy as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "build" / "mutants"
+TREE = WORK / "tree"
+
+
+class Mutation(NamedTuple):
+    """A place to break.
+
+    Attributes:
+        name: what is broken.
+        files: globs; one of the files holds `old`, once.
+        old: text.
+        new: what stands there instead.
+        tests: arguments of pytest, which must fail then.
+    """
+
+    name: str
+    files: str
+    old: str
+    new: str
+    tests: str
+
+
+def _op(stem: str, *rows: tuple[str, str, str, str], files: str, tests: str) -> list[Mutation]:
+    """Mutations (what, old, new, -k expression) of one kernel."""
+    place = files.format(stem)
+    return [Mutation(f"{stem}: {what}", place, old, new, f"{tests.format(stem)} -k '{k}'") for what, old, new, k in rows]
+
+
+def cpu(stem: str, *rows: tuple[str, str, str, str]) -> list[Mutation]:
+    """CPU kernels."""
+    return _op(f"{stem}", *rows, files="csrc/cpu/{0}.* csrc/{0}_cpu.cpp", tests="tests/ops/test_{0}.py")
+
+
+def cuda(stem: str, *rows: tuple[str, str, str, str]) -> list[Mutation]:
+    """CUDA kernels, in the emulation."""
+    return [
+        m._replace(name=f"CUDA {m.name}")
+        for m in _op(stem, *rows, files="csrc/kernels/*.cu csrc/kernels/*.cuh", tests="tests/ops/test_{0}_cuda.py")
+    ]
+
+
+def triton(stem: str, test: str, *rows: tuple[str, str, str]) -> list[Mutation]:
+    """Triton kernels, in the interpreter: mutations (what, old, new)."""
+    tests = f"tests/ops/test_triton_{test}.py -k in_the_interpreter"
+    return [
+        Mutation(f"Triton {stem}: {what}", f"mixsyn_fast/ops/triton_kernels/{stem}.py", old, new, tests)
+        for what, old, new in rows
+    ]
+
+
+LAYERS = "mixsyn_fast/layers/*.py"
+MUTATIONS = [
+    *cpu(
+        "region_norm",
+        (
+            "variance between blocks",
+            "m2[v] += block_m2[v] + delta * delta * cross;",
+            "m2[v] += block_m2[v];",
+            "kernels_follow",
+        ),
+        (
+            "shift, channels_last",
+            "store(y + c, activated<Vec<A>>(xhat * gamma + beta, slope));",
+            "store(y + c, activated<Vec<A>>(xhat * gamma - beta, slope));",
+            "kernels_follow",
+        ),
+        (
+            "shift, contiguous",
+            "activated<Vec<A>>(xhat * gamma + beta, slope), n);",
+            "activated<Vec<A>>(xhat * gamma - beta, slope), n);",
+            "kernels_follow",
+        ),
+        (
+            "sum of gamma times gradient",
+            "total_gx[v] += MAPS ? run_gx[v] : gamma[v] * run_gx[v];",
+            "total_gx[v] += run_gx[v];",
+            "kernels_follow",
+        ),
+        (
+            "gradient through the variance",
+            "group * C + c, m) - xhat * load_part<false>(a.mean_gx",
+            "group * C + c, m) + xhat * load_part<false>(a.mean_gx",
+            "kernels_follow",
+        ),
+    ),
+    *cpu(
+        "masked_roi_pool",
+        (
+            "sum over runs",
+            "store(values + v * L, load(values + v * L) + sum[v]);",
+            "store(values + v * L, sum[v]);",
+            "against_a_loop or a_long_sum",
+        ),
+        (
+            "positions that one step takes",
+            "roi_take(best, at, block[q], roi_splat<A>(p + q));",
+            "roi_take(best, at, block[q], roi_splat<A>(p));",
+            "kernels_follow or ties or border",
+        ),
+    ),
+    *cpu(
+        "spatial_attention_pool",
+        (
+            "rescaling of the sum, contiguous",
+            "sum[k] = sum[k] * factor + lane_sum<A>(total);",
+            "sum[k] = sum[k] + lane_sum<A>(total);",
+            "kernels_follow",
+        ),
+        (
+            "softmax's gradient, channels_last",
+            "load(row) * (load(row + kp) - load(offset + k))",
+            "load(row) * load(row + kp)",
+            "kernels_follow",
+        ),
+        (
+            "softmax's gradient, contiguous",
+            "store(grad + p, e * (g - offset));",
+            "store(grad + p, e * g);",
+            "kernels_follow",
+        ),
+    ),
+    *cpu(
+        "channel_attention_spread",
+        (
+            "softmax's gradient",
+            "store(at, load(maps + k * stride + p) * (load(at) - sum));",
+            "store(at, load(maps + k * stride + p) * load(at));",
+            "kernels_follow",
+        ),
+        (
+            "maximum",
+            "high[v] = l > high[v] ? l : high[v];",
+            "high[v] = l < high[v] ? l : high[v];",
+            "huge_logits or small_maps",
+        ),
+    ),
+    *cpu(
+        "latent_blend",
+        ("blend on a", "a + q * (b - a) : b + q * (a - b), n);", "a + q * (b - a) : b + q * (b - a), n);", "kernels_follow"),
+        ("first of equal logits", "(key <= best) | (best != best)", "(key < best) | (best != best)", "tie or first"),
+        ("sigmoid's gradient", "= q * rest * (through + g_q);", "= q * (through + g_q);", "kernels_follow"),
+    ),
+    *cpu(
+        "label_patterns",
+        (
+            "corners of a 5x5 pattern",
+            "pair(bottom[x], bottom[x + 2])};",
+            "pair(bottom[x], bottom[x])};",
+            "brute_force or stripes",
+        ),
+        ("rows of one image", "std::fill(slots_.begin(), slots_.end(), -1);", "", "brute_force or stripes"),
+    ),
+    *cuda(
+        "region_norm",
+        ("variance between tiles", "m2[v] += squares + delta * delta * weight;", "m2[v] += squares;", "emulated and shapes"),
+        (
+            "variance between blocks",
+            "squares += __ldg(partial_m2 + at) + size(k) * delta * delta;",
+            "squares += __ldg(partial_m2 + at);",
+            "emulated and shapes",
+        ),
+        (
+            "sum of gradient times value",
+            "sum_gx[v] += present ? ghat * x[u][v] : A(0);",
+            "sum_gx[v] += present ? ghat : A(0);",
+            "emulated and shapes",
+        ),
+        (
+            "runs that began in an earlier part",
+            "const bool starts = run_begin > begin ||",
+            "const bool starts = run_begin >= begin ||",
+            "emulated and (boundaries or rows)",
+        ),
+    ),
+    *cuda(
+        "latent_blend",
+        ("first NaN", "if (index < 0 || (better && value == value))", "if (index < 0 || better)", "emulated and nan"),
+        (
+            "sigmoid's gradient",
+            "const A dlogit = q * (A(1) - q) * dq;",
+            "const A dlogit = q * dq;",
+            "emulated and every_group",
+        ),
+    ),
+    *cuda(
+        "masked_roi_pool",
+        (
+            "first of equal values",
+            "if (!(x[v] <= best[v]) && best[v] == best[v]) best[v] = x[v], where[v] = pixel;",
+            "if (!(x[v] < best[v]) && best[v] == best[v]) best[v] = x[v], where[v] = pixel;",
+            "emulated and ties",
+        ),
+        (
+            "sort of a piece",
+            "if ((a > b) == ((low & size) == 0)) keys[low] = b, keys[high] = a;",
+            "if (a > b) keys[low] = b, keys[high] = a;",
+            "emulated and (bitwise or regions) and mean",
+        ),
+        ("area of a region", "counts[label] += low - i;", "counts[label] += low - i - 1;", "emulated and shapes and mean"),
+    ),
+    *cuda(
+        "label_patterns",
+        (
+            "taps beyond the image",
+            "x + dx >= 0 && x + dx < grid.width;\n      const unsigned code = inside ?",
+            "x + dx >= 0 && x + dx <= grid.width;\n      const unsigned code = inside ?",
+            "emulated and matches",
+        ),
+        ("codes of edges", "if (edges && __ldg(edges + p)) code += num_regions + 2;", "", "emulated and matches and edges"),
+    ),
+    *cuda(
+        "spatial_attention_pool",
+        (
+            "rescaling of the sum",
+            "total[half] = total[half] * rescale[half] + sum;",
+            "total[half] = total[half] + sum;",
+            "emulated and (many_channels or maximum_that)",
+        ),
+        (
+            "masked positions in backward",
+            "const A map = used ? exp(*to_map - lse) : A(0);",
+            "const A map = exp(*to_map - lse);",
+            "emulated and mask",
+        ),
+    ),
+    *cuda(
+        "channel_attention_spread",
+        (
+            "maximum of a softmax",
+            "? exp(d[kt][i] - most[i % 2]) : A(0);",
+            "? exp(d[kt][i]) : A(0);",
+            "emulated and large_logits",
+        ),
+    ),
+    *triton(
+        "region_norm",
+        "region_norm",
+        ("variance between tiles", "m2 += tile_m2 + delta * delta * (n * share)", "m2 += tile_m2"),
+    ),
+    *triton(
+        "masked_roi_pool",
+        "masked_roi_pool",
+        ("first of equal values", "(key << 32) | (0xFFFFFFFF - pixel)[:, None]", "(key << 32) | pixel[:, None]"),
+    ),
+    *triton(
+        "latent_blend",
+        "latent_blend",
+        (
+            "first of equal logits",
+            "first = tl.min(tl.where(order == top[:, None], i[None, :], BLOCK_G), 1)",
+            "first = tl.max(tl.where(order == top[:, None], i[None, :], -1), 1)",
+        ),
+    ),
+    *triton(
+        "channel_attention_spread",
+        "attention",
+        ("softmax's gradient", "maps * (of_maps - dot[None, :]), 0.0)", "maps * of_maps, 0.0)"),
+    ),
+    *triton(
+        "spatial_attention_pool",
+        "attention",
+        ("rescaling of the sum", "total = total * rescale + tl.sum(weight, 1)", "total = total + tl.sum(weight, 1)"),
+    ),
+    Mutation(
+        "algebra: centre tap",
+        LAYERS,
+        "centre = rows.view(-1, 9, rows.shape[1])[:, 4]",
+        "centre = rows.view(-1, 9, rows.shape[1])[:, 3]",
+        "tests/layers/test_norms.py -k kept_for_serving",
+    ),
+    Mutation(
+        "algebra: order of a kernel's taps",
+        LAYERS,
+        "rows = weight.permute(0, 2, 3, 1).reshape(out * height * width, size)",
+        "rows = weight.permute(0, 3, 2, 1).reshape(out * height * width, size)",
+        "tests/layers",
+    ),
+    Mutation(
+        "algebra: gradient of taps",
+        LAYERS,
+        "result = matrix.reshape(height, width, out, inner).permute(2, 3, 0, 1)",
+        "result = matrix.reshape(height, width, out, inner).permute(2, 3, 1, 0)",
+        "tests/layers/test_algebra.py",
+    ),
+    Mutation(
+        "SPADE: edges in the table",
+        LAYERS,
+        "table = torch.cat((table, table + columns[:, regions.num_regions :]), 1)",
+        "table = torch.cat((table, table), 1)",
+        "tests/layers/test_norms.py -k every_plan",
+    ),
+    Mutation(
+        "SPADE: outside the image is zero",
+        LAYERS,
+        "nothing = columns.new_zeros((9, 2, conv.out_channels))",
+        "nothing = columns.new_ones((9, 2, conv.out_channels))",
+        "tests/layers/test_norms.py -k every_plan",
+    ),
+    Mutation(
+        "SPADE: 1 + gamma",
+        LAYERS,
+        "return torch.cat((bias_of(gamma) + 1, bias_of(beta)))",
+        "return torch.cat((bias_of(gamma), bias_of(beta)))",
+        "tests/layers/test_norms.py -k every_plan",
+    ),
+    Mutation(
+        "SEAN: blend of the biases",
+        LAYERS,
+        "blend * bias_of(style) + (1 - blend) * bias_of(own) for blend",
+        "blend * bias_of(style) + bias_of(own) for blend",
+        "tests/layers/test_norms.py -k every_plan",
+    ),
+    Mutation(
+        "SEAN: blend of the dense form",
+        LAYERS,
+        "gamma = blend_gamma * style_gamma(style_map) + (1 - blend_gamma) * gamma",
+        "gamma = blend_gamma * style_gamma(style_map) + gamma",
+        "tests/layers/test_norms.py -k every_plan",
+    ),
+    Mutation(
+        "CLADE: soft maps",
+        LAYERS,
+        'shift = torch.einsum("bkhw,kc->bchw", weights, bias)',
+        'shift = torch.einsum("bkhw,kc->bchw", weights, weight)',
+        "tests/layers/test_norms.py",
+    ),
+    Mutation(
+        "CLADE: positions",
+        LAYERS,
+        "shift = shift * (1 + position_shift(near))",
+        "shift = shift * position_shift(near)",
+        "tests/layers/test_norms.py",
+    ),
+    Mutation(
+        "conv: a changed weight is packed anew",
+        LAYERS,
+        'derived(module, "prepacked", (module.weight,), pack)',
+        'derived(module, "prepacked", (), pack)',
+        "tests/layers/test_conv.py",
+    ),
+    Mutation(
+        "class codes: divergence per present class",
+        LAYERS,
+        "count = present.sum(1).clamp(min=1)",
+        "count = present.shape[1]",
+        "tests/layers/test_class_codes.py",
+    ),
+    Mutation(
+        "attention: gate",
+        LAYERS,
+        "gate = torch.sigmoid(self.gate(pooled))",
+        "gate = self.gate(pooled)",
+        "tests/layers/test_attention.py",
+    ),
+    Mutation(
+        "fusion: folded columns of the first layer",
+        LAYERS,
+        "part.unflatten(1, (width, self.depth // width)).sum(2)",
+        "part.unflatten(1, (width, self.depth // width)).mean(2)",
+        "tests/layers/test_fusion.py -k published",
+    ),
+    Mutation(
+        "region map: rule of nearest pixels",
+        "mixsyn_fast/nearest.py",
+        "source = torch.floor(torch.arange(size, dtype=torch.float32, device=device) * scale).to(torch.int64)",
+        "source = torch.arange(size, device=device) * full // max(size, 1)",
+        "tests/test_region_map.py",
+    ),
+    Mutation(
+        "region map: a tap beyond the image",
+        "mixsyn_fast/region_map.py",
+        "inside = ((ys >= 0) & (ys < height) & (xs >= 0) & (xs < width)).reshape(-1, 9)",
+        "inside = ((ys >= 0) & (ys < height) & (xs >= 0) & (xs <= width)).reshape(-1, 9)",
+        "tests/layers/test_norms.py tests/test_region_map.py",
+    ),
+    Mutation(
+        "region map: styles of each image",
+        "mixsyn_fast/region_map.py",
+        "owner = own.row_image[:, None] * len(self.present) + rank",
+        "owner = rank",
+        "tests/layers/test_norms.py -k every_plan",
+    ),
+    Mutation(
+        "region map: areas without the pixels of no region",
+        "mixsyn_fast/region_map.py",
+        "return counts[:, 1:].contiguous()",
+        "return counts[:, :-1].contiguous()",
+        "tests/test_region_map.py",
+    ),
+    Mutation(
+        "accelerate: spectral norm",
+        "mixsyn_fast/accelerate.py",
+        "folded = weight / torch.dot(u, torch.mv(weight.flatten(1), v))",
+        "folded = weight * 1.0",
+        "tests/models/test_accelerate.py -k spectral",
+    ),
+    Mutation(
+        "accelerate: bias of a folded convolution",
+        "mixsyn_fast/accelerate.py",
+        "plain.bias = conv.bias",
+        "plain.bias = None",
+        "tests/models/test_accelerate.py -k spectral",
+    ),
+    Mutation(
+        "accelerate: codes reach SEAN's layers",
+        "mixsyn_fast/accelerate.py",
+        'ours = names[: 4 if options.kind == "sean" else 2]',
+        "ours = names[:2]",
+        "tests/models/test_accelerate.py -k 'same_output'",
+    ),
+    Mutation(
+        "data: left and right of a mirrored picture",
+        "models/data/dataset.py",
+        "image, labels = image[:, ::-1], self._exchange[labels[:, ::-1] + 1]",
+        "image, labels = image[:, ::-1], labels[:, ::-1]",
+        "tests/models/data/test_dataset.py",
+    ),
+    Mutation(
+        "data: pixel centres of the labels",
+        "models/data/dataset.py",
+        "rows = np.floor(upper + (np.arange(height) + 0.5)",
+        "rows = np.floor(upper + (np.arange(height) + 0.0)",
+        "tests/models/data/test_dataset.py",
+    ),
+    Mutation(
+        "data: share of a process",
+        "models/data/loader.py",
+        "start = batch * self.batch_size + self.rank * share",
+        "start = batch * self.batch_size",
+        "tests/models/data/test_loader.py",
+    ),
+    Mutation(
+        "training: warm-up",
+        "models/training/schedule.py",
+        "return factor * min(1.0, (step + 1) / self.warmup)",
+        "return factor * min(1.0, step / self.warmup)",
+        "tests/models/training/test_schedule.py",
+    ),
+    Mutation(
+        "training: cosine",
+        "models/training/schedule.py",
+        "(1.0 + math.cos(math.pi * progress))",
+        "(1.0 + math.cos(progress))",
+        "tests/models/training/test_schedule.py",
+    ),
+    Mutation(
+        "training: weight of the average",
+        "models/training/ema.py",
+        "(1 + step) / (10 + step)",
+        "(1 + step) / (11 + step)",
+        "tests/models/training/test_ema.py",
+    ),
+    Mutation(
+        "training: micro-batches are averaged",
+        "models/training/trainer.py",
+        ".sum() / len(batches)\n",
+        ".sum()\n",
+        "tests/models/training/test_loop.py -k accumulated",
+    ),
+    Mutation(
+        "training: other networks are frozen",
+        "models/training/trainer.py",
+        "parameter.requires_grad_(network in phase.networks)",
+        "parameter.requires_grad_(True)",
+        "tests/models/training/test_loop.py -k no_gradient_reaches",
+    ),
+    Mutation(
+        "resume: random numbers of a step",
+        "models/training/trainer.py",
+        "distributed.seed_step(options.seed, self.world.rank, self.step)",
+        "distributed.seed_step(options.seed, self.world.rank, 0)",
+        "tests/models/training/test_loop.py -k draws_other_numbers",
+    ),
+    Mutation(
+        "resume: optimisers",
+        "models/training/trainer.py",
+        "restore_optimizer(optimizer, packing.unpack_optimizer(*packed))",
+        "packing.unpack_optimizer(*packed)",
+        "tests/models/training/test_loop.py -k 'resumed or resume'",
+    ),
+    Mutation(
+        "resume: place in the data",
+        "models/training/trainer.py",
+        'self.loader.load_state_dict(state["loader"])',
+        "pass",
+        "tests/models/training/test_loop.py -k resumed",
+    ),
+    Mutation(
+        "checkpoint: the best is kept",
+        "models/training/checkpoint.py",
+        "keep |= set([s for s in sorted(past) if _is_best(past[s])][-1:])",
+        "pass",
+        "tests/models/training/test_checkpoint.py",
+    ),
+    Mutation(
+        "checkpoint: killed between two renames",
+        "models/training/checkpoint.py",
+        "os.replace(path, target)\n        elif",
+        "_discard(path)\n        elif",
+        "tests/models/training/test_checkpoint_failures.py -k killed",
+    ),
+    Mutation(
+        "checkpoint: tensors that share memory",
+        "models/training/checkpoint.py",
+        "if storage in seen:",
+        "if False:",
+        "tests/models/training/test_checkpoint.py",
+    ),
+    Mutation(
+        "losses: hinge",
+        "models/losses/hinge.py",
+        "F.relu(1 + fake).mean(), real_logits",
+        "F.relu(1 - fake).mean(), real_logits",
+        "tests/models/losses/test_losses.py",
+    ),
+    Mutation(
+        "losses: R1",
+        "models/losses/r1.py",
+        "return 0.5 * gamma * interval * penalty",
+        "return gamma * interval * penalty",
+        "tests/models/losses/test_losses.py",
+    ),
+    Mutation(
+        "losses: divergence",
+        "models/losses/kld.py",
+        "- mean.square() - log_variance.exp()",
+        "- mean.square() + log_variance.exp()",
+        "tests/models/losses/test_losses.py",
+    ),
+    Mutation(
+        "losses: feature matching over scales",
+        "models/losses/feature_matching.py",
+        "return total / len(real)",
+        "return total",
+        "tests/models/losses/test_losses.py",
+    ),
+    Mutation(
+        "metrics: diversity's unbiased variance",
+        "models/metrics/diversity.py",
+        "s * (2 / (count - 1))",
+        "s * (2 / count)",
+        "tests/models/metrics/test_diversity.py",
+    ),
+    Mutation(
+        "MixSyn: regions that a source lacks",
+        "models/mixsyn/compositions.py",
+        "torch.where(present.bool().gather(0, source), source, ABSENT)",
+        "source",
+        "tests/models/mixsyn/test_compositions.py",
+    ),
+    Mutation(
+        "MixSyn: codes of absent regions",
+        "models/mixsyn/compositions.py",
+        "return torch.where(self.present.view(*self.source.shape, *(1,) * (codes.dim() - 2)), taken, 0)",
+        "return taken",
+        "tests/models/mixsyn/test_compositions.py",
+    ),
+    Mutation(
+        "MixSyn: mean over a region",
+        "models/mixsyn/style.py",
+        "cover = cover / cover.sum(2, keepdim=True).clamp(min=1e-8)",
+        "cover = cover / cover.shape[2]",
+        "tests/models/mixsyn/test_generators.py",
+    ),
+    Mutation(
+        "MixSyn: pooled kernels",
+        "models/mixsyn/blocks.py",
+        "across = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))",
+        "across = F.pad(weight, (0, 1)) + F.pad(weight, (0, 1))",
+        "tests/models/mixsyn/test_blocks.py",
+    ),
+    Mutation(
+        "MixSyn: one spectral norm per encoder",
+        "models/mixsyn/blocks.py",
+        "stack = stack / self._sigma(stack, which)[:, None, None, None, None]",
+        "stack = stack / self._sigma(stack, which).mean()",
+        "tests/models/mixsyn/test_blocks.py",
+    ),
+]
+
+
+def copy_tree() -> None:
+    """Copy the repository as git sees it, with what is not committed yet, and the extension."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    shutil.rmtree(TREE, ignore_errors=True)
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (TREE / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, TREE / name)
+    # what the installation adds, so that the copy is imported and not the original; the extension is passed over as soon as
+    # a source differs
+    for path in (*(ROOT / "mixsyn_fast").glob("_C*.so"), *(ROOT / "mixsyn_fast").glob("_C.json")):
+        shutil.copy2(path, TREE / "mixsyn_fast")
+    (TREE / "mixsyn_fast" / "models").symlink_to("../models")
+    (TREE / "mixsyn_fast" / "_csrc").symlink_to("../csrc")
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in the copy."""
+    environ = {**os.environ, "PYTHONPATH": str(TREE), "MIXSYN_FAST_STRICT": "1", "MIXSYN_FAST_CACHE": str(WORK / "cache")}
+    environ.pop("MIXSYN_FAST_CSRC", None)
+    return subprocess.run([sys.executable, *command], cwd=TREE, env=environ, capture_output=True, text=True)
+
+
+def pytest(arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run tests in the copy until the first one fails."""
+    return run("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *shlex.split(arguments))
+
+
+def find(mutation: Mutation) -> Path:
+    """Return the file that holds the text.
+
+    Raises:
+        ValueError: it stands nowhere, or more than once.
+    """
+    files = sorted({path for pattern in mutation.files.split() for path in TREE.glob(pattern)})
+    counts = {path: path.read_text().count(mutation.old) for path in files}
+    if sum(counts.values()) != 1:
+        places = ", ".join(f"{count} in {path.relative_to(TREE)}" for path, count in counts.items() if count)
+        raise ValueError(f"expected the text once in {mutation.files}, got {places or 'none'}: {mutation.old!r}")
+    return next(path for path, count in counts.items() if count)
+
+
+def compile_kernels(path: Path) -> str:
+    """Compile what a source is part of; return the error, or nothing."""
+    if path.suffix == ".py":
+        return ""
+    code = "from mixsyn_fast import extension; assert extension.ensure_loaded(), extension.failure()"
+    if path.parent.name == "kernels":
+        code = "from tests.emulation import emulated; emulated.build()"
+    done = run("-c", code)
+    return done.stderr[-2000:] if done.returncode else ""
+
+
+def judge(mutation: Mutation) -> tuple[str, str]:
+    """Break the place, see what happens, mend it; return the verdict (killed, survived, broken) and what shows it."""
+    try:
+        path = find(mutation)
+    except ValueError as error:
+        return "broken", str(error)
+    text = path.read_text()
+    try:
+        path.write_text(text.replace(mutation.old, mutation.new))
+        if error := compile_kernels(path):
+            return "broken", f"does not compile: {error}"
+        done = pytest(mutation.tests)
+    finally:
+        path.write_text(text)
+    failed = re.search(r"^FAILED (.+?)(?: - |$)", done.stdout, re.MULTILINE)
+    if done.returncode == 1 and failed:
+        return "killed", failed[1]
+    if done.returncode == 0:
+        return "survived", mutation.tests
+    return "broken", (done.stdout + done.stderr)[-2000:]
+
+
+def main() -> int:
+    """Print one row per mutation; return 0 if all are killed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="parts of names; none for all")
+    parser.add_argument("--unchecked", action="store_true", help="do not run the tests on the copy as it is")
+    options = parser.parse_args()
+    chosen = [m for m in MUTATIONS if not options.names or any(name in m.name for name in options.names)]
+    WORK.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(WORK / "lock", timeout=0)
+    lock.acquire()  # one run at a time: they share the copy
+    copy_tree()
+    if not options.unchecked:
+        for arguments in sorted({m.tests for m in chosen}):
+            if (done := pytest(arguments)).returncode:
+                print(f"fails unbroken: {arguments}\n{done.stdout[-3000:]}{done.stderr[-1000:]}", flush=True)
+                return 1
+    verdicts = []
+    for mutation in chosen:
+        start = time.monotonic()
+        verdict, shown = judge(mutation)
+        verdicts.append(verdict)
+        print(f"{verdict:8} {time.monotonic() - start:5.0f} s  {mutation.name:55} {shown}", flush=True)
+    print(f"{verdicts.count('killed')} of {len(verdicts)} killed")
+    return int(verdicts.count("killed") != len(verdicts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
