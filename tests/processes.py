@@ -129,7 +129,7 @@ def _run(code: str, argv: list[str], env: dict[str, str], output: str, folder: s
 
         measured = coverage.process_startup(force=True)
     try:
-        exec(compile(code, "<child>", "exec"), {"__name__": "__main__"})  # noqa: S102
+        exec(compile(code, "<child>", "exec"), {"__name__": "__main__"})
     except Exception:
         traceback.print_exc()
         sys.exit(1)
