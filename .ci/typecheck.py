@@ -18,6 +18,14 @@ STRICT = (
     "mixsyn_fast/backend.py",
     "mixsyn_fast/__init__.py",
     "models/stylefusion/",
+    "models/settings.py",
+    "models/pictures/options.py",
+    "models/training/command.py",
+    "models/mixsyn/compose.py",
+    "models/mixsyn/edit.py",
+    "models/mixsyn/diversity.py",
+    "mixsyn_fast/cli.py",
+    "mixsyn_fast/commands.py",
 )
 
 

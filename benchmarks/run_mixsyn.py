@@ -317,7 +317,10 @@ def run_part(bench: MixSynBench, part: str, compiled: Networks | None, options: 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line -> options."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.run_mixsyn", description=(__doc__ or "").split("\n")[0], allow_abbrev=False
+        prog="python -m benchmarks.run_mixsyn",
+        description=(__doc__ or "").split("\n")[0],
+        epilog="and the options of the networks, as `mixsyn-fast train mixsyn --help` lists them: --structure.width ...",
+        allow_abbrev=False,
     )
     parser.add_argument("--quick", action="store_true", help="128 x 128 only, without torch.compile")
     parser.add_argument("--sizes", default="128,256", help="image sizes in pixels (default %(default)s)")
@@ -334,8 +337,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown at the end")
     parser.add_argument("--out", type=Path, help="JSON (default benchmarks/results/mixsyn_<device>.json)")
-    settings.add_arguments(parser, Config, without=("classes", "image_size"))
-    options = parser.parse_args(arguments)
+    options, of_networks = parser.parse_known_args(arguments)
+    options.config, _ = settings.read(Config, of_networks, prog=parser.prog, fixed=("classes", "image_size"))
     options.device = torch.device(options.device)
     options.out = options.out or RESULTS / f"mixsyn_{options.device.type}.json"
     options.compile = options.compile and not options.quick
@@ -369,7 +372,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the chosen parts, printing each as it comes; returns the result that is written."""
     facts = machine(options.device)
     print(machine_line(facts))
-    base = settings.from_arguments(options, Config)
+    base = options.config
     rates = measure_rates(options.device)
     result: dict[str, Any] = {
         "kind": "models",

@@ -2,52 +2,79 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from .commands import guarded, make_parser
+from .commands import guarded, run_command
 
-# words of the command -> (module with add_arguments(parser) and main(options), one line of help)
+# heading of the help -> words of a command -> (module of mixsyn_fast with Options and main(options), one line of help).
+# A paper adds a heading with its verbs.
 _COMMANDS = {
-    "doctor": ("mixsyn_fast.doctor", "versions, build, cache, and for every op and device what would run and why"),
-    "demo": ("mixsyn_fast.models.demo.command", "new pictures composed from several ones, and what the fast kernels gain"),
-    "compose": ("mixsyn_fast.models.mixsyn.compose", "a new picture from regions of several ones"),
-    "edit": ("mixsyn_fast.models.mixsyn.edit", "replace regions of a picture step by step"),
-    "diversity": ("mixsyn_fast.models.mixsyn.diversity", "a grid of random combinations of some pictures' regions"),
-    "data inspect": ("mixsyn_fast.models.data.inspect", "classes, bad files and a contact sheet of a data set"),
-    "evaluate compositions": ("mixsyn_fast.models.mixsyn.evaluate", "Table 1 of MixSyn: compositions and images of a model"),
-    "evaluate": ("mixsyn_fast.models.evaluation.evaluate", "PSNR, SSIM, LPIPS, FID ... of outputs or of a trained model"),
-    "parse": ("mixsyn_fast.models.evaluation.parse", "label maps of your own face photos"),
+    "": {
+        "doctor": ("doctor", "versions, build, cache, and for every op and device what would run and why"),
+        "demo": ("models.demo.command", "new pictures composed from several ones, and what the fast kernels gain"),
+    },
+    "data, training, evaluation, for every model": {
+        "data inspect": ("models.data.inspect", "classes, bad files and a contact sheet of a data set"),
+        "parse": ("models.evaluation.parse", "label maps of your own face photos"),
+        "train": ("models.training.command", "train <model>: on a data set (train --help lists the models)"),
+        "evaluate": ("models.evaluation.evaluate", "PSNR, SSIM, LPIPS, FID ... of outputs or of a trained model"),
+    },
+    "MixSyn: new pictures from regions of several ones": {
+        "mixsyn compose": ("models.mixsyn.compose", "a new picture from regions of several ones"),
+        "mixsyn edit": ("models.mixsyn.edit", "replace regions of a picture step by step"),
+        "mixsyn diversity": ("models.mixsyn.diversity", "a grid of random combinations of some pictures' regions"),
+        "mixsyn evaluate": ("models.mixsyn.evaluate", "Table 1: compositions and images of a model"),
+    },
 }
-_TRAIN = ("train <model>", "train a model on a data set (train --help lists the models)")
+_OLD_WORDS = {
+    "compose": "mixsyn compose",
+    "edit": "mixsyn edit",
+    "diversity": "mixsyn diversity",
+    "evaluate compositions": "mixsyn evaluate",
+}
+_BY_WORDS = {words: module for group in _COMMANDS.values() for words, (module, _) in group.items()}
 
 
 def _refuse_or_help(argv: list[str]) -> NoReturn:
     """Answer --version, --help, and what is no command."""
     from . import __version__
 
-    commands = [*((words, text) for words, (_, text) in _COMMANDS.items()), _TRAIN]
-    parser = make_parser("mixsyn-fast", __doc__)
+    listed = []
+    for heading, commands in _COMMANDS.items():
+        listed += [f"\n{heading}:"] if heading else []
+        listed += [f"  {words:<17} {text}" for words, (_, text) in commands.items()]
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("mixsyn-fast", description=__doc__, formatter_class=form, allow_abbrev=False)
     parser.usage = "mixsyn-fast [--version] <command> [options]"
-    parser.epilog = "commands (each has --help):\n" + "\n".join(f"  {words:<21} {text}" for words, text in commands)
+    parser.epilog = "commands (each has --help, --config FILE and --print-config):\n" + "\n".join(listed)
     parser.add_argument("--version", action="version", version=f"mixsyn_fast {__version__}")
     parser.parse_args([word for word in argv[:1] if word.startswith("-")])
-    parser.error(f"expected a command ({', '.join(words for words, _ in commands)}), got {' '.join(argv[:2]) or 'nothing'}")
+    if argv and any(words.startswith(f"{argv[0]} ") for words in _BY_WORDS):  # the first word of some
+        known = [words for words in _BY_WORDS if words.startswith(f"{argv[0]} ")]
+        if argv[1:2] in (["-h"], ["--help"]):
+            parser.print_help()
+            raise SystemExit(0)
+    else:
+        known = list(_BY_WORDS)
+    parser.error(f"expected a command ({', '.join(known)}), got {' '.join(argv[:2]) or 'nothing'}")
 
 
 def _run(argv: list[str]) -> int:
-    if argv[:1] == ["train"]:
-        command = importlib.import_module("mixsyn_fast.models.training.command")
-        return int(command.run(argv[1:]))
-    for words, (module, _) in _COMMANDS.items():
+    for old, new in _OLD_WORDS.items():
+        if argv[: len(old.split())] == old.split():
+            print(f"mixsyn-fast {old}: now called mixsyn-fast {new}", file=sys.stderr)
+            argv = [*new.split(), *argv[len(old.split()) :]]
+    for words, module in _BY_WORDS.items():
         length = len(words.split())
         if argv[:length] == words.split():
-            command = importlib.import_module(module)
-            parser = make_parser(f"mixsyn-fast {words}", command.__doc__)
-            command.add_arguments(parser)
-            return int(command.main(parser.parse_args(argv[length:])))
+            command = importlib.import_module(f"mixsyn_fast.{module}")
+            if words == "train":  # the model's name decides what options there are
+                return int(command.run(argv[1:]))
+            return run_command(command, argv[length:], f"mixsyn-fast {words}")
     _refuse_or_help(argv)
 
 

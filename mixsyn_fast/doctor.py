@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import os
 import platform
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 _VARIABLES = (
@@ -120,12 +120,14 @@ def render(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `mixsyn-fast doctor`."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+@dataclass(frozen=True)
+class Options:
+    """Options of `mixsyn-fast doctor`."""
+
+    json: bool = False  # print one JSON object instead of text
 
 
-def main(options: argparse.Namespace) -> int:
+def main(options: Options) -> int:
     """Print the examination; return 0 when the extension is usable and 1 when it is not."""
     facts = examine()
     print(json.dumps(facts, indent=2) if options.json else render(facts))

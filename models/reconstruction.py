@@ -72,9 +72,8 @@ class Config:
 class LatentConfig(Config):
     """Settings of a generator that may have a latent code."""
 
-    encoder: spade.EncoderConfig = field(
-        default_factory=lambda: spade.EncoderConfig(spectral_norm=True)
-    )  # image encoder of the VAE: only with generator.use_vae
+    encoder: spade.EncoderConfig = field(default_factory=lambda: spade.EncoderConfig(spectral_norm=True))
+    """image encoder of the VAE: only with generator.use_vae"""
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,39 @@
-"""Settings as dataclasses, and the same settings as command-line options and as JSON.
+"""Configs and options as dataclasses: read from the command line, read from JSON, written to JSON.
 
-A field is declared once::
+A config describes a network or a model, and is stored with its weights; options are what a command takes. Both are declared
+field by field::
 
     @dataclass(frozen=True)
-    class Options:
+    class Options(Checked):
         batch_size: int = 8  # images per step, over all processes
 
-and is then the option ``--batch-size`` (its help is the comment, its default is shown), the key ``batch_size`` of a
-JSON file, and the attribute. Types: bool, int, float, str, Literal, ``X | None``, unions, tuples of these, and
-dataclasses, whose fields become ``--section.field``.
+which is the option ``--batch-size`` (its help is the comment, or a docstring below), the key ``batch_size`` of a JSON file,
+and the attribute. Types: bool, int, float, str, Path, Literal, ``X | None``, unions, tuples of these, and dataclasses, whose
+fields become ``--section.field``. Tuples are comma lists, bools ``--flag`` and ``--no-flag`` (of a section
+``--no-section.flag`` or ``--section.no-flag``), None is the word "none". A field without default is a required option.
+
+The command line is read by tyro. Ours are the texts of values (comma lists, "none", finite numbers), JSON, and `--config`.
 """
 
 from __future__ import annotations
 
-import argparse
-import ast
+import contextlib
 import dataclasses
-import inspect
-import io
+import importlib
 import json
 import math
-import textwrap
-import tokenize
+import os
+import re
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Literal, TypeVar, Union
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
 
 C = TypeVar("C")
 _NONE = type(None)
-_SCALARS = (bool, int, float, str, _NONE)
+_SCALARS = (bool, int, float, str, Path, _NONE)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -38,9 +41,14 @@ _SCALARS = (bool, int, float, str, _NONE)
 # --------------------------------------------------------------------------------------------------
 
 
-@cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     """Field name -> type of a dataclass, in the order of its fields; TypeError for a type that has no option."""
+    known: dict[str, Any] = _read_hints(kind)
+    return known
+
+
+@cache
+def _read_hints(kind: Any) -> dict[str, Any]:
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise TypeError(f"expected a dataclass, got {kind!r}")
     hints = typing.get_type_hints(kind)
@@ -63,13 +71,12 @@ def _check_type(hint: Any, where: str) -> None:
     else:
         known = hint in _SCALARS
     if not known:
-        raise TypeError(
-            f"{where}: expected a type made of bool, int, float, str, None, Literal, tuple, union or dataclass, got {hint!r}"
-        )
+        known_types = "bool, int, float, str, Path, None, Literal, tuple, union or dataclass"
+        raise TypeError(f"{where}: expected a type made of {known_types}, got {hint!r}")
 
 
 def _describe(hint: Any) -> str:
-    """Name a type for help and messages: "int", "a|b", "int,int", "float|none"."""
+    """Name a type for help and messages: "int", "a|b", "int,int", "float|none", "file"."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return "|".join(map(str, args))
@@ -79,12 +86,12 @@ def _describe(hint: Any) -> str:
         return ",".join(map(_describe, args))
     if origin is not None:
         return "|".join(map(_describe, args))
-    return "none" if hint is _NONE else hint.__name__
+    return {_NONE: "none", Path: "file"}.get(hint) or hint.__name__
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, str last, for it takes every text."""
-    return tuple(sorted(typing.get_args(hint), key=lambda member: member is str))
+    """The members of a union, str and Path last, for they take every text."""
+    return tuple(sorted(typing.get_args(hint), key=lambda member: member in (str, Path)))
 
 
 def _element_types(hint: Any, count: int) -> list[Any]:
@@ -144,110 +151,9 @@ def _convert(value: Any, hint: Any) -> Any:
         return _fail()
     if hint is float and type(value) in (int, float):
         return float(value) if math.isfinite(value) else _fail()
+    if hint is Path and isinstance(value, (str, Path)):
+        return Path(value)
     return value if type(value) is hint else _fail()
-
-
-# --------------------------------------------------------------------------------------------------
-# Help from comments
-# --------------------------------------------------------------------------------------------------
-
-
-@cache
-def field_comments(kind: type) -> dict[str, str]:
-    """Return field name -> the comment behind its declaration, else the comment lines directly above it.
-
-    Looks at the class and what it inherits from; the declaration nearest to `kind` wins. A class whose source is not
-    there (typed into an interpreter) has no comments.
-    """
-    result: dict[str, str] = {}
-    for ancestor in reversed(kind.__mro__):
-        if dataclasses.is_dataclass(ancestor):
-            result |= _own_comments(ancestor)
-    return result
-
-
-def _own_comments(kind: type) -> dict[str, str]:
-    try:
-        source = textwrap.dedent(inspect.getsource(kind))
-        body = ast.parse(source).body[0].body  # type: ignore[attr-defined]
-    except (OSError, TypeError, SyntaxError):
-        return {}
-    comments: dict[int, str] = {}  # line -> text
-    alone: set[int] = set()  # lines that hold nothing else
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            comments[token.start[0]] = token.string.lstrip("#").strip()
-            if not token.line[: token.start[1]].strip():
-                alone.add(token.start[0])
-    result = {}
-    for node in body:
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
-            continue
-        lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-        text = [comments[line] for line in lines if line in comments]
-        if not text:
-            line = node.lineno - 1
-            while line in alone:
-                text.insert(0, comments[line])
-                line -= 1
-        result[node.target.id] = " ".join(text)
-    return result
-
-
-# --------------------------------------------------------------------------------------------------
-# Command line
-# --------------------------------------------------------------------------------------------------
-
-
-def _leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Yield (dotted name, type, comment) of every field that is no section."""
-    comments = field_comments(kind)
-    for name, hint in _hints(kind).items():
-        if dataclasses.is_dataclass(hint):
-            yield from _leaves(typing.cast(type, hint), f"{prefix}{name}.")
-        else:
-            yield prefix + name, hint, comments.get(name, "")
-
-
-def _sections(kind: type, prefix: str = "") -> dict[str, str]:
-    """Return dotted name -> comment of every field that is a section."""
-    result: dict[str, str] = {}
-    for name, hint in _hints(kind).items():
-        if dataclasses.is_dataclass(hint):
-            result[prefix + name] = field_comments(kind).get(name, "")
-            result |= _sections(typing.cast(type, hint), f"{prefix}{name}.")
-    return result
-
-
-def _defaults(kind: type, prefix: str = "") -> dict[str, Any]:
-    """Return dotted name -> default of the fields that have one."""
-    result: dict[str, Any] = {}
-    hints = _hints(kind)
-    for field in dataclasses.fields(kind):
-        if field.name not in hints:
-            continue
-        name = prefix + field.name
-        value: Any = dataclasses.MISSING
-        if field.default is not dataclasses.MISSING:
-            value = field.default
-        elif field.default_factory is not dataclasses.MISSING:
-            value = field.default_factory()
-        if dataclasses.is_dataclass(hints[field.name]):
-            result |= _defaults(hints[field.name], f"{name}.")
-            if value is not dataclasses.MISSING:
-                result |= _flat(value, f"{name}.")
-        elif value is not dataclasses.MISSING:
-            result[name] = value
-    return result
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return dotted name -> value of every field of a config that is no section."""
-    result: dict[str, Any] = {}
-    for name in _hints(type(config)):
-        value = getattr(config, name)
-        result |= _flat(value, f"{prefix}{name}.") if dataclasses.is_dataclass(value) else {prefix + name: value}
-    return result
 
 
 def _text(value: Any) -> str:
@@ -257,65 +163,6 @@ def _text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def add_arguments(
-    parser: argparse.ArgumentParser, kind: type, /, *, without: Collection[str] = (), **overridden: Any
-) -> None:
-    """Add an option for every field of the dataclass `kind`; abbreviated options are switched off.
-
-    `model.label_nc` of a section becomes ``--model.label-nc``. Tuples are comma lists, bools ``--flag`` and
-    ``--no-flag``, None is the word "none". A field without default is a required option.
-
-    Args:
-        parser: gets the options, in one group per section.
-        kind: the dataclass.
-        without: dotted names of fields that get no option and keep their default (what the data decides, say).
-        overridden: other defaults, ``batch_size=4``; those of sections as ``**{"model.ngf": 32}`` or ``model=Config(...)``.
-
-    Raises:
-        TypeError: `kind` is no dataclass, a field's type has no option, or an overridden name is no field.
-        ValueError: an overridden default is not of the field's type.
-    """
-    leaves = list(_leaves(kind))
-    defaults = _defaults(kind)
-    hints = {name: hint for name, hint, _ in leaves}
-    for name, value in overridden.items():
-        values = _flat(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
-        for key, default in values.items():
-            if key not in hints:
-                raise TypeError(f"{key}: no field of {kind.__name__}; expected one of {', '.join(hints)}")
-            defaults[key] = _checked(default, hints[key], key)
-    unknown = [name for name in without if name not in hints]
-    if unknown:
-        raise TypeError(f"{unknown[0]}: no field of {kind.__name__}; expected one of {', '.join(hints)}")
-    parser.set_defaults(**{name: defaults[name] for name in without})
-    leaves = [leaf for leaf in leaves if leaf[0] not in without]
-    parser.allow_abbrev = False
-    groups: dict[str, Any] = {"": parser}
-    for section, comment in _sections(kind).items():
-        groups[section] = parser.add_argument_group(section, comment or None)
-    for name, hint, comment in leaves:
-        section = name.rpartition(".")[0]
-        has_default = name in defaults
-        shown = f"(default: {_text(defaults[name]) or 'empty'})" if has_default else "(required)"
-        options: dict[str, Any] = {"dest": name, "default": defaults.get(name), "required": not has_default}
-        if hint is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            options |= {"type": _reader(hint), "metavar": _describe(hint).upper() if hint in _SCALARS else _describe(hint)}
-        action = groups[section].add_argument("--" + name.replace("_", "-"), **options)
-        action.help = f"{comment} {shown}".strip().replace("%", "%%")  # set here: Python 3.11's bool action adds to it
-
-
-def _reader(hint: Any) -> Any:
-    def read(text: str) -> Any:
-        try:
-            return _parse(text, hint)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {_describe(hint)}, got {text!r}") from None
-
-    return read
-
-
 def _checked(value: Any, hint: Any, key: str) -> Any:
     try:
         return _convert(value, hint)
@@ -323,24 +170,291 @@ def _checked(value: Any, hint: Any, key: str) -> Any:
         raise ValueError(f"{key}: expected {_describe(hint)}, got {value!r}") from None
 
 
-def from_arguments(namespace: argparse.Namespace, kind: type[C]) -> C:
-    """Return the config that parsed options describe.
+# --------------------------------------------------------------------------------------------------
+# Declaring options
+# --------------------------------------------------------------------------------------------------
+
+
+class Checked:
+    """Base of options put together by inheritance: every ``__post_init__`` begins with ``super().__post_init__()``."""
+
+    def __post_init__(self) -> None:
+        """Check nothing: the end of the chain."""
+
+
+def at_least(options: Any, **least: float) -> None:
+    """ValueError, naming the field, for a number below its bound; None passes."""
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if value is not None and value < bound:
+            raise ValueError(f"{name}: expected at least {bound}, got {value}")
+
+
+def one_of(options: Any, **choices: Collection[str]) -> None:
+    """ValueError, naming the field, for a text that is none of its choices; None passes."""
+    for name, known in choices.items():
+        value = getattr(options, name)
+        if value is not None and value not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+
+
+_HOW = "how"  # key of a field's metadata
+
+
+def repeated() -> Any:
+    """Declare a tuple of texts whose option is given once per element; empty by default."""
+    return dataclasses.field(default=(), metadata={_HOW: "repeated"})
+
+
+def positional(default: Any = dataclasses.MISSING) -> Any:
+    """Declare a field that is a word without an option's name; a tuple takes all words that are left."""
+    return dataclasses.field(default=default, metadata={_HOW: "positional"})
+
+
+def together(name: str, **sections: type) -> type:
+    """Return a dataclass with a section per argument, whose options carry no prefix."""
+    fields = [
+        (key, kind, dataclasses.field(default_factory=kind, metadata={_HOW: "flat"})) for key, kind in sections.items()
+    ]
+    return dataclasses.make_dataclass(name, fields, frozen=True)
+
+
+def _how(kind: Any) -> dict[str, str]:
+    """Field name -> how it is given, of those that are not plain options."""
+    return {field.name: field.metadata[_HOW] for field in dataclasses.fields(kind) if _HOW in field.metadata}
+
+
+def spelled(message: str, kind: type) -> str:
+    """Write the field at the beginning of an error message as its option: "batch_size: ..." as "--batch-size: ..."."""
+    name, found, rest = _leading(message, kind)
+    return f"{'' if found == 'positional' else '--'}{name.replace('_', '-')}: {rest}" if name else message
+
+
+def _leading(message: str, kind: Any) -> tuple[str, str, str]:
+    """Split a message into dotted field name, how it is given, and the rest; no name where it begins with no field."""
+    how = _how(kind)
+    for name, hint in _hints(kind).items():
+        if how.get(name) == "flat":
+            found = _leading(message, hint)
+            if found[0]:
+                return found
+        elif message.startswith(f"{name}: "):
+            rest = message[len(name) + 2 :]
+            inner, _, last = _leading(rest, hint) if dataclasses.is_dataclass(hint) else ("", "", rest)
+            return f"{name}.{inner}" if inner else name, how.get(name, ""), last
+    return "", "", message
+
+
+# --------------------------------------------------------------------------------------------------
+# Command line
+# --------------------------------------------------------------------------------------------------
+
+
+_CONFIG = "JSON file of options: its values instead of the defaults; the command line wins"
+_PRINT = "print all options as JSON, as --config reads them, and leave"
+
+
+class _Refused(NamedTuple):
+    """Stands for a value whose text does not fit, until its option's name is known."""
+
+    text: str
+    hint: Any
+
+
+def read(
+    kind: type[C],
+    words: Sequence[str],
+    *,
+    prog: str,
+    description: str | None = None,
+    fixed: Collection[str] = (),
+    of_file: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
+) -> tuple[C, bool]:
+    """Read a command's options; every command has `--config FILE` and `--print-config` besides.
+
+    Args:
+        kind: dataclass of the options.
+        words: of the command line, without the command.
+        prog: the command, for help and errors.
+        description: text above the options in the help.
+        fixed: dotted names of fields that are no options: they keep their defaults.
+        of_file: takes what the JSON file of `--config` holds, returns the values of `kind` (as :func:`to_dict` writes them)
+            that become the defaults; the command line wins.
+
+    Returns:
+        The options, and whether `--print-config` was given.
 
     Raises:
-        ValueError: what the checks of the dataclass (``__post_init__``) find; a section's name stands in front.
-        TypeError: :func:`add_arguments` was not called with `kind` for the parser.
+        ValueError: a value of a wrong type or one that the checks of the dataclass refuse, in words or file; the message
+            names the option.
+        FileNotFoundError: no such file.
+        ImportError: tyro is missing.
+        SystemExit: help was asked for (0); an unknown or missing option, or one without its value, said on stderr (2).
     """
-    given = vars(namespace)
-    tree: dict[str, Any] = {}
-    for name, _, _ in _leaves(kind):
-        if name not in given:
-            raise TypeError(f"{name}: not among the parsed options; call add_arguments(parser, {kind.__name__}) first")
+    tyro = _tyro()
+    given: dict[str, Any] = {}
+    file = _config_file(words)
+    if file is not None:
+        values = read_json(file)
+        try:
+            given = _given(kind, of_file(values))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+    command = dataclasses.make_dataclass(
+        "Command",
+        [
+            ("options", Annotated[kind, tyro.conf.arg(name="")]),
+            ("config", Annotated[Path | None, tyro.conf.arg(help=_CONFIG)], None),
+            ("print_config", Annotated[bool, tyro.conf.arg(help=_PRINT), tyro.conf.FlagCreatePairsOff], False),
+        ],
+    )
+    with _wide("-h" in words or "--help" in words):
+        tree: Any = tyro.cli(
+            command,
+            args=[re.sub(r"^--no-([^=]+\.)([^.=]+)$", r"--\1no-\2", word) for word in words],  # as tyro spells them
+            prog=prog,
+            description=description,
+            default=command(_unchecked(kind, given, tyro.MISSING_NONPROP)),
+            registry=_registry(tyro, _places(kind, fixed)),
+        )
+    for name, refused in _refusals(tree["options"], kind):
+        raise ValueError(f"--{name.replace('_', '-')}: expected {_describe(refused.hint)}, got {refused.text!r}")
+    try:
+        return _built(kind, tree["options"]), tree["print_config"]
+    except ValueError as error:
+        raise ValueError(spelled(str(error), kind)) from error
+
+
+def _tyro() -> Any:
+    try:
+        tyro: Any = importlib.import_module("tyro")
+    except ImportError as error:
+        raise ImportError(f"options on the command line need tyro: pip install 'mixsyn_fast[models]' ({error})") from None
+    tyro._experimental_options.update(utf8_boxes=False, ansi_codes=False)
+    return tyro
+
+
+@contextlib.contextmanager
+def _wide(as_it_is: bool) -> Iterator[None]:
+    """Let tyro write each message of an error on one line, however wide the terminal: file names stay whole."""
+    before = os.environ.get("COLUMNS")
+    if not as_it_is:
+        os.environ["COLUMNS"] = "1000"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("COLUMNS", None)
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _config_file(words: Sequence[str]) -> str | None:
+    """Return the last FILE of `--config FILE` or `--config=FILE`."""
+    files = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--config"]
+    files += [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    return files[-1] if files else None
+
+
+def _unchecked(kind: Any, given: Mapping[str, Any], missing: Any) -> Any:
+    """Return an object of `kind` for tyro's defaults: values of a file, then the fields' own; it is checked nowhere."""
+    made, hints = object.__new__(kind), _hints(kind)
+    for field in (field for field in dataclasses.fields(kind) if field.init):
+        value = given.get(field.name, _default(field, missing))
+        if isinstance(value, dict):
+            value = _unchecked(hints[field.name], _values(_default(field, None)) | value, missing)
+        object.__setattr__(made, field.name, value)
+    return made
+
+
+def _places(kind: type, dotted: Collection[str]) -> set[tuple[type, str]]:
+    """Return (section's class, field) of dotted names; TypeError for one that is no field."""
+    found = set()
+    for name in dotted:
+        place: Any = kind
         *sections, last = name.split(".")
-        place = tree
+        for flat in (key for key, how in _how(kind).items() if how == "flat"):
+            if (sections or [last])[0] in _hints(_hints(kind)[flat]):
+                place = _hints(kind)[flat]
         for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = given[name]
-    return from_dict(kind, tree)
+            place = _hints(place).get(section, _NONE)
+        if not dataclasses.is_dataclass(place) or last not in _hints(typing.cast(type, place)):
+            raise TypeError(f"{name}: no field of {kind.__name__}")
+        found.add((typing.cast(type, place), last))
+    return found
+
+
+def _registry(tyro: Any, fixed: set[tuple[type, str]]) -> Any:
+    """Return tyro's rules with ours: texts of values as here, sections as dicts, and how fields are given."""
+    conf, constructors = tyro.conf, tyro.constructors
+    registry = constructors.ConstructorRegistry()
+    inside: list[Any] = []
+
+    def leaf(info: Any) -> Any:
+        hint = info.type
+        try:
+            _check_type(hint, "")
+        except TypeError:
+            return None
+        many = typing.get_origin(hint) is tuple and info.markers & {conf.UseAppendAction, conf.Positional}
+        if hint is bool or many:
+            return None  # flags, and words of their own, as tyro reads them
+
+        def value(texts: list[str]) -> Any:
+            try:
+                return _parse(texts[0], hint)
+            except ValueError:
+                return _Refused(texts[0], hint)
+
+        def fits(instance: Any) -> bool:
+            try:
+                _convert(instance, hint)
+            except ValueError:
+                return False
+            return True
+
+        name = _describe(hint)
+        return constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=name.upper() if hint in _SCALARS else name,
+            instance_from_str=value,
+            is_instance=fits,
+            str_from_instance=lambda instance: [_text(instance) or "empty"],
+        )
+
+    def section(info: Any) -> Any:
+        if info.type in inside or not dataclasses.is_dataclass(info.type):
+            return None
+        inside.append(info.type)
+        try:
+            spec = constructors.ConstructorRegistry.get_struct_spec(info)
+        finally:
+            inside.pop()
+        how = _how(info.type)
+        marks = {"repeated": conf.UseAppendAction, "positional": conf.Positional, "flat": conf.arg(name="")}
+        fields = []
+        for field in spec.fields:
+            if field.name not in _hints(info.type):
+                continue  # no argument of the constructor
+            if field.name in how:
+                field = dataclasses.replace(field, type=Annotated[field.type, marks[how[field.name]]])
+            if (info.type, field.name) in fixed:
+                field = dataclasses.replace(field, type=Annotated[field.type, conf.Fixed, conf.Suppress])
+            fields.append(field)
+        return constructors.StructConstructorSpec(instantiate=dict, fields=tuple(fields))
+
+    registry.primitive_rule(leaf)
+    registry.struct_rule(section)
+    return registry
+
+
+def _refusals(tree: Mapping[str, Any], kind: type, prefix: str = "") -> Iterator[tuple[str, _Refused]]:
+    how = _how(kind)
+    for name, value in tree.items():
+        if isinstance(value, _Refused):
+            yield prefix + name, value
+        elif isinstance(value, dict):
+            yield from _refusals(value, _hints(kind)[name], prefix if how.get(name) == "flat" else f"{prefix}{name}.")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -349,52 +463,94 @@ def from_arguments(namespace: argparse.Namespace, kind: type[C]) -> C:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return a config as JSON-able dicts, lists and scalars (tuples become lists)."""
+    """Return a config, or options, as JSON-able dicts, lists and scalars (tuples become lists, paths texts)."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             return to_dict(value)
-        return [plain(part) for part in value] if isinstance(value, (tuple, list)) else value
+        if isinstance(value, (tuple, list)):
+            return [plain(part) for part in value]
+        return str(value) if isinstance(value, Path) else value
 
     return {name: plain(getattr(config, name)) for name in _hints(type(config))}
 
 
-def _has_default(field: dataclasses.Field[Any]) -> bool:
-    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
+    """Return the config, or the options, that :func:`to_dict` wrote down.
 
-
-def from_dict(kind: type[C], values: Mapping[str, Any], *, _prefix: str = "") -> C:
-    """Return the config that :func:`to_dict` wrote down.
-
-    A key that is missing takes the field's default, so that a run outlives the options that are added after it.
+    A key that is missing takes the field's default, within a section that of the section's own default, so that a run
+    outlives the options that are added after it.
 
     Raises:
         ValueError: a key that is unknown, or missing without a default; a value of a wrong type, or what ``__post_init__``
             finds; the message names the dotted key.
     """
-    hints = _hints(kind)
-    where = _prefix.rstrip(".") or kind.__name__
+    return _built(kind, _given(kind, values))
+
+
+def _given(kind: type, values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return JSON values as the types of the fields, sections as dicts; nothing needs to be there."""
+    hints, how = _hints(kind), _how(kind)
+    where = prefix.rstrip(".") or kind.__name__
     if not isinstance(values, Mapping):
         raise ValueError(f"{where}: expected the fields of {kind.__name__}, got {values!r}")
-    unknown = [f"{_prefix}{name}" for name in values if name not in hints]
-    needed = [field.name for field in dataclasses.fields(kind) if field.init and not _has_default(field)]  # type: ignore[arg-type]
-    missing = [f"{_prefix}{name}" for name in needed if name not in values]
-    if unknown or missing:
-        problems = [f"{title} {', '.join(names)}" for title, names in (("unknown", unknown), ("missing", missing)) if names]
-        raise ValueError(f"{where}: {'; '.join(problems)}")
-    fields: dict[str, Any] = {}
-    for name, hint in hints.items():
-        if name not in values:
-            continue
-        key = _prefix + name
+    unknown = [f"{prefix}{name}" for name in values if name not in hints]
+    if unknown:
+        raise ValueError(f"{where}: unknown {', '.join(unknown)}")
+    found: dict[str, Any] = {}
+    for name in (name for name in hints if name in values):
+        hint, key = hints[name], prefix + name
         if dataclasses.is_dataclass(hint):
-            fields[name] = from_dict(typing.cast(type, hint), values[name], _prefix=f"{key}.")
+            found[name] = _given(typing.cast(type, hint), values[name], prefix if how.get(name) == "flat" else f"{key}.")
         else:
-            fields[name] = _checked(values[name], hint, key)
+            found[name] = _checked(values[name], hint, key)
+    return found
+
+
+def _built(kind: type[C], given: Mapping[str, Any], prefix: str = "") -> C:
+    """Return the dataclass of values that have its types; sections are dicts."""
+    hints, how = _hints(kind), _how(kind)
+    where = prefix.rstrip(".") or kind.__name__
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
+    nothing = dataclasses.MISSING
+    missing = [prefix + name for name, field in fields.items() if name not in given and _default(field, nothing) is nothing]
+    if missing:
+        raise ValueError(f"{where}: missing {', '.join(missing)}")
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if isinstance(value, dict):
+            below = prefix if how.get(name) == "flat" else f"{prefix}{name}."
+            value = _built(hints[name], _values(_default(fields[name], None)) | value, below)
+        values[name] = value
     try:
-        return kind(**fields)
+        return kind(**values)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}" if _prefix else str(error)) from error
+        raise ValueError(f"{where}: {error}" if prefix else str(error)) from error
+
+
+def _default(field: dataclasses.Field[Any], missing: Any) -> Any:
+    """Return a field's default, `missing` where it has none."""
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return missing if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _values(config: Any) -> dict[str, Any]:
+    """Return the fields of a section's default, none for None: what a file does not say of the section."""
+    return {} if config is None else {name: getattr(config, name) for name in _hints(type(config))}
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object; ValueError or FileNotFoundError names the file."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file (expected a JSON file of options)") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
 
 
 def dumps(config: Any) -> str:

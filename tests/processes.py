@@ -123,11 +123,19 @@ def _run(code: str, argv: list[str], env: dict[str, str], output: str, folder: s
     os.chdir(folder)
     sys.argv = ["child", *argv]
     sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
+    measured = None
+    if "COVERAGE_PROCESS_CONFIG" in env:  # `make coverage`
+        import coverage
+
+        measured = coverage.process_startup(force=True)
     try:
-        exec(compile(code, "<child>", "exec"), {"__name__": "__main__"})  # noqa: S102
+        exec(compile(code, "<child>", "exec"), {"__name__": "__main__"})
     except Exception:
         traceback.print_exc()
         sys.exit(1)
     finally:
+        if measured is not None:
+            measured.stop()
+            measured.save()
         sys.stdout.flush()
         sys.stderr.flush()

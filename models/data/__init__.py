@@ -7,15 +7,16 @@ For example::
     batch = next(Loader(dataset, batch_size=8, workers=4, device="cuda"))  # .image, .regions
 """
 
-from .batch import Batch, Collate
+from .batch import Batch, Collate, ImageBatch, Item, Packed
 from .classes import FACADE_CLASSES, FACE_CLASSES, STREET_CLASSES
-from .dataset import Item, RegionDataset, edges_of_instances, first_items
+from .dataset import Collated, RegionDataset, TrainingSet, edges_of_instances, first_items
 from .drawn.drawing import NUM_CLASSES, draw, draw_batch
 from .drawn.facades import draw_facade
 from .drawn.faces import draw_face
 from .drawn.streets import draw_street
+from .latents import LatentBatch, LatentDataset
 from .loader import Loader
-from .options import DataOptions
+from .options import DataOptions, ReaderOptions
 from .palette import colorize, palette
 from .region_types import MergedSource, RegionTypes, merged, region_types
 from .sets import KINDS, LABEL_SETS, JoinedSource, ProceduralSource, guess_kind, open_source
@@ -31,20 +32,27 @@ __all__ = [
     "STREET_CLASSES",
     "Batch",
     "Collate",
+    "Collated",
     "DataOptions",
     "FileSource",
+    "ImageBatch",
     "Item",
     "JoinedSource",
     "LabelSet",
+    "LatentBatch",
+    "LatentDataset",
     "Loader",
     "MergedSource",
+    "Packed",
     "ProceduralSource",
+    "ReaderOptions",
     "Record",
     "RegionDataset",
     "RegionTypes",
     "Sample",
     "Source",
     "Statistics",
+    "TrainingSet",
     "colorize",
     "draw",
     "draw_batch",

@@ -1,5 +1,8 @@
 """A batch for training: images, region map, names; as one piece of memory on its way from a worker to the device.
 
+What a batch is made of is up to its data set: pictures with label maps (`Batch`), plain pictures (`ImageBatch`), latent
+codes (`LatentBatch`), or another dataclass that is `Packed`.
+
 A region map that carries its label patterns holds many tensors. Sent one by one, each takes a file descriptor of shared
 memory, a page-locking and a copy; so a batch is packed into one buffer, of which its tensors are views.
 """
@@ -7,8 +10,8 @@ memory, a page-locking and a copy; so a batch is packed into one buffer, of whic
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,58 +19,116 @@ from torch import Tensor
 
 from mixsyn_fast import RegionMap
 
-from .dataset import Item
-
 _ALIGNMENT = 64  # bytes: every tensor of a packed batch begins on a cache line
 
 
+@dataclass(frozen=True)
+class Item:
+    """One picture at its final size, still as bytes."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8."""
+    labels: np.ndarray
+    """(H, W) int32 in [0, K) or -1; all of them -1 in a set without label maps."""
+    edges: np.ndarray | None
+    """(H, W) bool."""
+    name: str
+    index: int
+    skipped: tuple[tuple[str, str], ...] = ()
+    """(name, reason) of bad files before it."""
+
+
+class Packed:
+    """A batch of anything, on one device: a frozen dataclass with these fields and whatever tensors it is made of.
+
+    Its tensors (in tuples, dicts and region maps too) travel as one piece of memory: from a worker, into page-locked memory,
+    to the device.
+    """
+
+    names: tuple[str, ...]
+    """Name of every item."""
+    index: Tensor
+    """(B,) int64: index in the data set, always in the computer's main memory."""
+    skipped: tuple[str, ...]
+    """Names of bad files that another item of the batch stands in for."""
+    reasons: tuple[str, ...]
+    """What was wrong with each of them."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def _parts(self) -> dict[str, Any]:
+        return {part.name: getattr(self, part.name) for part in fields(self)}  # type: ignore[arg-type]
+
+    def _first(self) -> Tensor:
+        tensors: list[Tensor] = []
+        _walk({name: value for name, value in self._parts().items() if name != "index"}, tensors.append)
+        return tensors[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Return the batch on a device (itself when it is there), in one copy; asynchronous from pinned memory if asked."""
+        device, here = torch.device(device), self._first().device
+        if here.type == device.type and device.index in (None, here.index):
+            return self
+        return self._moved(lambda buffer: buffer.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Return the batch in page-locked memory."""
+        return self._moved(lambda buffer: buffer.pin_memory())
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Say that a moved batch is in use on a CUDA stream."""
+        self._first().record_stream(stream)  # one storage holds the whole batch
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Self:
+        parts = self._parts()
+        index = parts.pop("index")
+        buffer, skeleton = _pack(parts)
+        return type(self)(**_unpack(move(buffer), skeleton), index=index)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), *_pack(self._parts()))
+
+
+def _rebuild(kind: type[Packed], buffer: Tensor, skeleton: Any) -> Packed:
+    return kind(**_unpack(buffer, skeleton))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Batch:
-    """B pictures with their label maps, on one device."""
+class Batch(Packed):
+    """B pictures with their label maps."""
 
     image: Tensor
     """(B, 3, H, W) float32 in [-1, 1], channels_last."""
     regions: RegionMap
     """Labels, edges where the source has them, and the label patterns planned by the loader."""
     names: tuple[str, ...]
-    """Stem of every picture."""
     index: Tensor
-    """(B,) int64: index in the source, always in the computer's main memory."""
     skipped: tuple[str, ...] = ()
-    """Names of bad files that another picture of the batch stands in for."""
     reasons: tuple[str, ...] = ()
-    """What was wrong with each of them."""
-
-    def __len__(self) -> int:
-        return self.image.shape[0]
 
     def __repr__(self) -> str:
         return f"Batch(image={tuple(self.image.shape)}, regions={self.regions}, names={self.names}, skipped={self.skipped})"
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Return the batch on a device (itself when it is there), in one copy; asynchronous from pinned memory if asked."""
-        device = torch.device(device)
-        here = self.image.device
-        if here.type == device.type and device.index in (None, here.index):
-            return self
-        return self._moved(lambda buffer: buffer.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory."""
-        return self._moved(lambda buffer: buffer.pin_memory())
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageBatch(Packed):
+    """B pictures of a set without label maps."""
 
-    def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
-        buffer, skeleton = _pack((self.image, self.regions))
-        image, regions = _unpack(move(buffer), skeleton)
-        return replace(self, image=image, regions=regions)
+    image: Tensor
+    """(B, 3, H, W) float32 in [-1, 1], channels_last."""
+    names: tuple[str, ...]
+    index: Tensor
+    skipped: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        buffer, skeleton = _pack(tuple(getattr(self, part.name) for part in fields(self)))
-        return _rebuild, (buffer, skeleton)
+    def __repr__(self) -> str:
+        return f"ImageBatch(image={tuple(self.image.shape)}, names={self.names}, skipped={self.skipped})"
 
-
-def _rebuild(buffer: Tensor, skeleton: Any) -> Batch:
-    return Batch(*_unpack(buffer, skeleton))
+    @property
+    def regions(self) -> RegionMap:
+        """ValueError: there are none."""
+        raise ValueError("regions: expected a data set with label maps, got plain pictures, which have none")
 
 
 @dataclass(frozen=True)
@@ -104,7 +165,7 @@ def _pack(value: Any) -> tuple[Tensor, Any]:
     slots = []
     if len(storages) == 1 and len(tensors) > 1:
         storage = tensors[0].untyped_storage()
-        buffer = torch.empty(0, dtype=torch.uint8, device=tensors[0].device).set_(storage)  # type: ignore[call-overload]
+        buffer = torch.empty(0, dtype=torch.uint8, device=tensors[0].device).set_(storage)
         for tensor in tensors:
             start = tensor.storage_offset() * tensor.element_size()
             slots.append(_Slot(start, tensor.dtype, tuple(tensor.shape), tensor.stride()))
@@ -138,15 +199,15 @@ class Collate:
     """Make a batch of items; runs in the workers, so that label patterns cost the training process nothing.
 
     Args:
-        num_regions: K.
+        num_regions: K; 0: there are no label maps, and the batch is of plain pictures.
         plans: (size, per_image) for every :meth:`mixsyn_fast.RegionMap.plan` that the generator will ask for.
     """
 
     num_regions: int
     plans: tuple[tuple[tuple[int, int], bool], ...] = ()
 
-    def __call__(self, items: Sequence[Item]) -> Batch:
-        """Collate items of one size.
+    def __call__(self, items: Sequence[Item]) -> Any:
+        """Collate items of one size into a `Batch`, or an `ImageBatch` without regions.
 
         Raises:
             ValueError: no items, sizes differ, edges in some only, labels out of range.
@@ -156,6 +217,12 @@ class Collate:
             raise ValueError(f"items: expected one or more of one size, got sizes {sorted(sizes)}")
         pictures = torch.from_numpy(np.stack([item.image for item in items]))
         image = pictures.to(torch.float32).mul_(2 / 255).sub_(1).permute(0, 3, 1, 2)  # channels_last without a copy
+        bad = dict(pair for item in items for pair in item.skipped)
+        index = torch.tensor([item.index for item in items], dtype=torch.int64)
+        about = tuple(item.name for item in items), index, tuple(bad), tuple(bad.values())
+        return Batch(image, self._regions(items), *about) if self.num_regions else ImageBatch(image, *about)
+
+    def _regions(self, items: Sequence[Item]) -> RegionMap:
         with_edges = [item for item in items if item.edges is not None]
         if len(with_edges) not in (0, len(items)):
             without = next(item.name for item in items if item.edges is None)
@@ -165,6 +232,4 @@ class Collate:
         regions = RegionMap(labels, self.num_regions, ignore_index=-1, edges=edges)
         for size, per_image in self.plans:
             regions.plan(size, per_image)
-        bad = dict(pair for item in items for pair in item.skipped)
-        index = torch.tensor([item.index for item in items], dtype=torch.int64)
-        return Batch(image, regions, tuple(item.name for item in items), index, tuple(bad), tuple(bad.values()))
+        return regions

@@ -3,39 +3,83 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from torch.utils.data import Dataset, get_worker_info
 
+from .batch import Collate, Item, Packed
 from .source import Sample, Source
 
+Plans = Sequence[tuple[tuple[int, int], bool]]
+"""(size, per_image) of :meth:`mixsyn_fast.RegionMap.plan`."""
 Box = tuple[float, float, float, float]
 """Left, upper, right, lower in pixels of the stored picture."""
 
 
-@dataclass(frozen=True)
-class Item:
-    """One picture at its final size, still as bytes."""
+class TrainingSet(Protocol):
+    """What the loader and the training loop ask of a data set: items, and how they become a batch. It is picklable.
 
-    image: np.ndarray
-    """(H, W, 3) uint8."""
-    labels: np.ndarray
-    """(H, W) int32 in [0, K) or -1."""
-    edges: np.ndarray | None
-    """(H, W) bool."""
-    name: str
-    index: int
-    skipped: tuple[tuple[str, str], ...] = ()
-    """(name, reason) of bad files before it."""
+    Any map-style data set with a collate function of its own is one through :class:`Collated`.
+    """
+
+    kind: str
+    """What it is, for messages."""
+    num_regions: int
+    """K of its label maps; 0: it has none."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: tuple[int, int], /) -> Any:
+        """Item (epoch, index), always the same one."""
+        ...
+
+    def collate(self, plans: Plans) -> Callable[[Sequence[Any]], Packed]:
+        """Return what makes a batch of items, in the workers; `plans` are the label analyses that the task asks for."""
+        ...
+
+    def announce(self, skipped: Sequence[tuple[str, str]]) -> None:
+        """Warn of bad files, (name, reason), that other items stood in for."""
+        ...
+
+
+class Collated:
+    """A map-style data set and its collate function as a :class:`TrainingSet`: items are the same in every epoch.
+
+    Args:
+        dataset: has `len` and `dataset[index]`; torch.utils.data.TensorDataset, say.
+        collate: list of items -> :class:`~mixsyn_fast.models.data.Packed`; both must be picklable for data workers.
+    """
+
+    num_regions = 0
+
+    def __init__(self, dataset: Any, collate: Callable[[Sequence[Any]], Packed]) -> None:
+        self.dataset, self._collate = dataset, collate
+        self.kind = type(dataset).__name__
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        """Item (epoch, index)."""
+        return self.dataset[key[1]]
+
+    def collate(self, plans: Plans) -> Callable[[Sequence[Any]], Packed]:
+        """Return the collate function."""
+        return self._collate
+
+    def announce(self, skipped: Sequence[tuple[str, str]]) -> None:
+        """Warn of bad files, (name, reason)."""
+        for name, reason in skipped:
+            warnings.warn(f"skipped {name}: {reason}", stacklevel=2)
 
 
 class RegionDataset(Dataset[Item]):
     """Pictures of a source at one size.
 
     Args:
-        source: where they come from.
+        source: where they come from; one without classes has no label maps, and gives batches of plain pictures.
         size: side of a square, or (H, W) in pixels.
         crop: what of a picture is taken. "center" and "random": the largest box of the proportions of `size`, in the middle
             or anywhere. "none": all of it, squeezed to `size`.
@@ -77,7 +121,7 @@ class RegionDataset(Dataset[Item]):
         if seed < 0:
             raise ValueError(f"seed: expected a non-negative integer, got {seed}")
         self.crop, self.flip, self.load_size, self.on_error, self.seed = crop, flip, load_size, on_error, seed
-        self.num_regions = len(source.classes)
+        self.kind, self.num_regions = source.name, len(source.classes)
         self._exchange = np.arange(-1, self.num_regions, dtype=np.int32)  # label + 1 -> label of the mirrored picture
         for left, right in source.swaps:
             self._exchange[[left + 1, right + 1]] = right, left
@@ -108,7 +152,11 @@ class RegionDataset(Dataset[Item]):
             edges = None if edges is None else edges[:, ::-1]
         return Item(image, labels, edges, sample.name, found, tuple(skipped))
 
-    def announce(self, skipped: list[tuple[str, str]]) -> None:
+    def collate(self, plans: Plans = ()) -> Collate:
+        """Return what makes a batch of items, with the label analyses of `plans` done."""
+        return Collate(self.num_regions, tuple((tuple(size), bool(own)) for size, own in plans))  # type: ignore[misc]
+
+    def announce(self, skipped: Sequence[tuple[str, str]]) -> None:
         """Warn of bad files, (name, reason), each once."""
         for name, reason in skipped:
             if name not in self._announced:
@@ -116,7 +164,7 @@ class RegionDataset(Dataset[Item]):
                 warnings.warn(f"skipped {name}: {reason}", stacklevel=2)
 
     def _read(self, index: int) -> tuple[Sample, int, list[tuple[str, str]]]:
-        skipped = []
+        skipped: list[tuple[str, str]] = []
         count = len(self.source)
         for step in range(count):
             at = (index + step) % count

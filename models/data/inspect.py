@@ -2,58 +2,58 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from ..settings import at_least, positional
 from ..sheets import contact_sheet, legend, save_png
 from .dataset import RegionDataset
+from .options import ReaderOptions
 from .palette import colorize, palette
-from .sets import KINDS, add_reader_arguments, open_source, reader_options
+from .sets import KINDS, open_source
 from .source import Source
 from .statistics import Statistics, statistics
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options to a parser."""
-    parser.add_argument("directory", nargs="?", help="folder of the set; none for the kinds drawn by code")
-    parser.add_argument("--kind", default="auto", choices=("auto", *KINDS), help="what set it is (default: %(default)s)")
-    parser.add_argument(
-        "--split", default="train", choices=("train", "val", "test", "all"), help="part of the set (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--unknown",
-        default="class",
-        help="what pixels without a class become: class, none, or a class name (default: %(default)s)",
-    )
-    add_reader_arguments(parser)
-    parser.add_argument("--limit", type=int, help="read the first N pictures only (default: all)")
-    parser.add_argument("--out", type=Path, help="write a contact sheet here (PNG): picture, labels, overlay, class names")
-    parser.add_argument("--count", type=int, default=8, help="rows of the contact sheet (default: %(default)s)")
-    parser.add_argument(
-        "--size", type=int, default=192, help="height and width of its cells in pixels (default: %(default)s)"
-    )
-    parser.add_argument("--json", type=Path, help="write the statistics here (JSON)")
+@dataclass(frozen=True)
+class Options(ReaderOptions):
+    """Options of the command."""
+
+    directory: str | None = positional(None)  # folder of the set; none for the kinds drawn by code
+    kind: Literal[("auto", *KINDS)] = "auto"  # type: ignore[valid-type]
+    """what set it is; auto: by what the folder holds"""
+    split: Literal["train", "val", "test", "all"] = "train"  # part of the set
+    unknown: str = "class"  # what pixels without a class become: class, none, or a class name
+    limit: int | None = None  # read the first so many pictures only; none: all
+    out: Path | None = None  # write a contact sheet here (PNG): picture, labels, overlay, class names
+    count: int = 8  # rows of the contact sheet
+    size: int = 192  # height and width of its cells in pixels
+    json: Path | None = None  # write the statistics here (JSON)
+
+    def __post_init__(self) -> None:
+        """Check numbers, and that the folders to write to are there."""
+        super().__post_init__()
+        at_least(self, count=1, size=8)
+        for name in ("out", "json"):
+            path = getattr(self, name)
+            if path is not None and not path.resolve().parent.is_dir():
+                raise FileNotFoundError(f"{path.resolve().parent}: no such folder to write {path.name} into")
 
 
-def main(arguments: argparse.Namespace) -> int:
+def main(options: Options) -> int:
     """Inspect a set; return 1 where it has bad files, else 0.
 
     Raises:
         ValueError: bad options. FileNotFoundError: files are missing. ImportError: no Pillow.
     """
-    if arguments.count < 1 or arguments.size < 8:
-        raise ValueError(f"--count, --size: expected at least 1 and 8, got {arguments.count} and {arguments.size}")
-    for path in (arguments.out, arguments.json):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise FileNotFoundError(f"{path.resolve().parent}: no such folder to write {path.name} into")
-    options = reader_options(arguments)
-    source = open_source(arguments.directory, arguments.kind, arguments.split, arguments.unknown, **options)
-    found = statistics(source, arguments.limit, _progress(len(source), arguments.limit))
-    print(f"{source.name}, split {arguments.split}: {found.count} pictures, {len(source.classes)} classes")
+    source = open_source(options.directory, options.kind, options.split, options.unknown, **options.reader_options())
+    found = statistics(source, options.limit, _progress(len(source), options.limit))
+    print(f"{source.name}, split {options.split}: {found.count} pictures, {len(source.classes)} classes")
     sizes = list(found.sizes.items())
     more = f" and {len(sizes) - 5} other sizes" if len(sizes) > 5 else ""
     print("stored sizes (height x width): " + ", ".join(f"{size} ({n})" for size, n in sizes[:5]) + more)
@@ -61,12 +61,12 @@ def main(arguments: argparse.Namespace) -> int:
     for name, reason in found.bad:
         print(f"bad: {name}: {reason}")
     print(f"{len(found.bad)} bad of {found.count + len(found.bad)}")
-    if arguments.json is not None:
-        found.save(arguments.json)
-        print(f"statistics: {arguments.json}")
-    if arguments.out is not None and found.count:
-        save_png(sheet(source, found, arguments.count, arguments.size), arguments.out)
-        print(f"contact sheet: {arguments.out}")
+    if options.json is not None:
+        found.save(options.json)
+        print(f"statistics: {options.json}")
+    if options.out is not None and found.count:
+        save_png(sheet(source, found, options.count, options.size), options.out)
+        print(f"contact sheet: {options.out}")
     return 1 if found.bad else 0
 
 

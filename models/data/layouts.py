@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .files import IMAGE_SUFFIXES
@@ -13,16 +13,17 @@ Found = tuple[LabelSet, list[Record]]
 SPLITS = ("train", "val", "test")
 
 
-def files(directory: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES, ending: str = "") -> dict[str, Path]:
-    """Stem (without `ending`) -> file, for every file below a folder whose stem ends so; {} without the folder."""
-    found, wanted = {}, tuple(suffixes)
+def listing(directory: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> Iterator[Path]:
+    """Yield every file below a folder with one of the suffixes, in an order that is the same everywhere."""
+    wanted = tuple(suffixes)
     for where, folders, names in os.walk(directory):
         folders.sort()
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in wanted and stem.endswith(ending):
-                found[stem.removesuffix(ending)] = Path(where, name)
-    return found
+        yield from (Path(where, name) for name in sorted(names) if os.path.splitext(name)[1].lower() in wanted)
+
+
+def files(directory: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES, ending: str = "") -> dict[str, Path]:
+    """Stem (without `ending`) -> file, for every file below a folder whose stem ends so; {} without the folder."""
+    return {p.stem.removesuffix(ending): p for p in listing(directory, suffixes) if p.stem.endswith(ending)}
 
 
 def pairs(

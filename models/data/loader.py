@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader
 
 from mixsyn_fast import RegionMap
 
-from .batch import Batch, Collate
-from .dataset import RegionDataset
+from .dataset import Plans, TrainingSet
 
 _SECONDS_AFTER_SIGTERM = 60
 Keys = list[tuple[int, int]]
@@ -64,21 +63,18 @@ class Order:
             yield keys
             batch += 1
 
-    def keys_once(self) -> Iterator[Keys]:
-        """Keys of this process's part of one pass in order; the last batch may be smaller, and missing."""
-        for start in range(0, self.length, self.batch_size):
-            indices = range(start, min(start + self.batch_size, self.length))
-            share = -(-len(indices) // self.world)
-            keys = [(0, index) for index in indices[self.rank * share : (self.rank + 1) * share]]
-            if keys:
-                yield keys
+    def keys_once(self, count: int) -> Iterator[Keys]:
+        """Keys of this process's batches of one pass in order over the first `count` items."""
+        share = self.batch_size // self.world
+        for start in range(self.rank * share, count, self.batch_size):
+            yield [(0, index) for index in range(start, min(start + share, count))]
 
 
 class Loader:
     """Endless batches for training (`next(loader)`), and one pass in order for validation (:meth:`once`).
 
     Args:
-        dataset: the pictures.
+        dataset: the items, and how they become a batch.
         batch_size: of all processes together.
         workers: worker processes; 0 reads in this process. They run one thread each.
         rank: number of this process, 0 to world - 1.
@@ -99,14 +95,14 @@ class Loader:
 
     def __init__(
         self,
-        dataset: RegionDataset,
+        dataset: TrainingSet,
         batch_size: int,
         *,
         workers: int = 0,
         rank: int = 0,
         world: int = 1,
         seed: int = 0,
-        plans: Sequence[tuple[tuple[int, int], bool]] = (),
+        plans: Plans = (),
         shuffle: bool = True,
         drop_last: bool = True,
         device: torch.device | str | None = None,
@@ -125,9 +121,9 @@ class Loader:
         self.order = Order(len(dataset), batch_size, rank, world, seed, shuffle, drop_last)
         self.device = None if device is None else torch.device(device)
         self.data_seconds = 0.0
-        self._collate = Collate(dataset.num_regions, tuple((tuple(size), bool(own)) for size, own in plans))
+        self.plans, self._collate = tuple(plans), dataset.collate(plans)
         self._drawn = 0
-        self._batches: Iterator[Batch] | None = None
+        self._batches: Iterator[Any] | None = None
 
     @property
     def batches_per_epoch(self) -> float:
@@ -136,27 +132,27 @@ class Loader:
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
-    def _open(self, keys: Iterator[Keys]) -> Iterator[Batch]:
-        if self._collate.plans:  # load (or compile) the kernels here, once, rather than in every worker
+    def _open(self, keys: Iterator[Keys]) -> Iterator[Any]:
+        if self.plans and self.dataset.num_regions:  # load (or compile) the kernels here, once, rather than in every worker
             RegionMap(torch.zeros(1, 4, 4, dtype=torch.int32), 1).plan()
         on_cuda = self.device is not None and self.device.type == "cuda"
         batches = iter(
             DataLoader(
                 self.dataset,
-                batch_sampler=keys,  # type: ignore[arg-type]
+                batch_sampler=keys,
                 num_workers=self.workers,
                 collate_fn=self._collate,
                 pin_memory=on_cuda,
                 worker_init_fn=_begin_worker,
             )
         )
-        return _CopiedAhead(batches, self.device) if on_cuda else batches  # type: ignore[arg-type,return-value]
+        return _CopiedAhead(batches, self.device) if on_cuda else batches  # type: ignore[arg-type]
 
     def __iter__(self) -> Loader:
         return self
 
-    def __next__(self) -> Batch:
-        """Return the next batch, waiting for it if it is not there yet."""
+    def __next__(self) -> Any:
+        """Return the next batch, as the data set collates it, waiting for it if it is not there yet."""
         began = time.perf_counter()
         if self._batches is None:
             self._batches = self._open(self.order.keys_from(self._drawn))
@@ -170,12 +166,15 @@ class Loader:
         self.data_seconds = time.perf_counter() - began
         return batch
 
-    def once(self) -> Iterator[Batch]:
-        """Iterate over this process's part of all pictures in order, epoch 0, the last batch as large as it is.
+    def once(self, count: int | None = None) -> Iterator[Any]:
+        """Iterate over this process's part of the first `count` items (None: all) in order, epoch 0.
 
-        The training order is not touched. With several processes, some may get fewer batches than others.
+        Batches hold `batch_size / world` items, the last one what is left, and batch n comes to process n mod `world`: no
+        item comes twice, and other numbers of processes get the same batches as long as `batch_size / world` is the same.
+        Some processes may get fewer batches than others, or none. The training order is not touched.
         """
-        batches = self._open(self.order.keys_once())
+        length = self.order.length
+        batches = self._open(self.order.keys_once(length if count is None else min(count, length)))
         for batch in batches:
             self.dataset.announce(list(zip(batch.skipped, batch.reasons, strict=True)))
             yield batch
@@ -222,23 +221,23 @@ def _begin_worker(worker: int) -> None:
 class _CopiedAhead:
     """Copy batches to a CUDA device on a stream of its own, one ahead of the one in use."""
 
-    def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
+    def __init__(self, batches: Iterator[Any], device: torch.device) -> None:
         self.batches, self.device = batches, device
         self.stream = torch.cuda.Stream(device)
-        self.ahead: Batch | None = None
+        self.ahead: Any = None
         self.started = False
 
     def __iter__(self) -> _CopiedAhead:
         return self
 
-    def _fetch(self) -> Batch | None:
+    def _fetch(self) -> Any:
         batch = next(self.batches, None)
         if batch is None:
             return None
         with torch.cuda.stream(self.stream):
             return batch.to(self.device, non_blocking=True)
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Any:
         if not self.started:
             self.started, self.ahead = True, self._fetch()
         batch = self.ahead
@@ -246,6 +245,6 @@ class _CopiedAhead:
             raise StopIteration
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self.stream)
-        batch.image.record_stream(current)  # one storage holds the whole batch
+        batch.record_stream(current)
         self.ahead = self._fetch()
         return batch

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
+from ..settings import Checked
 from .dataset import RegionDataset
 from .region_types import merged
-from .sets import KINDS, JoinedSource, open_source, reader_options
+from .sets import DRAWN_KINDS, KINDS, JoinedSource, open_source
 from .source import Source
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class ReaderOptions(Checked):
+    """What the readers of some kinds of data sets need to know."""
+
+    unknown_id: int | None = None  # kind folder: stored id of pixels without a class, often 255
+    first_id: int | None = None  # kind folder: stored id of the first class; none: 0
+    partition: str | None = None  # celebamask_hq, ffhq: how the set is split; none: as CelebA is (see docs/training.md)
+    names: str | None = None  # file with the stems of the pictures to take, one per line; none: all
+
+    def reader_options(self) -> dict[str, Any]:
+        """Return those that were given, for :func:`open_source`."""
+        found = {field.name: getattr(self, field.name) for field in fields(ReaderOptions)}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class DataOptions(ReaderOptions):
     """What to train on."""
 
     data: str = ""  # folder of the data set; empty for the procedural kinds
@@ -21,28 +37,24 @@ class DataOptions:
     split: str = "train"  # part of the set to learn from
     validation: str = "auto"  # part of the set to judge by; auto: val, if the set has one; none
     unknown: Literal["class", "none"] = "class"  # pixels without a known class: one more class, or no region
-    unknown_id: int | None = None  # kind folder: stored id of pixels without a class, often 255
-    first_id: int | None = None  # kind folder: stored id of the first class; none: 0
-    partition: str | None = None  # celebamask_hq, ffhq: how the set is split; none: as CelebA is
-    names: str | None = None  # file with the stems of the pictures to take, one per line; none: all
     size: tuple[int, ...] = (256,)  # height and width of the images in pixels; one number for both
     load_size: int = 0  # shorter side in pixels that images are resized to before the crop; 0: just large enough
     crop: Literal["random", "center", "none"] = "center"  # where the crop lies; none: squeeze the whole picture to the size
     flip: float = 0.5  # probability of a horizontal flip; left and right classes change places
     count: int = 1000  # pictures of a set drawn by code (kinds procedural_faces and procedural_facades)
     merge: Literal["none", "meta", "compact"] = "none"  # classes merged into fewer region types; see docs/training.md
-    also: str = (
-        ""  # a second set with the same classes to learn from: a kind drawn by code (--count pictures), or kind:folder
-    )
+    also: str = ""
+    """a second set with the same classes to learn from: a kind drawn by code (--count pictures), or kind:folder"""
     on_error: Literal["skip", "raise"] = "skip"  # a bad file: take the next picture and say so, or stop
 
     def __post_init__(self) -> None:
         """Check what no data set needs to be opened for."""
+        super().__post_init__()
         if len(self.size) not in (1, 2) or min(self.size) < 1:
             raise ValueError(f"size: expected one or two positive numbers, got {self.size}")
         kind, _, folder = self.also.partition(":")
         if self.also and (kind not in ("auto", *KINDS) or kind.startswith("procedural") == bool(folder)):
-            drawn = ", ".join(kind for kind in KINDS if kind.startswith("procedural"))
+            drawn = ", ".join(DRAWN_KINDS)
             raise ValueError(f"also: expected a kind drawn by code ({drawn}) or kind:folder, got {self.also!r}")
 
     @property
@@ -69,7 +81,7 @@ class DataOptions:
     def _opened(self, split: str) -> Source:
         """Open a split of the set with its own classes."""
         if not self.kind.startswith("procedural"):
-            return open_source(self.data or None, self.kind, split, self.unknown, **reader_options(self))
+            return open_source(self.data or None, self.kind, split, self.unknown, **self.reader_options())
         # seeds that no training set reaches
         drawn = {"seed": 0, "count": self.count} if split == self.split else {"seed": 10**9, "count": min(100, self.count)}
         return open_source(self.data or None, kind=self.kind, size=self.height_and_width, **drawn)

@@ -28,7 +28,7 @@ from .classes import (
     GTA5,
     LAPA,
 )
-from .layouts import SPLITS, Found, by_number, files, listed, pairs, simple, split_folders
+from .layouts import SPLITS, Found, by_number, files, is_simple, listed, listing, pairs, simple, split_folders
 from .source import LabelSet, Record, read_matlab
 
 # --- faces ------------------------------------------------------------------------------------------------------------
@@ -392,6 +392,35 @@ def folder(
     return LabelSet(tuple(names), size, first=first_id, unknown=unknown_id), simple(root, split)
 
 
+def images(root: Path, split: str, size: tuple[int, int] = (256, 256)) -> Found:
+    """Plain pictures: any folder of them, nested too, and no label maps. There are no classes.
+
+    Layout: every picture below `root/<split>`, or below `root`, which is split "train", when it holds no folder named
+    train, val or test; where there are folders `images` and `labels` in it, below `images` alone. A name is the path in
+    there without the suffix. Nothing swaps in a flip. Size 256 x 256 unless option `size` says otherwise.
+    """
+    splits = [root / part for part in SPLITS if (root / part).is_dir()]
+    if split == "all" or (not splits and split == "train"):
+        folders = splits or [root]
+    else:
+        folders = [root / split]
+        if folders[0] not in splits:
+            have = ", ".join(place.name for place in splits) or "train"
+            raise FileNotFoundError(f"{folders[0]}: no such folder of pictures; there is: {have}")
+    found: dict[str, Path] = {}
+    for folder in folders:
+        place = folder / "images" if is_simple(folder) else folder
+        where = root if len(folders) > 1 else place
+        for path in listing(place):
+            name = path.relative_to(where).with_suffix("").as_posix()
+            if name in found:
+                raise ValueError(f"{place}: expected one picture per name, got {found[name].name} and {path.name}")
+            found[name] = path
+    if not found:
+        raise FileNotFoundError(f"{folders[0]}: holds no picture")
+    return LabelSet((), size), [Record(name, path, None) for name, path in found.items()]
+
+
 def class_listing(root: Path) -> Path | None:
     """Return the file in a folder that lists class names, if it has one."""
     return next((p for p in (root / "classes.txt", root / "label_list.txt") if p.is_file()), None)
@@ -423,6 +452,7 @@ READERS: dict[str, Callable[..., Found]] = {
         cityscapes,
         camvid,
         ccp,
+        images,
     )
 }
 """Reader of every kind of files."""
@@ -442,4 +472,4 @@ LABEL_SETS: dict[str, LabelSet] = {
     "ccp": _CCP,
 }
 """How the label maps of every kind store its classes; not of "folder", which is as its user says, nor of "gta5", which is
-stored in two ways."""
+stored in two ways, nor of "images", which has none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import os
 import re
@@ -23,11 +22,14 @@ from .source import FileSource, LabelSet, Sample, Source
 
 _DRAWN = {"procedural_faces": (draw_face, FACE_CLASSES), "procedural_facades": (draw_facade, FACADE_CLASSES)}
 
+DRAWN_KINDS = tuple(_DRAWN)
+"""The kinds drawn by code: they need no folder."""
+
 KINDS = (*READERS, *_DRAWN)
 """Every kind that :func:`open_source` knows."""
 
 LABEL_SETS = {**_STORED, **{kind: LabelSet(tuple(classes), (128, 128)) for kind, (_, classes) in _DRAWN.items()}}
-"""How a label map of every kind stores its classes, where the kind alone says so (not "folder" and "gta5")."""
+"""How a label map of every kind stores its classes, where the kind alone says so (not "folder", "images" and "gta5")."""
 
 
 class ProceduralSource:
@@ -124,20 +126,6 @@ def classes_differ(got: Sequence[str], expected: Sequence[str]) -> str:
     if len(found) == 1 and unequal is not None:
         found.append(f"class {unequal} is {got[unequal]} instead of {expected[unequal]}")
     return ", ".join(found)
-
-
-def add_reader_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the readers' own options to a command; :func:`reader_options` takes them out again."""
-    parser.add_argument("--unknown-id", type=int, help="kind folder: stored id of pixels without a class, often 255")
-    parser.add_argument("--first-id", type=int, help="kind folder: stored id of the first class (default: 0)")
-    parser.add_argument("--partition", help="celebamask_hq, ffhq: how the set is split (see docs/training.md)")
-    parser.add_argument("--names", metavar="FILE", help="only the pictures whose stems stand in this file, one per line")
-
-
-def reader_options(given: Any) -> dict[str, Any]:
-    """Return the readers' options that were given: attributes unknown_id, first_id, partition, names that are not None."""
-    found = {name: getattr(given, name) for name in ("unknown_id", "first_id", "partition", "names")}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def open_source(
@@ -272,7 +260,7 @@ def guess_kind(root: str | os.PathLike[str], stem: str | None = None) -> str:
                 return kind
     for folder in (where.resolve(), where.resolve().parent):  # the folder itself may be one split
         name = folder.name.lower().replace("-", "_")
-        close = [kind for kind in READERS if kind != "folder" and name.startswith(kind)]
+        close = [kind for kind in READERS if kind not in ("folder", "images") and name.startswith(kind)]
         if close:
             return max(close, key=len)
     if (where / "label_list.txt").is_file():

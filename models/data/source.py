@@ -28,7 +28,7 @@ class Sample:
     image: np.ndarray
     """(H, W, 3) uint8 RGB."""
     labels: np.ndarray
-    """(H, W) int32, class in [0, K), or -1 for no class."""
+    """(H, W) int32, class in [0, K), or -1 for no class (every pixel of a set without label maps, which has no classes)."""
     instances: np.ndarray | None
     """(H, W) int32 instance ids (equal ids = one object), or None. Edges are taken from them at the final size."""
     name: str
@@ -44,7 +44,7 @@ class Source(Protocol):
     name: str
     """Kind of the set."""
     classes: tuple[str, ...]
-    """K class names by id."""
+    """K class names by id; none for a set without label maps."""
     swaps: tuple[tuple[int, int], ...]
     """Pairs of classes that a horizontal flip exchanges."""
     default_size: tuple[int, int]
@@ -129,8 +129,8 @@ class Record:
 
     name: str
     image: Path
-    labels: Path | tuple[tuple[int, Path], ...]
-    """One label map, or one mask per part as (stored id, file)."""
+    labels: Path | tuple[tuple[int, Path], ...] | None
+    """One label map, or one mask per part as (stored id, file); None in a set without label maps."""
     instances: Path | None = None
     edges: Path | None = None
 
@@ -180,6 +180,9 @@ class FileSource:
             raise IndexError(f"index: expected 0 to {len(self.records) - 1}, got {index}")
         record = self.records[index]
         picture = open_picture(record.image).convert("RGB")
+        if record.labels is None:
+            nowhere = np.broadcast_to(np.int32(-1), picture.size[::-1])  # a view of one number
+            return Sample(np.asarray(picture), nowhere, None, record.name)
         if isinstance(record.labels, tuple):
             file, stored = record.labels[0][1], _merged_parts(record.labels, self.label_set.soft_parts)
         else:

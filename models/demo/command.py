@@ -10,7 +10,6 @@ PyTorch, verified to give the same numbers: one such composition, and one pass o
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import re
@@ -18,13 +17,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from mixsyn_fast.progress import progress
 from mixsyn_fast.runtime import keep_memory
 
+from ..data import KINDS, ReaderOptions
+from ..pictures.options import ModelOptions, check_png, open_model, write_sheet
+from ..settings import at_least
 from .speed import Outcome, in_words, measure_sean, parts_table, table
 
 if TYPE_CHECKING:
@@ -66,63 +68,79 @@ class Inputs:
     """What to tell the user then."""
 
 
-def load_inputs(options: argparse.Namespace, mixsyn: MixSyn) -> Inputs:
-    """Open what is to be composed, and label maps for SEAN: those of --data, else drawn by code.
+def load_inputs(
+    mixsyn: MixSyn,
+    data: str | None = None,
+    kind: str = "auto",
+    *,
+    batch: int = 1,
+    size: int = 256,
+    seed: int = 0,
+    **reader: Any,
+) -> Inputs:
+    """Open what is to be composed, and label maps for SEAN: those of a data set, else drawn by code.
+
+    Args:
+        mixsyn: the model that composes.
+        data: folder of the set; None: drawn by code.
+        kind: what set it is.
+        batch: images for SEAN.
+        size: side of SEAN's images.
+        seed: of drawings.
+        reader: options of the set's reader.
 
     Raises:
-        ValueError: --data is no data set; names what is wrong.
+        ValueError: `data` is no data set; names what is wrong.
     """
-    from ..data import FACADE_CLASSES, ProceduralSource, draw_batch, first_items, open_source
-    from ..data.sets import reader_options
-    from ..mixsyn.demo import UNSEEN
+    from ..data import draw_batch, first_items, open_source
     from ..mixsyn.diversity import open_matching
+    from ..pictures.options import drawn_source
 
-    if options.data is None:
-        if mixsyn.classes != FACADE_CLASSES:
-            raise ValueError(f"--model: knows {', '.join(mixsyn.classes)}, no facades as drawn by code: give --data DIR")
-        drawn = ProceduralSource("procedural_facades", 100, UNSEEN + options.seed, mixsyn.size)
-        images, labels = draw_batch("face", options.batch, options.size, seed=options.seed)
+    if data is None:
+        try:
+            drawn = drawn_source(mixsyn.classes, mixsyn.size, 100, seed)
+        except ValueError:
+            raise ValueError(
+                f"model: knows {', '.join(mixsyn.classes)}, no facades as drawn by code: give --data DIR"
+            ) from None
+        images, labels = draw_batch("face", batch, size, seed=seed)
         return Inputs(images, labels, NUM_REGIONS, "drawn by code", drawn)
-    path = Path(options.data)
+    path = Path(data)
     name = f"{path.resolve().parent.name}/{path.resolve().name}"
     try:
-        source = _opened(options)
+        source = _opened(data, kind, reader)
     except (ValueError, OSError) as error:
-        raise ValueError(f"--data: {error}") from None
+        raise ValueError(f"data: {error}") from None
     if source is None:  # images/ and labels/ without names of the regions, as for faces
         try:
-            images, labels = first_items(
-                open_source(path, "folder", "all", classes=NUM_REGIONS), options.batch, options.size
-            )
+            images, labels = first_items(open_source(path, "folder", "all", classes=NUM_REGIONS), batch, size)
         except ValueError as error:
-            raise ValueError(f"--data: {error}") from None
+            raise ValueError(f"data: {error}") from None
         why = f"{path} does not say what its regions are: give --kind cmp_facade (ids 1 to 12), or write classes.txt"
         return Inputs(images, labels, NUM_REGIONS, name, None, why)
     try:
-        images, labels = first_items(source, options.batch, options.size)
+        images, labels = first_items(source, batch, size)
     except (ValueError, OSError) as error:
-        raise ValueError(f"--data: {error}") from None
+        raise ValueError(f"data: {error}") from None
     composed, why = None, ""
     try:
-        composed = open_matching(mixsyn, options.data, options.kind, "all", **reader_options(options))
+        composed = open_matching(mixsyn, data, kind, "all", **reader)
     except ValueError as error:  # the set itself is sound, for it was opened above
         why = str(error)
     return Inputs(images, labels, len(source.classes), name, composed, why)
 
 
-def _opened(options: argparse.Namespace) -> Source | None:
-    """Open --data; None for images/ and labels/ that no known set is recognised in."""
+def _opened(data: str, kind: str, reader: dict[str, Any]) -> Source | None:
+    """Open a set; None for images/ and labels/ that no known set is recognised in."""
     from ..data import guess_kind, open_source
-    from ..data.sets import reader_options
 
-    given = reader_options(options)
-    if options.kind == "auto" and not given:
+    if kind == "auto" and not reader:
         try:
-            guess_kind(options.data)
+            guess_kind(data)
         except ValueError:
-            open_source(options.data, "folder", "all", classes=NUM_REGIONS)
+            open_source(data, "folder", "all", classes=NUM_REGIONS)
             return None
-    return open_source(options.data, options.kind, "all", "none", **given)
+    return open_source(data, kind, "all", "none", **reader)
 
 
 # ----------------------------------------------------------------------------------------------------------- the times
@@ -234,62 +252,40 @@ def draw_sheet(
 # -------------------------------------------------------------------------------------------------------- command line
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `mixsyn-fast demo`."""
-    from ..data import KINDS
-    from ..data.sets import add_reader_arguments
+@dataclass(frozen=True)
+class Options(ReaderOptions, ModelOptions):
+    """Options of `mixsyn-fast demo`; the model is MixSyn."""
 
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        help="your pictures with label maps: composed where they have the model's regions (default: drawn by code)",
-    )
-    parser.add_argument("--kind", choices=("auto", *KINDS), default="auto", help="what set --data is (default: %(default)s)")
-    add_reader_arguments(parser)
-    parser.add_argument(
-        "--model", metavar="FILE", help="MixSyn weights (.safetensors) or run folder (default: the shipped model of facades)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("outputs/demo.png"), help="the sheet (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=5, help="new pictures (default: %(default)s)")
-    parser.add_argument(
-        "--size", type=int, default=256, help="side of SEAN's images, a multiple of 32 (default: %(default)s)"
-    )
-    parser.add_argument("--batch", type=int, default=1, help="images per run of SEAN (default: %(default)s)")
-    parser.add_argument("--ngf", type=int, default=64, help="width of SEAN (default: %(default)s, as published)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of sources, drawings, weights and noise")
-    parser.add_argument("--repeat", type=int, default=3, help="timed runs of each form (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda[:n] (default: %(default)s)")
-    parser.add_argument(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="time torch.compile of SEAN too: minutes of compilation on two cores (default: no)",
-    )
-    parser.add_argument(
-        "--compile-seconds", type=float, default=300.0, help="give torch.compile this long (default: %(default)s)"
-    )
+    data: str | None = None
+    """your pictures with label maps: composed where they have the model's regions; none: drawn by code"""
+    kind: Literal[("auto", *KINDS)] = "auto"  # type: ignore[valid-type]
+    """what set --data is; auto: by what the folder holds"""
+    out: Path = Path("outputs/demo.png")  # the sheet
+    rows: int = 5  # new pictures
+    size: int = 256  # side of SEAN's images, a multiple of 32
+    batch: int = 1  # images per run of SEAN
+    ngf: int = 64  # width of SEAN; 64 as published
+    seed: int = 0  # of the choice of sources, drawings, weights and noise
+    repeat: int = 3  # timed runs of each form
+    compile: bool = False  # time torch.compile of SEAN too: minutes of compilation on two cores
+    compile_seconds: float = 300.0  # give torch.compile this long
+
+    def __post_init__(self) -> None:
+        """Check what nothing needs to be opened for."""
+        super().__post_init__()
+        if self.size < 32 or self.size % 32:
+            raise ValueError(f"size: expected a positive multiple of 32, got {self.size}")
+        at_least(self, rows=1, batch=1, ngf=1, repeat=1)
+        if self.seed < 0:
+            raise ValueError(f"seed: expected a non-negative integer, got {self.seed}")
+        check_png(self, "out")
+        if self.data is None and self.reader_options():
+            raise ValueError(f"{next(iter(self.reader_options()))}: needs --data DIR")
+        if self.data is not None and not Path(self.data).is_dir():
+            raise ValueError(f"data: {self.data}: no such folder")
 
 
-def check(options: argparse.Namespace) -> None:
-    """Raise ValueError, naming the option, for what cannot be done."""
-    from ..data.sets import reader_options
-
-    if options.size < 32 or options.size % 32:
-        raise ValueError(f"--size: expected a positive multiple of 32, got {options.size}")
-    for name in ("rows", "batch", "ngf", "repeat"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name}: expected at least 1, got {getattr(options, name)}")
-    if options.seed < 0:
-        raise ValueError(f"--seed: expected a non-negative integer, got {options.seed}")
-    if options.out.suffix.lower() != ".png":
-        raise ValueError(f"--out: expected a file name ending in .png, got {options.out}")
-    if options.data is None and reader_options(options):
-        raise ValueError(f"--{next(iter(reader_options(options))).replace('_', '-')}: needs --data DIR")
-    if options.data is not None and not Path(options.data).is_dir():
-        raise ValueError(f"--data: {options.data}: no such folder")
-
-
-def main(options: argparse.Namespace) -> int:
+def main(options: Options) -> int:
     """Run `mixsyn-fast demo`; return the exit status (0: all forms agree, 1: they do not).
 
     Raises:
@@ -300,15 +296,22 @@ def main(options: argparse.Namespace) -> int:
         import PIL  # noqa: F401
     except ImportError:
         raise ImportError("drawing the sheet needs pillow: pip install 'mixsyn_fast[models]'") from None
-    check(options)
     from ..mixsyn import demo as composing
-    from ..mixsyn.compose import open_model, write_sheet
+    from ..mixsyn.model import MixSyn
 
-    mixsyn = open_model(options)
+    mixsyn = open_model(MixSyn, options.model, options.device)
     device = mixsyn.device
     if device.type == "cpu":
         keep_memory()  # for every form alike
-    inputs = load_inputs(options, mixsyn)
+    inputs = load_inputs(
+        mixsyn,
+        options.data,
+        options.kind,
+        batch=options.batch,
+        size=options.size,
+        seed=options.seed,
+        **options.reader_options(),
+    )
     where = _machine(device)
     print(f"mixsyn-fast demo on {where}; torch {torch.__version__}; pictures: {inputs.described}")
     charts, pictures, title = [], None, "mixsyn_fast"
@@ -318,7 +321,7 @@ def main(options: argparse.Namespace) -> int:
         try:
             found = composing.pool(mixsyn, inputs.composed, options.seed)
         except (ValueError, OSError) as error:
-            raise ValueError(f"--data: {error}") from None
+            raise ValueError(f"data: {error}") from None
         with progress("composing"):
             made = composing.compositions(mixsyn, found, options.rows, options.seed)
         pictures = composing.sheet(mixsyn, made)
@@ -352,7 +355,7 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def _advice(options: argparse.Namespace, inputs: Inputs, mixsyn: MixSyn) -> str:
+def _advice(options: Options, inputs: Inputs, mixsyn: MixSyn) -> str:
     """What the model can compose, and how to train one that can compose the user's pictures."""
     height, width = mixsyn.size
     return (

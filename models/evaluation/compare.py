@@ -19,6 +19,7 @@ from ..metrics.fid import FIDResult, InceptionFeatures, fid_of_features
 from ..metrics.score import Score
 from ..metrics.table import METRICS, PairMetric
 from ..pictures.files import to_tensor
+from ..training import distributed
 
 GREY = 128  # what surrounds a region in FID per region
 _BYTES = (0.0, 255.0)
@@ -115,7 +116,7 @@ class Comparison:
             self._features.setdefault(-1, ([], []))[side].append(self.inception.features(pictures))
             for region in labels.unique().tolist() if labels is not None and self.fid_regions else ():
                 if region >= 0:
-                    inside = labels == region  # type: ignore[operator]
+                    inside = labels == region
                     has = inside.flatten(1).any(1)
                     cut = torch.where(inside[:, None], pictures, GREY)[has]
                     self._features.setdefault(region, ([], []))[side].append(self.inception.features(cut))
@@ -131,6 +132,32 @@ class Comparison:
                 result[name] = fid_of_features(outputs, targets, notes)
         return result
 
+    def gather(self, order: Sequence[str]) -> None:
+        """Take over what the other processes compared: the first process then stands as if it had seen all pictures.
+
+        Every process must call it, one that has seen none as well. In the others nothing changes.
+
+        Args:
+            order: names of all pictures, in the order in which one process compares them. FID alone depends on the order in
+                which the processes come, in the last bits.
+        """
+        parts = distributed.gather((self.scores, self._features, self._best, self._worst, self.count))
+        if not parts:
+            return
+        scores, features, best, worst, counts = zip(*parts, strict=True)
+        self.scores = {name: Score.joined([part[name] for part in scores], order) for name in self.scores}
+        self._features = {}
+        for part in features:
+            for region, sides in part.items():
+                for mine, given in zip(self._features.setdefault(region, ([], [])), sides, strict=True):
+                    mine.extend(given)
+        place = {name: -i for i, name in enumerate(order)}
+        self._best, self._worst = (
+            sorted(heapq.nlargest(self.keep, (e._replace(age=place[e.picture.name]) for part in heaps for e in part)))
+            for heaps in (best, worst)
+        )
+        self.count = sum(counts)
+
     def _remember(self, goodness: float, compared: Compared) -> None:
         age = -next(self._age)  # unequal, so that pictures themselves are never compared
         for heap, value in ((self._best, goodness), (self._worst, -goodness)):
@@ -143,6 +170,14 @@ class Comparison:
         some = max(1, self.count // 2)
         best, worst = ([e.picture for e in sorted(heap, reverse=True)][:some] for heap in (self._best, self._worst))
         return best, worst
+
+
+def gather_scores(found: Mapping[str, Score]) -> dict[str, Score]:
+    """Return the scores of all processes in the first one, pictures sorted by name, none in the others (all call it)."""
+    parts = distributed.gather(dict(found))
+    order = sorted({name for part in parts for score in part.values() for name in score.names})
+    present = [name for name in METRICS if any(name in part for part in parts)]
+    return {name: Score.joined([part[name] for part in parts if name in part], order) for name in present}
 
 
 def batches(pictures: Iterable[Compared], size: int) -> Iterator[list[Compared]]:

@@ -72,10 +72,10 @@ class DataReference:
         """Return the stems, sorted."""
         return list(self.index)
 
-    def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Read a picture and its labels; ValueError, naming the file, if one is bad."""
+    def read(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Read a picture and its labels, None in a set without label maps; ValueError, naming the file, if one is bad."""
         item = (self.source.read if self.dataset is None else self.dataset.__getitem__)(self.index[name])
-        return item.image, item.labels
+        return item.image, item.labels if self.classes else None
 
 
 def match(outputs: Sequence[str], reference: Sequence[str], limit: int | None, problems: list[str]) -> list[str]:
@@ -133,14 +133,17 @@ def outputs_of_run(
     device: torch.device | str,
     seed: int,
     draws: int = 1,
+    rank: int = 0,
+    size: int = 1,
 ) -> Iterator[Drawn]:
     """Run a model on the label maps (and pictures) of a data set, `draws` times with different random numbers.
 
-    Random numbers depend on (seed, place of the batch, draw) alone.
+    Random numbers depend on (seed, place of the batch, draw) alone. Of `size` processes, number `rank` makes every
+    `size`-th batch, so batches and outputs are the same for any number of them.
     """
     collate = Collate(len(reference.classes), tuple(trained.task.plans))
     assert reference.dataset is not None  # a batch needs one size
-    for start in range(0, len(names), batch_size):
+    for start in range(rank * batch_size, len(names), size * batch_size):
         items = []
         for name in names[start : start + batch_size]:
             try:
@@ -158,10 +161,13 @@ def outputs_of_run(
             yield Drawn(item.name, [images[i] for images in made], item.image, item.labels)
 
 
-def samples_of_folder(folder: str, reference: Reference | None, limit: int | None, problems: list[str]) -> Iterator[Drawn]:
+def samples_of_folder(
+    folder: str, reference: Reference | None, limit: int | None, problems: list[str], rank: int = 0, size: int = 1
+) -> Iterator[Drawn]:
     """Read `folder/<input>/*.png` (outputs of an input) and `folder/<input>/<class>/*.png` (only this class differs).
 
     A class is given by name or number. Label maps and targets come from the reference of the input's name, if there is one.
+    Of `size` processes, number `rank` reads every `size`-th input.
 
     Raises:
         FileNotFoundError: no such folder, or no subfolder in it.
@@ -174,7 +180,7 @@ def samples_of_folder(folder: str, reference: Reference | None, limit: int | Non
         raise FileNotFoundError(f"{root}: expected one subfolder per input, with several outputs each")
     known = set(reference.names()) if reference is not None else set()
     classes = reference.classes if reference is not None else ()
-    for place in inputs:
+    for place in inputs[rank::size]:
         try:
             target, labels = reference.read(place.name) if reference is not None and place.name in known else (None, None)
             drawn = Drawn(place.name, _pictures_in(place), target, labels)

@@ -9,35 +9,39 @@ as in a passport picture: the network was trained on aligned faces and finds non
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..data import FACE_CLASSES, colorize
-from ..face_parser import load_face_parser
+from ..face_parser import FaceParser, load_face_parser
 from ..pictures.files import list_pictures, read_image, save_image, save_labels
+from ..settings import Checked, at_least, positional
 
 _SMALLEST_FACE = 0.02  # share of the pixels that are skin or nose; below, the message says that there is no face
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
-    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, or folders of photos")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="weights of the face parser (79999_iter.pth)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument(
-        "--size", type=int, default=512, help="shorter side in pixels at which the network sees a photo (default: 512)"
-    )
-    parser.add_argument(
-        "--save-size",
-        type=int,
-        default=1024,
-        help="shorter side in pixels to which larger photos are reduced before they are saved (default: 1024)",
-    )
-    parser.add_argument("--device", default="cpu", help="torch device that runs the network (default: cpu)")
+@dataclass(frozen=True)
+class Options(Checked):
+    """Options of the command."""
+
+    weights: str  # weights of the face parser (79999_iter.pth)
+    out: Path  # folder to write to
+    photos: tuple[str, ...] = positional()  # photos, or folders of photos
+    size: int = 512  # shorter side in pixels at which the network sees a photo
+    save_size: int = 1024  # shorter side in pixels to which larger photos are reduced before they are saved
+    device: str = "cpu"  # torch device that runs the network
+
+    def __post_init__(self) -> None:
+        """Check what nothing needs to be opened for."""
+        super().__post_init__()
+        if not self.photos:
+            raise ValueError("photos: expected at least one photo or folder, got none")
+        at_least(self, size=32, save_size=32)
 
 
 def find_photos(given: Sequence[str]) -> dict[str, Path]:
@@ -81,35 +85,56 @@ def _reduced(photo: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
 
 
-def main(arguments: argparse.Namespace) -> int:
+def parse_photos(
+    photos: Mapping[str, Path],
+    parser: FaceParser,
+    out: str | os.PathLike[str],
+    *,
+    size: int = 512,
+    save_size: int = 1024,
+) -> dict[str, str]:
+    """Write image, label map and overlay of every photo below a folder, and say on stdout what regions it has.
+
+    Args:
+        photos: stem -> file.
+        parser: the network.
+        out: folder to write to.
+        size: shorter side in pixels at which the network sees a photo.
+        save_size: shorter side in pixels to which larger photos are reduced before they are saved.
+
+    Returns:
+        Stem -> problem of the photos that could not be read (these are not written) or show no face.
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "classes.txt").write_text("\n".join(FACE_CLASSES) + "\n")
+    problems: dict[str, str] = {}
+    for stem, path in photos.items():
+        try:
+            photo = _reduced(read_image(path, upright=True), save_size)
+        except ValueError as error:
+            problems[stem] = str(error)
+            print(error, file=sys.stderr)
+            continue
+        labels = parser.parse(photo, size)
+        save_image(folder / "images" / f"{stem}.png", photo)
+        save_labels(folder / "labels" / f"{stem}.png", labels, len(FACE_CLASSES))
+        save_image(folder / "overlay" / f"{stem}.png", overlay(photo, labels))
+        shares = np.bincount(labels.reshape(-1), minlength=len(FACE_CLASSES)) / labels.size
+        if shares[FACE_CLASSES.index("skin")] + shares[FACE_CLASSES.index("nose")] < _SMALLEST_FACE:
+            problems[stem] = f"{path}: no face found; crop the photo to head and shoulders"
+            print(problems[stem], file=sys.stderr)
+        regions = ", ".join(f"{FACE_CLASSES[k]} {shares[k]:.1%}" for k in np.argsort(-shares) if shares[k] > 0)
+        print(f"{path.name} ({photo.shape[1]} x {photo.shape[0]}): {regions}")
+    return problems
+
+
+def main(options: Options) -> int:
     """Parse every photo; 1 when one could not be read or shows no face (all others are written), 2 by the caller for bad
     arguments (ValueError, FileNotFoundError).
     """
-    for name in ("size", "save_size"):
-        if getattr(arguments, name) < 32:
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least 32 pixels, got {getattr(arguments, name)}")
-    photos = find_photos(arguments.photos)
-    parser = load_face_parser(arguments.weights).to(arguments.device)
-    out = Path(arguments.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "classes.txt").write_text("\n".join(FACE_CLASSES) + "\n")
-    problems = 0
-    for stem, path in photos.items():
-        try:
-            photo = _reduced(read_image(path, upright=True), arguments.save_size)
-        except ValueError as error:
-            problems += 1
-            print(error, file=sys.stderr)
-            continue
-        labels = parser.parse(photo, arguments.size)
-        save_image(out / "images" / f"{stem}.png", photo)
-        save_labels(out / "labels" / f"{stem}.png", labels, len(FACE_CLASSES))
-        save_image(out / "overlay" / f"{stem}.png", overlay(photo, labels))
-        shares = np.bincount(labels.reshape(-1), minlength=len(FACE_CLASSES)) / labels.size
-        if shares[FACE_CLASSES.index("skin")] + shares[FACE_CLASSES.index("nose")] < _SMALLEST_FACE:
-            problems += 1
-            print(f"{path}: no face found; crop the photo to head and shoulders", file=sys.stderr)
-        regions = ", ".join(f"{FACE_CLASSES[k]} {shares[k]:.1%}" for k in np.argsort(-shares) if shares[k] > 0)
-        print(f"{path.name} ({photo.shape[1]} x {photo.shape[0]}): {regions}")
-    print(f"{out}: {len(photos)} photos, {problems} with a problem")
+    photos = find_photos(options.photos)
+    parser = load_face_parser(options.weights).to(options.device)
+    problems = parse_photos(photos, parser, options.out, size=options.size, save_size=options.save_size)
+    print(f"{options.out}: {len(photos)} photos, {len(problems)} with a problem")
     return 1 if problems else 0

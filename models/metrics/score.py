@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,19 @@ class Score:
     """One per name."""
     by_region: list[np.ndarray] = field(default_factory=list)
     """(K,) per name, NaN where a region is absent; empty without regions."""
+
+    @classmethod
+    def joined(cls, parts: Iterable[Score], order: Sequence[str]) -> Score:
+        """Return the scores of several sets of pictures as one, their names in an order that holds all of them."""
+        place = {name: i for i, name in enumerate(order)}
+        found = cls()
+        for part in parts:
+            found.names += part.names
+            found.values += part.values
+            found.by_region += part.by_region
+        at = sorted(range(len(found.names)), key=lambda i: place[found.names[i]])
+        lists = ([each[i] for i in at] if each else [] for each in (found.names, found.values, found.by_region))
+        return cls(*lists)  # type: ignore[arg-type]
 
     def whole(self, seed: int = 0) -> Interval:
         """Mean over pictures."""

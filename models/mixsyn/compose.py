@@ -1,6 +1,7 @@
 """Compose a new picture from regions of several ones: a new label map and a new image (MixSyn).
 
-    mixsyn-fast compose --region window=a.jpg --region door=b.jpg --base c.jpg --kind folder --out new.png --sheet sheet.png
+    mixsyn-fast mixsyn compose --sheet sheet.png                            pictures drawn by code, the shipped model
+    mixsyn-fast mixsyn compose --region window=a.jpg --region door=b.jpg --base c.jpg --kind folder --sheet sheet.png
 
 Label maps stand beside the images (a_labels.png, or ../labels/a.png), are named with --labels, or are parsed from face
 photos with --parser. --kind says what their pixel values mean: "folder" 0 to N - 1 in the order of the model's regions,
@@ -10,188 +11,117 @@ shipped model knows facades; train your own with `mixsyn-fast train mixsyn`.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mixsyn_fast.progress import progress
-from mixsyn_fast.writing import written_whole
-
-from ..data import LABEL_SETS, palette
-from ..data.files import open_picture
-from ..data.region_types import merge_of
 from ..pictures.copy_paste import copy_paste
-from ..pictures.files import save_image, save_labels
-from ..pictures.picture import Picture, fit, label_map_places, read_picture
-from ..pictures.sheets import captioned, enlarged, soft_colours, source_cells
-from ..sheets import contact_sheet, legend, save_png
+from ..pictures.options import (
+    ModelOptions,
+    PictureOptions,
+    Reader,
+    check_outputs,
+    check_png,
+    drawn_source,
+    open_model,
+    region_files,
+    write_image,
+    write_labels,
+    write_sheet,
+)
+from ..pictures.picture import Picture, pictures_of
+from ..pictures.sheets import captioned, cell_size, enlarged, region_legend, soft_colours, source_cells
+from ..settings import at_least, repeated
+from ..sheets import contact_sheet
 from .model import Composed, MixSyn
 from .sequential import sequential as transfer
 
-if TYPE_CHECKING:
-    from ..face_parser import FaceParser
-
 _ROW = 6  # source pictures in a row of the sheet
-_SIDE = 224  # of the sheet's pictures in pixels, about: small images are enlarged by a whole factor
+_DRAWN = 4  # sources that are drawn where none are given
 
 
-# ----------------------------------------------------------------------------- what compose, edit and diversity share
+@dataclass(frozen=True)
+class Options(PictureOptions, ModelOptions):
+    """Options of the command."""
+
+    region: tuple[str, ...] = repeated()
+    """REGION=FILE: take this region from this image; once per region, e.g. --region window=a.jpg"""
+    base: str | None = None  # image that all other regions come from; none: they are absent
+    out: Path = Path("composed.png")  # the new image
+    labels_out: Path | None = None  # also write the new label map (palette PNG, pixel value = region)
+    sheet: Path | None = None  # also write a contact sheet: sources, composition, copy-paste, new image (PNG)
+    compare: bool = False
+    """on the sheet, also transfer one segment after the other onto the base's own label map, as editors of one source do
+    (Fig. 7); without --base, onto the first source"""
+    seed: int = 0  # of the pictures that are drawn where none are given
+
+    def __post_init__(self) -> None:
+        """Check what nothing needs to be opened for."""
+        super().__post_init__()
+        at_least(self, seed=0)
+        check_png(self, "out", "labels_out", "sheet")
+        if self.base and not self.region:
+            raise ValueError("region: expected at least one REGION=FILE, got none")
+        if self.compare and self.sheet is None:
+            raise ValueError("compare: needs --sheet FILE.png to draw on")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --model and --device; :func:`open_model` takes them."""
-    parser.add_argument(
-        "--model",
-        metavar="FILE",
-        help="weights saved by MixSyn.save (.safetensors), or the run folder of `mixsyn-fast train mixsyn` "
-        "(default: the shipped model of facades)",
-    )
-    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+def main(options: Options) -> int:
+    """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
+    inputs = [entry.partition("=")[2].strip() for entry in options.region] + [options.base or ""]
+    outputs = {name: getattr(options, name) for name in ("out", "labels_out", "sheet")}
+    check_outputs(outputs, [file for file in inputs if file], options.labels)
+    mixsyn = open_model(MixSyn, options.model, options.device)
+    files = region_files(options.region, "region", mixsyn.classes)
+    reader = Reader(mixsyn.classes, mixsyn.size, options, options.device)
+    regions = {name: reader.read(file) for name, file in files.items()}
+    base = reader.read(options.base) if options.base else None
+    reader.check_labels_used()
+    if not files:
+        regions = share_out(mixsyn, drawn_pictures(mixsyn, _DRAWN, options.seed), np.random.default_rng(options.seed))
+    composed = mixsyn.compose(regions, base)
+    write_image(composed.image, options.out)
+    if options.labels_out:
+        write_labels(composed.labels, len(mixsyn.classes), options.labels_out)
+    if options.sheet:
+        start = base or next(iter(regions.values()))
+        steps = sequential_steps(mixsyn, start, list(regions.items())) if options.compare else ()
+        write_sheet(sheet(mixsyn, composed, regions, steps), options.sheet)
+    return 0
 
 
-def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what says how pictures and label maps are read; :class:`Reader` takes it."""
-    parser.add_argument(
-        "--kind",
-        choices=("auto", "folder", *LABEL_SETS),
-        default="auto",
-        help="what the ids in the label maps mean: those of a known data set, or folder: pixel value = number of the region "
-        "(default: by names of folders and files)",
-    )
-    parser.add_argument("--unknown-id", type=int, help="kind folder: stored id of pixels without a region, often 255")
-    parser.add_argument("--first-id", type=int, help="kind folder: stored id of the first region (default: 0)")
-    parser.add_argument(
-        "--merge",
-        choices=("auto", "none", "meta", "compact"),
-        default="auto",
-        help="region types that the label maps' classes are merged into (default: as the model was trained)",
-    )
-    parser.add_argument(
-        "--labels",
-        metavar="IMAGE=FILE",
-        action="append",
-        default=[],
-        help="label map of an image, where it does not stand beside it; may be repeated",
-    )
-    parser.add_argument("--parser", metavar="FILE", help="weights of a face parser, for photos without a label map")
+# ------------------------------------------------------------------------------------ what other commands use as well
 
 
-def open_model(options: argparse.Namespace) -> MixSyn:
-    """Load --model onto --device. ValueError or OSError names the file or option."""
-    import torch
-
-    try:
-        device = torch.device(options.device)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device: expected cpu or cuda[:n], got {options.device!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device: {options.device} asked for, but torch sees {torch.cuda.device_count() or 'no'} GPU")
-    with progress("loading the model"):
-        return MixSyn.load(options.model, device) if options.model else MixSyn.shipped(device)
+def drawn_pictures(mixsyn: MixSyn, count: int, seed: int) -> list[Picture]:
+    """Draw pictures that fit a model, for who has none; ValueError where nothing drawn has its regions."""
+    return pictures_of(drawn_source(mixsyn.classes, mixsyn.size, count, seed))
 
 
-class Reader:
-    """Reads pictures with their label maps as the options say, each file once.
+def share_out(mixsyn: MixSyn, pictures: Sequence[Picture], rng: np.random.Generator) -> dict[str, Picture]:
+    """Decide which picture gives which regions: coupled ones come from one, and every picture has a large part.
 
-    Args:
-        mixsyn: whose regions and size they get.
-        options: those of :func:`add_picture_arguments`, and device.
+    Groups of coupled regions are dealt from the largest to the smallest, each to the picture that has given least so far
+    among those that have it; what is equal is drawn. What the picture does not have of a group is absent.
 
-    Raises:
-        ValueError: --labels that is no IMAGE=FILE, or names an image twice.
+    Returns:
+        region -> picture, for :meth:`MixSyn.compose`.
     """
-
-    def __init__(self, mixsyn: MixSyn, options: argparse.Namespace) -> None:
-        self.mixsyn = mixsyn
-        self._rules = {
-            "kind": options.kind,
-            "merge": merge_of(mixsyn.classes) if options.merge == "auto" else options.merge,
-            "unknown_id": options.unknown_id,
-            "first_id": options.first_id,
-        }
-        self.weights, self.device = options.parser, options.device
-        self._labels: dict[Path, str] = {}
-        for given in options.labels:
-            image, file = _name_and_file(given, "--labels", "IMAGE=FILE")
-            if Path(image).resolve() in self._labels:
-                raise ValueError(f"--labels: expected one label map per image, got two for {image}")
-            self._labels[Path(image).resolve()] = file
-        self._read: dict[Path, Picture] = {}
-        self._parser: FaceParser | None = None
-
-    def read(self, path: str) -> Picture:
-        """Return the picture at the model's size.
-
-        Raises:
-            FileNotFoundError: no such image, or no label map; the message lists where one was looked for.
-            ValueError: not an image, or a label map that does not fit image or model.
-        """
-        where = Path(path).resolve()
-        if where not in self._read:
-            if not where.exists():
-                raise FileNotFoundError(f"{path}: no such image")
-            if where.is_dir():
-                raise IsADirectoryError(f"{path}: expected an image file, got a folder")
-            open_picture(Path(path))  # what is no image is said before a label map is missed
-            if self.weights and self._parser is None:
-                from ..face_parser import load_face_parser
-
-                self._parser = load_face_parser(self.weights).to(self.device)
-            picture = read_picture(
-                path,
-                classes=self.mixsyn.classes,
-                labels=self._labels.get(where),
-                parser=self._parser,
-                **self._rules,
-            )
-            self._read[where] = fit(picture, self.mixsyn.size)
-        return self._read[where]
-
-    def check_labels_used(self) -> None:
-        """ValueError where --labels names an image that nothing has read."""
-        unused = [file for image, file in self._labels.items() if image not in self._read]
-        if unused:
-            raise ValueError(f"--labels: no image of this command belongs to {', '.join(unused)}")
-
-
-def region_files(given: Sequence[str], option: str, classes: Sequence[str]) -> dict[str, str]:
-    """Return region -> file of REGION=FILE texts.
-
-    Args:
-        given: the texts.
-        option: named in errors.
-        classes: the regions that there are.
-
-    Raises:
-        ValueError: not of that form, an unknown region, a region twice.
-    """
-    files: dict[str, str] = {}
-    for entry in given:
-        name, file = _name_and_file(entry, option, "REGION=FILE")
-        check_region(name, option, classes)
-        if name in files:
-            raise ValueError(f"{option}: expected every region once, got {name} from {files[name]} and from {file}")
-        files[name] = file
-    return files
-
-
-def check_region(name: str, option: str, classes: Sequence[str]) -> None:
-    """ValueError, listing all regions, for one that the model does not have."""
-    if name not in classes:
-        raise ValueError(f"{option}: unknown region {name!r}; the model's regions are {', '.join(classes)}")
-
-
-def _name_and_file(given: str, option: str, form: str) -> tuple[str, str]:
-    name, equals, file = given.partition("=")
-    if not (name.strip() and equals and file.strip()):
-        raise ValueError(f"{option}: expected {form}, got {given!r}")
-    return name.strip(), file.strip()
+    count = len(mixsyn.classes)
+    areas = np.stack([np.bincount(p.labels[p.labels >= 0], minlength=count) for p in pictures])  # (S, N) pixels
+    given = [0] * len(pictures)
+    table: dict[str, Picture] = {}
+    for group in sorted(mixsyn.config.groups, key=lambda group: -int(areas[:, list(group)].sum())):
+        owners = [s for s in range(len(pictures)) if areas[s, list(group)].any()]
+        if not owners:
+            continue
+        taken = min(owners, key=lambda s: (given[s], rng.random()))
+        given[taken] += 1
+        table |= {mixsyn.classes[k]: pictures[taken] for k in group if areas[taken, k]}
+    return table
 
 
 def split_regions(step: str) -> list[str]:
@@ -199,129 +129,11 @@ def split_regions(step: str) -> list[str]:
     return re.split(r",(?=[^,=/\\]+=)", step)
 
 
-def check_png(path: Path | None, option: str) -> None:
-    """ValueError for a file name that does not end in .png."""
-    if path is not None and path.suffix.lower() != ".png":
-        raise ValueError(f"{option}: expected a file name ending in .png, got {path}")
-
-
-def check_outputs(
-    outputs: Mapping[str, Path | str | None], inputs: Sequence[str] = (), label_maps: Sequence[str] = ()
-) -> None:
-    """Check, before any work, that files can be written where they are asked for and cover nothing that is read.
-
-    Args:
-        outputs: option -> file to write, None for none.
-        inputs: image files that are read.
-        label_maps: of --labels, IMAGE=FILE.
-
-    Raises:
-        ValueError: a folder, a path below a file, the same file twice, an input, or a place where the label map of an input
-            is looked for; the message names the option.
-    """
-    taken: dict[Path, str] = {Path(given.partition("=")[2].strip()).resolve(): "a label map" for given in label_maps}
-    for image in inputs:
-        for place in label_map_places(Path(image).absolute()) if Path(image).absolute().name else ():
-            taken[place.resolve()] = f"where the label map of {image} is looked for"
-    taken |= {Path(image).resolve(): "an input" for image in inputs}
-    for option, path in outputs.items():
-        if path is None:
-            continue
-        file = Path(path)
-        if file.is_dir():
-            raise ValueError(f"{option}: expected a file, got the folder {path}")
-        above = next((folder for folder in file.absolute().parents if folder.exists()), None)
-        if above is not None and not above.is_dir():
-            raise ValueError(f"{option}: {path} lies below {above}, which is no folder")
-        if file.resolve() in taken:
-            raise ValueError(f"{option}: expected another file than {path}: it is {taken[file.resolve()]}")
-        taken[file.resolve()] = f"the file of {option}"
-
-
-def cell_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Return the size (H, W) at which a sheet shows images of `size`: a whole multiple of it."""
-    factor = max(1, round(_SIDE / max(size)))
-    return size[0] * factor, size[1] * factor
-
-
-def write_sheet(sheet: np.ndarray, path: Path) -> None:
-    """Write a picture (H, W, 3) uint8 as PNG, whole or not at all; folders are made; the path is printed."""
-    with written_whole(path) as temporary:
-        save_png(sheet, temporary)
-    print(f"written: {path}")
-
-
-def region_legend(labels: Sequence[np.ndarray], classes: Sequence[str], height: int) -> np.ndarray:
-    """Return names and colours of the regions that appear in label maps (H, W), as a picture `height` pixels high."""
-    seen = [k for k in range(len(classes)) if any((plane == k).any() for plane in labels)]
-    return legend([classes[k] for k in seen], palette(len(classes))[seen], height)
-
-
 def sequential_cell(name: str, step: Picture | None, size: tuple[int, int]) -> np.ndarray:
     """Draw a step of the sequential transfer; blank where the base has no such region."""
     if step is None:
         return captioned(np.full((*size, 3), 24, np.uint8), f"sequential: base has no {name}")
     return captioned(enlarged(step.image, size), f"sequential: {name}")
-
-
-# ------------------------------------------------------------------------------------------------------- the command
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `mixsyn-fast compose`."""
-    parser.add_argument(
-        "--region",
-        metavar="REGION=FILE",
-        action="append",
-        default=[],
-        help="take this region from this image; once per region, e.g. --region window=a.jpg",
-    )
-    parser.add_argument("--base", metavar="FILE", help="image that all other regions come from (default: they are absent)")
-    add_model_arguments(parser)
-    add_picture_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("composed.png"), help="the new image (default: %(default)s)")
-    parser.add_argument("--labels-out", type=Path, help="also write the new label map (palette PNG, pixel value = region)")
-    parser.add_argument(
-        "--sheet", type=Path, help="also write a contact sheet: sources, composition, copy-paste, new image (PNG)"
-    )
-    parser.add_argument(
-        "--compare",
-        action="store_true",
-        help="on the sheet, also transfer one segment after the other onto the base's own label map, as editors of one "
-        "source do (Fig. 7); without --base, onto the first source",
-    )
-
-
-def main(options: argparse.Namespace) -> int:
-    """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
-    for name in ("out", "labels_out", "sheet"):
-        check_png(getattr(options, name), f"--{name.replace('_', '-')}")
-    if not options.region:
-        raise ValueError("--region: expected at least one REGION=FILE, got none")
-    if options.compare and options.sheet is None:
-        raise ValueError("--compare: needs --sheet FILE.png to draw on")
-    inputs = [entry.partition("=")[2].strip() for entry in options.region] + [options.base] * bool(options.base)
-    outputs = {"--out": options.out, "--labels-out": options.labels_out, "--sheet": options.sheet}
-    check_outputs(outputs, [file for file in inputs if file], options.labels)
-    mixsyn = open_model(options)
-    files = region_files(options.region, "--region", mixsyn.classes)
-    reader = Reader(mixsyn, options)
-    regions = {name: reader.read(file) for name, file in files.items()}
-    base = reader.read(options.base) if options.base else None
-    reader.check_labels_used()
-    composed = mixsyn.compose(regions, base)
-    with written_whole(options.out) as temporary:
-        save_image(temporary, composed.image)
-    print(f"written: {options.out}")
-    if options.labels_out:
-        with written_whole(options.labels_out) as temporary:
-            save_labels(temporary, composed.labels, len(mixsyn.classes))
-        print(f"written: {options.labels_out}")
-    if options.sheet:
-        start = base or next(iter(regions.values()))
-        steps = sequential_steps(mixsyn, start, list(regions.items())) if options.compare else ()
-        write_sheet(sheet(mixsyn, composed, regions, steps), options.sheet)
-    return 0
 
 
 def pasted_from(mixsyn: MixSyn, composed: Composed, base: Picture | None) -> Picture:

@@ -44,9 +44,8 @@ class StyleConfig:
     code_length: int = 512  # delta, the length of a region's style code
     encoder_width: int = 16  # channels of a segment encoder's first convolution; doubled by every further halving
     encoder_largest: int = 128  # at most so many channels in a segment encoder
-    encoder_halvings: int = (
-        4  # halvings, the first convolution's included, before a segment's features are averaged over its region
-    )
+    encoder_halvings: int = 4
+    """halvings, the first convolution's included, before a segment's features are averaged over its region"""
     width: int = 64  # channels of the generator at full size; doubled by every halving
     largest: int = 512  # at most so many channels in the generator
     start_size: int = 8  # shorter side in pixels at which the generator begins
@@ -84,9 +83,8 @@ class Config:
     coupled: str = "auto"  # regions that a random composition takes from one source: auto, none, or a+b,c+d+e
     structure: StructureConfig = field(default_factory=StructureConfig)  # structure generator
     style: StyleConfig = field(default_factory=StyleConfig)  # style generator
-    structure_discriminator: DiscriminatorConfig = field(
-        default_factory=lambda: DiscriminatorConfig(largest=256)
-    )  # judge of compositions
+    structure_discriminator: DiscriminatorConfig = field(default_factory=lambda: DiscriminatorConfig(largest=256))
+    """judge of compositions"""
     image_discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)  # judge of images
     adversarial: float = 1.0  # lambda_A, weight of the adversarial losses, for the generators
     reconstruction: float = 10.0  # lambda_R, weight of the L1 reconstruction of images; 0: none

@@ -15,13 +15,11 @@ from ..data import Source
 from ..pictures.picture import Picture, fit, pictures_of
 from ..pictures.sheets import enlarged, soft_colours, source_cells
 from ..sheets import contact_sheet, text
-from .compose import pasted_from
+from .compose import pasted_from, share_out
 from .model import Composed, MixSyn, Seconds
 
 SOURCES = (3, 4, 5, 6)
 """Numbers of sources of the rows of the sheet, in turns."""
-UNSEEN = 2 * 10**9
-"""First seed of drawings that neither training nor validation sets reach."""
 _POOL = 24  # pictures of a set that sources are chosen from
 _SIDE = 160  # longer side of a picture on the sheet in pixels
 
@@ -36,29 +34,6 @@ def pool(mixsyn: MixSyn, source: Source, seed: int) -> list[Picture]:
         raise ValueError(f"{source.name}: expected at least 2 pictures to compose from, got {len(source)}")
     chosen = np.random.default_rng([seed, 2]).permutation(len(source))[:_POOL]
     return [fit(picture, mixsyn.size) for picture in pictures_of(source, [int(i) for i in chosen])]
-
-
-def share_out(mixsyn: MixSyn, pictures: Sequence[Picture], rng: np.random.Generator) -> dict[str, Picture]:
-    """Decide which picture gives which regions: coupled ones come from one, and every picture has a large part.
-
-    Groups of coupled regions are dealt from the largest to the smallest, each to the picture that has given least so far
-    among those that have it; what is equal is drawn. What the picture does not have of a group is absent.
-
-    Returns:
-        region -> picture, for :meth:`MixSyn.compose`.
-    """
-    count = len(mixsyn.classes)
-    areas = np.stack([np.bincount(p.labels[p.labels >= 0], minlength=count) for p in pictures])  # (S, N) pixels
-    given = [0] * len(pictures)
-    table: dict[str, Picture] = {}
-    for group in sorted(mixsyn.config.groups, key=lambda group: -int(areas[:, list(group)].sum())):
-        owners = [s for s in range(len(pictures)) if areas[s, list(group)].any()]
-        if not owners:
-            continue
-        taken = min(owners, key=lambda s: (given[s], rng.random()))
-        given[taken] += 1
-        table |= {mixsyn.classes[k]: pictures[taken] for k in group if areas[taken, k]}
-    return table
 
 
 def compositions(mixsyn: MixSyn, pictures: Sequence[Picture], rows: int, seed: int) -> list[Composed]:

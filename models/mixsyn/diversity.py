@@ -1,6 +1,7 @@
 """Many pictures from few: a grid of random combinations of the regions of some pictures of a folder (MixSyn, Fig. 11).
 
-    mixsyn-fast diversity --data datasets/cmp_facade --regions window,door,shop --sources 4 --count 12 --out grid.png
+    mixsyn-fast mixsyn diversity                                            pictures drawn by code, the shipped model
+    mixsyn-fast mixsyn diversity --data datasets/cmp_facade --regions window,door,shop --sources 4 --count 12 --out grid.png
 
 The first source is the base; each of the regions comes from any of the sources that have it. Regions that the model couples
 (left and right of a face; windows, cornices and sills) come from one source, and what that one lacks of them is absent;
@@ -10,79 +11,75 @@ coloured stripes below a picture are its regions in the order given; a stripe's 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mixsyn_fast.progress import progress
 
-from ..data import KINDS, Source, open_source
+from ..data import KINDS, ReaderOptions, Source, open_source
 from ..data.region_types import merge_of, merged
-from ..data.sets import add_reader_arguments, classes_differ, reader_options
-from ..pictures.picture import Picture, fit, pictures_of
-from ..pictures.sheets import captioned, enlarged, outlined, soft_colours, source_colour
-from ..sheets import contact_sheet, text
-from .compose import (
-    add_model_arguments,
-    cell_size,
+from ..data.sets import classes_differ
+from ..pictures.options import (
+    ModelOptions,
     check_outputs,
     check_png,
     check_region,
+    drawn_source,
     open_model,
-    pasted_from,
     write_sheet,
 )
+from ..pictures.picture import Picture, fit, pictures_of
+from ..pictures.sheets import captioned, cell_size, enlarged, outlined, soft_colours, source_colour
+from ..settings import at_least
+from ..sheets import contact_sheet, text
+from .compose import pasted_from
 from .model import Composed, MixSyn
 
 _TRIED = 40  # pictures looked at per source that is wanted, for their regions
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `mixsyn-fast diversity`."""
-    parser.add_argument("--data", metavar="DIR", help="folder of the data set; none for the kinds drawn by code")
-    parser.add_argument("--kind", default="auto", choices=("auto", *KINDS), help="what set it is (default: %(default)s)")
-    parser.add_argument(
-        "--split", default="all", choices=("train", "val", "test", "all"), help="part of the set (default: %(default)s)"
-    )
-    add_reader_arguments(parser)
-    parser.add_argument("--regions", metavar="NAME,NAME", help="regions that are varied (default: all that the base has)")
-    parser.add_argument(
-        "--coupled",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="coupled regions come from one source, as in the model's training (default: yes)",
-    )
-    parser.add_argument("--sources", type=int, default=4, help="number of source pictures (default: %(default)s)")
-    parser.add_argument("--count", type=int, default=12, help="number of combinations (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of sources and combinations")
-    add_model_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("diversity.png"), help="the grid (default: %(default)s)")
-    parser.add_argument("--compare", action="store_true", help="copy-paste below every combination (Fig. 5)")
+@dataclass(frozen=True)
+class Options(ReaderOptions, ModelOptions):
+    """Options of the command."""
+
+    data: str | None = None  # folder of the data set; none: pictures drawn by code
+    kind: Literal[("auto", *KINDS)] = "auto"  # type: ignore[valid-type]
+    """what set it is; auto: by what the folder holds, and without a folder what the model knows"""
+    split: Literal["train", "val", "test", "all"] = "all"  # part of the set
+    regions: tuple[str, ...] | None = None  # regions that are varied; none: all that the base has
+    coupled: bool = True  # coupled regions come from one source, as in the model's training
+    sources: int = 4  # number of source pictures
+    count: int = 12  # number of combinations
+    seed: int = 0  # of the choice of sources and combinations, and of drawings
+    out: Path = Path("diversity.png")  # the grid
+    sheet: Path | None = None  # also write the grid with copy-paste below every combination (PNG)
+    compare: bool = False  # copy-paste below every combination (Fig. 5)
+
+    def __post_init__(self) -> None:
+        """Check what nothing needs to be opened for."""
+        super().__post_init__()
+        check_png(self, "out", "sheet")
+        at_least(self, sources=2, count=1, seed=0)
+        names = self.regions
+        if names is not None and (not all(names) or not names or len(set(names)) < len(names)):
+            raise ValueError(f"regions: expected one or more regions, each once, got {','.join(names)!r}")
 
 
-def main(options: argparse.Namespace) -> int:
+def main(options: Options) -> int:
     """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
-    check_png(options.out, "--out")
-    check_outputs({"--out": options.out})
-    for name, least in (("sources", 2), ("count", 1), ("seed", 0)):
-        if getattr(options, name) < least:
-            raise ValueError(f"--{name}: expected at least {least}, got {getattr(options, name)}")
-    mixsyn = open_model(options)
-    names = None
-    if options.regions is not None:
-        names = [name.strip() for name in options.regions.split(",") if name.strip()]
-        for name in names:
-            check_region(name, "--regions", mixsyn.classes)
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"--regions: expected one or more regions, each once, got {options.regions!r}")
+    check_outputs({"out": options.out, "sheet": options.sheet})
+    mixsyn = open_model(MixSyn, options.model, options.device)
+    for name in options.regions or ():
+        check_region(name, "regions", mixsyn.classes)
     source = open_for(mixsyn, options)
-    sources = choose_sources(mixsyn, source, names, options.sources, options.seed)
-    regions = names or list(mixsyn.regions_of(sources[0]))
+    sources = choose_sources(mixsyn, source, options.regions, options.sources, options.seed)
+    regions = list(options.regions or mixsyn.regions_of(sources[0]))
     groups = region_groups(mixsyn, regions, options.coupled)
     found = combinations(mixsyn, sources, groups, options.count, options.seed)
     with progress("composing"):
@@ -90,18 +87,23 @@ def main(options: argparse.Namespace) -> int:
     total = math.prod(len(_owners(mixsyn, sources, group)) for group in groups)
     print(f"{len(made)} of {total} combinations of {', '.join(regions)} from {len(sources)} pictures")
     write_sheet(sheet(mixsyn, sources, regions, found, made, options.compare), options.out)
+    if options.sheet:
+        write_sheet(sheet(mixsyn, sources, regions, found, made, True), options.sheet)
     return 0
 
 
-def open_for(mixsyn: MixSyn, options: argparse.Namespace) -> Source:
-    """Open --data as a set with the classes of the model, merged as the model's.
+def open_for(mixsyn: MixSyn, options: Options) -> Source:
+    """Open the data set of the options as a set with the classes of the model, merged as the model's; else draw pictures.
 
     Raises:
         ValueError: the set has other classes; the message names those that differ.
         FileNotFoundError: as :func:`open_source`.
     """
-    drawn = {} if options.data else {"seed": options.seed, "count": _TRIED * options.sources, "size": mixsyn.size}
-    return open_matching(mixsyn, options.data, options.kind, options.split, **drawn, **reader_options(options))
+    count = _TRIED * options.sources
+    if options.data is None and options.kind == "auto":
+        return drawn_source(mixsyn.classes, mixsyn.size, count, options.seed)
+    drawn = {} if options.data else {"seed": options.seed, "count": count, "size": mixsyn.size}
+    return open_matching(mixsyn, options.data, options.kind, options.split, **drawn, **options.reader_options())
 
 
 def open_matching(mixsyn: MixSyn, root: str | None, kind: str, split: str, **options: Any) -> Source:
@@ -116,7 +118,7 @@ def open_matching(mixsyn: MixSyn, root: str | None, kind: str, split: str, **opt
         source = merged(open_source(root, kind, split, unknown, **options), merge_of(mixsyn.classes))
         if tuple(source.classes) == mixsyn.classes:
             return source
-    raise ValueError(f"--data: {source.name} has not the model's regions: {classes_differ(source.classes, mixsyn.classes)}")
+    raise ValueError(f"data: {source.name} has not the model's regions: {classes_differ(source.classes, mixsyn.classes)}")
 
 
 def choose_sources(mixsyn: MixSyn, source: Source, regions: Sequence[str] | None, count: int, seed: int) -> list[Picture]:
@@ -144,7 +146,7 @@ def choose_sources(mixsyn: MixSyn, source: Source, regions: Sequence[str] | None
             break
     if len(found) < count:
         wanted = ", ".join(regions) if regions is not None else "any region"
-        raise ValueError(f"--sources: expected {count} pictures with {wanted}, found {len(found)} in {source.name}")
+        raise ValueError(f"sources: expected {count} pictures with {wanted}, found {len(found)} in {source.name}")
     base = max(range(count), key=lambda i: found[i][0])
     return [found[base][1], *(picture for i, (_, picture) in enumerate(found) if i != base)]
 

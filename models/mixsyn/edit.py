@@ -1,16 +1,16 @@
 """Edit a picture step by step: every --step replaces regions, everything else keeps its codes bit for bit (MixSyn, Fig. 12).
 
-    mixsyn-fast edit --base c.jpg --step window=a.jpg --step door=b.jpg,shop=b.jpg --kind folder --sheet chain.png
+    mixsyn-fast mixsyn edit --sheet chain.png                               pictures drawn by code, the shipped model
+    mixsyn-fast mixsyn edit --base c.jpg --step window=a.jpg --step door=b.jpg,shop=b.jpg --kind folder --sheet chain.png
 
 An edit runs the encoders of the replaced regions alone, then decoder and generator. The table says what a step took against
 encoding everything anew (all regions of a picture at once), and how far pixels outside the replaced regions moved (grey
 levels, 0 to 255). A step that takes a region from the base again undoes the edit bit for bit: codes that the chain has had
-are remembered, and no encoder runs. --kind: see `mixsyn-fast compose --help`.
+are remembered, and no encoder runs. --kind: see `mixsyn-fast mixsyn compose --help`.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -20,28 +20,32 @@ from typing import Any
 
 import numpy as np
 
-from mixsyn_fast.writing import written_whole
-
-from ..pictures.files import save_image
-from ..pictures.picture import Picture
-from ..pictures.sheets import captioned, enlarged, lines_for, outlined, soft_colours, source_colour
-from ..sheets import contact_sheet
-from .compose import (
+from ..pictures.options import (
+    ModelOptions,
+    PictureOptions,
     Reader,
-    add_model_arguments,
-    add_picture_arguments,
-    cell_size,
     check_outputs,
     check_png,
     open_model,
-    pasted_from,
     region_files,
-    region_legend,
-    sequential_cell,
-    sequential_steps,
-    split_regions,
+    write_image,
     write_sheet,
+    write_text,
 )
+from ..pictures.picture import Picture
+from ..pictures.sheets import (
+    captioned,
+    cell_size,
+    enlarged,
+    lines_for,
+    outlined,
+    region_legend,
+    soft_colours,
+    source_colour,
+)
+from ..settings import at_least, repeated
+from ..sheets import contact_sheet
+from .compose import drawn_pictures, pasted_from, sequential_cell, sequential_steps, split_regions
 from .model import Composed, Drift, Edited, MixSyn, Seconds
 
 _GAIN = 4  # of the differences on the sheet
@@ -60,63 +64,87 @@ class Step:
     """From the picture before this step."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `mixsyn-fast edit`."""
-    parser.add_argument("--base", metavar="FILE", required=True, help="image to start from")
-    parser.add_argument(
-        "--step",
-        metavar="REGION=FILE[,REGION=FILE]",
-        action="append",
-        default=[],
-        help="replace these regions; once per step, in the order of the steps",
-    )
-    add_model_arguments(parser)
-    add_picture_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("edited.png"), help="the last image (default: %(default)s)")
-    parser.add_argument("--sheet", type=Path, help="also write a contact sheet of all steps (PNG)")
-    parser.add_argument("--json", type=Path, help="also write the table (JSON; seconds, grey levels 0 to 255)")
-    parser.add_argument(
-        "--compare",
-        action="store_true",
-        help="on the sheet, copy-paste and sequential transfer on the base's own label map beside every step (Fig. 5-7)",
-    )
+@dataclass(frozen=True)
+class Options(PictureOptions, ModelOptions):
+    """Options of the command."""
+
+    base: str | None = None  # image to start from
+    step: tuple[str, ...] = repeated()
+    """REGION=FILE[,REGION=FILE]: replace these regions; once per step, in the order of the steps"""
+    out: Path = Path("edited.png")  # the last image
+    sheet: Path | None = None  # also write a contact sheet of all steps (PNG)
+    json: Path | None = None  # also write the table (JSON; seconds, grey levels 0 to 255)
+    compare: bool = False
+    """on the sheet, copy-paste and sequential transfer on the base's own label map beside every step (Fig. 5-7)"""
+    seed: int = 0  # of the pictures that are drawn where none are given
+
+    def __post_init__(self) -> None:
+        """Check what nothing needs to be opened for."""
+        super().__post_init__()
+        at_least(self, seed=0)
+        check_png(self, "out", "sheet")
+        if self.base and not self.step:
+            raise ValueError("step: expected at least one REGION=FILE, got none")
+        if self.step and not self.base:
+            raise ValueError("base: expected an image to start from, got none")
+        if self.compare and self.sheet is None:
+            raise ValueError("compare: needs --sheet FILE.png to draw on")
 
 
-def main(options: argparse.Namespace) -> int:
+def main(options: Options) -> int:
     """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
-    check_png(options.out, "--out")
-    check_png(options.sheet, "--sheet")
-    if not options.step:
-        raise ValueError("--step: expected at least one REGION=FILE, got none")
-    if options.compare and options.sheet is None:
-        raise ValueError("--compare: needs --sheet FILE.png to draw on")
     given = [entry.partition("=")[2].strip() for step in options.step for entry in split_regions(step)]
-    outputs = {"--out": options.out, "--sheet": options.sheet, "--json": options.json}
-    check_outputs(outputs, [options.base, *(file for file in given if file)], options.labels)
-    mixsyn = open_model(options)
-    files = [region_files(split_regions(step), "--step", mixsyn.classes) for step in options.step]
-    reader = Reader(mixsyn, options)
-    base = reader.read(options.base)
+    outputs = {name: getattr(options, name) for name in ("out", "sheet", "json")}
+    check_outputs(outputs, [file for file in (options.base, *given) if file], options.labels)
+    mixsyn = open_model(MixSyn, options.model, options.device)
+    files = [region_files(split_regions(step), "step", mixsyn.classes) for step in options.step]
+    reader = Reader(mixsyn.classes, mixsyn.size, options, options.device)
+    base = reader.read(options.base) if options.base else None
     wanted = [{name: reader.read(file) for name, file in step.items()} for step in files]
     reader.check_labels_used()
+    if base is None:
+        base, wanted = drawn_steps(mixsyn, options.seed)
+        files = [{name: picture.name for name, picture in step.items()} for step in wanted]
     start, steps = chain(mixsyn, base, wanted)
     print(table(steps))
-    with written_whole(options.out) as temporary:
-        save_image(temporary, steps[-1].result.image)
-    print(f"written: {options.out}")
+    write_image(steps[-1].result.image, options.out)
     if options.sheet:
         write_sheet(sheet(mixsyn, base, start, steps, options.compare), options.sheet)
     if options.json:
         found: dict[str, Any] = {
             "model": options.model or "shipped",
             "size": list(mixsyn.size),
-            "base": options.base,
+            "base": options.base or base.name,
             "steps": [numbers(step, given) for step, given in zip(steps, files, strict=True)],
         }
-        with written_whole(options.json) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"written: {options.json}")
+        write_text(json.dumps(found, indent=1) + "\n", options.json)
     return 0
+
+
+def drawn_steps(mixsyn: MixSyn, seed: int, count: int = 3) -> tuple[Picture, list[dict[str, Picture]]]:
+    """Draw a base and edits of it, for who has no pictures: its largest groups of regions, each from another picture.
+
+    Args:
+        mixsyn: the model.
+        seed: of the drawings.
+        count: edits, fewer where the base has fewer groups.
+
+    Returns:
+        The base, and per step region -> picture; regions that the model couples come together.
+
+    Raises:
+        ValueError: nothing drawn has the model's regions.
+    """
+    base, *others = drawn_pictures(mixsyn, count + 1, seed)
+    areas = np.bincount(base.labels[base.labels >= 0], minlength=len(mixsyn.classes))
+    steps: list[dict[str, Picture]] = []
+    for group in sorted(mixsyn.config.groups, key=lambda group: -int(areas[list(group)].sum())):
+        names = {mixsyn.classes[k] for k in group if areas[k]}
+        for picture in others[: 1 if len(steps) < count else 0]:
+            if names & set(mixsyn.regions_of(picture)):
+                steps.append(dict.fromkeys([n for n in mixsyn.regions_of(picture) if n in names], picture))
+                others.remove(picture)
+    return base, steps
 
 
 def chain(mixsyn: MixSyn, base: Picture, wanted: Sequence[Mapping[str, Picture]]) -> tuple[Composed, list[Step]]:

@@ -1,7 +1,8 @@
 """Table 1 of the MixSyn paper: SSIM, RMSE, PSNR and FID of compositions and images, whole and per region.
 
-    mixsyn-fast evaluate compositions --model runs/mixsyn --data datasets/cmp_facade
-    mixsyn-fast evaluate compositions --model facades.safetensors --kind procedural_facades --limit 50 --json table.json
+    mixsyn-fast mixsyn evaluate                                             the shipped model, pictures drawn by code
+    mixsyn-fast mixsyn evaluate --model runs/mixsyn --data datasets/cmp_facade
+    mixsyn-fast mixsyn evaluate --model facades.safetensors --kind procedural_facades --limit 50 --json table.json
 
 What is compared with what, 8-bit pictures throughout:
 
@@ -10,9 +11,9 @@ What is compared with what, 8-bit pictures throughout:
   its channel (weights, not rounded) with its mask, over the whole frame. All of this over the pixels that have a region,
   but for SSIM, which compares windows: there pixels without a region are white (channels: zero) in both, and agree.
 * images, with the picture I, over all pixels. known image: G_I(I, M), label map and own styles. composed image: the
-  composition G_M(M') with the same styles, what `mixsyn-fast compose` makes of one picture alone. approximated image: the
-  composition with the styles that its own segments of I have, as training sees it. Per region in two ways: over the
-  pixels that the label map gives to it ("pixels"), and as segments, both pictures black outside of it ("segments"): the
+  composition G_M(M') with the same styles, what `mixsyn-fast mixsyn compose` makes of one picture alone. approximated
+  image: the composition with the styles that its own segments of I have, as training sees it. Per region in two ways: over
+  the pixels that the label map gives to it ("pixels"), and as segments, both pictures black outside of it ("segments"): the
   paper's k_i, and the likely meaning of its "metrics applied per region". Black agrees with black, so segments score far
   higher than whole pictures: a generator that was never trained reaches SSIM 0.94 and 26 dB on CMP Facade.
 * random compositions and images: no picture is their truth; their FID against all label maps and pictures, with a seed.
@@ -30,15 +31,13 @@ ones (all named), or nothing could be judged.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,10 +46,10 @@ from torch import Tensor
 import mixsyn_fast
 from mixsyn_fast import RegionMap
 from mixsyn_fast.progress import progress
+from mixsyn_fast.writing import write_whole
 
-from ..data import Batch, Collate, colorize, palette
+from ..data import Batch, Collate, DataOptions, ReaderOptions, RegionDataset, colorize, palette
 from ..data.region_types import merge_of
-from ..data.sets import add_reader_arguments, reader_options
 from ..evaluation.compare import GREY
 from ..evaluation.inputs import DataReference
 from ..evaluation.report import jsonable
@@ -58,14 +57,14 @@ from ..metrics.fid import FIDResult, InceptionFeatures, fid_of_features
 from ..metrics.regions import channel_scores, confusion, iou, labelled_scores, region_mean, segment_scores
 from ..metrics.score import Score
 from ..metrics.table import METRICS, PIXEL_METRICS
+from ..pictures.options import ModelOptions, check_outputs, drawn_source, open_model
+from ..settings import at_least
 from ..sheets import to_uint8
-from .compose import add_model_arguments, check_outputs, open_model
 from .compositions import known_compositions, random_compositions
-
-if TYPE_CHECKING:
-    from .model import MixSyn
+from .model import MixSyn
 
 _BYTES = (0.0, 255.0)
+_DRAWN = 12  # pictures that are drawn where no data set is given
 _COLUMNS = ("ssim", "rmse", "psnr")
 _TITLES = {
     "structure": "composition",
@@ -157,7 +156,7 @@ class _Features:
         self._found.setdefault((what, -1), []).append(self.network.features(pictures))
         for region in labels.unique().tolist() if labels is not None and self.by_region else ():
             if region >= 0:
-                inside = labels == region  # type: ignore[operator]
+                inside = labels == region
                 cut = torch.where(inside[:, None], pictures, GREY)[inside.flatten(1).any(1)]
                 self._found.setdefault((what, region), []).append(self.network.features(cut))
 
@@ -390,39 +389,39 @@ def _number(value: float) -> str:
 
 
 def _cell(found: Any) -> str:
-    text = _number(found.mean)
-    if not math.isnan(found.low):
-        text += f" [{found.low:.4g}, {found.high:.4g}]"
-    return text + (f", {found.infinite} infinite" * (found.infinite > 0))
+    spread = "" if math.isnan(found.low) else f" [{found.low:.4g}, {found.high:.4g}]"
+    return f"{_number(found.mean)}{spread}{f', {found.infinite} infinite' * (found.infinite > 0)}"
 
 
 # ---------------------------------------------------------------------------------------------------------- the command
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
-    add = parser.add_argument
-    add_model_arguments(parser)
-    add("--data", default="", metavar="DIR", help="data set with label maps; none for the kinds drawn by code")
-    add("--kind", default="auto", help="layout of the data set (default: %(default)s)")
-    add("--split", default="val", help="part of the data set (default: %(default)s)")
-    add("--unknown", default="class", choices=("class", "none"), help="pixels without a known class (default: %(default)s)")
-    types = "region types that classes are merged into (default: the model's)"
-    add("--merge", choices=("none", "meta", "compact"), help=types)
-    add_reader_arguments(parser)
-    add("--limit", type=int, metavar="N", help="only the first N pictures (default: all)")
-    add("--random", type=int, metavar="N", help="random compositions for FID (default: as many as pictures)")
-    add("--fid-regions", action="store_true", help="FID of every region of the images as well (slow)")
-    add("--inception", metavar="FILE", help="TorchScript feature network for FID; it holds code: name only a trusted file")
-    add(
-        "--batch-size",
-        type=int,
-        default=4,
-        help="pictures at a time, and to mix at random (default: %(default)s)",
-    )
-    add("--seed", type=int, default=0, help="of random compositions and of the bootstrap (default: %(default)s)")
-    add("--json", metavar="FILE", help="write the table with the scores of every picture")
-    add("--markdown", metavar="FILE", help="write what is printed")
+@dataclass(frozen=True)
+class Options(ReaderOptions, ModelOptions):
+    """Options of the command."""
+
+    data: str = ""  # data set with label maps; empty: pictures drawn by code
+    kind: str = "auto"  # layout of the data set; auto: by what the folder holds, and without a folder what the model knows
+    split: str = "val"  # part of the data set
+    unknown: Literal["class", "none"] = "class"  # pixels without a known class: one more class, or no region
+    merge: Literal["none", "meta", "compact"] | None = None  # region types that classes are merged into; none: the model's
+    limit: int | None = None  # only the first so many pictures; none: all
+    random: int | None = None  # random compositions for FID; none: as many as pictures
+    fid_regions: bool = False  # FID of every region of the images as well (slow)
+    inception: str | None = None  # TorchScript feature network for FID; it holds code: name only a trusted file
+    batch_size: int = 4  # pictures at a time, and to mix at random
+    seed: int = 0  # of random compositions, of the bootstrap, and of drawings
+    json: Path | None = None  # write the table with the scores of every picture
+    markdown: Path | None = None  # write what is printed
+
+    def __post_init__(self) -> None:
+        """Check what nothing needs to be opened for."""
+        super().__post_init__()
+        at_least(self, limit=1, batch_size=1, seed=0, random=0)
+        if self.split in ("none", "auto"):
+            raise ValueError(f"split: expected train, val, test or all, got {self.split!r}")
+        if self.random and self.batch_size < 2:
+            raise ValueError("batch_size: expected at least 2 for random compositions, got 1: they mix pictures of a batch")
 
 
 def check_classes(expected: Sequence[str], got: Sequence[str], name: str) -> None:
@@ -438,19 +437,25 @@ def check_classes(expected: Sequence[str], got: Sequence[str], name: str) -> Non
     if not parts:
         at = next(k for k, pair in enumerate(zip(expected, got, strict=False)) if pair[0] != pair[1])
         parts = [f"in the model's order, class {at} is {expected[at]}, not {got[at]}"]
-    raise ValueError(f"--data: expected the model's {len(expected)} classes, got {len(got)} of {name}: {'; '.join(parts)}")
+    raise ValueError(f"data: expected the model's {len(expected)} classes, got {len(got)} of {name}: {'; '.join(parts)}")
 
 
-def _open(options: argparse.Namespace, model: MixSyn) -> DataReference:
-    from ..data import DataOptions
+def open_reference(options: Options, model: MixSyn) -> DataReference:
+    """Open the data set of the options in the model's region types; without one, pictures drawn by code.
 
+    Raises:
+        ValueError, FileNotFoundError: no such set, or one of other classes.
+    """
+    if not options.data and options.kind == "auto":
+        drawn = drawn_source(model.classes, model.size, _DRAWN, options.seed)
+        return DataReference(drawn, RegionDataset(drawn, model.size))
     data = DataOptions(
         data=options.data,
         kind=options.kind,
         unknown=options.unknown,
         merge=options.merge or merge_of(model.classes),
         size=model.size,
-        **reader_options(options),
+        **options.reader_options(),
     )
     dataset = data.validation_set(options.split)
     assert dataset is not None  # only the split "none" has none, and it is refused
@@ -480,21 +485,13 @@ def batches_of(
             yield collate(items).to(device)
 
 
-def _check(options: argparse.Namespace) -> None:
-    for name, least in (("limit", 1), ("batch_size", 1), ("seed", 0), ("random", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
-    if options.split in ("none", "auto"):
-        raise ValueError(f"--split: expected train, val, test or all, got {options.split!r}")
-    if options.random and options.batch_size < 2:
-        raise ValueError("--batch-size: expected at least 2 for random compositions, got 1: they mix pictures of a batch")
-    check_outputs({"--json": options.json, "--markdown": options.markdown})
+def features(options: Options, device: torch.device | str, not_computed: dict[str, str]) -> InceptionFeatures | None:
+    """Return the feature network for FID, or None and the reason where nothing that was asked for needs it.
 
-
-def _network(
-    options: argparse.Namespace, device: torch.device | str, not_computed: dict[str, str]
-) -> InceptionFeatures | None:
+    Raises:
+        FileNotFoundError: it was named, or needed, and is not there.
+        ValueError: a file that holds something else.
+    """
     try:
         return InceptionFeatures(options.inception).to(device)
     except FileNotFoundError as error:
@@ -504,76 +501,105 @@ def _network(
         return None
 
 
-def _write(path: str, text: str) -> None:
-    """Write a file whole or not at all; folders are made."""
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
+def evaluate(
+    model: MixSyn,
+    reference: DataReference,
+    inception: InceptionFeatures | None = None,
+    *,
+    limit: int | None = None,
+    random: int | None = None,
+    fid_regions: bool = False,
+    batch_size: int = 4,
+    seed: int = 0,
+    name: str = "",
+    split: str = "",
+) -> Table:
+    """Judge a model on a data set.
 
-
-def evaluate(model: MixSyn, reference: DataReference, options: argparse.Namespace) -> Table:
-    """Judge a model on a data set as the options of the command say."""
+    Args:
+        model: both generators.
+        reference: pictures with label maps, in the model's classes and size.
+        inception: feature network for FID and random compositions; None: neither.
+        limit: only the first so many pictures; None: all.
+        random: random compositions for FID; None: as many as pictures.
+        fid_regions: FID of every region of the images as well.
+        batch_size: pictures at a time, and to mix at random.
+        seed: of random compositions and of the bootstrap.
+        name: of the model, for the table.
+        split: of the data set, likewise.
+    """
     not_computed: dict[str, str] = {}
     problems: list[str] = []
-    inception = _network(options, model.device, not_computed)
-    judge = Judge(model, inception, options.fid_regions)
-    names = reference.names()[: options.limit]
+    judge = Judge(model, inception, fid_regions)
+    names = reference.names()[:limit]
     with progress("evaluating"):
-        for batch in batches_of(reference, names, options.batch_size, model.device, problems):
+        for batch in batches_of(reference, names, batch_size, model.device, problems):
             judge.add(batch)
-    wanted = 0 if inception is None else judge.count if options.random is None else options.random
-    if wanted and min(judge.count, options.batch_size) < 2:
+    wanted = 0 if inception is None else judge.count if random is None else random
+    if wanted and min(judge.count, batch_size) < 2:
         not_computed["random compositions"] = "they mix pictures of a batch: it needs two pictures and --batch-size 2"
         wanted = 0
     with progress("making random compositions"):
-        _mix(judge, reference, wanted, options, problems)
+        _mix(judge, reference, wanted, batch_size, seed, problems)
     rows = judge.rows() if judge.count else {}
     if inception is not None and not any(row.fid for row in rows.values()):
         not_computed["FID"] = "it needs at least two pictures on either side"
     source = reference.source
     settings = {
-        "model": options.model or "shipped",
-        "data set": f"{source.name}, {options.split}, {judge.count} of {len(source)} pictures",
+        "model": name,
+        "data set": f"{source.name}, {split}, {judge.count} of {len(source)} pictures",
         "size": f"{model.size[0]} x {model.size[1]} (height x width)",
         "random compositions": judge.random_count or None,
-        "seed": options.seed,
+        "seed": seed,
         "FID features": str(inception.path) if inception is not None else None,
         "versions": f"mixsyn_fast {mixsyn_fast.__version__}, torch {torch.__version__}",
     }
-    return Table(tuple(model.classes), settings, rows, not_computed, problems, options.seed)
+    return Table(tuple(model.classes), settings, rows, not_computed, problems, seed)
 
 
-def _mix(judge: Judge, reference: DataReference, wanted: int, options: argparse.Namespace, problems: list[str]) -> None:
+def _mix(judge: Judge, reference: DataReference, wanted: int, batch_size: int, seed: int, problems: list[str]) -> None:
     """Make random compositions of the pictures that were judged, in ever new batches."""
-    generator, order = torch.Generator().manual_seed(options.seed), np.random.default_rng(options.seed)
+    generator, order = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     while judge.random_count < wanted:
         before = judge.random_count
         mixed = [judge.names[i] for i in order.permutation(judge.count)]
-        for batch in batches_of(reference, mixed, options.batch_size, judge.model.device, problems):
+        for batch in batches_of(reference, mixed, batch_size, judge.model.device, problems):
             if len(batch) > 1 and judge.random_count < wanted:
                 judge.add_random(batch, generator, wanted - judge.random_count)
         if judge.random_count == before:
-            raise ValueError("--data: its pictures were readable once, and are not any more")
+            raise ValueError("data: its pictures were readable once, and are not any more")
 
 
-def main(options: argparse.Namespace) -> int:
+def main(options: Options) -> int:
     """Evaluate as the options say, print the table, and return the exit status (see the module).
 
     Raises:
-        ValueError, FileNotFoundError: options that do not fit together, a model, data set or network that is not there or
-            cannot be used, classes that differ, or --random, --fid-regions without a feature network.
+        ValueError, FileNotFoundError: a model, data set or network that is not there or cannot be used, classes that differ,
+            or --random, --fid-regions without a feature network.
     """
-    _check(options)
-    model = open_model(options)
-    table = evaluate(model, _open(options, model), options)
+    check_outputs({"json": options.json, "markdown": options.markdown})
+    model = open_model(MixSyn, options.model, options.device)
+    reference = open_reference(options, model)
+    missing: dict[str, str] = {}
+    table = evaluate(
+        model,
+        reference,
+        features(options, model.device, missing),
+        limit=options.limit,
+        random=options.random,
+        fid_regions=options.fid_regions,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        name=options.model or "shipped",
+        split=options.split if options.data else "drawn by code",
+    )
+    table.not_computed |= missing
     text = table.as_markdown()
     print(text, end="")
     if options.json is not None:
-        _write(options.json, json.dumps(table.as_json(), indent=2, allow_nan=False) + "\n")
+        write_whole(options.json, json.dumps(table.as_json(), indent=2, allow_nan=False) + "\n")
     if options.markdown is not None:
-        _write(options.markdown, text)
+        write_whole(options.markdown, text)
     for problem in table.problems:
         print(problem, file=sys.stderr)
     if not table.rows:

@@ -11,13 +11,14 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from ..data import palette
-from ..sheets import text
+from ..sheets import legend, text
 from .picture import Picture
 
 _LINE = 14  # height of a caption's line in pixels
 _LETTER = 6  # width of a letter in pixels, about
 _THICK = 200  # longer side in pixels from which lines are two pixels wide
 _FADED = 0.55  # share of white over what is not used of a source
+_SIDE = 224  # of the pictures of a command's sheet in pixels, about: small images are enlarged by a whole factor
 _HUES = (0.0, 0.6, 0.1, 0.83, 0.33, 0.5, 0.92, 0.72)  # far apart for the first few sources
 
 
@@ -176,3 +177,15 @@ def source_cells(
         )
         for index, (picture, used, caption) in enumerate(zip(sources, names, texts, strict=True))
     ]
+
+
+def cell_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Return the size (H, W) at which a sheet shows images of `size`: a whole multiple of it."""
+    factor = max(1, round(_SIDE / max(size)))
+    return size[0] * factor, size[1] * factor
+
+
+def region_legend(labels: Sequence[np.ndarray], classes: Sequence[str], height: int) -> np.ndarray:
+    """Return names and colours of the regions that appear in label maps (H, W), as a picture `height` pixels high."""
+    seen = [k for k in range(len(classes)) if any((plane == k).any() for plane in labels)]
+    return legend([classes[k] for k in seen], palette(len(classes))[seen], height)

@@ -10,6 +10,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _MASK = 2**64 - 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,27 @@ def from_first(text: str) -> str:
     found = [text]
     dist.broadcast_object_list(found, src=0, device=_group_device())
     return found[0]
+
+
+def part(count: int, world: World, group: int = 1) -> list[int]:
+    """Return the numbers below `count` of what this process does: group n, of consecutive ones, is of process n mod size.
+
+    No number comes twice; a process may get none.
+    """
+    return [i for i in range(count) if i // group % world.size == world.rank]
+
+
+def gather(value: T) -> list[T]:
+    """Return what every process gave, by rank, in the first process; an empty list in the others, which must call it too.
+
+    Args:
+        value: whatever can be pickled; tensors on the CPU.
+    """
+    if not _several():
+        return [value]
+    found = [value] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, found, dst=0)
+    return found or []
 
 
 def mix(*numbers: int) -> int:

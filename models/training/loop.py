@@ -1,8 +1,8 @@
 """The training loop that every model shares: one page, from top to bottom.
 
-A step (`Trainer.run_step`) runs the task's phases in order, for a GAN generator and discriminator. A phase is zero_grad, the
-micro-batches' losses and backward passes, clipping, one optimiser step. Around the steps: averaged weights, log, sample
-sheets, validation, checkpoints.
+A step (`Trainer.run_step`) runs the task's phases in order, for a GAN generator and discriminator, each in every step or in
+every n-th. A phase is zero_grad, the micro-batches' losses and backward passes, clipping, one optimiser step. Around the
+steps: averaged weights, log, sample sheets, validation (every process judges its part), checkpoints.
 
 Random numbers of step n on process r depend on (seed, r, n) alone, the data on the number of batches drawn: a resumed run
 continues exactly.
@@ -18,21 +18,21 @@ from typing import Any
 from mixsyn_fast.backend import use_backend, use_plan
 from mixsyn_fast.runtime import keep_memory
 
-from ..data import RegionDataset
+from ..data import TrainingSet
 from . import checkpoint, distributed
 from .distributed import World
 from .meter import Meter
 from .options import Options
 from .run import Run
 from .task import Task
-from .trainer import Trainer
+from .trainer import Trainer, check
 
 
 def train(
     task: Task,
     options: Options,
-    dataset: RegionDataset,
-    validation: RegionDataset | None = None,
+    dataset: TrainingSet,
+    validation: TrainingSet | None = None,
     *,
     config: Mapping[str, Any] | None = None,
     world: World | None = None,
@@ -42,7 +42,7 @@ def train(
     Args:
         task: the model.
         options: the loop's settings.
-        dataset: what to learn from.
+        dataset: what to learn from: pictures with label maps or without, latent codes, anything with a collate function.
         validation: what to judge by; None for no validation and sheets of training images.
         config: everything to be written to config.json, as JSON; `load_trained` builds the task from it.
         world: the processes; None: what `distributed.init` finds.
@@ -52,11 +52,14 @@ def train(
 
     Raises:
         FileExistsError: resume "no" in a run folder that holds checkpoints.
-        ValueError: the folder cannot be written, or is too small for the checkpoints (before anything is trained); the
-            checkpoint does not fit the model or the data.
+        ValueError: the folder cannot be written, or is too small for the checkpoints, or the data have no label maps and the
+            task needs them (before anything is trained); the checkpoint does not fit the model or the data.
         CheckpointError: a checkpoint could not be written later; the last good one is whole.
         FloatingPointError: a loss is not finite; the checkpoints stay as they were.
     """
+    for each in (dataset, validation):
+        if each is not None:
+            check(task, each)
     world = world or distributed.init(None if options.device == "auto" else options.device, timeout=options.timeout)
     main = world.rank == 0
     folder = Path(options.out)
@@ -87,17 +90,16 @@ def train(
                 validating = validation is not None and due(options.validate_every, step, last)
                 if due(options.log_every, step, last) or saving or validating:
                     run.log(step, meter.summary())  # raises where a loss is not finite: such weights are never saved
-                if not main:
-                    continue
-                if due(options.sheet_every, step, last):
-                    run.sheet("samples", step, trainer.sheet(validation or dataset))
-                better = False
-                if validation is not None and validating:
-                    figures = trainer.validate(validation)
-                    run.log(step, {f"validation/{name}": value for name, value in figures.items()})
-                    better = trainer.is_best(figures) and options.save_every > 0
-                if saving or better:
-                    newest = trainer.save(saves, best=better)
+                figures = trainer.validate(validation) if validation is not None and validating else {}
+                if main:
+                    if due(options.sheet_every, step, last):
+                        run.sheet("samples", step, trainer.sheet(dataset if validation is None else validation))
+                    better = False
+                    if figures:
+                        run.log(step, {f"validation/{name}": value for name, value in figures.items()})
+                        better = trainer.is_best(figures) and options.save_every > 0
+                    if saving or better:
+                        newest = trainer.save(saves, best=better)
                 meter.restart()
             if trainer.step < options.steps:
                 where = f"saved as {newest}" if newest else "nothing saved, as --save-every 0 says"

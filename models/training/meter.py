@@ -31,6 +31,7 @@ class Meter:
     def _clear(self) -> None:
         self.sums: dict[str, Tensor | float] = defaultdict(float)
         self.counts: dict[str, int] = defaultdict(int)
+        self.phases: set[str] = set()
         self.steps, self.seconds, self.waited, self.skipped = 0, 0.0, 0.0, 0
 
     def restart(self) -> None:
@@ -38,7 +39,8 @@ class Meter:
         self.started = time.perf_counter()
 
     def add(self, losses: dict[str, Tensor], trainer: Trainer) -> None:
-        """Take a step's losses."""
+        """Take a step's losses: those of the phases that ran in it."""
+        self.phases.update(trainer.ran)
         for name, loss in losses.items():
             self.sums[name] = self.sums[name] + loss
             self.counts[name] += 1
@@ -53,8 +55,9 @@ class Meter:
     def summary(self) -> dict[str, float]:
         """Return the means since the last summary, over all processes, and start anew.
 
-        Losses, `images_per_second` (all processes together), `data_ms` (time a step waited for its data), `step_ms`,
-        `lr/<phase>`, with fp16 `loss_scale/<phase>`, `skipped` (pictures replaced because their files are bad), `peak_gb`
+        Losses (a mean over the steps in which the phase ran, nothing for a phase that did not), `images_per_second` (all
+        processes together), `data_ms` (time a step waited for its data), `step_ms`, for the phases that ran `lr/<phase>` and
+        with fp16 `loss_scale/<phase>`, `skipped` (pictures replaced because their files are bad), `peak_gb`
         (device memory on a GPU, resident memory of the process on a CPU, 1e9 bytes).
 
         Raises:
@@ -80,7 +83,7 @@ class Meter:
             "data_ms": 1e3 * self.waited / self.steps,
             "peak_gb": peak_bytes(self.world.device) / 1e9,
         }
-        found |= self.trainer.rates()
+        found |= self.trainer.rates(self.phases)
         if self.skipped:
             found["skipped"] = float(self.skipped)
         self._clear()

@@ -37,7 +37,7 @@ class Options:
     resume: str = "auto"  # auto: from the run folder's newest valid checkpoint; no; or a checkpoint folder
     plan: Literal["auto", "table", "dense"] = "auto"  # algebra of the layers; dense computes as published
     backend: Literal["auto", "native", "triton", "reference"] = "auto"  # kernels of the ops
-    timeout: float = 600.0  # seconds that a process waits for the others, validation and saving by the first one included
+    timeout: float = 600.0  # seconds that a process waits for the others, sheets and saving by the first one included
 
     def __post_init__(self) -> None:
         """Check every field once."""

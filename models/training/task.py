@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from ..data import Batch
+    from ..data import Source
 
 Size = tuple[int, int]
 
@@ -29,6 +29,16 @@ class Phase:
     betas: tuple[float, float] = (0.0, 0.9)  # decay rates of Adam's moments
     weight_decay: float = 0.0  # per step, as options say: L2 (adam) or decoupled (adamw)
     optimizer: Literal["adam", "adamw"] = "adam"
+    every: int = 1  # period: the phase runs in steps 0, every, 2 every, ... (counted from 0); its batches are that step's
+
+    def __post_init__(self) -> None:
+        """Check the period."""
+        if self.every < 1:
+            raise ValueError(f"every: expected at least 1, got {self.every}")
+
+    def due(self, step: int) -> bool:
+        """Say whether the phase runs in a step, counted from 0: in the first one, so that what is wrong shows at once."""
+        return step % self.every == 0
 
 
 class Task(ABC):
@@ -44,19 +54,22 @@ class Task(ABC):
     """Names of the networks of which the loop keeps an exponential moving average."""
     phases: dict[str, Phase]
     """Name -> phase, in the order in which a step runs them."""
-    num_regions: int
-    """K of the region maps."""
+    num_regions: int = 0
+    """K of the region maps; 0 for a task that needs none, whose data set may be plain pictures or latent codes."""
     plans: tuple[tuple[Size, bool], ...] = ()
     """(size, per_image) of every label analysis that the networks will ask for: done by the data workers."""
     classes: tuple[str, ...] = ()
     """Names of the K regions, for sheets; filled by the command."""
 
     @abstractmethod
-    def losses(self, phase: str, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Return the weighted losses of a phase, scalars whose sum is minimised. Runs inside autocast."""
+    def losses(self, phase: str, batch: Any, step: int) -> dict[str, Tensor]:
+        """Return the weighted losses of a phase, scalars whose sum is minimised. Runs inside autocast.
+
+        A batch is what the data set's `collate` makes: Batch, ImageBatch, LatentBatch ...
+        """
 
     @abstractmethod
-    def generate(self, batch: Batch, networks: Mapping[str, nn.Module]) -> Tensor:
+    def generate(self, batch: Any, networks: Mapping[str, nn.Module]) -> Tensor:
         """Return the images (B, 3, H, W) in [-1, 1] that `networks` (live or averaged) make of a batch."""
 
     def to(self, device: torch.device) -> None:
@@ -64,24 +77,24 @@ class Task(ABC):
         for network in self.networks.values():
             network.to(device)
 
-    def validate(self, batch: Batch, networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    def validate(self, batch: Any, networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         """Return figures of merit, (B,) each: here PSNR in dB, SSIM and L1 (range [-1, 1]) against the batch's images."""
         from ..metrics.pixels import psnr, ssim
 
         made, real = self.generate(batch, networks).float().clamp(-1, 1), batch.image
         return {"psnr": psnr(made, real), "ssim": ssim(made, real), "l1": (made - real).abs().mean((1, 2, 3))}
 
-    def sheet(self, batch: Batch, networks: Mapping[str, nn.Module]) -> list[list[np.ndarray]]:
-        """Return rows of pictures (H, W, 3) uint8 for a sample sheet: image, label map, generated image."""
-        from ..data import colorize
+    def sheet(self, batch: Any, networks: Mapping[str, nn.Module]) -> list[list[np.ndarray]]:
+        """Return rows of pictures (H, W, 3) uint8 for a sample sheet: image, label map, as far as there are, generated."""
+        from ..data import Batch, ImageBatch, colorize
         from ..sheets import to_uint8
 
-        made = to_uint8(self.generate(batch, networks))
-        labels = batch.regions.labels_at().cpu().numpy()
-        return [
-            [image, colorize(map_, self.num_regions), fake]
-            for image, map_, fake in zip(to_uint8(batch.image), labels, made, strict=True)
-        ]
+        columns = [to_uint8(self.generate(batch, networks))]
+        if isinstance(batch, Batch):
+            columns.insert(0, [colorize(each, self.num_regions) for each in batch.regions.labels_at().cpu().numpy()])
+        if isinstance(batch, (Batch, ImageBatch)):
+            columns.insert(0, to_uint8(batch.image))
+        return [list(row) for row in zip(*columns, strict=True)]
 
     def state(self) -> dict[str, Any]:
         """Return whatever else, as JSON, makes a resumed run continue exactly."""
@@ -103,3 +116,12 @@ class Trainable:
     """(fitted config, training) -> task; without training only what `generate` needs (no feature networks for losses)."""
     decided: tuple[str, ...] = ()
     """Dotted names of the config's fields that `fitted` sets from the data: they are no options of the command."""
+    needs_regions: bool = True
+    """False: it trains on plain pictures (kind images) as well."""
+
+    def check(self, name: str, source: Source) -> None:
+        """Raise ValueError when model `name` needs label maps and the data set has none."""
+        if self.needs_regions and not source.classes:
+            raise ValueError(
+                f"kind: expected a data set with label maps, which {name} learns from, got {source.name}, without"
+            )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import math
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +13,40 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data import Batch, Loader, RegionDataset
+from ..data import Loader, TrainingSet
 from . import checkpoint, distributed, packing
 from .distributed import World
 from .ema import EMA
 from .options import Options
 from .task import Phase, Task
 
+_LOOK = 8  # pictures at a time in validation and sheets: the same for any number of processes, so that figures are, too
+
 
 class PhaseModule(nn.Module):
-    """One phase of a task as a module: its parameters are those the phase trains, its forward is the phase's losses.
+    """Phases of a task as a module: its parameters are those the phases train, its forward is the losses of one of them.
 
     One forward per backward is what DistributedDataParallel asks for, whatever the losses do inside.
     """
 
-    def __init__(self, task: Task, name: str) -> None:
+    def __init__(self, task: Task, networks: Iterable[str]) -> None:
         super().__init__()
-        self.name, self.task = name, task
-        self.trained = nn.ModuleDict({n: task.networks[n] for n in task.phases[name].networks})
+        self.task = task
+        self.trained = nn.ModuleDict({name: task.networks[name] for name in networks})
 
-    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Return the phase's losses."""
-        return self.task.losses(self.name, batch, step)
+    def forward(self, phase: str, batch: Any, step: int) -> dict[str, Tensor]:
+        """Return a phase's losses."""
+        return self.task.losses(phase, batch, step)
+
+
+def groups(phases: Mapping[str, Phase]) -> list[tuple[set[str], set[str]]]:
+    """Return (phases, networks) of modules without a common network: a parameter reports to one distributed module alone."""
+    found: list[tuple[set[str], set[str]]] = []
+    for name, phase in phases.items():
+        joined = [group for group in found if group[1] & set(phase.networks)]
+        found = [group for group in found if group not in joined]
+        found.append(({name}.union(*(p for p, _ in joined)), set(phase.networks).union(*(n for _, n in joined))))
+    return found
 
 
 def make_optimizer(phase: Phase, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -47,9 +58,11 @@ def make_optimizer(phase: Phase, parameters: list[nn.Parameter]) -> torch.optim.
 class Trainer:
     """Everything of a run that has state: networks, optimisers, scalers, averages, data position."""
 
-    def __init__(self, task: Task, options: Options, dataset: RegionDataset, world: World) -> None:
+    def __init__(self, task: Task, options: Options, dataset: TrainingSet, world: World) -> None:
+        check(task, dataset)
         self.task, self.options, self.world = task, options, world
         self.step = 0
+        self.ran: list[str] = []  # phases of the last step
         self.best: float | None = None
         task.to(world.device)
         if options.channels_last:
@@ -72,17 +85,20 @@ class Trainer:
         self.optimizers = {name: make_optimizer(phase, self.parameters[name]) for name, phase in task.phases.items()}
         # one scale per phase: the gradients of generator and discriminator differ by orders of magnitude
         self.scalers = {name: torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16") for name in task.phases}
-        self.modules: dict[str, nn.Module] = {name: PhaseModule(task, name) for name in task.phases}
-        if world.size > 1:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has a new name for broadcast_buffers, 2.11 not
-                for name, module in self.modules.items():
-                    self.modules[name] = DistributedDataParallel(
+        self.modules: dict[str, nn.Module] = {}
+        for phases, networks in groups(task.phases):
+            module: nn.Module = PhaseModule(task, sorted(networks))
+            if world.size > 1:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renamed broadcast_buffers, 2.11 has it
+                    module = DistributedDataParallel(
                         module,
                         device_ids=[world.device] if world.device.type == "cuda" else None,
                         find_unused_parameters=True,  # layers of a region that is absent from the batch have no gradient
                         broadcast_buffers=False,  # statistics are synchronised, spectral norms follow the weights
                     )
+            self.modules |= dict.fromkeys(phases, module)
+        if world.size > 1:
             # after that: DistributedDataParallel refuses, by type, synchronised statistics on a CPU
             for network in task.networks.values():
                 synchronise_statistics(network, world.device)
@@ -103,7 +119,7 @@ class Trainer:
 
     # --- one step -------------------------------------------------------------------------------------------------------
 
-    def run_phase(self, name: str, batches: list[Batch]) -> dict[str, Tensor]:
+    def run_phase(self, name: str, batches: list[Any]) -> dict[str, Tensor]:
         """Run one phase of a step: losses and gradients of all micro-batches, clipping, one optimiser step.
 
         Returns:
@@ -121,7 +137,7 @@ class Trainer:
             waits = isinstance(module, DistributedDataParallel) and i + 1 < len(batches)
             with module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
                 with autocast(options.amp, world.device):
-                    losses = module(batch, self.step)
+                    losses = module(name, batch, self.step)
                 total = torch.stack([loss.float() for loss in losses.values()]).sum() / len(batches)
                 scaler.scale(total).backward()
             for key, loss in losses.items():
@@ -137,7 +153,7 @@ class Trainer:
         return found
 
     def run_step(self) -> dict[str, Tensor]:
-        """Run all phases on the next batches; return the losses, named <phase>/<loss>."""
+        """Run the phases that are due on the next batches; return their losses, named <phase>/<loss>."""
         options = self.options
         batches, waited = [], 0.0
         for _ in range(options.accumulate):
@@ -146,7 +162,8 @@ class Trainer:
         # after the data: opening the workers, which a resumed run does anew, draws random numbers
         distributed.seed_step(options.seed, self.world.rank, self.step)
         scalars: dict[str, Tensor] = {}
-        for name in self.task.phases:
+        self.ran = [name for name, phase in self.task.phases.items() if phase.due(self.step)]
+        for name in self.ran:
             scalars |= {f"{name}/{key}": loss for key, loss in self.run_phase(name, batches).items()}
         if self.ema:
             self.ema.update(self.step)
@@ -154,11 +171,11 @@ class Trainer:
         self.waited, self.skipped = waited, [name for batch in batches for name in batch.skipped]
         return scalars
 
-    def rates(self) -> dict[str, float]:
-        """Return the learning rate of every phase in its last step, and its loss scale where there is one."""
-        found = {f"lr/{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
-        scales = {f"loss_scale/{name}": scaler.get_scale() for name, scaler in self.scalers.items() if scaler.is_enabled()}
-        return found | scales
+    def rates(self, phases: Collection[str]) -> dict[str, float]:
+        """Return the learning rate of some phases in their last step, and their loss scale where there is one."""
+        names = [name for name in self.optimizers if name in phases]
+        found = {f"lr/{name}": self.optimizers[name].param_groups[0]["lr"] for name in names}
+        return found | {f"loss_scale/{n}": self.scalers[n].get_scale() for n in names if self.scalers[n].is_enabled()}
 
     # --- state ----------------------------------------------------------------------------------------------------------
 
@@ -245,40 +262,54 @@ class Trainer:
     # --- looking at it --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def validate(self, dataset: RegionDataset) -> dict[str, float]:
-        """Return the task's figures of merit, means over the first images of the validation set."""
-        sums: dict[str, float] = defaultdict(float)
-        count = 0
-        for batch in self.look(dataset, self.options.validate_images):
-            values = self.task.validate(batch, self.networks())
-            for name, value in values.items():
-                sums[name] += float(value.double().sum())
-            count += len(batch)
-        return {name: total / count for name, total in sums.items()}
+    def validate(self, dataset: TrainingSet) -> dict[str, float]:
+        """Return the task's figures of merit, means over the first images of the validation set.
+
+        Every process must call it: each judges its batches, and the first one gets the figures, the others an empty dict.
+        All values are added in float64 and rounded once, so that figures do not depend on the number of processes.
+        """
+        found: dict[str, list[float]] = {}
+        for batch in self.look(dataset, self.options.validate_images, self.world):
+            for name, value in self.task.validate(batch, self.networks()).items():
+                found.setdefault(name, []).extend(value.double().tolist())
+        parts = distributed.gather(found)
+        every = {name: [value for part in parts for value in part.get(name, ())] for part in parts for name in part}
+        return {name: math.fsum(values) / len(values) for name, values in every.items()}
 
     @torch.no_grad()
-    def sheet(self, dataset: RegionDataset) -> list[list[Any]]:
+    def sheet(self, dataset: TrainingSet) -> list[list[Any]]:
         """Return the rows of a sample sheet."""
-        batches = self.look(dataset, self.options.sheet_images)
+        batches = self.look(dataset, self.options.sheet_images, World(0, 1, 0, self.world.device))
         return [row for batch in batches for row in self.task.sheet(batch, self.networks())]
 
-    def look(self, dataset: RegionDataset, count: int) -> Iterator[Batch]:
-        """Yield the first `count` images (0: all) in order, with networks in eval mode and the same noise every time.
+    def look(self, dataset: TrainingSet, count: int, world: World) -> Iterator[Any]:
+        """Yield this process's batches of the first `count` items (0: all), networks in eval mode, noise as every time.
 
-        Batches are as large as those of training, so a few more images may come than asked for.
+        Batch n comes to process n mod size, so batches and noise are the same for any number of processes.
         """
         count = min(count or len(dataset), len(dataset))
-        size = min(count, max(1, self.options.batch_size // self.options.accumulate // self.world.size))
-        distributed.seed_step(self.options.seed, 0, -1)
+        size = min(count, _LOOK, self.options.batch_size // self.options.accumulate)
         for network in self.task.networks.values():
             network.eval()
-        loader = Loader(dataset, size, shuffle=False, drop_last=False, device=self.world.device)
+        among = {"rank": world.rank, "world": world.size}
+        loader = Loader(dataset, size * world.size, **among, shuffle=False, drop_last=False, device=world.device)
         try:
-            yield from itertools.islice(loader.once(), -(-count // size))
+            for place, batch in enumerate(loader.once(count)):
+                distributed.seed_step(self.options.seed, place * world.size + world.rank, -1)
+                yield batch
         finally:
             loader.close()
             for network in self.task.networks.values():
                 network.train()
+
+
+def check(task: Task, dataset: TrainingSet) -> None:
+    """Raise ValueError when a task has no phase in some steps, or asks for region maps that a data set does not have."""
+    if all(phase.every > 1 for phase in task.phases.values()):
+        raise ValueError(f"phases: expected one that runs in every step, got {', '.join(task.phases)}")
+    if task.num_regions and task.num_regions != dataset.num_regions:
+        got = f"{dataset.num_regions}" if dataset.num_regions else "none"
+        raise ValueError(f"dataset: expected label maps of {task.num_regions} regions, got {got} (kind {dataset.kind})")
 
 
 def synchronise_statistics(network: nn.Module, device: torch.device) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from mixsyn_fast.models.mixsyn.config import Config
 
 from benchmarks import run_mixsyn, tables
 
@@ -23,8 +22,7 @@ def bench() -> run_mixsyn.MixSynBench:
     options = run_mixsyn.parse([*SMALL, "--sources", "2"])
     classes, images, labels, text = run_mixsyn.pictures(options, 32)
     assert text == "2 sources of procedural facades" and images.shape == (2, 3, 32, 32)
-    config = run_mixsyn.settings.from_arguments(options, Config)
-    return run_mixsyn.MixSynBench(run_mixsyn.replace(config, classes=classes, image_size=(32, 32)), images, labels)
+    return run_mixsyn.MixSynBench(run_mixsyn.replace(options.config, classes=classes, image_size=(32, 32)), images, labels)
 
 
 def test_regions_come_from_the_pictures_in_turn() -> None:

@@ -19,11 +19,49 @@ def test_version(capsys):
     assert caught.value.code == 0 and capsys.readouterr().out.strip() == f"mixsyn_fast {__version__}"
 
 
-@pytest.mark.parametrize("arguments", [[], ["--nonsense"], ["nonsense"], ["doctor", "--nonsense"], ["doctor", "--js"], ["data"]])
-def test_unknown_options_are_errors(arguments, capsys):
+@pytest.mark.parametrize("arguments", [[], ["--nonsense"], ["nonsense"], ["data"], ["mixsyn"], ["mixsyn", "nonsense"]])
+def test_unknown_commands_are_errors(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2 and "usage: mixsyn-fast" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["--nonsense", "--js", "stray"])
+def test_unknown_options_are_errors(word, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["doctor", word])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and word in said and "mixsyn-fast doctor --help" in said
+
+
+def test_help_lists_commands_by_paper(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    said = capsys.readouterr().out
+    assert caught.value.code == 0
+    places = [said.index(words) for words in ("  doctor ", "  train ", "MixSyn: ", "  mixsyn compose ", "  mixsyn evaluate ")]
+    assert places == sorted(places)
+    for old in cli._OLD_WORDS:
+        assert f"\n  {old} " not in said
+
+
+@pytest.mark.parametrize("old", cli._OLD_WORDS)
+def test_old_words_still_run_and_say_the_new_ones(old, capsys):
+    assert cli.main([*old.split(), "--print-config"]) == 0
+    said = capsys.readouterr()
+    assert said.err == f"mixsyn-fast {old}: now called mixsyn-fast {cli._OLD_WORDS[old]}\n"
+    assert cli.main([*cli._OLD_WORDS[old].split(), "--print-config"]) == 0
+    again = capsys.readouterr()
+    assert again.out == said.out and again.err == ""
+
+
+def test_doctor_needs_no_tyro(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    for words in (["doctor"], ["doctor", "--json"]):
+        assert cli.main(words) == 0
+    assert '"healthy": true' in capsys.readouterr().out
+    assert cli.main(["doctor", "--no-json"]) == 2
+    assert "pip install 'mixsyn_fast[models]'" in capsys.readouterr().err
 
 
 def test_doctor_names_every_op_on_every_device(capsys):

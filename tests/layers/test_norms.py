@@ -86,6 +86,21 @@ def test_every_plan_gives_the_plain_dense_result(
                 assert_same(outcome, outcomes[0], LIMIT[dtype])
 
 
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_tables_kept_for_serving(pictures: int) -> None:
+    """In eval without gradients tables are kept, and one picture alone has a form of its own."""
+    layer = randomised(SEANNorm(CHANNELS, REGIONS, num_regions=REGIONS, style_length=STYLE, hidden=7)).double().eval()
+    labels = region_map().labels_at()[:pictures]
+    x = torch.randn(pictures, CHANNELS, 12, 12, dtype=torch.float64)
+    codes = torch.randn(pictures, REGIONS, STYLE, dtype=torch.float64)
+    with torch.no_grad():
+        with use_plan("dense"), use_backend("reference"):
+            expected = layer(x, RegionMap(labels, REGIONS), codes, noise=None)
+        with use_plan("table"):
+            for _ in range(2):
+                assert relative_error(layer(x, RegionMap(labels, REGIONS), codes, noise=None), expected) < 1e-12
+
+
 def test_spade_is_the_published_formula() -> None:
     """Independent of everything here: convolutions of the one-hot map, written out."""
     layer = randomised(SPADENorm(CHANNELS, REGIONS, norm="instance", hidden=9)).double()

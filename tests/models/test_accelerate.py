@@ -8,6 +8,7 @@ import io
 import pickle
 import threading
 import warnings
+from typing import NamedTuple
 
 import published as pub
 import pytest
@@ -785,3 +786,81 @@ def test_code_that_views_the_output_of_a_layer_still_runs():
     with pytest.raises(RuntimeError) as caught:
         model(x, segmap)
     assert any("channels_last=False" in note for note in caught.value.__notes__)
+
+
+def patched(layer: nn.Module) -> nn.Module:
+    """Give a layer a forward of the object's own."""
+    layer.forward = lambda x, segmap: x  # type: ignore[method-assign]
+    return layer
+
+
+def without(layer: nn.Module, name: str) -> nn.Module:
+    """Replace a part by one outside of the contract."""
+    layer.set_submodule(name, nn.Identity())
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (lambda: patched(pub.SPADE(4, 3)), "patched by somebody else"),
+        (lambda: without(pub.SPADE(4, 3), "mlp_shared"), "not a convolution and a ReLU"),
+        (lambda: without(pub.SPADE(4, 3), "mlp_gamma"), "mlp_gamma is Identity, not a plain Conv2d"),
+        (lambda: without(pub.ACE(4, K, STYLE), "fc_mu1"), "fc_mu1 is not a Linear"),
+        (lambda: without(pub.CLADE(4, 3), "class_specified_affine"), "does not hold weight and bias"),
+        (lambda: pub.SPADE(4, 3).to("meta"), "meta device"),
+    ],
+    ids=["forward", "shared", "gamma", "linear", "affine", "meta"],
+)
+def test_why_a_layer_is_left(layer, words: str) -> None:
+    report = accelerate(nn.ModuleDict({"a": layer()}))
+    assert [entry.name for entry in report.left if entry.kind != "conv2d"] == ["a"]
+    assert words in report.left[0].note
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda layer, x, m: layer(x, m.long()), "the map is not a float tensor of four dimensions"),
+        (lambda layer, x, m: layer(x[0], m), "x is not a float tensor of four dimensions"),
+        (lambda layer, x, m: layer(x, m[:1]), "differ in batch size or device"),
+        (lambda layer, x, m: layer(x[:0], m[:0]), "an input is empty"),
+        (lambda layer, x, m: layer(x, m[:, :2]), "the map has 2 channels, the layer 3"),
+        (lambda layer, x, m: layer(x), "without its map"),
+    ],
+    ids=["dtype", "rank", "batch", "empty", "channels", "missing"],
+)
+def test_why_a_call_runs_the_original(call, words: str) -> None:
+    layer = pub.SPADE(4, 3).eval()
+    accelerate(layer)
+    with torch.no_grad(), pytest.raises(RuntimeError, match=words):
+        call(layer, torch.randn(2, 4, 8, 8), pub.onehot(pub.blobs(2, 3, 8, 8), 3))
+
+
+class Pair(NamedTuple):
+    """Two pictures."""
+
+    first: Tensor
+    second: Tensor
+
+
+class Several(nn.Module):
+    """A model that returns its pictures in every kind of container."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = pub.SPADE(4, 3)
+
+    def forward(self, x: Tensor, segmap: Tensor):
+        y = self.norm(x, segmap).contiguous(memory_format=torch.channels_last)
+        return {"list": [y, y[0]], "named": Pair(y, y), "text": "as it is", "tuple": (y,)}
+
+
+def test_pictures_in_containers_are_contiguous() -> None:
+    model = Several().eval()
+    accelerate(model)
+    with torch.no_grad():
+        found = model(torch.randn(2, 4, 8, 8), pub.onehot(pub.blobs(2, 3, 8, 8), 3))
+    assert found["list"][0].is_contiguous() and found["tuple"][0].is_contiguous() and found["text"] == "as it is"
+    assert isinstance(found["named"], Pair) and all(picture.is_contiguous() for picture in found["named"])
+    assert list(found) == ["list", "named", "text", "tuple"] and type(found["tuple"]) is tuple

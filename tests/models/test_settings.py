@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import io
 import json
-from dataclasses import dataclass, field, fields, make_dataclass
+import os
+import re
+import sys
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mixsyn_fast.models import clade, sean, spade
-from mixsyn_fast.models.settings import add_arguments, differences, dumps, field_comments, from_arguments, from_dict, to_dict
+from mixsyn_fast.models.settings import (
+    differences,
+    dumps,
+    from_dict,
+    positional,
+    read,
+    repeated,
+    spelled,
+    to_dict,
+    together,
+)
 from mixsyn_fast.models.training.schedule import Schedule
 
 
@@ -21,7 +35,9 @@ class Base:
     # seconds that one step
     # may take at most
     limit: float = 1.5
+
     bare: str = "x"
+    """a docstring tells more"""
 
 
 @dataclass(frozen=True)
@@ -50,23 +66,22 @@ class Options:
     _hidden: int = field(default=0, init=False)
 
 
-def parse(*texts: str, kind: type = Options, **defaults: Any) -> Any:
-    parser = argparse.ArgumentParser(exit_on_error=True)
-    add_arguments(parser, kind, **defaults)
-    return from_arguments(parser.parse_args(texts), kind)
+def parse(*texts: str, kind: type = Options, **more: Any) -> Any:
+    return read(kind, texts, prog="prog", **more)[0]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *texts: str) -> str:
     with pytest.raises(SystemExit) as stop:
         parse("--name", "n", *texts)
     assert stop.value.code == 2
-    return capsys.readouterr().err
+    return " ".join(capsys.readouterr().err.split())
 
 
-def help_of(kind: type, **defaults: Any) -> str:
-    parser = argparse.ArgumentParser(formatter_class=lambda prog: argparse.HelpFormatter(prog, width=300))
-    add_arguments(parser, kind, **defaults)
-    return parser.format_help()
+def help_of(kind: type) -> str:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
+        parse("--help", kind=kind)
+    return " ".join(said.getvalue().split())
 
 
 def test_defaults_survive_parsing() -> None:
@@ -79,7 +94,7 @@ def test_every_option() -> None:
     model = Model(width=4, norm="instance", size=(32, 48), blocks=("up_3", "up_2"), limit=2.0)
     expected = Options("n", model, 2, 3e-5, True, 0.5, (64, 32), "a.pth", "all")
     assert parse(*texts.split()) == expected
-    off = parse("--name", "n", "--no-amp", "--clip", "none", "--crop", "64", "--weights", "None", "--levels", "1", amp=True)
+    off = parse("--name", "n", "--no-amp", "--clip", "none", "--crop", "64", "--weights", "None", "--levels", "1")
     assert (off.amp, off.clip, off.crop, off.weights, off.levels) == (False, None, 64, None, 1)
     assert type(off.levels) is int
 
@@ -100,93 +115,138 @@ def test_empty_tuple_and_negative_numbers() -> None:
         (["--model.size", "1,2,3"], "--model.size: expected int,int, got '1,2,3'"),
         (["--crop", "1,x"], "--crop: expected int|int,int, got '1,x'"),
         (["--levels", "3"], "--levels: expected 1|2|all, got '3'"),
-        (["--batch", "4"], "unrecognized arguments: --batch 4"),  # abbreviations are errors
-        (["--model.with", "4"], "unrecognized arguments"),
-        (["--hidden", "4"], "unrecognized arguments"),
-        (["stray"], "unrecognized arguments: stray"),
     ],
 )
-def test_bad_options_are_errors(capsys: pytest.CaptureFixture[str], texts: list[str], message: str) -> None:
-    assert message in refused(capsys, *texts)
+def test_bad_values_are_errors(texts: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        parse("--name", "n", *texts)
 
 
-def test_field_without_default_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["--batch", "4"], "Unrecognized options: --batch, 4"),  # abbreviations are errors
+        (["--model.with", "4"], "Unrecognized options: --model.with"),
+        (["--hidden", "4"], "Unrecognized options: --hidden"),
+        (["stray"], "Unrecognized options: stray"),
+        (["--lr"], "Missing value for argument '--lr'"),
+        (["--lr", "--amp"], "Missing value for argument '--lr'"),
+    ],
+)
+def test_words_that_no_option_takes_are_errors(capsys: pytest.CaptureFixture[str], texts: list[str], message: str) -> None:
+    said = refused(capsys, *texts)
+    assert message in said and "prog --help" in said and "\x1b" not in said
+
+
+def test_long_file_names_stay_whole_in_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert "x" * 300 in refused(capsys, "--" + "x" * 300)
+    assert os.environ["COLUMNS"] == "40"
+
+
+def test_field_without_default_is_required(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         parse("--lr", "1")
-    assert "required: --name" in capsys.readouterr().err
-    assert parse(name="given").name == "given"
-
-
-def test_abbreviation_is_switched_off_in_a_subcommand() -> None:
-    commands = argparse.ArgumentParser().add_subparsers()
-    train = commands.add_parser("train")
-    assert train.allow_abbrev
-    add_arguments(train, Model)
-    assert not train.allow_abbrev
+    said = capsys.readouterr().err
+    assert "Required options" in said and "--name STR" in said
+    (tmp_path / "c.json").write_text('{"name": "given", "model": {"size": [8, 8]}}')
+    from_file = parse("--config", str(tmp_path / "c.json"), "--lr", "1")
+    assert from_file == Options("given", Model(width=8, size=(8, 8)), lr=1.0)  # the section's own default of the rest
 
 
 def test_help_is_the_comment() -> None:
     text = help_of(Options)
-    assert "--name STR" in text and "of the run (required)" in text
+    assert "--name STR of the run (required)" in text
     assert "channels, 100 % of them (default: 8)" in text  # the nearest declaration, the section's own default
     assert "seconds that one step may take at most (default: 1.5)" in text  # from above, and from the base class
     assert "largest norm of the gradient; none: no limit (default: none)" in text
     assert "height, width in pixels (default: 64,96)" in text
     assert "names # with a hash (default: empty)" in text
-    assert "--amp, --no-amp" in text and text.count("(default: False)") == 1
+    assert "--amp, --no-amp" in text
     assert "--model.norm batch|instance" in text
-    assert "\nmodel:\n  the generator\n" in text
+    assert "model options" in text and "the generator" in text
+    assert "a docstring tells more (default: x)" in text
     assert "hidden" not in text
-
-
-def test_comments_of_the_generators_configs() -> None:
-    for kind in (sean.Config, spade.Config, clade.Config):
-        comments = field_comments(kind)
-        assert list(comments) == [f.name for f in fields(kind)]
-        assert all(len(text) > 8 for text in comments.values())
-    assert field_comments(sean.Config)["ngf"].startswith("width of the network: ")
 
 
 def test_class_without_source_has_empty_help() -> None:
     typed = make_dataclass("Typed", [("a", int, 1)])
-    assert field_comments(typed) == {}
-    assert "--a INT" in help_of(typed) and "(default: 1)" in help_of(typed)
-
-
-def test_overridden_defaults() -> None:
-    assert parse(name="a", batch_size=4, **{"model.size": [8, 8]}) == Options("a", Model(width=8, size=(8, 8)), 4)
-    assert parse(name="a", model=Model(width=2)).model == Model(width=2)
-    assert "images per step (default: 3)" in help_of(Options, batch_size=3)
-    with pytest.raises(TypeError, match=r"batchsize: no field of Options; expected one of name, model.width"):
-        parse(batchsize=4)
-    with pytest.raises(TypeError, match="model: no field"):
-        parse(model=3)
-    with pytest.raises(ValueError, match="batch_size: expected int, got '4'"):
-        parse(batch_size="4")
+    assert "--a INT (default: 1)" in help_of(typed)
 
 
 def test_fields_without_an_option(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser, Options, without=("model.width", "lr"), lr=0.5)
-    config = from_arguments(parser.parse_args(["--name", "a"]), Options)
-    assert config.model.width == 8 and config.lr == 0.5
+    config = parse("--name", "a", fixed=("model.width", "lr"))
+    assert config.model.width == 8 and config.lr == 1e-4
     with pytest.raises(SystemExit):
-        parser.parse_args(["--name", "a", "--model.width", "3"])
+        parse("--name", "a", "--model.width", "3", fixed=("model.width",))
     assert "--model.width" in capsys.readouterr().err
     with pytest.raises(TypeError, match="model.depth: no field of Options"):
-        add_arguments(argparse.ArgumentParser(), Options, without=("model.depth",))
+        parse("--name", "a", fixed=("model.depth",))
+
+
+@dataclass(frozen=True)
+class Words:
+    first: str | None = positional(None)  # a word
+    rest: tuple[str, ...] = repeated()  # any text, commas stay
+    out: Path = Path("x.png")  # a file
+    deep: bool = True  # a switch
+
+
+@dataclass(frozen=True)
+class Rates:
+    fast: bool = True  # a switch of a section
+    lr: float = 0.5  # a rate
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"lr: expected a positive number, got {self.lr}")
+
+
+@dataclass(frozen=True)
+class Nested:
+    rates: Rates = field(default_factory=Rates)  # a section
+
+
+def test_words_repeated_options_and_paths() -> None:
+    assert parse("a,b", "--rest", "c,d=e", "--rest=f", "--no-deep", "--out", "y/z.png", kind=Words) == Words(
+        "a,b", ("c,d=e", "f"), Path("y/z.png"), False
+    )
+    assert parse(kind=Words) == Words()
+    assert from_dict(Words, json.loads(dumps(Words("w", ("a",))))) == Words("w", ("a",))
+    assert to_dict(Words())["out"] == "x.png"
+
+
+def test_sections_without_a_prefix() -> None:
+    both = together("Both", words=Words, nested=Nested)
+    found = parse("w", "--no-rates.fast", "--out", "o", kind=both)
+    assert found.words == Words("w", out=Path("o")) and found.nested == Nested(Rates(False))
+    assert parse("--rates.no-fast", kind=both).nested == Nested(Rates(False))
+    assert to_dict(found)["nested"] == {"rates": {"fast": False, "lr": 0.5}}
+    with pytest.raises(ValueError, match="^--rates.lr: expected a positive number, got -1.0$"):
+        parse("--rates.lr", "-1", kind=both)
+    assert parse("--rates.lr", "2", kind=both, fixed=("rates.fast",)).nested.rates.lr == 2
+
+
+def test_messages_are_spelled_as_options() -> None:
+    both = together("Both", words=Words, nested=Nested)
+    assert spelled("rates: lr: expected", both) == "--rates.lr: expected"
+    assert spelled("rates: expected", both) == "--rates: expected"
+    assert spelled("first: expected: x", both) == "first: expected: x"
+    assert spelled("out: is: a folder", both) == "--out: is: a folder"
+    assert spelled("other: expected", both) == "other: expected"
+
+
+def test_without_tyro_the_command_to_install_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    with pytest.raises(ImportError, match=r"pip install 'mixsyn_fast\[models\]'"):
+        parse("--name", "n")
 
 
 def test_checks_of_the_dataclass_name_the_section() -> None:
-    with pytest.raises(ValueError, match="^model: width: expected a positive number, got 0$"):
+    with pytest.raises(ValueError, match="^--model.width: expected a positive number, got 0$"):
         parse("--name", "n", "--model.width", "0")
-    with pytest.raises(ValueError, match="^width: expected a positive number, got -1$"):
+    with pytest.raises(ValueError, match="^--width: expected a positive number, got -1$"):
         parse("--width", "-1", kind=Model)
-
-
-def test_parser_without_our_options() -> None:
-    with pytest.raises(TypeError, match=r"name: not among the parsed options; call add_arguments\(parser, Options\) first"):
-        from_arguments(argparse.Namespace(), Options)
 
 
 def test_json_there_and_back() -> None:
@@ -249,6 +309,7 @@ def test_missing_key_takes_the_default_or_is_named() -> None:
     del values["lr"], values["model"]["limit"]  # as a run written before these options were added
     config = from_dict(Options, values)
     assert (config.lr, config.model.limit, config.batch_size) == (1e-4, 1.5, 3)
+    assert from_dict(Options, {"name": "n", "model": {"limit": 2.0}}).model == Model(width=8, limit=2.0)
     del values["name"]
     with pytest.raises(ValueError, match="^Options: missing name$"):
         from_dict(Options, values)
@@ -277,15 +338,12 @@ class Unsupported:
     table: dict[str, int] = field(default_factory=dict)
 
 
-def test_default_of_a_field_named_like_our_argument() -> None:
-    assert parse(kind=Schedule) == Schedule()
-    parser = argparse.ArgumentParser()
-    add_arguments(parser, Schedule, kind="linear", start=0.5)
-    assert from_arguments(parser.parse_args([]), Schedule) == Schedule("linear", 0.5)
+def test_fields_named_like_our_arguments() -> None:
+    assert parse("--kind", "linear", "--start", "0.5", kind=Schedule) == Schedule("linear", 0.5)
 
 
 def test_types_without_an_option() -> None:
     with pytest.raises(TypeError, match=r"Unsupported.table: expected a type made of bool, .* got dict\[str, int\]"):
-        parse(kind=Unsupported)
+        from_dict(Unsupported, {})
     with pytest.raises(TypeError, match="expected a dataclass, got <class 'int'>"):
-        parse(kind=int)
+        from_dict(int, {})

@@ -234,7 +234,7 @@ def test_gradient_of_one_result_alone() -> None:
 
 def test_opcheck() -> None:
     ops = torch.ops.mixsyn_fast
-    for layout, masked in itertools.product(LAYOUTS, (False, True)):
+    for layout, masked in zip(LAYOUTS, (False, True), strict=True):
         values = make_inputs((2, 8, 5, 4, 6), 3, torch.float32, layout)
         mask = values["mask"] if masked else None
         inputs = [values[name] for name in NAMES]

@@ -66,6 +66,14 @@ if INTERPRETED:
     def test_many_blocks_and_channel_blocks() -> None:
         check(Case((1, 130, 17, 13), BATCH, rows=9, slope=0.2), torch.float32, TARGET)
 
+    @pytest.mark.parametrize(("params", "channels_last"), [("table", True), ("maps", False)])
+    def test_a_program_walks_over_several_tiles(params: str, channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(launchers, "_BLOCKS", 1)
+        monkeypatch.setattr(launchers, "_STREAM_BLOCKS", 1)
+        for dtype in (torch.float32, torch.float64):
+            case = Case((2, 5, 25, 20), INSTANCE, params, noise=True, slope=0.2, channels_last=channels_last)
+            check(case, dtype, TARGET)
+
     def test_strides_of_any_kind() -> None:
         """A slice is made dense; a gradient in another layout is turned."""
         case = Case((2, 6, 8, 5))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import types
@@ -15,6 +14,7 @@ import torch
 from mixsyn_fast.models.data import FACE_CLASSES, draw
 from mixsyn_fast.models.data.options import DataOptions
 from mixsyn_fast.models.evaluation import evaluate
+from mixsyn_fast.models.evaluation.inputs import DataReference, outputs_of_run, samples_of_folder
 from mixsyn_fast.models.metrics import (
     LPIPS,
     class_diversity,
@@ -28,6 +28,8 @@ from mixsyn_fast.models.metrics import (
 from mixsyn_fast.models.settings import to_dict
 from mixsyn_fast.models.training import command
 from torch import Tensor, nn
+
+from mixsyn_fast.commands import run_command
 
 Image = pytest.importorskip("PIL.Image", reason="reads and writes pictures")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -81,9 +83,7 @@ def inception(tmp_path: Path) -> Path:
 
 def run(out: Path, *words: object) -> tuple[int, dict[str, Any]]:
     """Run the command; return its exit status and the JSON report."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    evaluate.add_arguments(parser)
-    status = evaluate.main(parser.parse_args([*map(str, words), "--out", str(out)]))
+    status = run_command(evaluate, [*map(str, words), "--out", str(out)], "evaluate")
     text = (out / "report.json").read_text()
     return status, json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
@@ -283,6 +283,35 @@ def test_noise_of_a_model_is_seeded(data: Path, tmp_path: Path, trained) -> None
     assert run(tmp_path / "out", *words, "--seed", 2)[1]["metrics"]["psnr"]["pictures"] != first
 
 
+def test_processes_make_the_outputs_of_one(data: Path, tmp_path: Path) -> None:
+    """Also where one of them has nothing to do; a bad file is named by the process whose it is."""
+    model: Any = Model(data, noise=0.2)
+    problems: dict[tuple[int, int], list[str]] = {}
+    dataset = DataOptions(data=str(data), kind="folder", size=(48,)).validation_set()
+    assert dataset is not None
+    reference = DataReference(dataset.source, dataset)
+    (data / "val" / "images" / "d.png").write_bytes(b"damaged")
+
+    def made(rank: int, size: int) -> dict[str, list[list[int]]]:
+        problems[rank, size] = []
+        drawn = outputs_of_run(
+            model, reference, NAMES, problems[rank, size], batch_size=2, device="cpu", seed=3, draws=2, rank=rank, size=size
+        )
+        return {each.name: [image.tolist() for image in each.outputs] for each in drawn}
+
+    whole = made(0, 1)
+    assert list(whole) == ["a", "b", "c", "e"] and whole["a"][0] != whole["a"][1]
+    for size, parts in ((2, ["abe", "c"]), (4, ["ab", "c", "e", ""])):
+        for rank, names in enumerate(parts):
+            assert made(rank, size) == {name: whole[name] for name in names}
+            assert len(problems[rank, size]) == (rank == 1)
+    for rank, names in ((0, ["a", "c"]), (1, ["b"])):
+        for name in "abc":
+            for i in range(2):
+                save(tmp_path / "draws" / name / f"{i}.png", np.zeros((4, 4, 3), np.uint8))
+        assert [d.name for d in samples_of_folder(str(tmp_path / "draws"), None, None, [], rank, 2)] == names
+
+
 def test_diversity_of_a_model(data: Path, tmp_path: Path, trained, alexnet_files, monkeypatch) -> None:
     monkeypatch.setattr("mixsyn_fast.models.metrics.lpips.find_heads", lambda kind: alexnet_files[1])
     words = ("--run", "folder", "--metrics", "diversity", "--lpips-alex", alexnet_files[0], "--draws", 3, "--size", 64)
@@ -367,14 +396,14 @@ def test_several_outputs_per_input(
         (
             "--images {outputs} --reference {outputs} --metrics psnr,fancy",
             ValueError,
-            "--metrics: expected .*, got fancy",
+            "--metrics: expected .*, got 'psnr,fancy'",
         ),
-        ("--images {outputs} --reference {outputs} --metrics ,", ValueError, "--metrics: expected .*, got none"),
+        ("--images {outputs} --reference {outputs} --metrics ,", ValueError, "--metrics: expected .*, got ','"),
         ("--images {outputs} --reference {outputs} --size 16", ValueError, "--size: goes with --data or --run only"),
         ("--images {outputs} --reference {outputs} --step best", ValueError, "--step: goes with --run only"),
         ("--images {outputs} --reference {outputs} --live", ValueError, "--live: goes with --run only"),
         ("--samples {outputs} --metrics psnr", ValueError, "--samples: expected diversity among --metrics"),
-        ("--images {outputs} --reference {outputs} --regions", ValueError, "--regions, fid_regions: expected --data"),
+        ("--images {outputs} --reference {outputs} --regions", ValueError, "--regions: expected --data"),
         ("--images {outputs} --reference {outputs} --limit 0", ValueError, "--limit: expected at least 1, got 0"),
         ("--images {outputs} --reference {outputs} --batch-size 0", ValueError, "--batch-size: expected at least 1, got 0"),
         ("--images {outputs} --data {data} --kind folder --size 0", ValueError, "--size: expected one or two positive"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
@@ -12,6 +11,8 @@ import torch
 from mixsyn_fast.models.data import FACE_CLASSES, draw, open_source
 from mixsyn_fast.models.evaluation import parse
 from mixsyn_fast.models.face_parser import FILE_CLASSES, FaceParser, accuracy_and_iou, confusion, load_face_parser
+
+from mixsyn_fast.commands import run_command
 
 Image = pytest.importorskip("PIL.Image", reason="reads and writes pictures")
 
@@ -29,11 +30,9 @@ def weights(network: FaceParser, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
-def options(**given: object) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parse.add_arguments(parser)
-    values = [str(p) for p in given.pop("photos")]  # type: ignore[attr-defined]
-    return parser.parse_args([*values, *(f"--{k.replace('_', '-')}={v}" for k, v in given.items())])
+def run(photos: list[Path], **given: object) -> int:
+    words = [*map(str, photos), *(f"--{name.replace('_', '-')}={value}" for name, value in given.items())]
+    return run_command(parse, words, "parse")
 
 
 def test_state_dict_is_the_public_one(network: FaceParser) -> None:
@@ -128,7 +127,7 @@ def test_command_writes_a_data_set(weights: Path, tmp_path: Path, capsys: pytest
     single = tmp_path / "three.png"
     Image.fromarray(draw("face", 3, (200, 100))[0]).save(single)
     out = tmp_path / "out"
-    parse.main(options(photos=[photos, single], weights=weights, out=out, size=64, save_size=64))
+    assert run([photos, single], weights=weights, out=out, size=64, save_size=64) in (0, 1)
     sizes = {"one": (64, 80), "two": (64, 96), "three": (64, 128)}  # width, height: upright, reduced to 64
     for stem, size in sizes.items():
         labels = Image.open(out / "labels" / f"{stem}.png")
@@ -145,7 +144,7 @@ def test_command_goes_on_after_a_bad_photo(weights: Path, tmp_path: Path, capsys
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     Image.fromarray(draw("face", 1, 64)[0]).save(tmp_path / "good.png")
     out = tmp_path / "out"
-    assert parse.main(options(photos=[tmp_path], weights=weights, out=out, size=32)) == 1
+    assert run([tmp_path], weights=weights, out=out, size=32) == 1
     assert "bad.jpg: not a readable image" in capsys.readouterr().err
     assert [p.name for p in (out / "labels").iterdir()] == ["good.png"]
 
@@ -165,7 +164,7 @@ def test_bad_arguments_are_named_before_any_work(weights: Path, tmp_path: Path) 
         ({"photos": [tmp_path / "a"], "weights": tmp_path / "none.pth"}, FileNotFoundError, "none.pth: no such file"),
     ):
         with pytest.raises(error, match=message):
-            parse.main(options(**{"weights": weights, "out": out, **given}))
+            run(**{"weights": weights, "out": out, **given})
         assert not out.exists()
 
 

@@ -1,4 +1,4 @@
-"""`mixsyn-fast compose | edit | diversity`: what they write, what they refuse, and that refusing leaves nothing behind."""
+"""`mixsyn-fast mixsyn compose | edit | diversity`: what they write, what they refuse; refusing leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mixsyn_fast.models.data import FACADE_CLASSES, FACE_CLASSES, draw_facade, draw_face
+from mixsyn_fast.models.data import FACADE_CLASSES, FACE_CLASSES, draw_facade, draw_face, merged
 from mixsyn_fast.models.mixsyn import compose, diversity, edit
 from mixsyn_fast.models.mixsyn.compose import split_regions
 from mixsyn_fast.models.mixsyn.compositions import coupled_groups
@@ -27,6 +27,7 @@ from mixsyn_fast.models.mixsyn.model import MixSyn
 from mixsyn_fast.models.mixsyn.structure import StructureGenerator
 from mixsyn_fast.models.mixsyn.style import StyleGenerator
 from mixsyn_fast.models.pictures.files import save_image, save_labels
+from mixsyn_fast.models.pictures.options import drawn_source
 from mixsyn_fast.models.pictures.picture import Picture, fit, read_picture
 
 from mixsyn_fast import cli
@@ -94,7 +95,7 @@ def test_compose_writes_what_the_model_makes(model: str, photos: Path, capsys: p
     given = ["--region", "window=a.png", "--region", "door=b.png", "--region", "facade=d.png", "--base", "c.png"]
     out, labels, sheet = photos / "new/x.png", photos / "new/l.png", photos / "deep/er/s.png"
     written = ["--out", str(out), "--labels-out", str(labels), "--sheet", str(sheet), "--compare"]
-    assert cli.main(["compose", *given, *_options(model), *written]) == 0
+    assert cli.main(["mixsyn", "compose", *given, *_options(model), *written]) == 0
     regions = {"window": _read("a"), "door": _read("b"), "facade": _read("d")}
     expected = MixSyn.load(model).compose(regions, _read("c"))
     assert np.array_equal(_pixels(out), expected.image)
@@ -109,7 +110,7 @@ def test_compose_without_a_base_and_label_maps_elsewhere(model: str, photos: Pat
     (photos / "maps").mkdir()
     os.rename("a_labels.png", "maps/of_a.png")
     given = ["--region", "window=a.png", "--region", "door=b.png", "--labels", "a.png=maps/of_a.png"]
-    assert cli.main(["compose", *given, *_options(model), "--sheet", "s.png", "--compare"]) == 0
+    assert cli.main(["mixsyn", "compose", *given, *_options(model), "--sheet", "s.png", "--compare"]) == 0
     image, labels = draw_facade(3, 32)
     window = Picture(image, labels.astype(np.int32), "a")
     expected = MixSyn.load(model).compose({"window": window, "door": _read("b")})
@@ -117,10 +118,15 @@ def test_compose_without_a_base_and_label_maps_elsewhere(model: str, photos: Pat
 
 
 def test_a_sheet_outlines_sources_and_lists_regions(model: str, photos: Path) -> None:
-    one = ["compose", "--region", "window=a.png", *_options(model), "--sheet", "one.png"]
+    one = ["mixsyn", "compose", "--region", "window=a.png", *_options(model), "--sheet", "one.png"]
     assert cli.main(one) == 0
     assert cli.main([*one[:-1], "many.png", *(f"--region={r}={p}.png" for r, p in (("door", "b"), ("facade", "c")))]) == 0
-    assert cli.main(["compose", "--region", "window=a.png", "--base", "c.png", *_options(model), "--sheet", "base.png"]) == 0
+    assert (
+        cli.main(
+            ["mixsyn", "compose", "--region", "window=a.png", "--base", "c.png", *_options(model), "--sheet", "base.png"]
+        )
+        == 0
+    )
     sizes = [_pixels(name).shape[:2] for name in ("one.png", "many.png", "base.png")]
     assert sizes[0] == sizes[2]  # both have one row of sources
     red = (_pixels("one.png") == (242, 0, 0)).all(2).sum()
@@ -128,7 +134,7 @@ def test_a_sheet_outlines_sources_and_lists_regions(model: str, photos: Path) ->
 
 
 def test_meaning_of_ids_follows_kind(model: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["compose", "--region", "window=a.png", "--model", model]
+    given = ["mixsyn", "compose", "--region", "window=a.png", "--model", model]
     assert cli.main(given) == 2
     assert "give kind (--kind)" in capsys.readouterr().err
     save_labels(photos / "a_labels.png", draw_facade(3, 32)[1] + 1, 13)
@@ -139,7 +145,6 @@ def test_meaning_of_ids_follows_kind(model: str, photos: Path, capsys: pytest.Ca
 
 
 BAD = [
-    ([], "--region: expected at least one REGION=FILE, got none"),
     (["--base", "c.png"], "--region: expected at least one"),
     (["--region", "window"], "--region: expected REGION=FILE, got 'window'"),
     (["--region", "=a.png"], "--region: expected REGION=FILE, got '=a.png'"),
@@ -209,7 +214,7 @@ def test_bad_input_is_named(
     (photos / "dir.png").mkdir()
     save_labels(photos / "wrong.png", np.full((32, 32), 99), 100)
     before = sorted(os.listdir(photos))
-    assert cli.main(["compose", *_options(model), *arguments]) == 2
+    assert cli.main(["mixsyn", "compose", *_options(model), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1, error
     assert sorted(os.listdir(photos)) == before
@@ -218,7 +223,7 @@ def test_bad_input_is_named(
 def test_a_source_without_the_region_lists_those_it_has(
     model: str, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["compose", *_options(model), "--region", "door=e.png"]) == 2
+    assert cli.main(["mixsyn", "compose", *_options(model), "--region", "door=e.png"]) == 2
     error = capsys.readouterr().err
     assert "door" in error and "it has background, facade, window" in error
 
@@ -241,12 +246,58 @@ def test_photos_may_be_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for name in "ab":
         save_image(Path(f"{name}.png"), image)
     given = ["--region", "hair=a.png", "--base", "b.png", "--model", "faces.safetensors"]
-    assert cli.main(["compose", *given, "--parser", "weights.pth"]) == 0
+    assert cli.main(["mixsyn", "compose", *given, "--parser", "weights.pth"]) == 0
     assert opened == ["weights.pth"]  # once for both photos
     picture = Picture(image, labels.astype(np.int32), "a")
     assert np.array_equal(
         _pixels("composed.png"), MixSyn.load("faces.safetensors").compose({"hair": picture}, picture).image
     )
+
+
+def test_the_functions_take_values(model: str, photos: Path) -> None:
+    """A notebook or a server calls what the commands call."""
+    assert compose.main(compose.Options(model=model, region=("window=a.png",), base="c.png", kind="folder")) == 0
+    assert np.array_equal(_pixels("composed.png"), MixSyn.load(model).compose({"window": _read("a")}, _read("c")).image)
+    with pytest.raises(ValueError, match="^region: expected at least one REGION=FILE, got none$"):
+        compose.Options(base="c.png")
+
+
+@pytest.mark.parametrize(
+    ("verb", "written"),
+    [("compose", ["composed.png", "s.png"]), ("edit", ["edited.png", "s.png"]), ("diversity", ["diversity.png", "s.png"])],
+)
+def test_every_verb_runs_at_once(
+    verb: str, written: list[str], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Without pictures it draws some that fit the model; --seed chooses which."""
+    monkeypatch.chdir(tmp_path)
+    few = ["--sources", "2", "--count", "2"] if verb == "diversity" else []
+    given = ["mixsyn", verb, "--model", model, "--sheet", "s.png", *few]
+    assert cli.main(given) == 0
+    assert sorted(os.listdir(tmp_path)) == written
+    first, sheet = _pixels(written[0]), _pixels("s.png")
+    assert cli.main([*given, "--seed", "0"]) == 0
+    assert np.array_equal(_pixels(written[0]), first) and np.array_equal(_pixels("s.png"), sheet)
+    assert cli.main([*given, "--seed", "5"]) == 0
+    assert not np.array_equal(_pixels("s.png"), sheet)
+    assert cli.main([*given, "--seed", "-1"]) == 2
+    assert "--seed: expected at least 0, got -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["compose", "edit", "diversity", "evaluate"])
+def test_what_nothing_is_drawn_for_is_said(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    _tiny(("sky", "sea")).save("other.safetensors")
+    assert cli.main(["mixsyn", verb, "--model", "other.safetensors"]) == 2
+    assert "--model: nothing drawn by code has its regions (sky, sea): give pictures" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["other.safetensors"]
+
+
+def test_drawn_pictures_of_faces_and_of_region_types() -> None:
+    faces = drawn_source(FACE_CLASSES, (32, 32), 2)
+    types = drawn_source(merged(faces, "meta").classes, (32, 32), 2)
+    assert tuple(faces.classes) == tuple(FACE_CLASSES) and len(types.classes) < len(FACE_CLASSES)
+    assert faces.names() == ["seed_2000000000", "seed_2000000001"]  # no training set has drawn them
 
 
 # --------------------------------------------------------------------------------------------------------------- edit
@@ -256,7 +307,7 @@ def test_edit_chain(model: str, photos: Path, capsys: pytest.CaptureFixture[str]
     steps = ["--step", "window=a.png", "--step", "door=b.png,facade=d.png", "--step", "window=c.png"]
     steps += ["--step", "facade=c.png,door=c.png"]
     written = ["--out", "o/last.png", "--sheet", "o/s.png", "--json", "o/t.json", "--compare"]
-    assert cli.main(["edit", "--base", "c.png", *steps, *_options(model), *written]) == 0
+    assert cli.main(["mixsyn", "edit", "--base", "c.png", *steps, *_options(model), *written]) == 0
     assert np.array_equal(_pixels("o/last.png"), MixSyn.load(model).compose({}, _read("c")).image)  # all came back
     assert sorted(os.listdir("o")) == ["last.png", "s.png", "t.json"]
     found = json.loads(Path("o/t.json").read_text())
@@ -302,7 +353,7 @@ def test_bad_steps_are_named(
 ) -> None:
     before = sorted(os.listdir(photos))
     given = [part for step in steps for part in ("--step", step)]
-    assert cli.main(["edit", "--base", "c.png", *given, *_options(model)]) == 2
+    assert cli.main(["mixsyn", "edit", "--base", "c.png", *given, *_options(model)]) == 2
     assert message in capsys.readouterr().err
     assert sorted(os.listdir(photos)) == before
 
@@ -320,7 +371,7 @@ def test_bad_steps_are_named(
 def test_outputs_are_checked_before_any_work(
     written: list[str], message: str, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["edit", "--base", "c.png", "--step", "window=a.png,door=b.png", "--model", "nowhere"]
+    given = ["mixsyn", "edit", "--base", "c.png", "--step", "window=a.png,door=b.png", "--model", "nowhere"]
     assert cli.main([*given, *written]) == 2
     assert message in capsys.readouterr().err
 
@@ -338,7 +389,7 @@ def _printed(command: str) -> list[tuple[str, str]]:
     return [
         (where, line)
         for where, text in joined.items()
-        for line in re.findall(rf"^ +\S*mixsyn-fast {command} (.*)$", text, re.M)
+        for line in re.findall(rf"^ +\S*mixsyn-fast mixsyn {command} (.*--base.*)$", text, re.M)
     ]
 
 
@@ -350,7 +401,7 @@ def test_printed_commands_run(command: str, where: str, line: str, model: str, t
         os.rename(tmp_path / f"{name}.png", tmp_path / f"{name}.jpg")
         save_labels(tmp_path / f"{name}_labels.png", labels, 12)
     with contextlib.chdir(tmp_path):
-        assert cli.main([command, *shlex.split(line), "--model", model]) == 0
+        assert cli.main(["mixsyn", command, *shlex.split(line), "--model", model]) == 0
 
 
 def test_commands_are_printed() -> None:
@@ -374,7 +425,18 @@ def test_commas_in_file_names_stay() -> None:
 
 
 def test_diversity_of_drawn_pictures(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["diversity", "--kind", "procedural_facades", "--model", model, "--regions", "window,facade", "--sources", "3"]
+    given = [
+        "mixsyn",
+        "diversity",
+        "--kind",
+        "procedural_facades",
+        "--model",
+        model,
+        "--regions",
+        "window,facade",
+        "--sources",
+        "3",
+    ]
     paths = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
     assert cli.main([*given, "--count", "5", "--out", str(paths[0])]) == 0
     assert "5 of 9 combinations of window, facade from 3 pictures" in capsys.readouterr().out
@@ -384,7 +446,7 @@ def test_diversity_of_drawn_pictures(model: str, tmp_path: Path, capsys: pytest.
     assert _pixels(paths[1]).shape[0] > _pixels(paths[0]).shape[0]
     assert cli.main([*given, "--count", "50", "--seed", "1", "--out", str(paths[2])]) == 0
     assert "9 of 9" in capsys.readouterr().out
-    coupled = [*given[:6], "window,sill", *given[7:], "--count", "50", "--out", str(paths[2])]
+    coupled = [*given[:7], "window,sill", *given[8:], "--count", "50", "--out", str(paths[2])]
     assert cli.main(coupled) == 0
     assert "3 of 3 combinations" in capsys.readouterr().out
     assert cli.main([*coupled, "--no-coupled"]) == 0
@@ -394,7 +456,6 @@ def test_diversity_of_drawn_pictures(model: str, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "kind: expected one of procedural_faces, procedural_facades without a folder"),
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--kind", "procedural_faces"], "--data: procedural_faces has not the model's regions: 19 classes instead of 12"),
         (["--kind", "procedural_facades", "--regions", "tower"], "--regions: unknown region 'tower'"),
@@ -425,7 +486,7 @@ def test_bad_diversity_is_named(
         save_image(tmp_path / f"set/images/{i}.png", image)
         save_labels(tmp_path / f"set/labels/{i}.png", labels, 12)
     before = sorted(os.listdir(tmp_path))
-    assert cli.main(["diversity", "--model", model, *arguments]) == 2
+    assert cli.main(["mixsyn", "diversity", "--model", model, *arguments]) == 2
     assert message in capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == before
 

@@ -1,0 +1,231 @@
+"""Every option of every command with its default, as they were before tyro read them: none is lost, none has changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixsyn_fast import cli
+
+# fmt: off
+READER = {
+    "--unknown-id": None, "--first-id": None, "--partition": None, "--names": None,
+}
+PICTURES = {
+    "--model": None, "--device": "cpu", "--kind": "auto", "--unknown-id": None, "--first-id": None, "--merge": "auto",
+    "--labels": [], "--parser": None,
+}
+LOOP = {
+    **READER,
+    "--data": "", "--kind": "auto", "--split": "train", "--validation": "auto", "--unknown": "class", "--size": [256],
+    "--load-size": 0, "--crop": "center", "--flip": 0.5, "--count": 1000, "--merge": "none", "--also": "",
+    "--on-error": "skip", "--out": "runs/latest", "--steps": 100000, "--batch-size": 8, "--accumulate": 1,
+    "--workers": 1, "--seed": 0, "--device": "auto", "--amp": "none", "--channels-last": True, "--compile": False,
+    "--clip-norm": 0.0, "--schedule.kind": "constant", "--schedule.start": 0.0, "--schedule.end": 0.0,
+    "--schedule.warmup": 0, "--schedule.step-size": 10000, "--schedule.gamma": 0.1, "--ema-decay": 0.999,
+    "--deterministic": False, "--log-every": 10, "--sheet-every": 500, "--sheet-images": 4, "--validate-every": 1000,
+    "--validate-images": 64, "--save-every": 500, "--keep-last": 3, "--best": "psnr", "--resume": "auto",
+    "--plan": "auto", "--backend": "auto", "--timeout": 600.0,
+}
+RECONSTRUCTION = {
+    "--generator.ngf": 64, "--generator.num-upsampling-layers": "normal", "--generator.norm": "batch",
+    "--generator.spectral-norm": True, "--discriminator.ndf": 64, "--discriminator.n-layers": 4,
+    "--discriminator.scales": 2, "--discriminator.spectral-norm": True, "--discriminator.instance-norm": True,
+    "--adversarial": "hinge", "--gan": 1.0, "--feature-matching": 10.0, "--vgg": 10.0, "--vgg-weights": "auto",
+    "--l1": 0.0, "--kld": 0.05, "--r1": 0.0, "--r1-every": 16, "--generator-lr": 0.0001, "--discriminator-lr": 0.0004,
+    "--betas": [0.0, 0.9], "--init-gain": 0.02, "--instance-edges": True, "--reuse-fakes": False,
+}
+LATENT = {
+    "--generator.use-vae": False, "--generator.z-dim": 256, "--encoder.ndf": 64, "--encoder.spectral-norm": True,
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "doctor": {
+        "--json": False,
+    },
+    "demo": {
+        **READER,
+        "--data": None, "--kind": "auto", "--model": None, "--out": "outputs/demo.png", "--rows": 5, "--size": 256,
+        "--batch": 1, "--ngf": 64, "--seed": 0, "--repeat": 3, "--device": "cpu", "--compile": False,
+        "--compile-seconds": 300.0,
+    },
+    "mixsyn compose": {
+        **PICTURES,
+        "--region": [], "--base": None, "--out": "composed.png", "--labels-out": None, "--sheet": None, "--compare": False,
+    },
+    "mixsyn edit": {
+        **PICTURES,
+        "--base": None, "--step": [], "--out": "edited.png", "--sheet": None, "--json": None, "--compare": False,
+    },
+    "mixsyn diversity": {
+        **READER,
+        "--data": None, "--kind": "auto", "--split": "all", "--regions": None, "--coupled": True, "--sources": 4,
+        "--count": 12, "--seed": 0, "--model": None, "--device": "cpu", "--out": "diversity.png", "--compare": False,
+    },
+    "mixsyn evaluate": {
+        **READER,
+        "--model": None, "--device": "cpu", "--data": "", "--kind": "auto", "--split": "val", "--unknown": "class",
+        "--merge": None, "--limit": None, "--random": None, "--fid-regions": False, "--inception": None, "--batch-size": 4,
+        "--seed": 0, "--json": None, "--markdown": None,
+    },
+    "data inspect": {
+        **READER,
+        "directory": None, "--kind": "auto", "--split": "train", "--unknown": "class", "--limit": None, "--out": None,
+        "--count": 8, "--size": 192, "--json": None,
+    },
+    "evaluate": {
+        **READER,
+        "--images": None, "--run": None, "--samples": None, "--reference": None, "--data": None, "--kind": None,
+        "--split": None, "--unknown": None, "--size": None, "--limit": None,
+        "--metrics": ["psnr", "ssim", "rmse", "lpips_vgg", "lpips_alex", "fid"], "--regions": False, "--step": "newest",
+        "--live": False, "--draws": 8, "--diversity-network": "alexnet", "--diversity-rule": "masked", "--lpips-vgg": None,
+        "--lpips-alex": None, "--inception": None, "--batch-size": 8, "--device": "cpu", "--seed": 0,
+        "--out": "evaluation",
+    },
+    "parse": {
+        "--size": 512, "--save-size": 1024, "--device": "cpu",
+    },
+    "train spade": {
+        **LOOP,
+        **RECONSTRUCTION,
+        **LATENT,
+        "--generator.hidden": 128, "--generator.kernel-size": 3,
+    },
+    "train clade": {
+        **LOOP,
+        **RECONSTRUCTION,
+        **LATENT,
+    },
+    "train sean": {
+        **LOOP,
+        **RECONSTRUCTION,
+        "--generator.hidden": 128, "--generator.style-length": 512, "--generator.encoder-width": 32,
+        "--generator.unstyled": ["up_3"],
+    },
+    "train mixsyn": {
+        **LOOP,
+        "--coupled": "auto", "--structure.width": 16, "--structure.code-channels": 128, "--structure.code-size": 16,
+        "--structure.decoder-width": 256, "--structure.decoder-smallest": 32, "--structure.spectral-norm": True,
+        "--style.code-length": 512, "--style.encoder-width": 16, "--style.encoder-largest": 128,
+        "--style.encoder-halvings": 4, "--style.width": 64, "--style.largest": 512, "--style.start-size": 8,
+        "--style.hidden": 64, "--style.normalisation": "region_adaptive", "--style.spectral-norm": True,
+        "--structure-discriminator.width": 32, "--structure-discriminator.largest": 256,
+        "--structure-discriminator.end-size": 4, "--image-discriminator.width": 32, "--image-discriminator.largest": 512,
+        "--image-discriminator.end-size": 4, "--adversarial": 1.0, "--reconstruction": 10.0,
+        "--structure-reconstruction": 10.0, "--style-weight": 1.0, "--alpha": 0.5, "--beta": 0.6, "--eta": 0.5,
+        "--saturating": False, "--r1": 1.0, "--r1-every": 16, "--vgg": 0.0, "--vgg-weights": "auto",
+        "--generator-lr": 0.0001, "--discriminator-lr": 0.0003, "--betas": [0.0, 0.999], "--weight-decay": 0.0001,
+        "--training": "joint", "--structure-steps": 1000, "--reuse-fakes": True,
+    },
+}
+# fmt: on
+NEW = {
+    "mixsyn compose": {"--seed": 0},
+    "mixsyn edit": {"--seed": 0},
+    "mixsyn diversity": {"--sheet": None},
+}
+"""What WING.md asks of every verb besides."""
+
+NEEDED = {"parse": ["x.jpg", "--weights", "w.pth", "--out", "o"], "evaluate": ["--images", "a", "--reference", "b"]}
+"""Words without which a command cannot run."""
+
+
+def _names(values: dict[str, Any], kind: type, prefix: str = "") -> dict[str, Any]:
+    """Give options of a command their names on the command line."""
+    found: dict[str, Any] = {}
+    how = {field.name: field.metadata.get("how") for field in dataclasses.fields(kind)}
+    hints = importlib.import_module("mixsyn_fast.models.settings")._hints(kind)
+    for name, value in values.items():
+        spelled = f"{prefix}{name.replace('_', '-')}"
+        if isinstance(value, dict):
+            found |= _names(value, hints[name], prefix if how[name] == "flat" else f"{spelled}.")
+        else:
+            found[name if how[name] == "positional" else f"--{spelled}"] = value
+    return found
+
+
+def _dump(words: str, given: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert cli.main([*words.split(), *given, "--print-config"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def _command(words: str) -> type:
+    return importlib.import_module(f"mixsyn_fast.{cli._BY_WORDS[words]}").Options
+
+
+def test_every_command_is_in_the_table() -> None:
+    assert {words for words in OPTIONS if not words.startswith("train ")} == set(cli._BY_WORDS) - {"train"}
+    models = importlib.import_module("mixsyn_fast.models.training.registry").MODULES
+    assert {words for words in OPTIONS if words.startswith("train ")} == {f"train {name}" for name in models}
+
+
+@pytest.mark.parametrize("words", [words for words in OPTIONS if not words.startswith("train ")])
+def test_names_and_defaults(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = _names(_dump(words, NEEDED.get(words, []), capsys), _command(words))
+    expected = OPTIONS[words] | NEW.get(words, {})
+    given = {"photos", *NEEDED.get(words, [])}
+    assert {k: v for k, v in found.items() if k not in given} == {k: v for k, v in expected.items() if k not in given}
+
+
+@pytest.mark.parametrize("name", [words.split()[1] for words in OPTIONS if words.startswith("train ")])
+def test_names_and_defaults_of_training(name: str) -> None:
+    """Without a data set there is nothing that decides the rest: what the words give, before it is opened."""
+    command = importlib.import_module("mixsyn_fast.models.training.command")
+    settings = importlib.import_module("mixsyn_fast.models.settings")
+    decided = importlib.import_module("mixsyn_fast.models.training.registry").trainable(name).decided
+    kind = command.options_of(name)
+    given, only_print = settings.read(kind, [], prog="train", fixed=decided)
+    found = _names(settings.to_dict(given), kind)
+    hidden = {"--" + one.replace("_", "-") for one in decided}
+    assert not only_print and hidden <= set(found)
+    assert {key: value for key, value in found.items() if key not in hidden} == OPTIONS[f"train {name}"]
+
+
+@pytest.mark.parametrize("words", OPTIONS)
+def test_every_option_is_explained(words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*words.split(), "--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0 and "\x1b" not in said
+    for name in (*OPTIONS[words], "--config", "--print-config"):
+        if name.startswith("--"):
+            assert f" {name}" in said, name
+    for entry in re.split(r"\n  (?=--\w)", said)[1:]:
+        text = " ".join(entry.partition("\n ---")[0].split())
+        assert len(text.partition(" (default: ")[0].partition(" (required")[0].split()) > 3, text
+    assert said.startswith(f"usage: mixsyn-fast {words}")
+
+
+@pytest.mark.parametrize("words", [words for words in OPTIONS if not words.startswith("train ")])
+def test_a_dump_is_a_config(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What --print-config prints --config reads, and the command line wins."""
+    dumped = _dump(words, NEEDED.get(words, []), capsys)
+    name = {"doctor": "json", "data inspect": "count", "parse": "size"}.get(words, "seed")
+    dumped[name] = True if words == "doctor" else 64
+    file = tmp_path / "options.json"
+    file.write_text(json.dumps(dumped))
+    assert _dump(words, ["--config", str(file)], capsys) == dumped
+    change = ["--no-json"] if words == "doctor" else [f"--{name}", "32"]
+    assert _dump(words, [f"--config={file}", *change], capsys) == dumped | {name: False if words == "doctor" else 32}
+    file.write_text(json.dumps({"sise": 1}))
+    assert cli.main([*words.split(), "--config", str(file)]) == 2
+    assert f"{file}: Options: unknown sise" in capsys.readouterr().err
+    assert cli.main([*words.split(), "--config", "nowhere.json"]) == 2
+    assert "nowhere.json: no such file" in capsys.readouterr().err
+
+
+def test_a_file_need_not_be_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "some.json"
+    file.write_text('{"weights": "w.pth", "size": 64}')
+    assert _dump("parse", ["x.jpg", "--config", str(file), "--out", "o"], capsys) == {
+        "photos": ["x.jpg"], "weights": "w.pth", "out": "o", "size": 64, "save_size": 1024, "device": "cpu",
+    }  # fmt: skip
+    file.write_text('{"size": "64"}')
+    assert cli.main(["parse", "x.jpg", "--config", str(file)]) == 2
+    assert "some.json: size: expected int, got '64'" in capsys.readouterr().err
