@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -254,6 +255,14 @@ def test_newer_torch_is_named_when_the_compiler_fails(csrc, environ, tmp_path):
         with pytest.raises(_build.BuildError, match="no such thing as this ABI") as caught:
             _build.build(config, tmp_path / version, tmp_path / "_C.so")
         assert words in caught.value.hint
+
+
+def test_tried_releases_are_those_of_the_readme(repository):
+    """The matrix names each release from the oldest to the newest that the loader calls tried."""
+    text = (repository / "README.md").read_text()
+    (major, oldest), (_, newest) = _build.OLDEST_TORCH, _build.NEWEST_TORCH
+    rows = re.findall(rf"^\| {major}\.(\d+)[.\d]* \|", text, re.MULTILINE)
+    assert [int(row) for row in rows] == list(range(oldest, newest + 1))
 
 
 def incremental(tmp_path: Path, csrc: Path) -> list[str]:
