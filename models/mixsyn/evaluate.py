@@ -62,7 +62,7 @@ from .compositions import known_compositions, random_compositions
 from .model import MixSyn
 
 _BYTES = (0.0, 255.0)
-_DRAWN = 12  # pictures that are drawn where no data set is given
+_DRAWN = 8  # pictures that are drawn where no data set is given
 _COLUMNS = ("ssim", "rmse", "psnr")
 _TITLES = {
     "structure": "composition",
