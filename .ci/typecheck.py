@@ -16,6 +16,8 @@ STRICT = (
     "mixsyn_fast/ops/",
     "mixsyn_fast/layers/",
     "mixsyn_fast/backend.py",
+    "mixsyn_fast/writing.py",
+    "mixsyn_fast/machine.py",
     "mixsyn_fast/__init__.py",
     "models/stylefusion/",
     "models/settings.py",

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +155,11 @@ class Checker:
             "seconds": round(time.time() - self.started, 1),
             "package": self.package,
             "passed": all(stage.status in ("passed", "skipped") for stage in self.stages),
-            "stages": [asdict(stage) for stage in self.stages],
+            "stages": self.stages,
         }
-        target = self.out / "summary.json"
-        target.with_suffix(".tmp").write_text(json.dumps(summary, indent=1))
-        os.replace(target.with_suffix(".tmp"), target)
+        from mixsyn_fast.writing import write_json  # not before the machine is known to have torch
+
+        write_json(self.out / "summary.json", summary)
 
     def python(self, *arguments: str) -> list[str]:
         """Return a command of this Python that does not see the working folder before the package."""

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from mixsyn_fast.progress import progress
+from mixsyn_fast.writing import jsonable, written_whole
 
 from . import run_ops
 from .cases import Labels
 from .ops.attention import AttentionCase, PairBench
 from .ops.masked_roi_pool import PoolBench, PoolCase
-from .timing import RESULTS, machine, machine_line, measure_rates, save, to_plain
+from .timing import RESULTS, heading, machine_line, measure_rates, save
 
 REGIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 SIDES = (32, 64, 128, 256, 512)
@@ -47,15 +48,14 @@ def pool_case(regions: int, side: int, dtype: str) -> PoolCase:
     return PoolCase(64, side, 4, "cells", "max", dtype=dtype, cells=regions)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def points_of(options: argparse.Namespace) -> dict[str, Any]:
     """Measure all points of the chosen plots."""
     arguments = ["--device", options.device, "--modes", "forward", "--repeat", str(options.repeat), "--no-resident"]
     arguments += ["--seconds", str(options.seconds), "--dtype", options.dtype]
     rows_of = run_ops.parse([*arguments, *([] if options.compile else ["--no-compile"])])
     rates = measure_rates(rows_of.device)
     result: dict[str, Any] = {
-        "kind": "plot",
-        "machine": machine(rows_of.device),
+        **heading("plot", rows_of.device),
         "rates": rates,
         "pool": [],
         "attention": [],
@@ -72,19 +72,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for plot, x, kind, case, without in points:
         with progress(case.name):
             (row,) = run_ops.run_case(kind, case, Labels(None), rates, rows_of, without)
-        result[plot].append({"x": x, **to_plain(row)})
+        result[plot].append({"x": x, **jsonable(row)})
         times = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in _times(result[plot][-1]).items())
         print(f"{case.name}: {times}", flush=True)
-    return to_plain(result)
+    return result
 
 
 def _times(row: Mapping[str, Any]) -> dict[str, float]:
     """Seconds of every contender of a row, and its floor."""
-    timed = {name: entry["timing"] for name, entry in row["contenders"].items() if "timing" in entry}
+    timed = {name: entry["timing"] for name, entry in row["contenders"].items() if entry.get("timing")}
     return {**{name: float(timing["median"]) for name, timing in timed.items()}, "floor": float(row["floor_s"])}
 
 
-def draw(result: Mapping[str, Any], folder: Path, device: str) -> list[Path]:
+def plots_of(result: Mapping[str, Any], folder: Path, device: str) -> list[Path]:
     """Draw the plots that a result has points for; returns the files.
 
     Raises:
@@ -122,7 +122,8 @@ def draw(result: Mapping[str, Any], folder: Path, device: str) -> list[Path]:
         axes.legend(fontsize=8)
         figure.text(0.01, -0.02, machine_line(result["machine"]), fontsize=5, color="#555555")
         files.append(folder / f"{stem}_{device}.png")
-        figure.savefig(files[-1], dpi=150, bbox_inches="tight")
+        with written_whole(files[-1]) as temporary:
+            figure.savefig(temporary, dpi=150, bbox_inches="tight")
         pyplot.close(figure)
     return files
 
@@ -145,7 +146,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point."""
+    """Measured point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plot_ops", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default benchmarks/results)")
     parser.add_argument("--only", choices=PLOTS, help="one of the plots")
@@ -171,11 +172,11 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(result, dict) or result.get("kind") != "plot":
             parser.error(f"--from: {options.source}: not a result of this program")
     else:
-        result = measure(options)
+        result = points_of(options)
         print(f"written: {save(result, options.out / f'plot_ops_{device}.json')}")
     options.out.mkdir(parents=True, exist_ok=True)
     try:
-        files = draw(result, options.out, device)
+        files = plots_of(result, options.out, device)
     except ImportError as error:
         print(error, file=sys.stderr)
         return 1

@@ -13,6 +13,8 @@ from typing import Any
 
 from mixsyn_fast.models.training.run import read_log
 
+from mixsyn_fast.writing import written_whole
+
 SKIPPED = ("lr/", "loss_scale/")
 
 
@@ -54,7 +56,8 @@ def plot(runs: list[Path], out: Path) -> None:
         axis.set(title=name.replace("/", ": ").replace("_", " "), xlabel="step")
         axis.grid(alpha=0.3)
     axes.flat[0].legend()
-    figure.savefig(out, dpi=80)
+    with written_whole(out) as temporary:
+        figure.savefig(temporary, dpi=80)
     pyplot.close(figure)
 
 

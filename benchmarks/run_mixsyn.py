@@ -17,9 +17,8 @@ the edit of one region as `Editor.replace` does: its two codes anew, then decode
 on a hard label map. Everything is eval, without gradients, batch 1, spectral norm folded, weights in channels_last and
 random. The JSON is written after every row.
 
-Gate: every output's distance to the one of dense in float64 is at most twice that of dense in its own dtype, plus 1e-6
-(2-norm over the norm of the exact output, the rule of tests/compare.py); plus 1e-5 for compile. Nothing is timed before
-its gate.
+Gate: the rule of benchmarks/gate.py, dense as the reference; with a larger floor for compile. Nothing is timed before its
+gate.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ import copy
 import gc
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +37,6 @@ from typing import Any
 import torch
 from mixsyn_fast.models import settings
 from mixsyn_fast.models.data import Collate, RegionDataset, open_source
-from mixsyn_fast.models.demo.speed import time_limit
 from mixsyn_fast.models.mixsyn.blocks import fold_convolutions
 from mixsyn_fast.models.mixsyn.compositions import Composition
 from mixsyn_fast.models.mixsyn.config import Config
@@ -47,15 +45,19 @@ from mixsyn_fast.models.mixsyn.style import StyleGenerator
 from mixsyn_fast.models.plain import dense_reference, randomise, without_norms
 from torch import Tensor
 
+from mixsyn_fast.machine import time_limit
 from mixsyn_fast.progress import progress
 from mixsyn_fast.region_map import RegionMap
 from mixsyn_fast.runtime import keep_memory
+from mixsyn_fast.writing import jsonable
 
 from . import tables
-from .timing import RESULTS, Call, Entry, Gate, compare, machine, machine_line, measure_rates, save, to_plain
+from .gate import Gate, gate
+from .timing import RESULTS, Call, Measured, compare, heading, machine_line, measure_rates, save
 
-FLOOR = 1e-6  # of the gate, float32: where dense happens to be exact
-FLOOR_COMPILE = 1e-5  # the opponent's: inductor's instance norms lose more, and leaving it out would do us a favour
+FLOOR_COMPILE = (
+    1e-5  # the opponent's, of the gate: inductor's instance norms lose more, and leaving it out would do us a favour
+)
 Outputs = dict[str, Tensor]
 Taken = Sequence[tuple[int, list[int]]]
 """(source, regions taken from it)."""
@@ -235,25 +237,6 @@ def in_turn(present: Tensor) -> Composition:
     return Composition(source)
 
 
-def gate(
-    outputs: Mapping[str, Tensor], eager: Mapping[str, Tensor], exact: Mapping[str, Tensor], floor: float = FLOOR
-) -> Gate:
-    """Apply the rule of the module to every output; the worst one decides."""
-
-    def error(found: Tensor, reference: Tensor) -> float:
-        if found.shape != reference.shape or not bool(torch.isfinite(found).all()):
-            return float("inf")
-        return float((found.double() - reference.double()).norm() / reference.double().norm().clamp(min=1e-300))
-
-    verdicts = []
-    for name, reference in exact.items():
-        if name not in outputs:
-            return Gate(False, float("inf"), 0.0, f"{name} is missing")
-        allowed, found = 2 * error(eager[name], reference) + floor, error(outputs[name], reference)
-        verdicts.append(Gate(found <= allowed, found, allowed, name))
-    return max(verdicts, key=lambda verdict: verdict.error / verdict.allowed)
-
-
 def run_part(bench: MixSynBench, part: str, compiled: Networks | None, options: argparse.Namespace) -> dict[str, Any]:
     """One row."""
     height, width = bench.config.image_size
@@ -278,7 +261,7 @@ def run_part(bench: MixSynBench, part: str, compiled: Networks | None, options: 
             verdicts[contender] = Gate(False, float("inf"), 0.0, f"{type(error).__name__}: {str(error)[:160]}")
             continue
         eager = eager or outputs
-        verdicts[contender] = gate(outputs, eager, exact, FLOOR_COMPILE if contender == "compile" else FLOOR)
+        verdicts[contender] = gate(outputs, eager, exact, floor=FLOOR_COMPILE if contender == "compile" else None)
         calls[contender] = call
     passing = {contender: call for contender, call in calls.items() if verdicts[contender].passed}
     if part.startswith("generator"):
@@ -296,7 +279,7 @@ def run_part(bench: MixSynBench, part: str, compiled: Networks | None, options: 
     for contender, verdict in verdicts.items():
         if not verdict.passed:
             note = f"wrong result or failure: {verdict.what}, error {verdict.error:.1e}, {verdict.allowed:.1e} allowed"
-            entries[contender] = Entry(gate=verdict, note=note)
+            entries[contender] = Measured(gate=verdict, note=note)
 
     def ratio(a: str, b: str) -> float | None:
         first, second = (entries[n].timing if n in entries else None for n in (a, b))
@@ -370,13 +353,12 @@ def pictures(options: argparse.Namespace, size: int) -> tuple[tuple[str, ...], T
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the chosen parts, printing each as it comes; returns the result that is written."""
-    facts = machine(options.device)
-    print(machine_line(facts))
+    first = heading("models", options.device)
+    print(machine_line(first["machine"]))
     base = options.config
     rates = measure_rates(options.device)
     result: dict[str, Any] = {
-        "kind": "models",
-        "machine": facts,
+        **first,
         "rates": rates,
         "labels": "",
         "repeat": options.repeat,
@@ -389,7 +371,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             bench = MixSynBench(replace(base, classes=classes, image_size=(size, size)), images, labels, options.device)
         compiled = bench.compiled() if options.compile else None
         for part in (part for part in bench.parts(bench.networks()) if re.search(options.parts or "", part)):
-            row = to_plain(run_part(bench, part, compiled, options))
+            row = jsonable(run_part(bench, part, compiled, options))
             result["rows"].append(row)
             print(tables.model_line(row), flush=True)
             save(result, options.out)
@@ -399,7 +381,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point."""
+    """Measured point."""
     options = parse(arguments)
     if options.device.type == "cpu":
         keep_memory()  # for every contender alike, as in run_models

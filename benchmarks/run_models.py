@@ -29,35 +29,34 @@ import gc
 import importlib.util
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from mixsyn_fast.models import clade, sean, spade
-from mixsyn_fast.models.demo.speed import time_limit
 from mixsyn_fast.models.plain import calibrate, dense_reference, plain_copy, randomise, shared_copy, without_norms
 from torch import Tensor, nn
 
+from mixsyn_fast.machine import time_limit
 from mixsyn_fast.progress import progress
 from mixsyn_fast.region_map import RegionMap
 from mixsyn_fast.runtime import keep_memory
+from mixsyn_fast.writing import jsonable
 
 from . import tables
 from .cases import DTYPES, Labels, ModelCase, label_source, model_cases, select
+from .gate import Gate, gate
 from .timing import (
     RESULTS,
     Call,
-    Entry,
-    Gate,
+    Measured,
     compare,
-    machine,
+    heading,
     machine_line,
     measure_rates,
-    relative_error,
     save,
-    to_plain,
 )
 
 FAMILIES: dict[str, tuple[Any, Any]] = {
@@ -66,8 +65,11 @@ FAMILIES: dict[str, tuple[Any, Any]] = {
     "spade": (spade.Config, spade.SPADEGenerator),
     "clade": (clade.Config, clade.CLADEGenerator),
 }
-ALLOWED_FLOAT32, ALLOWED_FLOAT64, ALLOWED_GRADIENT, ALLOWED_HALF = 1e-5, 1e-12, 1e-3, 0.1
-_ALLOWED = {"float32": ALLOWED_FLOAT32, "float64": ALLOWED_FLOAT64}
+# Floors of the gate for a whole generator: dozens of layers, each with a floor of its own, whose roundings are amplified by
+# those above. Gradients pass them twice; in float32 those of dense in both memory layouts are the measure, without a floor.
+_FLOORS = {"float64": 1e-12, "float32": 1e-5, "float16": 0.1, "bfloat16": 0.1}
+_GRADIENT_FLOORS = {"float64": 1e-3, "float32": 0.0, "float16": 0.1, "bfloat16": 0.1}
+_OUTPUT, _GRADIENTS = "output before tanh", "gradients"
 _YARDSTICK = Path(__file__).resolve().parents[1] / "tests" / "models" / "published.py"
 
 
@@ -239,100 +241,89 @@ class ModelBench:
         compile_seconds: float = 900.0,
         float64: bool = True,
     ) -> dict[str, Gate]:
-        """Everybody against dense; a contender that raises fails its gate and says why."""
+        """Everybody by the rule of gate.py, dense as the reference; a contender that raises fails and says why."""
         training = self.case.mode == "training"
         verdicts: dict[str, Gate] = {}
-        expected: tuple[Tensor, dict[str, Tensor]] | None = None
-        exact: dict[str, Tensor] | None = None
-        plain_error = 0.0
+        with progress(f"{self.case.name} in float64"):
+            exact, names = self._exact()
 
-        def result(model: nn.Module, forward: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        def result(model: nn.Module, forward: Callable[[], Tensor]) -> dict[str, Tensor]:
             if not training:
                 with torch.no_grad():
-                    return forward(), {}
+                    return {_OUTPUT: forward()}
             model.zero_grad(set_to_none=True)
             out = forward()
             out.backward(self.grad)
-            grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+            found = {_OUTPUT: out.detach(), _GRADIENTS: flat_gradient(model, names)}
             model.zero_grad(set_to_none=True)
-            return out.detach(), grads
+            return found
 
+        dense: dict[str, Tensor] = {}
+        also: dict[str, Tensor] = {}
         for name in ("dense", *(n for n in functions if n != "dense")):
             model, forward = functions[name]
             try:
                 with progress(f"{name} of {self.case.name}: first call"), time_limit(compile_seconds):
-                    out, grads = result(model, forward)
+                    found = result(model, forward)
             except Exception as error:  # the row goes on without this contender
                 verdicts[name] = Gate(False, float("inf"), 0.0, f"{type(error).__name__}: {str(error)[:160]}")
                 if name == "dense":
                     raise
                 continue
-            if expected is None:
-                expected = out, grads
-                verdicts[name] = Gate(True, 0.0, ALLOWED_FLOAT32, "the yardstick")
-                if training and self.case.dtype == "float32":
-                    with progress(f"gradient of {self.case.name} in float64"):
-                        exact = self._gradient_in_float64()
-                        plain_error = max(gradient_error(grads, exact), self._error_in_channels_last(exact))
-                continue
-            error = relative_error(out.double(), expected[0].double())
-            allowed = _ALLOWED.get(self.case.dtype, ALLOWED_HALF)
-            verdicts[name] = Gate(error <= allowed, error, allowed, "output before tanh")
-            if training and verdicts[name].passed:
-                if exact is not None:
-                    difference, limit = gradient_error(grads, exact), 2 * plain_error
-                else:
-                    difference = gradient_error(grads, expected[1])
-                    limit = ALLOWED_GRADIENT if self.case.dtype in _ALLOWED else ALLOWED_HALF
-                if difference > limit:
-                    verdicts[name] = Gate(False, difference, limit, "gradients")
-            del out, grads
-        del expected, exact
-        gc.collect()
+            if not dense:
+                dense = also = found
+                if training:  # the same plain PyTorch in the other memory layout: other sums in convolutions
+                    shared = shared_copy(self.generator)
+                    with dense_reference():
+                        also = result(shared, lambda shared=shared: self.features(shared))
+            verdicts[name] = self._verdict(found, dense, also, exact)
+            del found
         if float64 and not training and self.case.batch == 1 and self.case.dtype == "float32":
-            with progress(f"{self.case.name} in float64"):
-                error = self._error_in_float64()
-            verdicts["ours (float64)"] = Gate(error <= ALLOWED_FLOAT64, error, ALLOWED_FLOAT64, "float64 output")
+            model = copy.deepcopy(self.generator).double()
+            with torch.no_grad():
+                ours = {_OUTPUT: self.features(model, image=self.image.double())}
+            verdicts["ours (float64)"] = gate(ours, exact, exact, floor=_FLOORS["float64"])
+        del dense, also, exact
+        gc.collect()
         return verdicts
 
-    def _gradient_in_float64(self) -> dict[str, Tensor]:
+    def _verdict(
+        self,
+        found: Mapping[str, Tensor],
+        dense: Mapping[str, Tensor],
+        also: Mapping[str, Tensor],
+        exact: Mapping[str, Tensor],
+    ) -> Gate:
+        verdict = gate(found, dense, {_OUTPUT: exact[_OUTPUT]}, floor=_FLOORS[self.case.dtype])
+        if _GRADIENTS not in exact or not verdict.passed:
+            return verdict
+        # The 2-norm alone: all parameters' gradients stand in one vector, whose largest are those of a few biases.
+        right = {_GRADIENTS: exact[_GRADIENTS]}
+        floor = _GRADIENT_FLOORS[self.case.dtype]
+        gradients = gate(found, dense, right, floor=floor, also=also, elements=False)
+        return verdict if gradients.passed else gradients
+
+    def _exact(self) -> tuple[dict[str, Tensor], list[str]]:
+        """Output, and in training gradients, of dense in float64; names of the parameters whose gradient is not zero."""
         model = plain_copy(copy.deepcopy(self.generator).double())  # a copy of its own: plain_copy shares weights
-        with dense_reference():
-            self.features(model, image=self.image.double()).backward(self.grad.double())
-        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-
-    def _error_in_channels_last(self, exact: dict[str, Tensor]) -> float:
-        """Gradient error of dense in the other memory layout: the same plain PyTorch, other sums in convolutions."""
-        model = shared_copy(self.generator)
-        model.zero_grad(set_to_none=True)
-        with dense_reference():
-            self.features(model).backward(self.grad)
-        error = gradient_error({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, exact)
-        model.zero_grad(set_to_none=True)
-        return error
-
-    def _error_in_float64(self) -> float:
-        model = copy.deepcopy(self.generator).double()
-        image = self.image.double()
-        with torch.no_grad():
-            ours = self.features(model, image=image)
-            plain = plain_copy(model)
-            with dense_reference():
-                exact = self.features(plain, image=image)
-        return relative_error(ours, exact)
+        with dense_reference(), torch.set_grad_enabled(self.case.mode == "training"):
+            out = self.features(model, image=self.image.double())
+        if self.case.mode != "training":
+            return {_OUTPUT: out}, []
+        out.backward(self.grad.double())
+        names = [name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())]
+        return {_OUTPUT: out.detach(), _GRADIENTS: flat_gradient(model, names)}, names
 
 
-def gradient_error(grads: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """2-norm of the difference over all parameters / 2-norm of the expected gradient; inf where one is missing."""
-    difference = total = 0.0
-    for name, value in expected.items():
-        norm = float(value.double().norm()) ** 2
-        total += norm
-        if name in grads:
-            difference += float((grads[name].double() - value.double()).norm()) ** 2
-        elif norm > 0:
-            return float("inf")
-    return (difference / total) ** 0.5 if total else 0.0
+def flat_gradient(model: nn.Module, names: Sequence[str]) -> Tensor:
+    """Return the gradients of the named parameters as one vector; NaN, which no gate passes, for one that is missing."""
+    parameters = dict(model.named_parameters())
+    parts = []
+    for name in names:
+        parameter = parameters[name]
+        grad = parameter.grad
+        parts.append((torch.full_like(parameter, float("nan")) if grad is None else grad).detach().flatten())
+    return torch.cat(parts) if parts else torch.zeros(0)
 
 
 def run_model(case: ModelCase, labels: Labels, options: argparse.Namespace) -> dict[str, Any]:
@@ -360,7 +351,7 @@ def run_model(case: ModelCase, labels: Labels, options: argparse.Namespace) -> d
     for name, verdict in verdicts.items():
         if name not in entries:
             note = f"wrong result or failure: {verdict.what}, error {verdict.error:.1e}, {verdict.allowed:.1e} allowed"
-            entries[name] = Entry(gate=verdict, note=note)
+            entries[name] = Measured(gate=verdict, note=note)
 
     def ratio(a: str, b: str) -> float | None:
         first, second = (entries[n].timing if n in entries else None for n in (a, b))
@@ -416,13 +407,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the chosen rows, printing each as it comes; returns the result that is written."""
     labels = label_source(options.data)
-    facts = machine(options.device)
-    print(machine_line(facts))
+    first = heading("models", options.device)
+    print(machine_line(first["machine"]))
     rates = measure_rates(options.device, DTYPES[options.dtype])
     print(f"{labels.text}; " + ", ".join(f"{k} {v:.1f}" for k, v in rates.items()))
     result: dict[str, Any] = {
-        "kind": "models",
-        "machine": facts,
+        **first,
         "rates": rates,
         "labels": labels.text,
         "repeat": options.repeat,
@@ -437,7 +427,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if time.perf_counter() - start > options.budget:
             result["left_out"].append(case.name)
             continue
-        row = to_plain(run_model(case, labels, options))
+        row = jsonable(run_model(case, labels, options))
         result["rows"].append(row)
         print(tables.model_line(row), flush=True)
         save(result, options.out)
@@ -449,7 +439,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point."""
+    """Measured point."""
     options = parse(arguments)
     result = run(options)
     if not result["rows"]:

@@ -30,20 +30,20 @@ import torch
 import torch._functorch.config as functorch
 
 from mixsyn_fast.runtime import keep_memory
+from mixsyn_fast.writing import jsonable
 
 from . import ops, tables
 from .cases import DTYPES, Labels, label_source, select
 from .ops import MODES, OpBench, is_ours
 from .timing import (
     RESULTS,
-    Entry,
     Gate,
+    Measured,
     compare,
-    machine,
+    heading,
     machine_line,
     measure_rates,
     save,
-    to_plain,
     transfer_rates,
     transfers,
 )
@@ -52,11 +52,11 @@ LARGEST_PROBE = 2**27  # no cache holds more
 SCRATCH_SEEN = 2**20  # bytes beyond its tensors by which a process grows before they count as scratch memory
 
 
-def _seconds(entry: Entry | None) -> float | None:
+def _seconds(entry: Measured | None) -> float | None:
     return entry.timing.median if entry is not None and entry.timing is not None else None
 
 
-def scratch(entry: Entry) -> int:
+def scratch(entry: Measured) -> int:
     """Bytes that a call took beside its tensors: the growth of the process beyond their peak, if it can be told."""
     if entry.resident_bytes is None or entry.peak_bytes is None:
         return 0
@@ -64,7 +64,7 @@ def scratch(entry: Entry) -> int:
     return beyond if beyond > SCRATCH_SEEN else 0
 
 
-def measured(what: str, own: str, entries: Mapping[str, Entry], row: Mapping[str, Any], baseline: str) -> float | None:
+def measured(what: str, own: str, entries: Mapping[str, Measured], row: Mapping[str, Any], baseline: str) -> float | None:
     """The value that a target speaks of, for our contender `own`; None where it was not measured.
 
     Args:
@@ -111,7 +111,7 @@ def run_mode(
     for name, verdict in verdicts.items():
         if name not in entries:
             note = f"wrong result: {verdict.what}, error {verdict.error:.1e}, {verdict.allowed:.1e} allowed"
-            entries[name] = Entry(gate=verdict, note=note)
+            entries[name] = Measured(gate=verdict, note=note)
     row: dict[str, Any] = {"op": bench.op, "case": bench.case.name, "mode": mode, "settings": bench.case, **bench.facts()}
     if parts:
         row |= {
@@ -200,13 +200,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the chosen rows, printing each as it comes; returns the result that is written."""
     functorch.donated_buffer = False  # backward is timed with retain_graph=True
     labels = label_source(options.data)
-    facts = machine(options.device)
-    print(machine_line(facts))
+    first = heading("ops", options.device)
+    print(machine_line(first["machine"]))
     rates = measure_rates(options.device, DTYPES[options.dtype])
     print(f"{labels.text}; " + ", ".join(f"{k} {v:.1f}" for k, v in rates.items()))
     result: dict[str, Any] = {
-        "kind": "ops",
-        "machine": facts,
+        **first,
         "rates": rates,
         "labels": labels.text,
         "repeat": options.repeat,
@@ -223,7 +222,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             result["left_out"].append(case.name)
             continue
         for row in run_case(kind, case, labels, rates, options):
-            plain = to_plain(row)
+            plain = jsonable(row)
             result["rows"].append(plain)
             print(tables.row_line(plain), flush=True)
         result["seconds"] = round(time.perf_counter() - start, 1)
@@ -236,7 +235,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point."""
+    """Measured point."""
     options = parse(arguments)
     result = run(options)
     if not result["rows"]:

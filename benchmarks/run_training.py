@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .timing import RESULTS, machine, machine_line, save
+from .timing import RESULTS, heading, machine_line, save
 
 CONTENDERS = {"ours": [], "dense": ["--plan", "dense", "--backend", "reference"]}
 ALLOWED = 1e-3  # relative difference of the first step's losses, float32
@@ -45,7 +45,7 @@ def losses_of(line: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def gate(ours: dict[str, float], dense: dict[str, float]) -> float:
+def largest_difference(ours: dict[str, float], dense: dict[str, float]) -> float:
     """Largest relative difference of the first step's losses; inf where they are not the same losses."""
     if ours.keys() != dense.keys() or not ours:
         return float("inf")
@@ -62,7 +62,7 @@ def measure(model: str, options: list[str], *, rounds: int, steps: int) -> dict[
                 log = train_once(model, [*options, *extra], steps + 1, Path(scratch) / f"{name}{turn}")
                 first.setdefault(name, losses_of(log[0]))
                 lines[name] += log[1:]
-    difference = gate(first["ours"], first["dense"])
+    difference = largest_difference(first["ours"], first["dense"])
     if difference > ALLOWED:
         raise RuntimeError(f"the losses of the first step differ by {difference:.1e} (allowed {ALLOWED}): {first}")
     figures = {
@@ -94,8 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=8, help="timed steps of a process (default 8)")
     parser.add_argument("--out", type=Path, default=RESULTS / "training_cpu.json", help="JSON file of the results")
     options, more = parser.parse_known_args(arguments)
-    facts = machine()
-    print(machine_line(facts))
+    first = heading("training")
+    print(machine_line(first["machine"]))
     row = measure(options.model, more, rounds=options.rounds, steps=options.steps)
     for name, figures in row["contenders"].items():
         print(name, ", ".join(f"{key} {value:.3g}" for key, value in figures.items()))
@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows = [
             r for r in json.loads(options.out.read_text())["rows"] if (r["model"], r["options"]) != (row["model"], more)
         ] + rows
-    print(save({"machine": facts, "rows": rows}, options.out))
+    print(save({**first, "rows": rows}, options.out))
     return 0
 
 

@@ -154,7 +154,7 @@ def _op_table(op: str, rows: Sequence[Row], *, markdown: bool) -> str:
     others = _names(rows, False)
     facts = [key for key in FACTS if any(key in row for row in rows)]
     floors = [key for key in ("floor_s", "memory_floor_s") if any(key in row for row in rows)]
-    temporary = any("temporary_bytes" in entry for row in rows for entry in row["contenders"].values())
+    temporary = any(entry.get("temporary_bytes") is not None for row in rows for entry in row["contenders"].values())
     goals = any(row.get("targets") for row in rows)
     header = [op, "mode", *(FACTS[key][0] for key in facts), *others, "ours", *(f"x {name}" for name in others)]
     header += [f"/ {key[:-2].replace('_', ' ')}" for key in floors]
@@ -214,7 +214,7 @@ def render_models(result: Mapping[str, Any], *, markdown: bool = True) -> str:
                 [
                     row["case"],
                     name,
-                    seconds(value) if value is not None else entry.get("note", "-"),
+                    seconds(value) if value is not None else entry.get("note") or "-",
                     "" if name == "ours" or name.startswith("floor") else _ratio(value, own),
                     _ratio(own, value) if name.startswith("floor") else "",
                     _error(entry) if not name.startswith("floor") else "",
@@ -235,7 +235,7 @@ def render(result: Mapping[str, Any], *, markdown: bool = True) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point."""
+    """Measured point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description="Markdown tables from result files")
     parser.add_argument("results", nargs="+", type=Path, metavar="FILE.json")
     options = parser.parse_args(arguments)

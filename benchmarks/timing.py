@@ -1,6 +1,6 @@
-"""The harness: correctness gate, interleaved timing, peak memory, machine description, measured physical rates.
+"""The harness: interleaved timing, peak memory, machine description, measured physical rates.
 
-Rules: nothing is timed before its output has passed the gate; inputs are made outside the clock; contenders take
+Rules: nothing is timed before its output has passed its gate (gate.py); inputs are made outside the clock; contenders take
 turns (one call each per round, starting with another one every round), so that noise of the machine hits all of
 them alike; the median is reported with the 20th and 80th percentile.
 """
@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import os
 import platform
-import re
+import shlex
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,72 +26,16 @@ import torch
 from torch import Tensor
 
 from mixsyn_fast.layers.algebra import linear
+from mixsyn_fast.machine import cores, cpu_name, now
 from mixsyn_fast.progress import progress
+from mixsyn_fast.writing import write_json
+
+from .gate import Gate
 
 Call = Callable[[], Any]
 KINDS = ("read", "write", "copy")  # of memory traffic
 SHORTEST_SAMPLE_S = 5e-4  # on the CPU, faster calls are repeated inside one sample
 RESULTS = Path(__file__).parent / "results"
-
-# ----------------------------------------------------------------------------------------------- correctness gate
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Outcome of the comparison with float64: passed if error <= allowed, the worst tensor deciding."""
-
-    passed: bool
-    error: float  # relative error of the worst tensor: max |y - y64| / max |y64|
-    allowed: float
-    what: str = ""  # the tensor that decided
-
-
-def relative_error(value: Tensor, exact: Tensor) -> float:
-    """Max |value - exact| / max |exact|, in float64; inf where the value is not finite or shapes differ."""
-    if value.shape != exact.shape:
-        return float("inf")
-    if exact.numel() == 0:
-        return 0.0
-    scale = float(exact.abs().max())
-    error = float((value.to(exact.dtype) - exact).abs().max()) / (scale or 1.0)
-    return error if error == error else float("inf")
-
-
-def _resolution(dtype: torch.dtype) -> float:
-    """One unit; in float64, where the reference is its own yardstick and off by nothing, a few."""
-    return torch.finfo(dtype).eps * (64 if dtype == torch.float64 else 1)
-
-
-def gate(
-    outputs: Mapping[str, Tensor], eager: Mapping[str, Tensor], exact: Mapping[str, Tensor], *, factor: float = 2.0
-) -> Gate:
-    """Apply the 2x-error rule tensor by tensor.
-
-    Args:
-        outputs: what a contender produced.
-        eager: what the reference produced in the same dtype.
-        exact: what the reference produced in float64.
-        factor: allowed multiple of the reference's own error.
-
-    Returns:
-        The verdict of the worst tensor. Allowed is factor * error(eager) + one unit of the dtype's resolution; integers
-        must be equal.
-    """
-    worst = Gate(True, 0.0, 0.0)
-    for name, reference in exact.items():
-        if name not in outputs:
-            return Gate(False, float("inf"), 0.0, f"{name} is missing")
-        if not reference.is_floating_point():
-            if not torch.equal(outputs[name].to(reference.dtype), reference):
-                return Gate(False, float("inf"), 0.0, name)
-            continue
-        allowed = factor * relative_error(eager[name], reference) + _resolution(eager[name].dtype)
-        error = relative_error(outputs[name], reference)
-        verdict = Gate(error <= allowed, error, allowed, name)
-        if not worst.what or error / allowed > worst.error / worst.allowed:
-            worst = verdict
-    return worst
-
 
 # -------------------------------------------------------------------------------------------------------- timing
 
@@ -300,14 +243,6 @@ def _status(field_name: str) -> int:
 # ------------------------------------------------------------------------------------------------ machine and rates
 
 
-def _cpu_name() -> str:
-    try:
-        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        match = None
-    return match.group(1).strip() if match else platform.processor() or platform.machine()
-
-
 def _git(*arguments: str) -> str:
     try:
         run = subprocess.run(
@@ -323,10 +258,9 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     import mixsyn_fast
 
     device = torch.device(device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts: dict[str, Any] = {
-        "cpu": _cpu_name(),
-        "cores": cores,
+        "cpu": cpu_name(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -342,6 +276,13 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
         facts["cuda"] = torch.version.cuda
         facts["capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
     return facts
+
+
+def heading(kind: str, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Return what every result file begins with: its kind, the command that made it, machine, versions and commit."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["python", "-m", module.name] if module is not None else [Path(sys.argv[0]).name]
+    return {"kind": kind, "command": shlex.join([*program, *sys.argv[1:]]), "machine": machine(device)}
 
 
 def machine_line(facts: Mapping[str, Any]) -> str:
@@ -441,10 +382,9 @@ def power_log(device: torch.device | str) -> Iterator[dict[str, float]]:
         except Exception:  # not supported on this device
             return None
 
-    start, before = time.perf_counter(), read("nvmlDeviceGetTotalEnergyConsumption")
+    start, before = now(device), read("nvmlDeviceGetTotalEnergyConsumption")
     yield log
-    torch.cuda.synchronize(device)
-    after, seconds = read("nvmlDeviceGetTotalEnergyConsumption"), time.perf_counter() - start
+    seconds, after = now(device) - start, read("nvmlDeviceGetTotalEnergyConsumption")
     values = {
         "sm_clock_mhz": read("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
         "memory_clock_mhz": read("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
@@ -476,7 +416,7 @@ def energy_per_call(call: Call, device: torch.device | str, *, seconds: float = 
 
 
 @dataclass
-class Entry:
+class Measured:
     """One contender of one row."""
 
     gate: Gate | None = None
@@ -501,7 +441,7 @@ def compare(
     seldom: Collection[str] = (),
     probes: Mapping[str, Call] | None = None,
     resident: bool = False,
-) -> dict[str, Entry]:
+) -> dict[str, Measured]:
     """Time the contenders that passed their gate; those without one (a copy, a floor) are always timed.
 
     Args:
@@ -518,10 +458,10 @@ def compare(
         resident: measure the growth of the process as well (CPU only).
 
     Returns:
-        name -> Entry; a contender that failed has no timing and a note.
+        name -> Measured; a contender that failed has no timing and a note.
     """
     probes = probes or {}
-    entries = {name: Entry(gate=gates.get(name)) for name in (*contenders, *probes)}
+    entries = {name: Measured(gate=gates.get(name)) for name in (*contenders, *probes)}
     runnable: dict[str, Call] = {}
     for name, call in contenders.items():
         verdict = gates.get(name)
@@ -552,29 +492,10 @@ def compare(
 # ----------------------------------------------------------------------------------------------------------- output
 
 
-def to_plain(value: Any) -> Any:
-    """Dataclasses, paths, dtypes and tuples as JSON types."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {k: to_plain(v) for k, v in asdict(value).items() if v is not None and v != {} and v != ""}
-    if isinstance(value, Mapping):
-        return {str(k): to_plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_plain(v) for v in value]
-    if isinstance(value, torch.dtype | torch.device | Path):
-        return str(value).removeprefix("torch.")
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        return str(value)
-    return value
-
-
 def save(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Write a result as JSON, creating folders; returns the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(to_plain(result), indent=1) + "\n")
-    os.replace(partial, path)
-    return path
+    """Write a result as JSON, whole or not at all; folders are made; returns the path."""
+    write_json(path, result)
+    return Path(path)
 
 
 def geometric_mean(values: Sequence[float]) -> float:

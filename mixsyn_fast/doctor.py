@@ -40,6 +40,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     from . import __version__, backend, extension
+    from .machine import cores, cpu_name
 
     extension.ensure_loaded()
     build = extension.build_report()
@@ -68,8 +69,8 @@ def examine() -> dict[str, Any]:
         },
         "machine": {
             "system": platform.platform(),
-            "cpu": _cpu_name(),
-            "cores": os.cpu_count(),
+            "cpu": cpu_name(),
+            "cores": cores(),
             "torch_threads": torch.get_num_threads(),
             "gpus": gpus,
         },
@@ -78,17 +79,6 @@ def examine() -> dict[str, Any]:
         "ops": ops,
         "healthy": bool(build["loaded"]),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def render(facts: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ the spatial path. Names of modules are those of that file, which loads strictly.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -196,22 +195,3 @@ def load_face_parser(path: str | os.PathLike[str]) -> FaceParser:
     parser = FaceParser()
     load_checked(parser, state, fold=False, source=os.fspath(path))
     return parser.eval().requires_grad_(False)
-
-
-def confusion(found: Sequence[np.ndarray], expected: Sequence[np.ndarray], classes: int) -> np.ndarray:
-    """Count pixels by (expected, found) class: (K, K) int64 over pairs of label maps; pixels outside [0, K) are left out."""
-    table = np.zeros((classes, classes), np.int64)
-    for a, b in zip(found, expected, strict=True):
-        if a.shape != b.shape:
-            raise ValueError(f"found: expected the shape of its label map {b.shape}, got {a.shape}")
-        a, b = a.astype(np.int64), b.astype(np.int64)
-        known = (b >= 0) & (b < classes) & (a >= 0) & (a < classes)
-        table += np.bincount(b[known] * classes + a[known], minlength=classes**2).reshape(classes, classes)
-    return table
-
-
-def accuracy_and_iou(table: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the share of right pixels, and intersection over union per class (NaN for absent ones) of a confusion table."""
-    right = np.diag(table).astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        return float(right.sum() / max(1, table.sum())), right / (table.sum(0) + table.sum(1) - right)

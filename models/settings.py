@@ -438,6 +438,8 @@ def _registry(tyro: Any, fixed: set[tuple[type, str]]) -> Any:
                 continue  # no argument of the constructor
             if field.name in how:
                 field = dataclasses.replace(field, type=Annotated[field.type, marks[how[field.name]]])
+            if how.get(field.name) == "positional":  # its name is not on the command line, so it is in the help
+                field = dataclasses.replace(field, type=Annotated[field.type, conf.arg(metavar=field.name.upper())])
             if (info.type, field.name) in fixed:
                 field = dataclasses.replace(field, type=Annotated[field.type, conf.Fixed, conf.Suppress])
             fields.append(field)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from mixsyn_fast.writing import written_whole
 
 _GAP = 2  # pixels between cells
 _TITLE = 14  # pixels above a column
@@ -86,10 +89,11 @@ def legend(names: Sequence[str], colours: np.ndarray, height: int) -> np.ndarray
     return panel
 
 
-def save_png(sheet: np.ndarray, path: object) -> None:
-    """Write a picture as PNG. ImportError, saying what to install, without Pillow."""
+def save_png(sheet: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Write a picture (H, W, 3) uint8 as PNG, whole or not at all; folders are made. ImportError without Pillow."""
     try:
         from PIL import Image
     except ImportError as error:  # pragma: no cover - depends on the installation
         raise ImportError("writing pictures needs pillow: pip install 'mixsyn_fast[models]'") from error
-    Image.fromarray(sheet).save(path, format="PNG")  # type: ignore[arg-type]
+    with written_whole(path) as temporary:
+        Image.fromarray(sheet).save(temporary, format="PNG")

@@ -1,7 +1,7 @@
 """Set-up shared by all tests: threads, hypothesis profiles, where the data is, poisoned memory, seeds, the `gpu` marker.
 
 HYPOTHESIS_PROFILE chooses how many examples a property test draws: `fast` (the default: few, the same ones in every run),
-`thorough` (many, new ones in every run; .ci/run), `hunt` (very many, by hand).
+`thorough` (many, the same ones again: .ci/run judges a commit), `hunt` (very many new ones, by hand).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hypothesis import settings  # noqa: E402
 torch.set_num_threads(1)
 
 settings.register_profile("fast", max_examples=20, deadline=None, derandomize=True)
-settings.register_profile("thorough", max_examples=150, deadline=None, print_blob=True)
+settings.register_profile("thorough", max_examples=150, deadline=None, derandomize=True)
 settings.register_profile("hunt", max_examples=3000, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 

@@ -18,6 +18,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("mixsyn_fast.progress",),
         ("mixsyn_fast.commands",),
         ("mixsyn_fast.writing",),
+        ("mixsyn_fast.machine",),
         ("mixsyn_fast.nearest",),
     ),
     (("mixsyn_fast.extension",),),
@@ -30,8 +31,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("mixsyn_fast.doctor",),),
     (
         tuple(
-            f"mixsyn_fast.models.{name}"
-            for name in ("settings", "sheets", "writing", "checkpoints", "model_file", "blocks", "plain")
+            f"mixsyn_fast.models.{name}" for name in ("settings", "sheets", "checkpoints", "model_file", "blocks", "plain")
         ),
     ),
     (("mixsyn_fast.models.feature_networks",), ("mixsyn_fast.models.data",)),

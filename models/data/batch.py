@@ -84,7 +84,9 @@ class Packed:
         parts = self._parts()
         index = parts.pop("index")
         buffer, skeleton = _pack(parts)
-        return type(self)(**_unpack(move(buffer), skeleton), index=index)
+        kind: Any = type(self)
+        moved: Self = kind(**_unpack(move(buffer), skeleton), index=index)
+        return moved
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), *_pack(self._parts()))

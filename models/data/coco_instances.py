@@ -5,16 +5,19 @@ python -m mixsyn_fast.models.data.coco_instances annotations/instances_val2017.j
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mixsyn_fast.commands import guarded, run_command
+
+from ..settings import positional
 from .source import read_ids
 
 
@@ -72,12 +75,22 @@ def write_instance_maps(
     return len(maps)
 
 
+@dataclass(frozen=True)
+class Options:
+    """Options of the command."""
+
+    annotations: str = positional()  # COCO's JSON file of instances
+    labels: str = positional()  # folder of label maps, whose names and sizes the instance maps get
+    out: str = positional()  # folder to write to
+
+
+def main(options: Options) -> int:
+    """Write the instance maps and say how many."""
+    count = write_instance_maps(options.annotations, options.labels, options.out)
+    print(f"{count} instance maps in {options.out}")
+    return 0
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    for name in ("annotations", "labels", "out"):
-        parser.add_argument(name)
-    given = parser.parse_args()
-    try:
-        print(f"{write_instance_maps(given.annotations, given.labels, given.out)} instance maps in {given.out}")
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(str(error))
+    this, prog = sys.modules["__main__"], "python -m mixsyn_fast.models.data.coco_instances"
+    sys.exit(guarded(lambda: run_command(this, sys.argv[1:], prog)))

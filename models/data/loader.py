@@ -138,7 +138,7 @@ class Loader:
         on_cuda = self.device is not None and self.device.type == "cuda"
         batches = iter(
             DataLoader(
-                self.dataset,
+                self.dataset,  # type: ignore[arg-type]
                 batch_sampler=keys,
                 num_workers=self.workers,
                 collate_fn=self._collate,

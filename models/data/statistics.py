@@ -7,12 +7,15 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mixsyn_fast.machine import cores
+from mixsyn_fast.writing import write_json
 
 from .source import Source
 
@@ -41,8 +44,8 @@ class Statistics:
     """(name, reason) of the pictures that cannot be used."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        """Write as JSON, whole or not at all."""
+        write_json(path, self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Statistics:
@@ -124,7 +127,7 @@ def statistics(source: Source, limit: int | None = None, progress: Callable[[int
 
 def _in_threads(function: Callable[[int], Any], total: int) -> Iterator[Any]:
     """Yield function(0), function(1) ... in order, a few ahead in threads: image decoders leave the interpreter free."""
-    threads = min(8, os.cpu_count() or 1)
+    threads = min(8, cores())
     with ThreadPoolExecutor(threads) as pool:
         todo = iter(range(total))
         running = [pool.submit(function, index) for index in islice(todo, 2 * threads)]

@@ -10,9 +10,6 @@ PyTorch, verified to give the same numbers: one such composition, and one pass o
 
 from __future__ import annotations
 
-import os
-import platform
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from mixsyn_fast.machine import cores, cpu_name
 from mixsyn_fast.progress import progress
 from mixsyn_fast.runtime import keep_memory
 
@@ -149,13 +147,7 @@ def _opened(data: str, kind: str, reader: dict[str, Any]) -> Source | None:
 def _machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        match = None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cpu = match.group(1).strip() if match else platform.machine()
-    return f"{cpu}, {cores} cores, {torch.get_num_threads()} threads"
+    return f"{cpu_name()}, {cores()} cores, {torch.get_num_threads()} threads"
 
 
 def measure_composition(mixsyn: MixSyn, composed: Any, repeat: int) -> list[Outcome]:

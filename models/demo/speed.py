@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import statistics
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mixsyn_fast import backend
+from mixsyn_fast.machine import now, time_limit
 from mixsyn_fast.progress import progress
 
 from ..plain import calibrate, dense_reference, plain_copy, randomise, without_norms
@@ -30,47 +27,15 @@ PARTS = ("label map", "style encoder", "region norms", "convolutions", "rest")
 # ------------------------------------------------------------------------------------------------ time and its parts
 
 
-class _OutOfTimeError(BaseException):
-    """Not an Exception: torch.compile wraps those."""
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the body after `seconds`; without a limit where signals cannot be used."""
-    usable = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
-    if not usable or seconds <= 0:
-        yield
-        return
-
-    def stop(*_: Any) -> None:
-        raise _OutOfTimeError
-
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    except _OutOfTimeError:
-        raise TimeoutError(f"not finished after {seconds:.0f} s") from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 def take_turns(calls: dict[str, Callable[[], Any]], device: torch.device, repeat: int) -> dict[str, float]:
     """Median seconds of each call after one warm-up; the calls take turns, so that noise hits all alike."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeat + 1):
         for name, call in calls.items():
             with progress(f"running {name} ({'warm-up' if turn == 0 else f'{turn} of {repeat}'})"):
-                start = _now(device)
+                start = now(device)
                 call()
-                seconds = _now(device) - start
+                seconds = now(device) - start
             if turn > 0:
                 samples[name].append(seconds)
     return {name: statistics.median(values) for name, values in samples.items()}
@@ -86,11 +51,11 @@ def time_parts(generator: nn.Module, call: Callable[[], Any], device: torch.devi
     hooks = []
 
     def enter(part: str) -> None:
-        open_parts.append((part, _now(device), 0.0))
+        open_parts.append((part, now(device), 0.0))
 
     def leave() -> None:
         part, start, inner = open_parts.pop()
-        duration = _now(device) - start
+        duration = now(device) - start
         spent[part] += duration - inner
         if open_parts:
             outer, outer_start, outer_inner = open_parts[-1]
@@ -128,11 +93,11 @@ def time_parts(generator: nn.Module, call: Callable[[], Any], device: torch.devi
     try:
         for name, method in methods.items():
             setattr(RegionMap, name, clocked(method))
-        start = _now(device)
+        start = now(device)
         enter("rest")
         call()
         leave()
-        total = _now(device) - start
+        total = now(device) - start
     finally:
         for name, method in methods.items():
             setattr(RegionMap, name, method)

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mixsyn_fast.writing import write_whole
+
 from ..data import FACE_CLASSES, colorize
 from ..face_parser import FaceParser, load_face_parser
 from ..pictures.files import list_pictures, read_image, save_image, save_labels
@@ -106,8 +108,7 @@ def parse_photos(
         Stem -> problem of the photos that could not be read (these are not written) or show no face.
     """
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "classes.txt").write_text("\n".join(FACE_CLASSES) + "\n")
+    write_whole(folder / "classes.txt", "\n".join(FACE_CLASSES) + "\n")
     problems: dict[str, str] = {}
     for stem, path in photos.items():
         try:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mixsyn_fast.writing import jsonable, write_json, write_whole, written_whole
 
 from ..metrics.fid import FIDResult
 from ..metrics.intervals import Interval
@@ -118,32 +119,16 @@ class Report:
 
     def write(self, folder: Path) -> str:
         """Write report.json, report.md and, with matplotlib, scores.png and regions.png; return the Markdown."""
-        folder.mkdir(parents=True, exist_ok=True)
         plots: list[Path] = []
         try:
             plots = _plots(self, folder)
         except ImportError as error:
             self.not_computed["plots"] = f"{error} (pip install matplotlib)"
         sheets = [path for path in (folder / "extremes.png",) if path.is_file()]
-        (folder / "report.json").write_text(json.dumps(self.as_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(folder / "report.json", self.as_json())
         text = self.as_markdown([*plots, *sheets])
-        (folder / "report.md").write_text(text, encoding="utf-8")
+        write_whole(folder / "report.md", text)
         return text
-
-
-def jsonable(value: Any) -> Any:
-    """Return dataclasses, tuples and numpy values as JSON types; NaN becomes null, infinities the strings "inf", "-inf"."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: jsonable(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, Mapping):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(v) for v in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return jsonable(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
 
 
 def _number(value: float) -> str:
@@ -165,7 +150,8 @@ def _plots(report: Report, folder: Path) -> list[Path]:
 
     def save(figure: Figure, name: str) -> Path:
         FigureCanvasAgg(figure)  # no display, and none of pyplot's global state
-        figure.savefig(folder / name, dpi=110, bbox_inches="tight")
+        with written_whole(folder / name) as temporary:
+            figure.savefig(temporary, dpi=110, bbox_inches="tight")
         return folder / name
 
     written = []

@@ -18,7 +18,7 @@ Losses = dict[str, Tensor]
 
 class _AtOnce(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, image: Tensor, function: Callable[[Tensor], Losses], found: Losses) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, image: Tensor, function: Callable[[Tensor], Losses], found: Losses) -> Tensor:
         leaf = image.detach().requires_grad_(True)
         with torch.enable_grad():
             losses = function(leaf)
@@ -30,7 +30,7 @@ class _AtOnce(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad.to(gradient.dtype), None, None
 

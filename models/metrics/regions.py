@@ -75,7 +75,13 @@ def segment_scores(made: Tensor, real: Tensor, labels: Tensor, num_regions: int)
 
 
 def confusion(predicted: Tensor, labels: Tensor, num_regions: int) -> Tensor:
-    """Count pixels by (region in `labels`, region in `predicted`): (N, N) int64; pixels with label -1 are left out."""
+    """Count pixels by (region in `labels`, region in `predicted`): (N, N) int64; pixels with label -1 are left out.
+
+    Raises:
+        ValueError: the two differ in shape.
+    """
+    if predicted.shape != labels.shape:
+        raise ValueError(f"predicted: expected the shape of the labels {tuple(labels.shape)}, got {tuple(predicted.shape)}")
     known = labels >= 0
     pairs = labels[known].long() * num_regions + predicted[known].long()
     return torch.bincount(pairs, minlength=num_regions**2).reshape(num_regions, num_regions).cpu()

@@ -111,7 +111,7 @@ class MSConv2d(nn.Conv2d):
                 stack = stack / self._sigma(stack, which)[:, None, None, None, None]
         return stack.flatten(0, 1), bias
 
-    def forward(self, x: Tensor, which: Tensor | None = None, pool: bool = False) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, which: Tensor | None = None, pool: bool = False) -> Tensor:
         """Convolve.
 
         Args:

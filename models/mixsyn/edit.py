@@ -12,13 +12,14 @@ are remembered, and no encoder runs. --kind: see `mixsyn-fast mixsyn compose --h
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mixsyn_fast.writing import write_json
 
 from ..pictures.options import (
     ModelOptions,
@@ -30,7 +31,6 @@ from ..pictures.options import (
     region_files,
     write_image,
     write_sheet,
-    write_text,
 )
 from ..pictures.picture import Picture
 from ..pictures.sheets import (
@@ -117,7 +117,8 @@ def main(options: Options) -> int:
             "base": options.base or base.name,
             "steps": [numbers(step, given) for step, given in zip(steps, files, strict=True)],
         }
-        write_text(json.dumps(found, indent=1) + "\n", options.json)
+        write_json(options.json, found)
+        print(f"written: {options.json}")
     return 0
 
 

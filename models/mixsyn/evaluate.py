@@ -31,7 +31,6 @@ ones (all named), or nothing could be judged.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,13 +45,12 @@ from torch import Tensor
 import mixsyn_fast
 from mixsyn_fast import RegionMap
 from mixsyn_fast.progress import progress
-from mixsyn_fast.writing import write_whole
+from mixsyn_fast.writing import jsonable, write_json, write_whole
 
 from ..data import Batch, Collate, DataOptions, ReaderOptions, RegionDataset, colorize, palette
 from ..data.region_types import merge_of
 from ..evaluation.compare import GREY
 from ..evaluation.inputs import DataReference
-from ..evaluation.report import jsonable
 from ..metrics.fid import FIDResult, InceptionFeatures, fid_of_features
 from ..metrics.regions import channel_scores, confusion, iou, labelled_scores, region_mean, segment_scores
 from ..metrics.score import Score
@@ -597,7 +595,7 @@ def main(options: Options) -> int:
     text = table.as_markdown()
     print(text, end="")
     if options.json is not None:
-        write_whole(options.json, json.dumps(table.as_json(), indent=2, allow_nan=False) + "\n")
+        write_json(options.json, table.as_json())
     if options.markdown is not None:
         write_whole(options.markdown, text)
     for problem in table.problems:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from mixsyn_fast import RegionMap, as_region_map
+from mixsyn_fast.machine import now
 
 from ..model_file import ModelFile
 from ..pictures.picture import Picture, fit
@@ -469,13 +469,13 @@ def _pass(
         codes: of all other regions; None: they are zero.
         remembered: codes that need not be made; those that are made join them.
     """
-    times = [_now(mixsyn)]
+    times = [now(mixsyn.device)]
     codes = _encoded(mixsyn, pictures, changed, codes, remembered)
-    times.append(_now(mixsyn))
+    times.append(now(mixsyn.device))
     composition = mixsyn.decode(codes.structure)
-    times.append(_now(mixsyn))
+    times.append(now(mixsyn.device))
     image = mixsyn.generate(composition, codes.style)
-    times.append(_now(mixsyn))
+    times.append(now(mixsyn.device))
     sources = tuple({id(picture): picture for picture in pictures.values()}.values())
     place = {id(picture): at for at, picture in enumerate(sources)}
     made = Composed(
@@ -508,12 +508,6 @@ def _encoded(
         at = mixsyn._index(name)
         result.structure[at], result.style[at] = made.get(name, (0.0, 0.0))  # type: ignore[assignment]
     return result
-
-
-def _now(mixsyn: MixSyn) -> float:
-    if mixsyn.device.type == "cuda":
-        torch.cuda.synchronize(mixsyn.device)
-    return time.perf_counter()
 
 
 def _equal(a: Picture, b: Picture) -> bool:

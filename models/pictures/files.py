@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixsyn_fast.writing import written_whole
+
 from ..data import palette
 from ..data.files import IMAGE_SUFFIXES, open_picture
 
@@ -58,19 +60,19 @@ def to_tensor(pictures: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
 
-def save_image(path: Path, picture: np.ndarray) -> None:
-    """Write (H, W, 3) uint8 in the format of the file's suffix; folders are made."""
+def save_image(path: str | os.PathLike[str], picture: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 in the format of the file's suffix, whole or not at all; folders are made."""
     from PIL import Image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    with written_whole(path) as temporary:
+        Image.fromarray(picture).save(temporary)
 
 
-def save_labels(path: Path, labels: np.ndarray, num_classes: int) -> None:
+def save_labels(path: str | os.PathLike[str], labels: np.ndarray, num_classes: int) -> None:
     """Write labels (H, W) in [0, num_classes), at most 256 classes, as a palette PNG: pixel value = class id, in colours."""
     from PIL import Image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     plane = Image.fromarray(labels.astype(np.uint8))
     plane.putpalette(palette(num_classes).reshape(-1).tolist())
-    plane.save(path)
+    with written_whole(path) as temporary:
+        plane.save(temporary)

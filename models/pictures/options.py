@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from mixsyn_fast.progress import progress
-from mixsyn_fast.writing import write_whole, written_whole
 
 from ..data import LABEL_SETS, ProceduralSource, Source
 from ..data.files import open_picture
@@ -266,26 +265,17 @@ def check_outputs(
 
 def write_image(image: np.ndarray, path: Path) -> None:
     """Write an image (H, W, 3) uint8, whole or not at all; folders are made; the path is printed."""
-    with written_whole(path) as temporary:
-        save_image(temporary, image)
+    save_image(path, image)
     print(f"written: {path}")
 
 
 def write_labels(labels: np.ndarray, num_classes: int, path: Path) -> None:
     """Write a label map (H, W) as palette PNG, whole or not at all; folders are made; the path is printed."""
-    with written_whole(path) as temporary:
-        save_labels(temporary, labels, num_classes)
+    save_labels(path, labels, num_classes)
     print(f"written: {path}")
 
 
 def write_sheet(sheet: np.ndarray, path: Path) -> None:
     """Write a picture (H, W, 3) uint8 as PNG, whole or not at all; folders are made; the path is printed."""
-    with written_whole(path) as temporary:
-        save_png(sheet, temporary)
-    print(f"written: {path}")
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a text, whole or not at all; folders are made; the path is printed."""
-    write_whole(path, text)
+    save_png(sheet, path)
     print(f"written: {path}")

@@ -1,4 +1,4 @@
-"""Settings of the training loop, the same for every model."""
+"""Options of the training loop, the same for every model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .schedule import Schedule
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of the loop, the same for every model."""
+    """Options of the loop, the same for every model."""
 
     out: str = "runs/latest"  # run folder: config, log, sheets, checkpoints
     steps: int = 100_000  # optimiser steps of every phase

@@ -9,7 +9,6 @@ tensorboard/                the same scalars and sheets, where tensorboard is in
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
@@ -22,6 +21,8 @@ from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
+
+from mixsyn_fast.writing import json_line, write_whole
 
 from ..settings import differences
 
@@ -169,15 +170,15 @@ class Run:
                     self.message(f"setting changed on resume: {change}")
                 if not changes:
                     return
-            _replace(self.folder / f"config_until_{self._start:08d}.json", before)
-        _replace(place, self._config_text + "\n")
+            write_whole(self.folder / f"config_until_{self._start:08d}.json", before)
+        write_whole(place, self._config_text + "\n")
 
     def _keep_log(self) -> list[dict[str, Any]]:
         """Drop what was logged after the step to resume from, and return the rest."""
         place = self.folder / _LOG
         entries = [entry for entry in read_log(self.folder) if entry["step"] <= self._start] if self._start else []
         if place.exists():
-            _replace(place, "".join(json.dumps(entry) + "\n" for entry in entries))
+            write_whole(place, "".join(map(json_line, entries)))
         return entries
 
     def _open_board(self) -> Any:
@@ -234,7 +235,7 @@ class Run:
         now = time.perf_counter()
         entry: dict[str, Any] = {"step": step, "seconds": round(self._seconds_before + now - self._begin, 3)}
         entry |= {name: float(v.detach() if isinstance(v, Tensor) else v) for name, v in scalars.items()}
-        self._log.write(json.dumps({name: _jsonable(value) for name, value in entry.items()}, allow_nan=False) + "\n")
+        self._log.write(json_line(entry))
         self._log.flush()
         if self._board is not None:
             for name, value in entry.items():
@@ -259,32 +260,15 @@ class Run:
         """
         if not self._main:
             return None
-        from ..sheets import contact_sheet
+        from ..sheets import contact_sheet, save_png
 
         picture = contact_sheet([list(row) for row in rows])
         if self._board is not None:
             self._board.add_image(name, picture, step, dataformats="HWC")
+        place = self.folder / "samples" / f"{name}_{step:08d}.png"
         try:
-            from PIL import Image
+            save_png(picture, place)
         except ImportError:
             self._say_once("pillow is not installed (pip install 'mixsyn_fast[models]'): no sample sheets")
             return None
-        place = self.folder / "samples" / f"{name}_{step:08d}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(place)
         return place
-
-
-def _jsonable(value: Any) -> Any:
-    """JSON has no NaN and no infinity: write them as text."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _replace(place: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    private = place.with_name(place.name + ".tmp")
-    with private.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(private, place)

@@ -89,7 +89,7 @@ class Task(ABC):
         from ..data import Batch, ImageBatch, colorize
         from ..sheets import to_uint8
 
-        columns = [to_uint8(self.generate(batch, networks))]
+        columns: list[Any] = [to_uint8(self.generate(batch, networks))]
         if isinstance(batch, Batch):
             columns.insert(0, [colorize(each, self.num_regions) for each in batch.regions.labels_at().cpu().numpy()])
         if isinstance(batch, (Batch, ImageBatch)):

@@ -291,8 +291,15 @@ class Trainer:
         size = min(count, _LOOK, self.options.batch_size // self.options.accumulate)
         for network in self.task.networks.values():
             network.eval()
-        among = {"rank": world.rank, "world": world.size}
-        loader = Loader(dataset, size * world.size, **among, shuffle=False, drop_last=False, device=world.device)
+        loader = Loader(
+            dataset,
+            size * world.size,
+            rank=world.rank,
+            world=world.size,
+            shuffle=False,
+            drop_last=False,
+            device=world.device,
+        )
         try:
             for place, batch in enumerate(loader.once(count)):
                 distributed.seed_step(self.options.seed, place * world.size + world.rank, -1)

@@ -255,7 +255,7 @@ def test_a_failed_gate_is_reported_and_not_timed(monkeypatch: pytest.MonkeyPatch
     assert list(row["contenders"]) == ["scatter", "native"]
     native = row["contenders"]["native"]
     assert native.timing is None and "wrong result" in native.note and row["targets"] == []
-    assert "wrong result" in tables.row_line(json.loads(json.dumps(run_ops.to_plain(row))))
+    assert "wrong result" in tables.row_line(json.loads(json.dumps(run_ops.jsonable(row))))
 
 
 def test_tables_of_earlier_results_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:

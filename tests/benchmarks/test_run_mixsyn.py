@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import run_mixsyn, tables
+from benchmarks.gate import gate
 
 SMALL = ["--structure.width", "2", "--structure.code-channels", "4", "--structure.code-size", "8"]
 SMALL += ["--structure.decoder-width", "8", "--structure.decoder-smallest", "4", "--style.code-length", "8"]
@@ -30,22 +31,12 @@ def test_regions_come_from_the_pictures_in_turn() -> None:
     assert run_mixsyn.in_turn(present).source.tolist() == [[0, 2, -1, 1, 2]]
 
 
-def test_the_gate() -> None:
-    exact = {"y": torch.ones(100, dtype=torch.float64)}
-    eager = {"y": torch.ones(100) + 1e-5}
-    assert run_mixsyn.gate({"y": torch.ones(100) + 2e-5}, eager, exact).passed
-    assert not run_mixsyn.gate({"y": torch.ones(100) + 2.3e-5}, eager, exact).passed
-    assert run_mixsyn.gate({"y": torch.ones(100) + 2.3e-5}, eager, exact, 1e-5).passed
-    for bad in ({}, {"y": torch.ones(99)}, {"y": torch.full((100,), float("nan"))}):
-        assert not run_mixsyn.gate(bad, eager, exact).passed
-
-
 def test_parts_compute_what_they_say(bench: run_mixsyn.MixSynBench) -> None:
     ours = {name: bench.call(name, bench.networks())() for name in bench.parts(bench.networks())}
     dense = {name: bench.call(name, bench.networks(dense=True))() for name in ours}
     double = {name: bench.call(name, bench.networks(dense=True, double=True), torch.float64)() for name in ours}
     for name, outputs in ours.items():
-        assert run_mixsyn.gate(outputs, dense[name], double[name]).passed, name
+        assert gate(outputs, dense[name], double[name]).passed, name
     whole = ours["composition"]
     torch.testing.assert_close(ours["decoder"]["composition"], whole["composition"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours["generator"]["image"], whole["image"], rtol=1e-3, atol=1e-4)

@@ -37,7 +37,11 @@ def test_nothing_is_reported_behind_a_red_gate(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(run_training, "train_once", train_once)
     with pytest.raises(RuntimeError, match="losses of the first step differ"):
         run_training.measure("sean", [], rounds=1, steps=2)
-    assert run_training.gate({"a": 1.0}, {"a": 1.0, "b": 2.0}) == float("inf") == run_training.gate({}, {})
+    assert (
+        run_training.largest_difference({"a": 1.0}, {"a": 1.0, "b": 2.0})
+        == float("inf")
+        == run_training.largest_difference({}, {})
+    )
 
 
 def test_a_real_run_goes_through(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -256,6 +257,14 @@ def test_newer_torch_is_named_when_the_compiler_fails(csrc, environ, tmp_path):
         assert words in caught.value.hint
 
 
+def test_tried_releases_are_those_of_the_readme(repository):
+    """The matrix names each release from the oldest to the newest that the loader calls tried."""
+    text = (repository / "README.md").read_text()
+    (major, oldest), (_, newest) = _build.OLDEST_TORCH, _build.NEWEST_TORCH
+    rows = re.findall(rf"^\| {major}\.(\d+)[.\d]* \|", text, re.MULTILINE)
+    assert [int(row) for row in rows] == list(range(oldest, newest + 1))
+
+
 def incremental(tmp_path: Path, csrc: Path) -> list[str]:
     """Build as setup.py does; return what was compiled."""
     torch = _build.Torch(Path("/nowhere/torch"), "2.12.0", None)
@@ -270,7 +279,7 @@ def linkable(tmp_path: Path) -> Path:
     lib = tmp_path / "torch" / "lib"
     if not lib.is_dir():
         lib.mkdir(parents=True)
-        for name in ("torch_cpu", "c10"):
+        for name in ("torch_cpu", "torch_cuda", "c10"):
             subprocess.run(["g++", "-shared", "-x", "c++", os.devnull, "-o", lib / f"lib{name}.so"], check=True)
     return tmp_path / "torch"
 
@@ -302,6 +311,31 @@ def test_an_edit_compiles_what_includes_it(tmp_path):
         (csrc / name).write_text((csrc / name).read_text().replace("both.h", "moved.h"))
     assert incremental(tmp_path, csrc) == ["a_cpu.cpp", "b_cpu.cpp"], "a header that is gone is no obstacle"
     assert not list((tmp_path / "build").glob("build-*"))
+
+
+@pytest.mark.skipif(_build.find_nvcc() is None, reason="no nvcc")
+def test_an_edit_compiles_what_includes_it_with_nvcc(tmp_path):
+    """nvcc writes its list of headers too; the C++ side knows those of CUDA."""
+    nvcc, release = _build.find_nvcc()
+    csrc = tmp_path / "csrc"
+    (csrc / "kernels").mkdir(parents=True)
+    (csrc / "a_cuda.cpp").write_text('#include <cuda_runtime_api.h>\n#include "kernels/a.h"\n')
+    (csrc / "kernels" / "a.h").write_text("void a();\n")
+    (csrc / "kernels" / "a.cu").write_text('#include "a.h"\n#include "a.cuh"\n__global__ void k() {}\nvoid a() { k<<<1, 1>>>(); }\n')
+    (csrc / "kernels" / "b.cu").write_text("__global__ void b() {}\n")
+    (csrc / "kernels" / "a.cuh").write_text("// first\n")
+    torch = replace(CUDA_TORCH, root=linkable(tmp_path), cuda=release)
+    environ = {"PATH": os.environ["PATH"], "CUDA_HOME": str(_build.cuda_home(nvcc)), "TORCH_CUDA_ARCH_LIST": "9.0"}
+
+    def compiled() -> list[str]:
+        config = _build.configure(jit=False, torch=torch, csrc=csrc, environ=environ)
+        return sorted(_build.build(config, tmp_path / "build", tmp_path / "_C.so")["compiled"])
+
+    assert compiled() == ["a_cuda.cpp", "kernels/a.cu", "kernels/b.cu"]
+    (csrc / "kernels" / "a.cuh").write_text("// second\n")
+    assert compiled() == ["kernels/a.cu"]
+    (csrc / "kernels" / "a.h").write_text("void a();  // edited\n")
+    assert compiled() == ["a_cuda.cpp", "kernels/a.cu"]
 
 
 def test_damaged_object_is_compiled_again(tmp_path):

@@ -46,6 +46,8 @@ def test_confusion_and_iou_by_hand() -> None:
     labels = torch.tensor([[[0, 0, 1, 1, -1, 2]]])
     predicted = torch.tensor([[[0, 1, 1, 1, 3, 0]]])
     counts = regions.confusion(predicted, labels, 5)
+    with pytest.raises(ValueError, match="predicted: expected the shape of the labels"):
+        regions.confusion(predicted[..., :3], labels, 5)
     assert counts.tolist()[:3] == [[1, 1, 0, 0, 0], [0, 2, 0, 0, 0], [1, 0, 0, 0, 0]] and int(counts.sum()) == 5
     assert regions.iou(counts).tolist() == pytest.approx([1 / 3, 2 / 3, 0, math.nan, math.nan], nan_ok=True)
 

@@ -165,11 +165,11 @@ def test_one_picture_and_regions_that_nobody_has(inception: Path) -> None:
     model = model_of(Structure(), Style(0.4), ("a", "b", "c", "d"))
     table = table_of(model, [batch], InceptionFeatures(inception))
     found = table.as_json()
-    assert found["rows"]["known"]["fid"] is None and found["rows"]["known"]["metrics"]["rmse"]["low"] is None
+    assert found["rows"]["known"]["fid"] is None and found["rows"]["known"]["metrics"]["rmse"]["low"] == "nan"
     assert found["rows"]["known"]["metrics"]["rmse"]["mean"] == pytest.approx(50 / 255)  # 127.5 and 178.5 to even
     assert list(found["rows"]["known"]["metrics"]["rmse"]["regions"]) == ["a", "b"]
     assert found["rows"]["structure"]["metrics"]["rmse"]["mean"] == 0  # without a region: white on both sides
-    assert found["rows"]["structure"]["iou"] == {"a": 1, "b": 1, "c": None, "d": None}
+    assert found["rows"]["structure"]["iou"] == {"a": 1, "b": 1, "c": "nan", "d": "nan"}
     text = table.as_markdown()
     assert "In no picture: c, d." in text and "| c |" not in text and "nan" not in text
 

@@ -393,7 +393,7 @@ def test_an_edit_that_fails_changes_nothing(mixsyn: MixSyn) -> None:
 def test_seconds_are_of_the_parts(mixsyn: MixSyn, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter((10.0, 11.0, 13.0, 17.0))
     editor = mixsyn.editor(C)
-    monkeypatch.setattr(module, "_now", lambda _: next(ticks))
+    monkeypatch.setattr(module, "now", lambda _: next(ticks))
     seconds = editor.replace({"window": A}).seconds
     assert (seconds.encode, seconds.decode, seconds.generate, seconds.total) == (1, 2, 4, 7)
     monkeypatch.undo()

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,8 +19,6 @@ from mixsyn_fast.models.pictures.sheets import (
     source_cells,
     source_colour,
 )
-
-from mixsyn_fast.writing import written_whole
 
 pytest.importorskip("PIL.Image", reason="pillow is not installed")
 
@@ -137,22 +131,3 @@ def test_sources_show_what_is_taken_from_them() -> None:
         colour = source_colour(index)
         assert (cell[20:24] == colour).all()
         assert (cell[0, :10] == colour).all() and not (cell[0, 10:] == colour).all(1).any()
-
-
-def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    target = tmp_path / "new" / "a.png"
-    with written_whole(target) as temporary:
-        assert temporary.parent == target.parent and temporary.suffix == ".png" and temporary != target
-        temporary.write_text("one")
-    assert target.read_text() == "one" and os.listdir(target.parent) == ["a.png"]
-    with pytest.raises(RuntimeError), written_whole(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert target.read_text() == "one" and os.listdir(target.parent) == ["a.png"]
-    plain = tmp_path / "plain"
-    plain.write_text("")
-    assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
-    with pytest.raises(IsADirectoryError, match="expected a file to write"), written_whole(tmp_path):
-        pass
-    with pytest.raises(OSError), written_whole(plain / "b.png"):
-        pass
