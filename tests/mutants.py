@@ -159,7 +159,7 @@ MUTATIONS = [
     *cpu(
         "latent_blend",
         ("blend on a", "a + q * (b - a) : b + q * (a - b), n);", "a + q * (b - a) : b + q * (b - a), n);", "kernels_follow"),
-        ("first of equal logits", "(key <= best) | (best != best)", "(key < best) | (best != best)", "tie or first"),
+        ("first of equal logits", "(key <= best) | (best != best)", "(key < best) | (best != best)", "equal_logits"),
         ("sigmoid's gradient", "= q * rest * (through + g_q);", "= q * (through + g_q);", "kernels_follow"),
     ),
     *cpu(
