@@ -606,6 +606,27 @@ MUTATIONS = [
         "tests/models/metrics/test_diversity.py",
     ),
     Mutation(
+        "options: the values of --config",
+        "models/settings.py",
+        "value = given.get(field.name, _default(field, missing))",
+        "value = _default(field, missing)",
+        "tests/models/test_settings.py -k required",
+    ),
+    Mutation(
+        "options: fields that the data decides are no options",
+        "models/settings.py",
+        "type=Annotated[field.type, conf.Fixed, conf.Suppress]",
+        "type=field.type",
+        "tests/models/test_settings.py -k without_an_option",
+    ),
+    Mutation(
+        "options: a default that was there before",
+        "models/mixsyn/diversity.py",
+        "count: int = 12",
+        "count: int = 13",
+        "tests/models/test_options.py -k names_and_defaults",
+    ),
+    Mutation(
         "MixSyn: regions that a source lacks",
         "models/mixsyn/compositions.py",
         "torch.where(present.bool().gather(0, source), source, ABSENT)",
