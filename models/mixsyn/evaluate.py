@@ -31,6 +31,7 @@ ones (all named), or nothing could be judged.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,13 +56,16 @@ from ..metrics.fid import FIDResult, InceptionFeatures, fid_of_features
 from ..metrics.regions import channel_scores, confusion, iou, labelled_scores, region_mean, segment_scores
 from ..metrics.score import Score
 from ..metrics.table import METRICS, PIXEL_METRICS
-from ..pictures.options import ModelOptions, check_outputs, drawn_source, open_model
+from ..pictures.options import ModelOptions, check_outputs, device_of, drawn_source, open_model
 from ..settings import at_least
 from ..sheets import to_uint8
+from ..training import distributed
+from ..training.distributed import World
 from .compositions import known_compositions, random_compositions
 from .model import MixSyn
 
 _BYTES = (0.0, 255.0)
+_DAY = 86400.0
 _DRAWN = 8  # pictures that are drawn where no data set is given
 _COLUMNS = ("ssim", "rmse", "psnr")
 _TITLES = {
@@ -147,22 +151,27 @@ class _Features:
 
     def __init__(self, network: InceptionFeatures, by_region: bool) -> None:
         self.network, self.by_region = network, by_region
-        self._found: dict[tuple[str, int], list[Tensor]] = {}
+        self.found: dict[tuple[str, int], list[Tensor]] = {}
 
     def add(self, what: str, pictures: Tensor, labels: Tensor | None = None) -> None:
         """Take features of pictures (B, 3, H, W) uint8, and with labels of every region with grey around it."""
-        self._found.setdefault((what, -1), []).append(self.network.features(pictures))
+        self.found.setdefault((what, -1), []).append(self.network.features(pictures))
         for region in labels.unique().tolist() if labels is not None and self.by_region else ():
             if region >= 0:
                 inside = labels == region
                 cut = torch.where(inside[:, None], pictures, GREY)[inside.flatten(1).any(1)]
-                self._found.setdefault((what, region), []).append(self.network.features(cut))
+                self.found.setdefault((what, region), []).append(self.network.features(cut))
+
+    def join(self, parts: Sequence[Mapping[tuple[str, int], Sequence[Tensor]]]) -> None:
+        """Hold what all processes found in place of the own."""
+        keys = dict.fromkeys(key for part in parts for key in part)
+        self.found = {key: [each for part in parts for each in part.get(key, ())] for key in keys}
 
     def distances(self, what: str, real: str) -> dict[int, FIDResult]:
         """Return region (-1: whole) -> distance of two sets, where either has at least two pictures."""
         result = {}
-        for (kind, region), features in sorted(self._found.items()):
-            others = self._found.get((real, region))
+        for (kind, region), features in sorted(self.found.items()):
+            others = self.found.get((real, region))
             if kind == what and others is not None:
                 first, second = torch.cat(features), torch.cat(others)
                 if min(len(first), len(second)) >= 2:
@@ -191,10 +200,15 @@ def _note(
 ) -> None:
     for name in regions:
         score = scores.setdefault(name, Score())
+        score.names += names
         if name in whole:
-            score.names += names
             score.values += whole[name].tolist()
         score.by_region += list(regions[name].cpu().numpy())
+
+
+def _joined(parts: Sequence[Mapping[str, Score]], order: Sequence[str]) -> dict[str, Score]:
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: Score.joined([part[name] for part in parts if name in part], order) for name in names}
 
 
 class Judge:
@@ -259,6 +273,32 @@ class Judge:
         self._add_features("random_structure", render(soft[:count]))
         self._add_features("random", _bytes(image[:count]))
         self.random_count += len(soft[:count])
+
+    def gather(self, order: Sequence[str]) -> None:
+        """Take over what the other processes judged: the first process then stands as if it had seen all pictures.
+
+        Every process must call it, one that has seen none as well. In the others nothing changes.
+
+        Args:
+            order: names of all pictures, in the order in which one process judges them. FID alone depends on the order in
+                which the processes come, in the last bits.
+        """
+        found = None if self._features is None else self._features.found
+        parts = distributed.gather((self._rows, self._counts, self.names, found))
+        if not parts:
+            return
+        rows, counts, names, features = zip(*parts, strict=True)
+        for name, row in self._rows.items():
+            every = [part[name] for part in rows]
+            row.scores = _joined([each.scores for each in every], order)
+            row.segments = _joined([each.segments for each in every], order)
+            if row.accuracy is not None:
+                row.accuracy = Score.joined([each.accuracy for each in every if each.accuracy is not None], order)
+        self._counts = torch.stack(counts).sum(0)
+        place = {name: i for i, name in enumerate(order)}
+        self.names = sorted((name for part in names for name in part), key=place.__getitem__)
+        if self._features is not None:
+            self._features.join(features)
 
     def _add_features(self, what: str, pictures: Tensor, labels: Tensor | None = None) -> None:
         if self._features is not None:
@@ -511,8 +551,9 @@ def evaluate(
     seed: int = 0,
     name: str = "",
     split: str = "",
-) -> Table:
-    """Judge a model on a data set.
+    world: World | None = None,
+) -> Table | None:
+    """Judge a model on a data set; among several processes each judges its part, and the first one has the table.
 
     Args:
         model: both generators.
@@ -525,14 +566,26 @@ def evaluate(
         seed: of random compositions and of the bootstrap.
         name: of the model, for the table.
         split: of the data set, likewise.
+        world: the processes (`distributed.init`); None: this one alone. Random compositions, whose random numbers follow on
+            one another, are made by the first.
+
+    Returns:
+        The table; None in other processes than the first.
     """
+    world = world or World(0, 1, 0, torch.device(model.device))
     not_computed: dict[str, str] = {}
     problems: list[str] = []
     judge = Judge(model, inception, fid_regions)
     names = reference.names()[:limit]
-    with progress("evaluating"):
-        for batch in batches_of(reference, names, batch_size, model.device, problems):
+    mine = [names[i] for i in distributed.part(len(names), world, batch_size)]
+    with progress("evaluating") if world.rank == 0 else contextlib.nullcontext():
+        for batch in batches_of(reference, mine, batch_size, model.device, problems):
             judge.add(batch)
+    judge.gather(names)
+    every = distributed.gather(problems)
+    if world.rank:
+        return None
+    problems = [problem for part in every for problem in part]
     wanted = 0 if inception is None else judge.count if random is None else random
     if wanted and min(judge.count, batch_size) < 2:
         not_computed["random compositions"] = "they mix pictures of a batch: it needs two pictures and --batch-size 2"
@@ -576,7 +629,16 @@ def main(options: Options) -> int:
             or --random, --fid-regions without a feature network.
     """
     check_outputs({"json": options.json, "markdown": options.markdown})
-    model = open_model(MixSyn, options.model, options.device)
+    device_of(options.device)
+    world = distributed.init(options.device, timeout=_DAY)  # they meet at the end only; one that dies ends the others
+    try:
+        return _main(options, world)
+    finally:
+        distributed.shutdown()
+
+
+def _main(options: Options, world: World) -> int:
+    model = open_model(MixSyn, options.model, str(world.device))
     reference = open_reference(options, model)
     missing: dict[str, str] = {}
     table = evaluate(
@@ -590,7 +652,10 @@ def main(options: Options) -> int:
         seed=options.seed,
         name=options.model or "shipped",
         split=options.split if options.data else "drawn by code",
+        world=world,
     )
+    if table is None:  # the first process reports
+        return 0
     table.not_computed |= missing
     text = table.as_markdown()
     print(text, end="")

@@ -156,6 +156,31 @@ def test_batches_do_not_matter() -> None:
     assert json.dumps(whole) == json.dumps(single)
 
 
+def test_processes_judge_together_what_one_judges(inception: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process has two of five pictures, the third none."""
+    model, network = model_of(Structure(leak=0.1), Style(0.1)), InceptionFeatures(inception)
+    batches = [batch_of(1, i) for i in range(5)]
+    order = [name for batch in batches for name in batch.names]
+    expected = table_of(model, batches, network)
+    judges = [evaluate.Judge(model, network) for _ in range(3)]
+    for judge, mine in zip(judges, ((0, 2, 4), (1, 3), ()), strict=True):
+        for i in mine:
+            judge.add(batches[i])
+    sent: list[Any] = []
+    monkeypatch.setattr(evaluate.distributed, "gather", lambda value: sent.append(value) or [])
+    for judge in judges:
+        judge.gather(order)
+    assert judges[0].names == [order[i] for i in (0, 2, 4)]
+    monkeypatch.setattr(evaluate.distributed, "gather", lambda value: sent)
+    judges[0].gather(order)
+    found = evaluate.Table(tuple(model.classes), {}, judges[0].rows())
+    assert judges[0].names == order
+    for name, row in expected.rows.items():
+        assert found.rows[name].fid[-1].value == pytest.approx(row.fid[-1].value)
+        found.rows[name].fid = row.fid  # equal to rounding: the order of the features differs
+    assert json.dumps(found.as_json()) == json.dumps(expected.as_json())
+
+
 def test_one_picture_and_regions_that_nobody_has(inception: Path) -> None:
     labels = torch.zeros(1, SIZE, SIZE, dtype=torch.int32)
     labels[0, :, 20:] = 1
