@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mixsyn_fast.models import plain as forms
 from mixsyn_fast.models.demo import command as demo
-from mixsyn_fast.models.demo import speed as demo_speed
+from mixsyn_fast.models.demo import speed
 
 from mixsyn_fast import cli
 
@@ -220,8 +221,8 @@ def test_cost_of_a_composition(model: str) -> None:
 
 def test_a_difference_is_found(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Forms that disagree end the demo with status 1, whichever comparison it is."""
-    outcomes = [demo_speed.Outcome("plain PyTorch, dense", 2.0, 1.0, 0.0, 0.0, parts={"rest": 2.0})]
-    outcomes.append(demo_speed.Outcome("mixsyn_fast", 1.0, 2.0, 0.5, 0.5, parts={"rest": 1.0}))
+    outcomes = [speed.Outcome("plain PyTorch, dense", 2.0, 1.0, 0.0, 0.0, parts={"rest": 2.0})]
+    outcomes.append(speed.Outcome("mixsyn_fast", 1.0, 2.0, 0.5, 0.5, parts={"rest": 1.0}))
     monkeypatch.setattr(demo, "measure_composition", lambda *_: outcomes)
     given = ["demo", *TINY, "--rows", "1", "--model", model, "--out", str(tmp_path / "demo.png")]
     assert cli.main(given) == 1
@@ -236,21 +237,21 @@ def _generator() -> tuple[torch.nn.Module, object, torch.Tensor]:
     torch.manual_seed(0)
     images, labels = draw_batch("face", 1, 64)
     generator = SEANGenerator(Config(ngf=4, image_size=64, style_length=16, encoder_width=4))
-    demo_speed.randomise(generator, 0)
+    forms.randomise(generator, 0)
     image = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     return generator.eval(), RegionMap(torch.from_numpy(labels).long(), 19), image
 
 
 def test_variants_share_their_weights_and_agree() -> None:
     generator, regions, image = _generator()
-    demo_speed.calibrate(generator, regions, image, noise=None)
-    plain, bare = demo_speed.plain_copy(generator), demo_speed.without_norms(generator)
+    forms.calibrate(generator, regions, image, noise=None)
+    plain, bare = forms.plain_copy(generator), forms.without_norms(generator)
     own = {id(p) for p in generator.parameters()}
     assert {id(p) for p in plain.parameters()} == own and {id(p) for p in bare.parameters()} < own
     assert not any(type(m).__name__ == "FastConv2d" for m in plain.modules())
     with torch.no_grad():
         fast = generator.forward_features(regions, image, noise=None)
-        with demo_speed.dense_reference():
+        with forms.dense_reference():
             exact = plain.forward_features(regions, image, noise=None)
         assert bare.forward_features(regions, image, noise=None).shape == exact.shape
     assert 0.5 < float(exact.std()) < 0.7
@@ -260,8 +261,8 @@ def test_variants_share_their_weights_and_agree() -> None:
 def test_parts_add_up() -> None:
     generator, regions, image = _generator()
     with torch.no_grad():
-        parts = demo_speed.time_parts(
+        parts = speed.time_parts(
             generator, lambda: generator.forward_features(regions, image, noise=None), torch.device("cpu")
         )
-    assert set(parts) == set(demo_speed.PARTS) and all(value >= 0 for value in parts.values())
+    assert set(parts) == set(speed.PARTS) and all(value >= 0 for value in parts.values())
     assert parts["region norms"] > 0 and parts["convolutions"] > 0 and parts["style encoder"] > 0
