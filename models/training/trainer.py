@@ -20,6 +20,7 @@ from .ema import EMA
 from .options import Options
 from .task import Phase, Task
 
+_REFUSALS = ("double backward", "create_graph=False")  # torch.compile's words where it has no second derivative
 _LOOK = 8  # pictures at a time in validation and sheets: the same for any number of processes, so that figures are, too
 
 
@@ -135,7 +136,7 @@ class Trainer:
         found: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
             waits = isinstance(module, DistributedDataParallel) and i + 1 < len(batches)
-            with module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+            with module.no_sync() if waits else contextlib.nullcontext(), self._second_derivatives_said(name):  # type: ignore[operator]
                 with autocast(options.amp, world.device):
                     losses = module(name, batch, self.step)
                 total = torch.stack([loss.float() for loss in losses.values()]).sum() / len(batches)
@@ -151,6 +152,19 @@ class Trainer:
         scaler.step(optimizer)
         scaler.update()
         return found
+
+    @contextlib.contextmanager
+    def _second_derivatives_said(self, phase: str) -> Iterator[None]:
+        """Say which option to change where this torch's compiler refuses what R1 and its like need (2.14 does)."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not self.options.compile or not any(words in str(error) for words in _REFUSALS):
+                raise
+            raise ValueError(
+                f"compile: torch {torch.__version__} compiles no second derivatives, and phase {phase!r} takes them (R1, "
+                "say): train with --no-compile, or with another torch (2.13 does)"
+            ) from error
 
     def run_step(self) -> dict[str, Tensor]:
         """Run the phases that are due on the next batches; return their losses, named <phase>/<loss>."""
