@@ -50,7 +50,7 @@ def randomise(generator: nn.Module, seed: int) -> None:
 @contextmanager
 def _recording_statistics(generator: nn.Module) -> Iterator[None]:
     """Training mode in which running statistics become exactly those of the batch."""
-    norms = [m for m in generator.modules() if getattr(m, "running_mean", None) is not None]
+    norms: list[Any] = [m for m in generator.modules() if getattr(m, "running_mean", None) is not None]
     momenta = [m.momentum for m in norms]
     was_training = generator.training
     generator.train()

@@ -83,7 +83,9 @@ class DataOptions(ReaderOptions):
         if not self.kind.startswith("procedural"):
             return open_source(self.data or None, self.kind, split, self.unknown, **self.reader_options())
         # seeds that no training set reaches
-        drawn = {"seed": 0, "count": self.count} if split == self.split else {"seed": 10**9, "count": min(100, self.count)}
+        drawn: dict[str, Any] = (
+            {"seed": 0, "count": self.count} if split == self.split else {"seed": 10**9, "count": min(100, self.count)}
+        )
         return open_source(self.data or None, kind=self.kind, size=self.height_and_width, **drawn)
 
     def training_set(self, seed: int) -> RegionDataset:

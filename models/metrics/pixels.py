@@ -145,7 +145,8 @@ def ssim_map(images: Tensor, targets: Tensor, *, value_range: tuple[float, float
     c1, c2 = SSIM_STABILISERS
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     structure = (2 * (ab - mean_a * mean_b) + c2) / (aa - mean_a**2 + bb - mean_b**2 + c2)
-    return (luminance * structure).mean(1)
+    similarity: Tensor = (luminance * structure).mean(1)
+    return similarity
 
 
 def ssim(

@@ -27,9 +27,9 @@ def channel_scores(composition: Tensor, labels: Tensor) -> dict[str, Tensor]:
     size = composition.shape
     masks = labels[:, None] == torch.arange(size[1], device=labels.device)[:, None, None]
     weights = torch.where(labels[:, None] < 0, 0.0, composition)
-    planes = [t.reshape(-1, 1, *size[2:]).double() for t in (weights, masks)]
+    made, real = (t.reshape(-1, 1, *size[2:]).double() for t in (weights, masks))
     absent = ~masks.flatten(2).any(2)
-    scores = labelled_scores(*planes, labels.repeat_interleave(size[1], 0), (0.0, 1.0))
+    scores = labelled_scores(made, real, labels.repeat_interleave(size[1], 0), (0.0, 1.0))
     return {name: torch.where(absent, math.nan, found.reshape(size[:2])) for name, found in scores.items()}
 
 

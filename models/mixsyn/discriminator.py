@@ -38,4 +38,5 @@ class Discriminator(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = F.leaky_relu(self.conv_out(F.leaky_relu(x, SLOPE)), SLOPE)
-        return self.judge(x.mean((2, 3)))
+        logits: Tensor = self.judge(x.mean((2, 3)))
+        return logits

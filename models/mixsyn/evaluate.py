@@ -310,8 +310,9 @@ class Judge:
         found["structure"].iou = iou(self._counts)
         if self.random_count:
             found |= {"random_structure": Row(), "random": Row()}
-        for name, row in found.items() if self._features is not None else ():
-            row.fid = self._features.distances(name, _REAL.get(name, "pictures"))
+        if self._features is not None:
+            for name, row in found.items():
+                row.fid = self._features.distances(name, _REAL.get(name, "pictures"))
         return found
 
 

@@ -219,10 +219,11 @@ def _parsed(file: Path, parser: FaceParser, base: tuple[str, ...]) -> Sample:
 class _Single:
     """A source of one picture."""
 
-    name, classes, swaps, default_size = "picture", (), (), _ANY
-
     def __init__(self, picture: Picture) -> None:
         self.picture = picture
+        self.name, self.default_size = "picture", _ANY
+        self.classes: tuple[str, ...] = ()
+        self.swaps: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return 1

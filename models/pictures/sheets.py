@@ -42,7 +42,8 @@ def enlarged_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Scale labels or a mask (h, w) to `size` (H, W) by nearest pixel."""
     rows = (np.arange(size[0]) * labels.shape[0]) // size[0]
     columns = (np.arange(size[1]) * labels.shape[1]) // size[1]
-    return labels[rows[:, None], columns[None]]
+    scaled: np.ndarray = labels[rows[:, None], columns[None]]
+    return scaled
 
 
 def contour(mask: np.ndarray, width: int = 2) -> np.ndarray:
@@ -53,7 +54,8 @@ def contour(mask: np.ndarray, width: int = 2) -> np.ndarray:
         for part in (inner[:-2, 1:-1], inner[2:, 1:-1], inner[1:-1, :-2], inner[1:-1, 2:]):
             whole &= part
         inner = np.pad(whole, 1)
-    return mask & ~inner[1:-1, 1:-1]
+    edge: np.ndarray = mask & ~inner[1:-1, 1:-1]
+    return edge
 
 
 def outlined(
