@@ -57,8 +57,9 @@ test: setup
 mutants: setup
 	$(RUN) -m tests.mutants $(ARGS)
 
-# measuring slows what this one times
-UNMEASURED = --deselect tests/build/test_cli.py::test_import_adds_little_to_importing_torch
+# measuring slows what the one times, and forked children begin so late that the other's kills find them idle
+UNMEASURED = --deselect tests/build/test_cli.py::test_import_adds_little_to_importing_torch \
+  --deselect tests/models/training/test_checkpoint_failures.py::test_fifty_kills_at_random_moments
 
 coverage: setup
 	rm -f .coverage .coverage.*
