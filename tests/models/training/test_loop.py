@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -300,14 +301,20 @@ def test_a_signal_to_the_whole_group_saves(tmp_path):
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         folder = tmp_path / number.name
-        child = processes.Child(code, [__file__, folder])
+        process = subprocess.Popen(  # a program of its own, as users start it
+            [sys.executable, "-c", code, __file__, str(folder)],
+            start_new_session=True,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[3],
+        )
         while not (folder / "log.jsonl").exists() or len(log(folder)) < 3:
-            assert child.running(), child.output()
+            assert process.poll() is None, process.stderr.read()
             time.sleep(0.05)
-        os.killpg(child.pid, number)
-        done = child.wait(60)
-        assert done.returncode == 0, done.output
-        assert weights(folder)["step"] >= 3 and "stopped as asked" in done.output
+        os.killpg(process.pid, number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+        assert weights(folder)["step"] >= 3 and "stopped as asked" in said
 
 
 def test_a_stop_at_the_best_step_keeps_it_the_best(tmp_path):
