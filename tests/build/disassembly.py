@@ -1,0 +1,368 @@
+"""What the compiler made of the CPU kernels: their innermost loops with packed arithmetic, read from objdump.
+
+``python -m tests.build.disassembly [OP] [ISA] [--all] [--summary] [--function REGEX]`` compiles csrc/cpu/OP.cpp (all of
+them) for ISA (all of them) with the flags of the build and prints every loop of which there is something to complain, with
+its function and instructions; CXX chooses the compiler. Status 1 where there are complaints.
+
+A loop is a natural one (a jump to a block that dominates it), innermost when its body holds no other. Complaints:
+
+call     leaves the loop's registers to somebody else
+spill    a vector (or a mask) goes to the stack or comes from there
+element  a vector is made of scalars, or taken apart into them
+scalar   arithmetic of one element beside that of vectors
+narrow   arithmetic on vectors narrower than the machine's
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mixsyn_fast import _build
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+OBJECTS = REPOSITORY / "build" / "disassembly"
+WIDTHS = {"avx512": 64, "avx2": 32, "baseline": 16}  # bytes of a vector
+KINDS = ("call", "spill", "element", "scalar", "narrow")
+
+
+# ------------------------------------------------------------------------------------------------ reading objdump
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a disassembly, Intel's syntax."""
+
+    address: int
+    name: str
+    operands: str
+
+    def __str__(self) -> str:
+        """Return the line again."""
+        return f"{self.address:8x}:  {self.name:14} {self.operands}".rstrip()
+
+    @property
+    def target(self) -> int | None:
+        """Where a jump goes; None for what is no jump, or an indirect one."""
+        if not self.name.startswith("j"):
+            return None
+        found = re.match(r"([0-9a-f]+)\b", self.operands)
+        return int(found[1], 16) if found else None
+
+    @property
+    def ends_block(self) -> bool:
+        """Whether the next instruction may not be the next to run."""
+        return self.name.startswith(("j", "ret", "ud2", "hlt"))
+
+    @property
+    def falls_through(self) -> bool:
+        """Whether the next instruction may be the next to run."""
+        return not self.name.startswith(("jmp", "ret", "ud2", "hlt"))
+
+
+@dataclass
+class Function:
+    """A symbol and its instructions."""
+
+    symbol: str
+    instructions: list[Instruction] = field(default_factory=list)
+
+
+_SYMBOL = re.compile(r"^[0-9a-f]+ <(.+)>:$")
+_LINE = re.compile(r"^ *([0-9a-f]+):\t(?:(?:bnd|notrack|lock|repz?|repnz|data16|cs) +)*(\S+)(?: +(.*?))?(?: +#.*)?$")
+
+
+def parse(text: str, wanted: str = "") -> Iterator[Function]:
+    """Read ``objdump -d``: the functions whose symbol contains ``wanted``."""
+    function: Function | None = None
+    for line in text.splitlines():
+        if line.endswith(">:") and (symbol := _SYMBOL.match(line)):
+            if function is not None:
+                yield function
+            function = Function(symbol[1]) if wanted in symbol[1] else None
+        elif function is not None and (found := _LINE.match(line)):
+            function.instructions.append(Instruction(int(found[1], 16), found[2], found[3] or ""))
+    if function is not None:
+        yield function
+
+
+def disassemble(file: Path) -> str:
+    """Return what objdump says of an object or a shared object."""
+    command = ["objdump", "-d", "--no-show-raw-insn", "-M", "intel", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def demangled(symbols: Sequence[str]) -> list[str]:
+    """Names as the source has them, without the parts that all share and without the arguments."""
+    if shutil.which("c++filt"):
+        symbols = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True).stdout.splitlines()
+    names = []
+    for name in symbols:
+        name = re.sub(r"mixsyn_fast::cpu::|c10::|\(anonymous namespace\)::|\((?:\w+::)*\w+\)(?=\d)", "", name)
+        depth = 0
+        for n, letter in enumerate(name):
+            depth += (letter == "<") - (letter == ">")
+            if letter == "(" and depth == 0:
+                name = name[:n]
+                break
+        names.append(re.sub(r"^(?:static )?\w+ (?=\w+::)", "", name))
+    return names
+
+
+# ------------------------------------------------------------------------------------------------ loops
+
+
+def innermost_loops(function: Function) -> list[list[Instruction]]:
+    """Return the bodies of the natural loops that hold no other, each in the order of addresses."""
+    code = function.instructions
+    if not any(i.target is not None and code[0].address <= i.target <= i.address for i in code):
+        return []
+    place = {i.address: n for n, i in enumerate(code)}
+    starts = {0}
+    for n, i in enumerate(code):
+        if i.ends_block:
+            starts.add(n + 1)
+            if i.target in place:
+                starts.add(place[i.target])
+    starts.discard(len(code))
+    begins = sorted(starts)
+    block_at = {n: b for b, n in enumerate(begins)}
+    ends = [*begins[1:], len(code)]
+    after: list[list[int]] = []
+    for b, end in enumerate(ends):
+        last = code[end - 1]
+        follow = [b + 1] if last.falls_through and end < len(code) else []
+        if last.target in place:
+            follow.append(block_at[place[last.target]])
+        after.append(follow)
+
+    # dominators by Cooper, Harvey and Kennedy, "A Simple, Fast Dominance Algorithm"
+    order: list[int] = []
+    seen = [False] * len(begins)
+    seen[0] = True
+    stack = [(0, iter(after[0]))]
+    while stack:
+        block, follow_on = stack[-1]
+        for nxt in follow_on:
+            if not seen[nxt]:
+                seen[nxt] = True
+                stack.append((nxt, iter(after[nxt])))
+                break
+        else:
+            order.append(block)
+            stack.pop()
+    number = {block: n for n, block in enumerate(order)}
+    before: list[list[int]] = [[] for _ in begins]
+    for block in order:
+        for nxt in after[block]:
+            before[nxt].append(block)
+    dominator: dict[int, int] = {0: 0}
+    changed = True
+    while changed:
+        changed = False
+        for block in reversed(order[:-1]):
+            new = -1
+            for other in before[block]:
+                if other not in dominator:
+                    continue
+                if new < 0:
+                    new = other
+                    continue
+                a, b = other, new
+                while a != b:
+                    while number[a] < number[b]:
+                        a = dominator[a]
+                    while number[b] < number[a]:
+                        b = dominator[b]
+                new = a
+            if dominator.get(block) != new:
+                dominator[block] = new
+                changed = True
+
+    def dominates(a: int, b: int) -> bool:
+        while number[b] < number[a]:
+            b = dominator[b]
+        return a == b
+
+    bodies: dict[int, set[int]] = {}
+    for block in order:
+        for head in after[block]:
+            if not dominates(head, block):
+                continue
+            body = bodies.setdefault(head, {head})
+            todo = [block]
+            while todo:
+                inside = todo.pop()
+                if inside not in body:
+                    body.add(inside)
+                    todo += before[inside]
+    inner = [body for head, body in bodies.items() if not any(other in body for other in bodies if other != head)]
+    return [[i for b in sorted(body) for i in code[begins[b] : ends[b]]] for body in inner]
+
+
+# ------------------------------------------------------------------------------------------------ complaints
+
+_FLOAT = r"v?(?:add|sub|mul|div|min|max|sqrt|addsub|hadd|hsub|cmp\w*)p[sd]|vf\w+p[sd]|v(?:range|reduce|scalef|rndscale)p[sd]"
+_ARITHMETIC = re.compile(
+    rf"(?:{_FLOAT}|v?ps[lr][la][dq]|v?p(?:cmp(?:eq|gt)|max[su]|min[su])[bwdq]|vpcmp\w+|vcvtph2ps|vcvtps2ph)$"
+)
+_SCALAR = re.compile(r"(?:v?(?:add|sub|mul|div|min|max|sqrt|cmp\w*)s[sd]|vf\w+s[sd]|v?u?comis[sd])$")
+_ELEMENT = re.compile(r"v?(?:pinsr[bwdq]|pextr[bwdq]|insertps|extractps)$")
+_REGISTER = re.compile(r"\b([xyz])mm\d+\b")
+_STACK = re.compile(r"\[(?:rsp|FRAME)\b")
+_BYTES = {"x": 16, "y": 32, "z": 64}
+
+
+@dataclass(frozen=True)
+class Loop:
+    """An innermost loop with packed arithmetic, and what there is to complain of."""
+
+    function: str
+    isa: str
+    body: tuple[Instruction, ...]
+    complaints: tuple[tuple[str, Instruction], ...]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of complaints, each once."""
+        return tuple(kind for kind in KINDS if any(kind == k for k, _ in self.complaints))
+
+    def __str__(self) -> str:
+        """Return function, kinds and instructions, the offending ones marked."""
+        marks: dict[int, str] = {i.address: kind for kind, i in self.complaints}
+        count = {kind: sum(kind == k for k, _ in self.complaints) for kind in self.kinds}
+        words = ", ".join(f"{n} {kind}" for kind, n in count.items()) or "nothing"
+        lines = [f"{self.function}, {len(self.body)} instructions: {words}"]
+        lines += [f"  {marks.get(i.address, ''):8}{i}" for i in self.body]
+        return "\n".join(lines)
+
+
+def _width(operands: str) -> int:
+    return max((_BYTES[name] for name in _REGISTER.findall(operands)), default=0)
+
+
+def complaints(body: Sequence[Instruction], frame: bool, width: int) -> Iterator[tuple[str, Instruction]]:
+    """Judge one loop. ``frame``: rbp is the frame's pointer in this function; ``width``: bytes of a vector."""
+    scalars: set[str] = set()  # registers that hold one element, as far as straight reading tells
+    for i in body:
+        name, operands = i.name, i.operands
+        if name.startswith("call"):
+            yield "call", i
+            continue
+        places = operands.replace("[rbp", "[FRAME") if frame else operands
+        registers = re.findall(r"\b[xyz]?mm\d+\b", operands)
+        if (registers or re.search(r"\bk[1-7]\b", operands)) and _STACK.search(places):
+            yield "spill", i
+        elif _ELEMENT.match(name):
+            yield "element", i
+        elif re.match(r"v?mov[dq]$", name) and re.match(r"(?:[re]\w\w|r\d+d?),xmm", operands):
+            yield "element", i
+        elif re.match(r"v?(?:p?unpckl\w+|movlhps|movhps|movhpd)$", name) and "ymm" not in operands and "zmm" not in operands:
+            sources = registers[1:] if name.startswith("v") else registers
+            one = len(set(sources)) == 1 and "[" not in operands  # the same twice: an element for all lanes
+            if not one and any(r in scalars for r in sources) or re.match(r"v?movhp[sd]$", name) and "xmm" in operands[:3]:
+                yield "element", i
+        elif _SCALAR.match(name):
+            yield "scalar", i
+        elif _ARITHMETIC.match(name) and 0 < _width(operands) < width:
+            yield "narrow", i
+        if registers and operands.startswith("xmm"):
+            one = bool(re.match(r"v?movs[sd]$|v?cvt\w+2s[sd]$", name)) or bool(
+                re.match(r"v?mov[dq]$", name) and re.match(r"xmm\d+,(?:[re]\w\w|r\d+d?|DWORD)", operands)
+            )
+            (scalars.add if one or _SCALAR.match(name) else scalars.discard)(registers[0])
+
+
+def loops(functions: Iterable[Function], isa: str) -> list[Loop]:
+    """Return the innermost loops that hold packed arithmetic."""
+    found = []
+    for function in functions:
+        code = function.instructions
+        if not any(_ARITHMETIC.match(i.name) for i in code):
+            continue
+        frame = any(i.name == "mov" and i.operands == "rbp,rsp" for i in code[:16])
+        for body in innermost_loops(function):
+            if any(_ARITHMETIC.match(i.name) and "mm" in i.operands for i in body):
+                found.append(Loop(function.symbol, isa, tuple(body), tuple(complaints(body, frame, WIDTHS[isa]))))
+    names = demangled([loop.function for loop in found])
+    return [replace(loop, function=name) for loop, name in zip(found, names, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------------ compiling
+
+
+def configuration() -> _build.Config:
+    """What setup.py would build here, without CUDA."""
+    import os
+
+    return _build.configure(jit=False, environ={**os.environ, "FORCE_CPU": "1", "MIXSYN_FAST_SANITIZE": ""})
+
+
+def compile_unit(config: _build.Config, unit: _build.Unit) -> Path:
+    """Compile one CPU kernel; objects are kept by the content of all sources below cpu/, the command and the compiler."""
+    digest = hashlib.sha256(config.compiler_version.encode())
+    for path in sorted((config.csrc / "cpu").rglob("*")):
+        if path.is_file() and (path.suffix != ".cpp" or path == config.csrc / unit.source):
+            digest.update(path.read_bytes())
+    digest.update("\0".join(_build.compile_command(config, unit, Path("object"))).encode())
+    folder = OBJECTS / str(unit).replace("/", "-").replace(" ", "-")
+    target = folder / f"{digest.hexdigest()[:16]}.o"
+    if not target.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        private = folder / "new.o"
+        done = subprocess.run(_build.compile_command(config, unit, private), capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{unit}:\n{done.stderr}")
+        private.rename(target)
+    return target
+
+
+def loops_of_units(config: _build.Config, units: Sequence[_build.Unit]) -> list[Loop]:
+    """Compile, two at a time, and read what came out."""
+
+    def one(unit: _build.Unit) -> list[Loop]:
+        assert unit.isa is not None
+        return loops(parse(disassemble(compile_unit(config, unit))), unit.isa)
+
+    with ThreadPoolExecutor(2) as pool:
+        return [loop for some in pool.map(one, units) for loop in some]
+
+
+def kernel_units(config: _build.Config, op: str = "", isa: str = "") -> list[_build.Unit]:
+    """Return the CPU kernels of an op (all) for an instruction set (all)."""
+    units = [unit for unit in _build.translation_units(config) if unit.isa]
+    return [u for u in units if op in ("", u.source.stem) and isa in ("", u.isa)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the loops."""
+    parser = argparse.ArgumentParser(prog="python -m tests.build.disassembly", description=__doc__.split("\n")[0])
+    parser.add_argument("op", nargs="?", default="", help="csrc/cpu/OP.cpp; all without it, or with .")
+    parser.add_argument("isa", nargs="?", default="", help="avx512, avx2, baseline; all without it")
+    parser.add_argument("--all", action="store_true", help="print loops without complaints, too")
+    parser.add_argument("--function", default="", help="only functions whose name this regular expression finds")
+    parser.add_argument("--summary", action="store_true", help="one line per loop")
+    options = parser.parse_args(arguments)
+    config = configuration()
+    units = kernel_units(config, options.op.removesuffix(".").removesuffix(".cpp"), options.isa)
+    if not units:
+        parser.error(f"no such kernel; there are {', '.join(sorted(map(str, kernel_units(config))))}")
+    found = [loop for loop in loops_of_units(config, units) if re.search(options.function, loop.function)]
+    bad = [loop for loop in found if loop.complaints]
+    for loop in found if options.all else bad:
+        print(str(loop).split("\n")[0] if options.summary else f"{loop}\n")
+    print(f"{len(bad)} of {len(found)} loops with packed arithmetic")
+    return bool(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
