@@ -7,10 +7,13 @@ its function and instructions; CXX chooses the compiler. Status 1 where there ar
 A loop is a natural one (a jump to a block that dominates it), innermost when its body holds no other. Complaints:
 
 call     leaves the loop's registers to somebody else
-spill    a vector (or a mask) goes to the stack or comes from there
+spill    a vector (or a mask) goes to the stack, or comes from where the loop has put it
+reload   a vector that the loop does not change comes from the stack: a constant in memory, harmless but in register blocks
 element  a vector is made of scalars, or taken apart into them
 scalar   arithmetic of one element beside that of vectors
 narrow   arithmetic on vectors narrower than the machine's
+
+A question mark stands behind what not every turn of the loop runs (the tail of a row, most often).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -31,7 +35,7 @@ from mixsyn_fast import _build
 REPOSITORY = Path(__file__).resolve().parents[2]
 OBJECTS = REPOSITORY / "build" / "disassembly"
 WIDTHS = {"avx512": 64, "avx2": 32, "baseline": 16}  # bytes of a vector
-KINDS = ("call", "spill", "element", "scalar", "narrow")
+KINDS = ("call", "spill", "reload", "element", "scalar", "narrow")
 
 
 # ------------------------------------------------------------------------------------------------ reading objdump
@@ -77,7 +81,7 @@ class Function:
 
 
 _SYMBOL = re.compile(r"^[0-9a-f]+ <(.+)>:$")
-_LINE = re.compile(r"^ *([0-9a-f]+):\t(?:(?:bnd|notrack|lock|repz?|repnz|data16|cs) +)*(\S+)(?: +(.*?))?(?: +#.*)?$")
+_LINE = re.compile(r"^ *([0-9a-f]+):\t(?:(?:bnd|notrack|lock|repz?|repnz|data16|cs) +)*(\S+)(?: +(.*?))?(?: +(?:#|<).*)?$")
 
 
 def parse(text: str, wanted: str = "") -> Iterator[Function]:
@@ -120,8 +124,8 @@ def demangled(symbols: Sequence[str]) -> list[str]:
 # ------------------------------------------------------------------------------------------------ loops
 
 
-def innermost_loops(function: Function) -> list[list[Instruction]]:
-    """Return the bodies of the natural loops that hold no other, each in the order of addresses."""
+def innermost_loops(function: Function) -> list[tuple[list[Instruction], set[int]]]:
+    """Return the bodies of the natural loops that hold no other, and the addresses that every turn runs."""
     code = function.instructions
     if not any(i.target is not None and code[0].address <= i.target <= i.address for i in code):
         return []
@@ -193,19 +197,27 @@ def innermost_loops(function: Function) -> list[list[Instruction]]:
         return a == b
 
     bodies: dict[int, set[int]] = {}
+    latches: dict[int, list[int]] = {}
     for block in order:
         for head in after[block]:
             if not dominates(head, block):
                 continue
             body = bodies.setdefault(head, {head})
+            latches.setdefault(head, []).append(block)
             todo = [block]
             while todo:
                 inside = todo.pop()
                 if inside not in body:
                     body.add(inside)
                     todo += before[inside]
-    inner = [body for head, body in bodies.items() if not any(other in body for other in bodies if other != head)]
-    return [[i for b in sorted(body) for i in code[begins[b] : ends[b]]] for body in inner]
+    found = []
+    for head, body in bodies.items():
+        if any(other in body for other in bodies if other != head):
+            continue
+        code_of = {b: code[begins[b] : ends[b]] for b in sorted(body)}
+        always = [b for b in body if all(dominates(b, latch) for latch in latches[head])]
+        found.append(([i for b in code_of for i in code_of[b]], {i.address for b in always for i in code_of[b]}))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ complaints
@@ -217,8 +229,21 @@ _ARITHMETIC = re.compile(
 _SCALAR = re.compile(r"(?:v?(?:add|sub|mul|div|min|max|sqrt|cmp\w*)s[sd]|vf\w+s[sd]|v?u?comis[sd])$")
 _ELEMENT = re.compile(r"v?(?:pinsr[bwdq]|pextr[bwdq]|insertps|extractps)$")
 _REGISTER = re.compile(r"\b([xyz])mm\d+\b")
-_STACK = re.compile(r"\[(?:rsp|FRAME)\b")
 _BYTES = {"x": 16, "y": 32, "z": 64}
+_SIZES = {"BYTE": 1, "WORD": 2, "DWORD": 4, "QWORD": 8, "XMMWORD": 16, "YMMWORD": 32, "ZMMWORD": 64}
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """Of one instruction."""
+
+    kind: str
+    instruction: Instruction
+    always: bool  # every turn of the loop runs it
+
+    def __str__(self) -> str:
+        """Return the kind, with a question mark behind what does not always run."""
+        return self.kind + ("" if self.always else "?")
 
 
 @dataclass(frozen=True)
@@ -228,20 +253,15 @@ class Loop:
     function: str
     isa: str
     body: tuple[Instruction, ...]
-    complaints: tuple[tuple[str, Instruction], ...]
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of complaints, each once."""
-        return tuple(kind for kind in KINDS if any(kind == k for k, _ in self.complaints))
+    complaints: tuple[Complaint, ...]
 
     def __str__(self) -> str:
         """Return function, kinds and instructions, the offending ones marked."""
-        marks: dict[int, str] = {i.address: kind for kind, i in self.complaints}
-        count = {kind: sum(kind == k for k, _ in self.complaints) for kind in self.kinds}
+        marks = {c.instruction.address: str(c) for c in self.complaints}
+        count = Counter(map(str, self.complaints))
         words = ", ".join(f"{n} {kind}" for kind, n in count.items()) or "nothing"
         lines = [f"{self.function}, {len(self.body)} instructions: {words}"]
-        lines += [f"  {marks.get(i.address, ''):8}{i}" for i in self.body]
+        lines += [f"  {marks.get(i.address, ''):9}{i}" for i in self.body]
         return "\n".join(lines)
 
 
@@ -249,36 +269,70 @@ def _width(operands: str) -> int:
     return max((_BYTES[name] for name in _REGISTER.findall(operands)), default=0)
 
 
-def complaints(body: Sequence[Instruction], frame: bool, width: int) -> Iterator[tuple[str, Instruction]]:
+@dataclass(frozen=True)
+class Place:
+    """Bytes on the stack, as an instruction names them; an index may lead anywhere."""
+
+    base: str
+    begin: int
+    end: int
+    indexed: bool
+
+    def meets(self, other: Place) -> bool:
+        """Whether both may name the same byte."""
+        if self.base != other.base or self.indexed or other.indexed:
+            return True
+        return self.begin < other.end and other.begin < self.end
+
+
+def _place(instruction: Instruction, frame: bool) -> Place | None:
+    found = re.search(r"(\w+) PTR \[(rsp|rbp)(.*?)\]", instruction.operands)
+    if not found or found[2] == "rbp" and not frame:
+        return None
+    size, base, rest = found.groups()
+    offset = re.search(r"([+-])0x([0-9a-f]+)$", rest)
+    begin = int(offset[1] + offset[2], 16) if offset else 0
+    return Place(
+        base, begin, begin + _SIZES.get(size, 64), bool(re.search(r"[a-z]", rest.replace("0x", ""))) and "*" in rest
+    )
+
+
+def _stores(instruction: Instruction) -> bool:
+    first = instruction.operands.split(",")[0]
+    return "[" in first and not re.match(r"cmp|test|push|prefetch|call|j|nop|bt$", instruction.name)
+
+
+def complaints(body: Sequence[Instruction], always: set[int], frame: bool, width: int) -> Iterator[Complaint]:
     """Judge one loop. ``frame``: rbp is the frame's pointer in this function; ``width``: bytes of a vector."""
+    written = [place for i in body if _stores(i) and (place := _place(i, frame))]
     scalars: set[str] = set()  # registers that hold one element, as far as straight reading tells
     for i in body:
         name, operands = i.name, i.operands
+        registers = re.findall(r"\b[xyz]mm\d+\b", operands)
+        kind = ""
         if name.startswith("call"):
-            yield "call", i
-            continue
-        places = operands.replace("[rbp", "[FRAME") if frame else operands
-        registers = re.findall(r"\b[xyz]?mm\d+\b", operands)
-        if (registers or re.search(r"\bk[1-7]\b", operands)) and _STACK.search(places):
-            yield "spill", i
-        elif _ELEMENT.match(name):
-            yield "element", i
-        elif re.match(r"v?mov[dq]$", name) and re.match(r"(?:[re]\w\w|r\d+d?),xmm", operands):
-            yield "element", i
-        elif re.match(r"v?(?:p?unpckl\w+|movlhps|movhps|movhpd)$", name) and "ymm" not in operands and "zmm" not in operands:
+            kind = "call"
+        elif (registers or re.search(r"\bk[1-7]\b", operands)) and (place := _place(i, frame)):
+            kind = "spill" if _stores(i) or any(place.meets(other) for other in written) else "reload"
+        elif _ELEMENT.match(name) or re.match(r"v?mov[dq]$", name) and re.match(r"(?:[re]\w\w|r\d+d?),xmm", operands):
+            kind = "element"
+        elif re.match(r"v?p?unpckl\w+$|v?movlhps$", name) and "ymm" not in operands and "zmm" not in operands:
             sources = registers[1:] if name.startswith("v") else registers
-            one = len(set(sources)) == 1 and "[" not in operands  # the same twice: an element for all lanes
-            if not one and any(r in scalars for r in sources) or re.match(r"v?movhp[sd]$", name) and "xmm" in operands[:3]:
-                yield "element", i
+            broadcast = len(sources) == 2 and sources[0] == sources[1]
+            if not broadcast and any(r in scalars for r in sources):
+                kind = "element"
+        elif re.match(r"v?movhp[sd]$", name):
+            kind = "element"
         elif _SCALAR.match(name):
-            yield "scalar", i
+            kind = "scalar"
         elif _ARITHMETIC.match(name) and 0 < _width(operands) < width:
-            yield "narrow", i
+            kind = "narrow"
+        if kind:
+            yield Complaint(kind, i, i.address in always)
         if registers and operands.startswith("xmm"):
-            one = bool(re.match(r"v?movs[sd]$|v?cvt\w+2s[sd]$", name)) or bool(
-                re.match(r"v?mov[dq]$", name) and re.match(r"xmm\d+,(?:[re]\w\w|r\d+d?|DWORD)", operands)
-            )
-            (scalars.add if one or _SCALAR.match(name) else scalars.discard)(registers[0])
+            one = re.match(r"v?movs[sd]$|v?cvt\w+2s[sd]$", name) or _SCALAR.match(name)
+            one = one or re.match(r"v?mov[dq]$", name) and re.match(r"xmm\d+,(?:[re]\w\w\b|r\d+d?\b|DWORD)", operands)
+            (scalars.add if one else scalars.discard)(registers[0])
 
 
 def loops(functions: Iterable[Function], isa: str) -> list[Loop]:
@@ -289,9 +343,10 @@ def loops(functions: Iterable[Function], isa: str) -> list[Loop]:
         if not any(_ARITHMETIC.match(i.name) for i in code):
             continue
         frame = any(i.name == "mov" and i.operands == "rbp,rsp" for i in code[:16])
-        for body in innermost_loops(function):
+        for body, always in innermost_loops(function):
             if any(_ARITHMETIC.match(i.name) and "mm" in i.operands for i in body):
-                found.append(Loop(function.symbol, isa, tuple(body), tuple(complaints(body, frame, WIDTHS[isa]))))
+                judged = tuple(complaints(body, always, frame, WIDTHS[isa]))
+                found.append(Loop(function.symbol, isa, tuple(body), judged))
     names = demangled([loop.function for loop in found])
     return [replace(loop, function=name) for loop, name in zip(found, names, strict=True)]
 
@@ -350,6 +405,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("isa", nargs="?", default="", help="avx512, avx2, baseline; all without it")
     parser.add_argument("--all", action="store_true", help="print loops without complaints, too")
     parser.add_argument("--function", default="", help="only functions whose name this regular expression finds")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=[k for k in KINDS if k != "reload"], help="of complaints"
+    )
     parser.add_argument("--summary", action="store_true", help="one line per loop")
     options = parser.parse_args(arguments)
     config = configuration()
@@ -357,11 +415,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not units:
         parser.error(f"no such kernel; there are {', '.join(sorted(map(str, kernel_units(config))))}")
     found = [loop for loop in loops_of_units(config, units) if re.search(options.function, loop.function)]
-    bad = [loop for loop in found if loop.complaints]
+    bad = [loop for loop in found if any(c.kind in options.kinds for c in loop.complaints)]
     for loop in found if options.all else bad:
         print(str(loop).split("\n")[0] if options.summary else f"{loop}\n")
     print(f"{len(bad)} of {len(found)} loops with packed arithmetic")
-    return bool(bad)
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":
