@@ -228,6 +228,7 @@ _ARITHMETIC = re.compile(
 )
 _SCALAR = re.compile(r"(?:v?(?:add|sub|mul|div|min|max|sqrt|cmp\w*)s[sd]|vf\w+s[sd]|v?u?comis[sd])$")
 _ELEMENT = re.compile(r"v?(?:pinsr[bwdq]|pextr[bwdq]|insertps|extractps)$")
+_FROM_GENERAL = re.compile(r"xmm\d+,(?:[re]\w\w|r\d+d?)$")
 _REGISTER = re.compile(r"\b([xyz])mm\d+\b")
 _BYTES = {"x": 16, "y": 32, "z": 64}
 _SIZES = {"BYTE": 1, "WORD": 2, "DWORD": 4, "QWORD": 8, "XMMWORD": 16, "YMMWORD": 32, "ZMMWORD": 64}
@@ -305,6 +306,10 @@ def _stores(instruction: Instruction) -> bool:
 def complaints(body: Sequence[Instruction], always: set[int], frame: bool, width: int) -> Iterator[Complaint]:
     """Judge one loop. ``frame``: rbp is the frame's pointer in this function; ``width``: bytes of a vector."""
     written = [place for i in body if _stores(i) and (place := _place(i, frame))]
+    # registers whose elements the loop makes: another may hold a pointer, for which there was no other place
+    vectors = {
+        i.operands.split(",")[0] for i in body if not re.match(r"v?mov[dq]$", i.name) or not _FROM_GENERAL.match(i.operands)
+    }
     scalars: set[str] = set()  # registers that hold one element, as far as straight reading tells
     for i in body:
         name, operands = i.name, i.operands
@@ -314,8 +319,10 @@ def complaints(body: Sequence[Instruction], always: set[int], frame: bool, width
             kind = "call"
         elif (registers or re.search(r"\bk[1-7]\b", operands)) and (place := _place(i, frame)):
             kind = "spill" if _stores(i) or any(place.meets(other) for other in written) else "reload"
-        elif _ELEMENT.match(name) or re.match(r"v?mov[dq]$", name) and re.match(r"(?:[re]\w\w|r\d+d?),xmm", operands):
+        elif _ELEMENT.match(name) or re.match(r"vp?broadcast\w+$", name) and "{k" in operands:  # so AVX-512 inserts one
             kind = "element"
+        elif re.match(r"v?mov[dq]$", name) and re.match(r"(?:[re]\w\w|r\d+d?),xmm", operands):
+            kind = "element" if registers[0] in vectors else ""
         elif re.match(r"v?p?unpckl\w+$|v?movlhps$", name) and "ymm" not in operands and "zmm" not in operands:
             sources = registers[1:] if name.startswith("v") else registers
             broadcast = len(sources) == 2 and sources[0] == sources[1]
@@ -390,6 +397,17 @@ def loops_of_units(config: _build.Config, units: Sequence[_build.Unit]) -> list[
 
     with ThreadPoolExecutor(2) as pool:
         return [loop for some in pool.map(one, units) for loop in some]
+
+
+def loops_of_build(config: _build.Config, isa: str) -> list[Loop]:
+    """Return the loops of all kernels for ``isa``: of what setup.py built from these very sources, else of new objects."""
+    places = (REPOSITORY / "mixsyn_fast").glob(f"{Path(_build.MANIFEST).stem}*.so")
+    manifest = _build.read_manifest(REPOSITORY / "mixsyn_fast" / _build.MANIFEST) or {}
+    same = {"recipe": _build.recipe(config.sources), "compiler": config.compiler_version, "isas": list(config.isas)}
+    for library in places:
+        if library.name == manifest.get("library") and all(manifest.get(name) == fact for name, fact in same.items()):
+            return loops(parse(disassemble(library), f"3cpu{len(isa)}{isa}"), isa)
+    return loops_of_units(config, kernel_units(config, isa=isa))
 
 
 def kernel_units(config: _build.Config, op: str = "", isa: str = "") -> list[_build.Unit]:

@@ -1,0 +1,202 @@
+"""The inner loops of the CPU kernels, for every instruction set: no calls, no spills, no elements, vectors of full width."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from mixsyn_fast import _build
+from tests.build import disassembly
+
+pytestmark = [
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="reads the machine code of x86-64"),
+    pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump (apt install binutils)"),
+]
+
+
+class Allowed(NamedTuple):
+    """An exception: complaints of these kinds in functions that the expression matches, and why they may stay."""
+
+    isa: str
+    function: str
+    kinds: str
+    reason: str
+
+
+ALLOWED: list[Allowed] = []
+
+
+@pytest.fixture(scope="module")
+def config() -> _build.Config:
+    return disassembly.configuration()
+
+
+def not_allowed(loop: disassembly.Loop) -> list[disassembly.Complaint]:
+    """Complaints that no exception covers. A constant read from the stack is one in register blocks alone."""
+    blocks = re.search(r"(product|outer)_block", loop.function)
+    left = [c for c in loop.complaints if c.kind != "reload" or blocks]
+    for allowed in ALLOWED:
+        if re.fullmatch(allowed.isa, loop.isa) and re.search(allowed.function, loop.function):
+            left = [c for c in left if str(c) not in allowed.kinds.split()]
+    return left
+
+
+@pytest.mark.parametrize("isa", disassembly.WIDTHS)
+def test_inner_loops(isa: str, config: _build.Config, capsys: pytest.CaptureFixture[str]) -> None:
+    if isa not in config.isas:
+        pytest.skip(f"{config.compiler[0]} does not compile for {isa}")
+    loops = disassembly.loops_of_build(config, isa)
+    assert len(loops) > 100, "the kernels were not found"
+    assert {"product_block", "outer_block"} <= {m[1] for loop in loops if (m := re.search(r"(\w+_block)<", loop.function))}
+    bad = [loop for loop in loops if not_allowed(loop)]
+    with capsys.disabled():
+        print(f"\n  {isa}: {len(loops)} inner loops with packed arithmetic")
+    assert not bad, "\n\n".join(map(str, bad))
+
+
+GOOD = """
+typedef float V __attribute__((vector_size(WIDTH)));
+void kernel(const float* x, const float* y, float* z, long n) {
+  for (long i = 0; i < n; i += sizeof(V) / 4) {
+    V a, b;
+    __builtin_memcpy(&a, x + i, sizeof(V));
+    __builtin_memcpy(&b, y + i, sizeof(V));
+    a = a * b + 1.0f;
+    a = a > b ? a : b;
+    __builtin_memcpy(z + i, &a, sizeof(V));
+  }
+}
+"""
+# 64-byte vectors, of which the instruction set has only halves
+TAKEN_APART = """
+typedef float V __attribute__((vector_size(64)));
+void kernel(const float* x, const float* y, float* z, long n) {
+  V best = {}, sum = {};
+  for (long i = 0; i < n; i += 16) {
+    V a;
+    __builtin_memcpy(&a, x + i, 64);
+    sum += a > best ? a * y[i] : best;
+    for (int l = 0; l < 16; ++l) best[l] = a[l] > best[l] ? a[l] : best[l];
+  }
+  sum += best;
+  __builtin_memcpy(z, &sum, 64);
+}
+"""
+CALL = """
+extern float other(float);
+typedef float V __attribute__((vector_size(WIDTH)));
+void kernel(const float* x, const float* y, float* z, long n) {
+  V sum = {};
+  for (long i = 0; i < n; i += sizeof(V) / 4) {
+    V a;
+    __builtin_memcpy(&a, x + i, sizeof(V));
+    sum += a * other(y[i]);
+  }
+  __builtin_memcpy(z, &sum, sizeof(V));
+}
+"""
+# a register block of more sums than there are registers
+SPILL = """
+typedef float V __attribute__((vector_size(WIDTH)));
+void kernel(const float* x, const float* y, float* z, long n) {
+  V sum[40] = {};
+  for (long i = 0; i < n; ++i) {
+    V a;
+    __builtin_memcpy(&a, x, sizeof(V));
+    x += sizeof(V) / 4;
+#pragma GCC unroll 40
+    for (int r = 0; r < 40; ++r) sum[r] += a * y[r];
+    y += 40;
+  }
+  __builtin_memcpy(z, sum, sizeof(sum));
+}
+"""
+ELEMENTS = """
+typedef float V __attribute__((vector_size(WIDTH)));
+void kernel(const float* x, const int* at, float* z, long n) {
+  for (long i = 0; i < n; i += sizeof(V) / 4) {
+    V a;
+#pragma GCC unroll 16
+    for (int l = 0; l < sizeof(V) / 4; ++l) a[l] = x[at[i + l]];
+    a = a * 2.0f + 1.0f;
+    __builtin_memcpy(z + i, &a, sizeof(V));
+  }
+}
+"""
+NARROW = GOOD.replace("WIDTH", "16")
+SCALAR = GOOD.replace("a = a > b ? a : b;", "z[-i] = x[i] / y[i];")
+FLAGS = {"avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"], "avx2": ["-mavx2", "-mfma"], "baseline": []}
+
+
+@pytest.mark.parametrize(
+    "isa, source, kinds",
+    [
+        *[(isa, GOOD, set()) for isa in FLAGS],
+        ("avx2", TAKEN_APART, {"spill", "scalar"}),
+        *[(isa, CALL, {"call", "spill"}) for isa in FLAGS],
+        *[(isa, SPILL, {"spill"}) for isa in FLAGS],
+        *[(isa, ELEMENTS, {"element"}) for isa in FLAGS],
+        *[(isa, SCALAR, {"scalar"}) for isa in FLAGS],
+        ("avx512", NARROW, {"narrow"}),
+        ("avx2", NARROW, {"narrow"}),
+    ],
+)
+def test_a_bad_kernel_is_found(isa: str, source: str, kinds: set[str], tmp_path: Path) -> None:
+    """Every kind is found where it is, and nothing in a good loop."""
+    compiler, _ = _build.find_compiler()
+    file = tmp_path / "kernel.cpp"
+    file.write_text(source.replace("WIDTH", str(disassembly.WIDTHS[isa])))
+    command = [
+        *compiler,
+        "-O3",
+        "-w",
+        "-fno-tree-loop-vectorize",
+        *FLAGS[isa],
+        "-c",
+        str(file),
+        "-o",
+        str(tmp_path / "kernel.o"),
+    ]
+    subprocess.run(command, check=True)
+    loops = disassembly.loops(disassembly.parse(disassembly.disassemble(tmp_path / "kernel.o")), isa)
+    assert loops
+    found = {c.kind for loop in loops for c in loop.complaints}
+    assert found >= kinds if kinds else not found, "\n".join(map(str, loops))
+
+
+LISTING = """
+file.o:     file format elf64-x86-64
+
+0000000000000010 <_Z6kernelv>:
+      10:	xor    eax,eax
+      12:	vmovups ymm0,YMMWORD PTR [rsp+0x40]
+      16:	vmulps ymm1,ymm0,YMMWORD PTR [rsp+0x60]
+      1a:	vmovups YMMWORD PTR [rsp+0x40],ymm1
+      1e:	test   rcx,rcx
+      20:	je     28 <_Z6kernelv+0x18>
+      22:	bnd call 0 <_Z5otherv>
+      28:	vdivss xmm2,xmm2,xmm3
+      2c:	cmp    rax,rdx
+      30:	jne    12 <_Z6kernelv+0x2>
+      32:	add    rdi,0x1
+      34:	cmp    rdi,rsi
+      38:	jl     10 <_Z6kernelv>
+      3a:	vpextrd eax,xmm0,0x2
+      3c:	ret
+"""
+
+
+def test_the_listing_is_read() -> None:
+    """The inner of two loops, what it always runs, its spill told from a reload."""
+    (loop,) = disassembly.loops(disassembly.parse(LISTING), "avx2")
+    assert loop.function == "kernel" if shutil.which("c++filt") else loop.function
+    assert [i.address for i in loop.body] == [0x12, 0x16, 0x1A, 0x1E, 0x20, 0x22, 0x28, 0x2C, 0x30]
+    assert Counter(map(str, loop.complaints)) == {"spill": 2, "reload": 1, "call?": 1, "scalar": 1}
+    assert [hex(c.instruction.address) for c in loop.complaints] == ["0x12", "0x16", "0x1a", "0x22", "0x28"]
