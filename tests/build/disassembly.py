@@ -226,6 +226,7 @@ _FLOAT = r"v?(?:add|sub|mul|div|min|max|sqrt|addsub|hadd|hsub|cmp\w*)p[sd]|vf\w+
 _ARITHMETIC = re.compile(
     rf"(?:{_FLOAT}|v?ps[lr][la][dq]|v?p(?:cmp(?:eq|gt)|max[su]|min[su])[bwdq]|vpcmp\w+|vcvtph2ps|vcvtps2ph)$"
 )
+_WIDE = re.compile(rf"(?:{_FLOAT}|v?ps[lr][la]d)$")  # bytes and half words may lie in less than a vector
 _SCALAR = re.compile(r"(?:v?(?:add|sub|mul|div|min|max|sqrt|cmp\w*)s[sd]|vf\w+s[sd]|v?u?comis[sd])$")
 _ELEMENT = re.compile(r"v?(?:pinsr[bwdq]|pextr[bwdq]|insertps|extractps)$")
 _FROM_GENERAL = re.compile(r"xmm\d+,(?:[re]\w\w|r\d+d?)$")
@@ -287,7 +288,7 @@ class Place:
 
 
 def _place(instruction: Instruction, frame: bool) -> Place | None:
-    found = re.search(r"(\w+) PTR \[(rsp|rbp)(.*?)\]", instruction.operands)
+    found = re.search(r"(\w+) (?:PTR|BCST) \[(rsp|rbp)(.*?)\]", instruction.operands)
     if not found or found[2] == "rbp" and not frame:
         return None
     size, base, rest = found.groups()
@@ -310,6 +311,7 @@ def complaints(body: Sequence[Instruction], always: set[int], frame: bool, width
     vectors = {
         i.operands.split(",")[0] for i in body if not re.match(r"v?mov[dq]$", i.name) or not _FROM_GENERAL.match(i.operands)
     }
+    inserted: set[str] = set()  # registers that were written last by a masked broadcast
     scalars: set[str] = set()  # registers that hold one element, as far as straight reading tells
     for i in body:
         name, operands = i.name, i.operands
@@ -319,8 +321,10 @@ def complaints(body: Sequence[Instruction], always: set[int], frame: bool, width
             kind = "call"
         elif (registers or re.search(r"\bk[1-7]\b", operands)) and (place := _place(i, frame)):
             kind = "spill" if _stores(i) or any(place.meets(other) for other in written) else "reload"
-        elif _ELEMENT.match(name) or re.match(r"vp?broadcast\w+$", name) and "{k" in operands:  # so AVX-512 inserts one
+        elif _ELEMENT.match(name):
             kind = "element"
+        elif re.match(r"vp?broadcast\w+$", name) and "{k" in operands:  # so AVX-512 inserts an element, after another
+            kind = "element" if registers[0] in inserted else ""
         elif re.match(r"v?mov[dq]$", name) and re.match(r"(?:[re]\w\w|r\d+d?),xmm", operands):
             kind = "element" if registers[0] in vectors else ""
         elif re.match(r"v?p?unpckl\w+$|v?movlhps$", name) and "ymm" not in operands and "zmm" not in operands:
@@ -332,10 +336,12 @@ def complaints(body: Sequence[Instruction], always: set[int], frame: bool, width
             kind = "element"
         elif _SCALAR.match(name):
             kind = "scalar"
-        elif _ARITHMETIC.match(name) and 0 < _width(operands) < width:
+        elif _WIDE.match(name) and 0 < _width(operands) < width:
             kind = "narrow"
         if kind:
             yield Complaint(kind, i, i.address in always)
+        if registers and operands.startswith(registers[0]):
+            (inserted.add if re.match(r"vp?broadcast", name) and "{k" in operands else inserted.discard)(registers[0])
         if registers and operands.startswith("xmm"):
             one = re.match(r"v?movs[sd]$|v?cvt\w+2s[sd]$", name) or _SCALAR.match(name)
             one = one or re.match(r"v?mov[dq]$", name) and re.match(r"xmm\d+,(?:[re]\w\w\b|r\d+d?\b|DWORD)", operands)

@@ -22,15 +22,20 @@ pytestmark = [
 
 
 class Allowed(NamedTuple):
-    """An exception: complaints of these kinds in functions that the expression matches, and why they may stay."""
+    """An exception: complaints of these kinds in functions that the expression finds, and why they may stay."""
 
-    isa: str
+    isas: str
     function: str
     kinds: str
     reason: str
 
 
-ALLOWED: list[Allowed] = []
+# of g++ 12's code
+ALLOWED = [
+    Allowed("avx512 avx2 baseline", "latent_blend_", "element spill", "gathers logits that lie a group apart, few in all"),
+    Allowed("avx512 avx2 baseline", "pool_backward", "element narrow", "adds the gradient of the maps transposed, if it comes"),
+    Allowed("baseline", "<Half", "spill", "float16 by integers takes more than sixteen registers beside the sums"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,27 +43,40 @@ def config() -> _build.Config:
     return disassembly.configuration()
 
 
-def not_allowed(loop: disassembly.Loop) -> list[disassembly.Complaint]:
-    """Complaints that no exception covers. A constant read from the stack is one in register blocks alone."""
-    blocks = re.search(r"(product|outer)_block", loop.function)
-    left = [c for c in loop.complaints if c.kind != "reload" or blocks]
+def judge(loop: disassembly.Loop, used: set[Allowed]) -> list[disassembly.Complaint]:
+    """Complaints that count: in register blocks all of them, elsewhere those of what every turn of the loop runs.
+
+    What only some turns run is a row's tail, a region's change, a sum once in a while. Exceptions are added to ``used``.
+    """
+    if re.search(r"(product|outer)_block", loop.function):
+        return list(loop.complaints)
+    left = [c for c in loop.complaints if c.kind == "call" or c.always and c.kind != "reload"]
     for allowed in ALLOWED:
-        if re.fullmatch(allowed.isa, loop.isa) and re.search(allowed.function, loop.function):
-            left = [c for c in left if str(c) not in allowed.kinds.split()]
+        if loop.isa in allowed.isas.split() and re.search(allowed.function, loop.function):
+            covered = [c for c in left if c.kind in allowed.kinds.split()]
+            if covered:
+                used.add(allowed)
+            left = [c for c in left if c not in covered]
     return left
 
 
 @pytest.mark.parametrize("isa", disassembly.WIDTHS)
 def test_inner_loops(isa: str, config: _build.Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every exception is needed, too. Of other compilers' code only the register blocks count, and calls."""
     if isa not in config.isas:
         pytest.skip(f"{config.compiler[0]} does not compile for {isa}")
     loops = disassembly.loops_of_build(config, isa)
     assert len(loops) > 100, "the kernels were not found"
     assert {"product_block", "outer_block"} <= {m[1] for loop in loops if (m := re.search(r"(\w+_block)<", loop.function))}
-    bad = [loop for loop in loops if not_allowed(loop)]
+    used: set[Allowed] = set()
+    bad = [(loop, left) for loop in loops if (left := judge(loop, used))]
+    if not re.match(r"g\+\+ .*\) 12\.", config.compiler_version):
+        bad = [(loop, left) for loop, left in bad if "_block<" in loop.function or any(c.kind == "call" for c in left)]
+        used |= set(ALLOWED)
     with capsys.disabled():
         print(f"\n  {isa}: {len(loops)} inner loops with packed arithmetic")
-    assert not bad, "\n\n".join(map(str, bad))
+    assert not bad, "\n\n".join(str(loop) for loop, _ in bad)
+    assert not [allowed for allowed in ALLOWED if isa in allowed.isas.split() and allowed not in used], "no longer needed"
 
 
 GOOD = """
