@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -34,7 +36,8 @@ from mixsyn_fast import _build
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OBJECTS = REPOSITORY / "build" / "disassembly"
-WIDTHS = {"avx512": 64, "avx2": 32, "baseline": 16}  # bytes of a vector
+WIDTHS = {"avx512": 64, "avx2": 32, "baseline": 16, "neon": 16}  # bytes of a vector
+ARM = "" if platform.machine() == "aarch64" else "aarch64-linux-gnu-"  # begins the names of the tools for 64-bit Arm
 KINDS = ("call", "spill", "reload", "element", "scalar", "narrow")
 
 
@@ -43,7 +46,7 @@ KINDS = ("call", "spill", "reload", "element", "scalar", "narrow")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a disassembly, Intel's syntax."""
+    """One line of a disassembly, on x86 in Intel's syntax."""
 
     address: int
     name: str
@@ -56,20 +59,24 @@ class Instruction:
     @property
     def target(self) -> int | None:
         """Where a jump goes; None for what is no jump, or an indirect one."""
-        if not self.name.startswith("j"):
+        if not _JUMP.match(self.name):
             return None
-        found = re.match(r"([0-9a-f]+)\b", self.operands)
+        found = re.search(r"(?:^|, *)([0-9a-f]+)$", self.operands)
         return int(found[1], 16) if found else None
 
     @property
     def ends_block(self) -> bool:
         """Whether the next instruction may not be the next to run."""
-        return self.name.startswith(("j", "ret", "ud2", "hlt"))
+        return bool(_JUMP.match(self.name) or _NEVER_ON.match(self.name))
 
     @property
     def falls_through(self) -> bool:
         """Whether the next instruction may be the next to run."""
-        return not self.name.startswith(("jmp", "ret", "ud2", "hlt"))
+        return not _NEVER_ON.match(self.name)
+
+
+_JUMP = re.compile(r"(?:j\w+|b|b\.\w+|cbn?z|tbn?z)$")
+_NEVER_ON = re.compile(r"(?:jmp|ret\w*|ud2|hlt|b|br|brk|udf)$")
 
 
 @dataclass
@@ -81,7 +88,9 @@ class Function:
 
 
 _SYMBOL = re.compile(r"^[0-9a-f]+ <(.+)>:$")
-_LINE = re.compile(r"^ *([0-9a-f]+):\t(?:(?:bnd|notrack|lock|repz?|repnz|data16|cs) +)*(\S+)(?: +(.*?))?(?: +(?:#|<).*)?$")
+_LINE = re.compile(
+    r"^ *([0-9a-f]+):\t(?:(?:bnd|notrack|lock|repz?|repnz|data16|cs) +)*(\S+)(?:\s+(.*?))?(?:\s+<.*|\s{2,}#.*|\s+//.*)?$"
+)
 
 
 def parse(text: str, wanted: str = "") -> Iterator[Function]:
@@ -98,10 +107,22 @@ def parse(text: str, wanted: str = "") -> Iterator[Function]:
         yield function
 
 
-def disassemble(file: Path) -> str:
+def missing(isa: str) -> str | None:
+    """Return why the code of an instruction set cannot be looked at here; None when it can."""
+    if isa == "neon":
+        tools = [f"{ARM}g++", f"{ARM}objdump"]
+    elif platform.machine() == "x86_64":
+        tools = ["objdump"]
+    else:
+        return f"this is {platform.machine()}"
+    lacking = [tool for tool in tools if shutil.which(tool) is None]
+    return f"no {lacking[0]} (apt install {'g++-aarch64-linux-gnu' if lacking[0] != 'objdump' else 'binutils'})" if lacking else None
+
+
+def disassemble(file: Path, isa: str) -> str:
     """Return what objdump says of an object or a shared object."""
-    command = ["objdump", "-d", "--no-show-raw-insn", "-M", "intel", str(file)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    command = [f"{ARM}objdump"] if isa == "neon" else ["objdump", "-M", "intel"]
+    return subprocess.run([*command, "-d", "--no-show-raw-insn", str(file)], capture_output=True, text=True, check=True).stdout
 
 
 def demangled(symbols: Sequence[str]) -> list[str]:
@@ -233,6 +254,7 @@ _FROM_GENERAL = re.compile(r"xmm\d+,(?:[re]\w\w|r\d+d?)$")
 _REGISTER = re.compile(r"\b([xyz])mm\d+\b")
 _BYTES = {"x": 16, "y": 32, "z": 64}
 _SIZES = {"BYTE": 1, "WORD": 2, "DWORD": 4, "QWORD": 8, "XMMWORD": 16, "YMMWORD": 32, "ZMMWORD": 64}
+_SIZES_ON_ARM = {"b": 1, "h": 2, "s": 4, "w": 4, "d": 8, "x": 8, "q": 16, "v": 16}
 
 
 @dataclass(frozen=True)
@@ -348,18 +370,59 @@ def complaints(body: Sequence[Instruction], always: set[int], frame: bool, width
             (scalars.add if one else scalars.discard)(registers[0])
 
 
+_ARM_ARITHMETIC = re.compile(r"f(?:n?m(?:ul|la|ls)|add|sub|div|abd|sqrt|cm\w+|max|min|maxnm|minnm|cvtl|cvtn)2?$|[su]?shll?2?$|ushr$")
+_ARM_SCALAR = re.compile(r"f(?:n?mul|n?madd|n?msub|add|sub|div|sqrt|cmpe?|max|min|maxnm|minnm)$")
+
+
+def complaints_on_arm(body: Sequence[Instruction], always: set[int], frame: bool, width: int) -> Iterator[Complaint]:
+    """Judge one loop of 64-bit Arm, as :func:`complaints` does; a vector's halves may be exchanged."""
+
+    def place(i: Instruction) -> Place | None:
+        found = re.match(r"(?:ld|st)\w+$", i.name) and re.search(r"\[(sp|x29)(?:, #(-?\d+)|(,.*))?\]", i.operands)
+        if not found or found[1] == "x29" and not frame:
+            return None
+        size = _SIZES_ON_ARM.get(i.operands.lstrip("{")[0], 16) * (2 if i.name.endswith("p") else 1)
+        begin = int(found[2] or 0)
+        return Place(found[1], begin, begin + size, bool(found[3]))
+
+    written = [p for i in body if i.name.startswith("st") and (p := place(i))]
+    for i in body:
+        name, operands = i.name, i.operands
+        kind = ""
+        if name in ("bl", "blr"):
+            kind = "call"
+        elif re.match(r"[{]?[qv]\d", operands) and (p := place(i)):
+            kind = "spill" if name.startswith("st") or any(p.meets(other) for other in written) else "reload"
+        elif name in ("ins", "umov", "smov") or name == "mov" and re.search(r"v\d+\.[bhs]\[", operands):
+            kind = "element"
+        elif re.match(r"(?:ld|st)1$", name) and re.search(r"\}\[\d+\]", operands):
+            kind = "element"
+        elif _ARM_SCALAR.match(name) and re.match(r"[hsd]\d", operands):
+            kind = "scalar"
+        elif re.match(r"f(?!cvt)", name) and _ARM_ARITHMETIC.match(name) and re.match(r"v\d+\.2s", operands):
+            kind = "narrow"
+        if kind:
+            yield Complaint(kind, i, i.address in always)
+
+
+def _packed(i: Instruction, isa: str) -> bool:
+    if isa == "neon":
+        return bool(_ARM_ARITHMETIC.match(i.name)) and bool(re.match(r"v\d+\.(?:16b|8h|4s|2d)", i.operands))
+    return bool(_ARITHMETIC.match(i.name)) and "mm" in i.operands
+
+
 def loops(functions: Iterable[Function], isa: str) -> list[Loop]:
     """Return the innermost loops that hold packed arithmetic."""
     found = []
+    judge = complaints_on_arm if isa == "neon" else complaints
     for function in functions:
         code = function.instructions
-        if not any(_ARITHMETIC.match(i.name) for i in code):
+        if not any(_packed(i, isa) for i in code):
             continue
-        frame = any(i.name == "mov" and i.operands == "rbp,rsp" for i in code[:16])
+        frame = any(i.name == "mov" and i.operands in ("rbp,rsp", "x29, sp") for i in code[:16])
         for body, always in innermost_loops(function):
-            if any(_ARITHMETIC.match(i.name) and "mm" in i.operands for i in body):
-                judged = tuple(complaints(body, always, frame, WIDTHS[isa]))
-                found.append(Loop(function.symbol, isa, tuple(body), judged))
+            if any(_packed(i, isa) for i in body):
+                found.append(Loop(function.symbol, isa, tuple(body), tuple(judge(body, always, frame, WIDTHS[isa]))))
     names = demangled([loop.function for loop in found])
     return [replace(loop, function=name) for loop, name in zip(found, names, strict=True)]
 
@@ -367,11 +430,12 @@ def loops(functions: Iterable[Function], isa: str) -> list[Loop]:
 # ------------------------------------------------------------------------------------------------ compiling
 
 
-def configuration() -> _build.Config:
-    """What setup.py would build here, without CUDA."""
-    import os
-
-    return _build.configure(jit=False, environ={**os.environ, "FORCE_CPU": "1", "MIXSYN_FAST_SANITIZE": ""})
+def configuration(isa: str = "") -> _build.Config:
+    """What setup.py would build here, without CUDA; for ``neon`` by the cross compiler."""
+    environ = {**os.environ, "FORCE_CPU": "1", "MIXSYN_FAST_SANITIZE": ""}
+    if isa == "neon" and ARM:
+        environ["CXX"] = f"{ARM}g++"
+    return _build.configure(jit=False, environ=environ)
 
 
 def compile_unit(config: _build.Config, unit: _build.Unit) -> Path:
@@ -399,7 +463,7 @@ def loops_of_units(config: _build.Config, units: Sequence[_build.Unit]) -> list[
 
     def one(unit: _build.Unit) -> list[Loop]:
         assert unit.isa is not None
-        return loops(parse(disassemble(compile_unit(config, unit))), unit.isa)
+        return loops(parse(disassemble(compile_unit(config, unit), unit.isa)), unit.isa)
 
     with ThreadPoolExecutor(2) as pool:
         return [loop for some in pool.map(one, units) for loop in some]
@@ -412,7 +476,7 @@ def loops_of_build(config: _build.Config, isa: str) -> list[Loop]:
     same = {"recipe": _build.recipe(config.sources), "compiler": config.compiler_version, "isas": list(config.isas)}
     for library in places:
         if library.name == manifest.get("library") and all(manifest.get(name) == fact for name, fact in same.items()):
-            return loops(parse(disassemble(library), f"3cpu{len(isa)}{isa}"), isa)
+            return loops(parse(disassemble(library, isa), f"3cpu{len(isa)}{isa}"), isa)
     return loops_of_units(config, kernel_units(config, isa=isa))
 
 
@@ -426,7 +490,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the loops."""
     parser = argparse.ArgumentParser(prog="python -m tests.build.disassembly", description=__doc__.split("\n")[0])
     parser.add_argument("op", nargs="?", default="", help="csrc/cpu/OP.cpp; all without it, or with .")
-    parser.add_argument("isa", nargs="?", default="", help="avx512, avx2, baseline; all without it")
+    parser.add_argument("isa", nargs="?", default="", help="avx512, avx2, baseline, or neon (cross-compiled); all of this machine's without it")
     parser.add_argument("--all", action="store_true", help="print loops without complaints, too")
     parser.add_argument("--function", default="", help="only functions whose name this regular expression finds")
     parser.add_argument(
@@ -434,7 +498,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--summary", action="store_true", help="one line per loop")
     options = parser.parse_args(arguments)
-    config = configuration()
+    config = configuration(options.isa)
     units = kernel_units(config, options.op.removesuffix(".").removesuffix(".cpp"), options.isa)
     if not units:
         parser.error(f"no such kernel; there are {', '.join(sorted(map(str, kernel_units(config))))}")
