@@ -17,8 +17,8 @@ the edit of one region as `Editor.replace` does: its two codes anew, then decode
 on a hard label map. Everything is eval, without gradients, batch 1, spectral norm folded, weights in channels_last and
 random. The JSON is written after every row.
 
-Gate: the rule of benchmarks/gate.py, dense as the reference; with a larger floor for compile. Nothing is timed before its
-gate.
+Gate: the rule of mixsyn_fast/measure/gate.py, dense as the reference; with a larger floor for compile. Nothing is timed
+before its gate.
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ from mixsyn_fast.models.plain import dense_reference, randomise, without_norms
 from torch import Tensor
 
 from mixsyn_fast.machine import time_limit
+from mixsyn_fast.measure.clock import Call
+from mixsyn_fast.measure.gate import Gate, gate
 from mixsyn_fast.progress import progress
 from mixsyn_fast.region_map import RegionMap
 from mixsyn_fast.runtime import keep_memory
 from mixsyn_fast.writing import jsonable
 
 from . import tables
-from .gate import Gate, gate
-from .timing import RESULTS, Call, Measured, compare, heading, machine_line, measure_rates, save
+from .timing import RESULTS, Measured, compare, heading, machine_line, measure_rates, save
 
 FLOOR_COMPILE = (
     1e-5  # the opponent's, of the gate: inductor's instance norms lose more, and leaving it out would do us a favour

@@ -40,6 +40,8 @@ from mixsyn_fast.models.plain import calibrate, dense_reference, plain_copy, ran
 from torch import Tensor, nn
 
 from mixsyn_fast.machine import time_limit
+from mixsyn_fast.measure.clock import Call
+from mixsyn_fast.measure.gate import Gate, gate
 from mixsyn_fast.progress import progress
 from mixsyn_fast.region_map import RegionMap
 from mixsyn_fast.runtime import keep_memory
@@ -47,10 +49,8 @@ from mixsyn_fast.writing import jsonable
 
 from . import tables
 from .cases import DTYPES, Labels, ModelCase, label_source, model_cases, select
-from .gate import Gate, gate
 from .timing import (
     RESULTS,
-    Call,
     Measured,
     compare,
     heading,

@@ -29,15 +29,16 @@ from typing import Any
 import torch
 import torch._functorch.config as functorch
 
+from mixsyn_fast.measure.contest import MODES, is_ours
+from mixsyn_fast.measure.gate import Gate
 from mixsyn_fast.runtime import keep_memory
 from mixsyn_fast.writing import jsonable
 
 from . import ops, tables
 from .cases import DTYPES, Labels, label_source, select
-from .ops import MODES, OpBench, is_ours
+from .ops import OpBench
 from .timing import (
     RESULTS,
-    Gate,
     Measured,
     compare,
     heading,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import run_mixsyn, tables
-from benchmarks.gate import gate
+from mixsyn_fast.measure.gate import gate
 
 SMALL = ["--structure.width", "2", "--structure.code-channels", "4", "--structure.code-size", "8"]
 SMALL += ["--structure.decoder-width", "8", "--structure.decoder-smallest", "4", "--style.code-length", "8"]
