@@ -305,10 +305,11 @@ def _explain_native(op: str, x: Tensor | None) -> tuple[str, str]:
     if x is None and len(lost) == uses:
         least, most = min(loss.ratio for loss in lost), max(loss.ratio for loss in lost)
         return "reference", f"the native kernel has {least:.2f} to {most:.2f} x its speed in every layout and dtype"
-    mode = "both" if torch.is_grad_enabled() else "forward"
-    for loss in lost if x is not None else ():
-        if (loss.layout, loss.dtype, loss.mode) == (layout_of(x), str(x.dtype)[6:], mode):
-            return "reference", str(loss)
+    if x is not None:
+        use = layout_of(x), str(x.dtype)[6:], "both" if torch.is_grad_enabled() else "forward"
+        for loss in lost:
+            if (loss.layout, loss.dtype, loss.mode) == use:
+                return "reference", str(loss)
     return "native", "C++ kernel"
 
 

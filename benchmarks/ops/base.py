@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from mixsyn_fast import backend
+from mixsyn_fast import backend, extension
 from mixsyn_fast.measure.contest import Contest, Function, Normal, under_backend
 
 from ..cases import Labels
@@ -170,6 +170,19 @@ class OpBench(Contest):
         return {}
 
     # --- the same for every op
+
+    @property
+    def isa(self) -> str | None:
+        """The instruction set of our kernels, where the row runs on the CPU."""
+        extension.ensure_loaded()
+        return extension.instruction_set() if self.device.type == "cpu" else None
+
+    @property
+    def bar(self) -> tuple[Target, ...] | None:
+        """On the CPU the goal of half types, and on the lowest instruction set of all: no slower than plain PyTorch."""
+        if self.device.type != "cpu" or (self.dtype.itemsize != 2 and self.isa in ("avx512", "avx2")):
+            return None
+        return (Target(self.baseline, least=1.0),)
 
     @property
     def probe_bytes(self) -> int:

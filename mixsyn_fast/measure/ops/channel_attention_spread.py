@@ -15,7 +15,8 @@ from ..contest import LAYOUTS, Function, Normal, OpContest, Outputs
 def eager_spread(values: Tensor, condition: Tensor, weight: Tensor) -> Tensor:
     """Eq. 7 and 8: (B, N, H, W); arguments as of the op."""
     maps = torch.softmax(F.conv2d(condition, weight[:, :, None, None]), 1)
-    return torch.bmm(values.transpose(1, 2), maps.flatten(2)).unflatten(2, condition.shape[2:])
+    spread: Tensor = torch.bmm(values.transpose(1, 2), maps.flatten(2)).unflatten(2, condition.shape[2:])
+    return spread
 
 
 class SpreadContest(OpContest):

@@ -62,19 +62,22 @@ class BlendContest(OpContest):
         shape = (batch, self.layout.size)
         logits = normal(batch, len(self.layout.layers), DEPTH, scale=2.0)
         self.inputs = {"a": normal(*shape), "b": normal(*shape), "logits": logits}
-        self.output_grads = (where_decided(normal(*shape), *self.inputs.values(), self.layout.channels),)
+        a, b, _ = self.inputs.values()
+        self.output_grads = (where_decided(normal(*shape), a, b, logits, self.layout.channels),)
 
     def reference(self, *inputs: Tensor) -> Outputs:
         """The op's reference."""
-        return latent_blend_reference(*inputs, self.layout.channels, self.q_on == "b")[:1]
+        a, b, logits = inputs
+        return latent_blend_reference(a, b, logits, self.layout.channels, self.q_on == "b")[:1]
 
     def ours(self, *inputs: Tensor) -> Outputs:
         """The op."""
-        return (latent_blend(*inputs, self.layout, q_on=self.q_on),)
+        a, b, logits = inputs
+        return (latent_blend(a, b, logits, self.layout, q_on=self.q_on),)
 
     def plain(self) -> dict[str, Function]:
         """See :func:`upsampled_blend`."""
-        return {"eager": lambda *inputs: (upsampled_blend(*inputs, self.layout.channels, self.q_on == "b"),)}
+        return {"eager": lambda a, b, logits: (upsampled_blend(a, b, logits, self.layout.channels, self.q_on == "b"),)}
 
 
 CONTEST = BlendContest

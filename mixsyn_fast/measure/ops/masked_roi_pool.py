@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Self
 
 import torch
@@ -93,8 +94,8 @@ class PoolContest(OpContest):
     def plain(self) -> dict[str, Function]:
         """See :func:`per_class` and :func:`scatter`."""
 
-        def of(form: Function) -> Function:
-            return lambda features: (form(features, self.wide, self.regions, self.maximum),)  # type: ignore[return-value]
+        def of(form: Callable[[Tensor, Tensor, int, bool], Tensor]) -> Function:
+            return lambda features: (form(features, self.wide, self.regions, self.maximum),)
 
         return {"per-class": of(per_class), "scatter": of(scatter)}
 

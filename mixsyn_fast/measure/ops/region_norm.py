@@ -53,17 +53,17 @@ class NormContest(OpContest):
     def reference(self, *inputs: Tensor) -> Outputs:
         """The op's reference."""
         x, *modulation = inputs
-        more = (None, None, _CODES[self.statistics], _EPS, self.negative_slope)
-        a = Arguments(x, self.mean, self.variance, self.index, *self._split(modulation), *more)
+        table, scale, shift = self._split(modulation)
+        a = Arguments(
+            x, self.mean, self.variance, self.index, table, scale, shift, None, None, _CODES[self.statistics], _EPS,
+            self.negative_slope,
+        )  # fmt: skip
         return (region_norm_reference(a)[0],)
 
     def ours(self, *inputs: Tensor) -> Outputs:
         """The op."""
         x, *modulation = inputs
         table, scale, shift = self._split(modulation)
-        running = {}
-        if self.mean is not None and self.variance is not None:
-            running = {"running_mean": self.mean[0], "running_var": self.variance[0]}
         y = region_norm(
             x,
             self.index,
@@ -74,7 +74,8 @@ class NormContest(OpContest):
             training=self.statistics == "batch",
             eps=_EPS,
             negative_slope=self.negative_slope,
-            **running,
+            running_mean=None if self.mean is None else self.mean[0],
+            running_var=None if self.variance is None else self.variance[0],
         )
         return (y,)
 

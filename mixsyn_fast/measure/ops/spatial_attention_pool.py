@@ -42,7 +42,9 @@ class PoolAttentionContest(OpContest):
 
     def reference(self, *inputs: Tensor) -> Outputs:
         """The op's reference."""
-        return tuple(t.to(inputs[0].dtype) for t in spatial_attention_pool_reference(*inputs, None, False)[:2])
+        features, condition, of_features, of_condition = inputs
+        found = spatial_attention_pool_reference(features, condition, of_features, of_condition, None, False)
+        return tuple(t.to(features.dtype) for t in found[:2])
 
     def ours(self, *inputs: Tensor) -> Outputs:
         """The op."""
