@@ -161,8 +161,10 @@ def test_model_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(run_models, "measure_rates", lambda *_: {"copy_gb_s": 10.0})
     out = tmp_path / "models.json"
     arguments = ["--cases", "clade/k151/b1/forward", "--ngf", "2", "--size", "64", "--no-compile", "--repeat", "1"]
-    assert run_models.main([*arguments, "--out", str(out)]) == 0
-    row = json.loads(out.read_text())["rows"][0]
+    status = run_models.main([*arguments, "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert status == int(bool(found["losses"])) and found["wrong"] == []
+    row = found["rows"][0]
     assert set(row["contenders"]) == {"published", "dense", "ours", "floor_plain", "floor"}
     assert row["ours_over_floor"] > 0 and row["float64_error"] < 1e-12
     assert tables.main([str(out)]) == 0
@@ -196,7 +198,7 @@ def test_every_result_file_says_where_it_comes_from(monkeypatch: pytest.MonkeyPa
     assert files
     for path in files:
         found = json.loads(path.read_text())
-        assert found["kind"] in ("ops", "models", "plot", "training") and keys <= found["machine"].keys(), path
+        assert found["kind"] in ("ops", "models", "plot", "training", "winners") and keys <= found["machine"].keys(), path
     monkeypatch.setattr("sys.argv", ["/some/where/tool.py", "--cases", "a b"])
     first = timing.heading("ops")
     assert first["kind"] == "ops" and first["command"].endswith(" --cases 'a b'") and keys <= first["machine"].keys()
