@@ -236,14 +236,21 @@ def test_every_instruction_set_in_a_wheel_one_in_a_just_in_time_build(facts):
         assert isas(jit=True, native=native) == (native,)
     assert isas(jit=True, MIXSYN_FAST_CPU="avx2") == ("avx2",)
     assert isas(jit=True, native="avx2", MIXSYN_FAST_CPU="avx512") == ("avx2",), "lowered, never raised"
-    with pytest.raises(_build.BuildError, match="expected one of avx512, avx2, baseline, got 'sse'"):
+    with pytest.raises(_build.BuildError, match="expected one of avx512, avx2, neon, baseline, got 'sse'"):
         isas(jit=True, MIXSYN_FAST_CPU="sse")
 
 
 @ON_X86
-@pytest.mark.parametrize("compiler", [["g++", "-U__x86_64__"], ["g++", "-D__clang__"]])
-def test_other_architectures_and_compilers_have_the_baseline(facts, compiler):
-    assert _build.instruction_sets(compiler, facts) == (("baseline",), "baseline")
+@pytest.mark.parametrize(
+    ("compiler", "sets", "native"),
+    [
+        (["g++", "-U__x86_64__"], ("baseline",), "baseline"),
+        (["g++", "-U__x86_64__", "-D__aarch64__"], ("neon",), "neon"),
+        ([*machine("avx512").split(), "-D__clang__"], ("avx512", "avx2", "baseline"), "avx512"),
+    ],
+)
+def test_instruction_sets_of_other_architectures_and_compilers(facts, compiler, sets, native):
+    assert _build.instruction_sets(compiler, facts) == (sets, native)
 
 
 def test_newer_torch_is_named_when_the_compiler_fails(csrc, environ, tmp_path):
@@ -321,7 +328,9 @@ def test_an_edit_compiles_what_includes_it_with_nvcc(tmp_path):
     (csrc / "kernels").mkdir(parents=True)
     (csrc / "a_cuda.cpp").write_text('#include <cuda_runtime_api.h>\n#include "kernels/a.h"\n')
     (csrc / "kernels" / "a.h").write_text("void a();\n")
-    (csrc / "kernels" / "a.cu").write_text('#include "a.h"\n#include "a.cuh"\n__global__ void k() {}\nvoid a() { k<<<1, 1>>>(); }\n')
+    (csrc / "kernels" / "a.cu").write_text(
+        '#include "a.h"\n#include "a.cuh"\n__global__ void k() {}\nvoid a() { k<<<1, 1>>>(); }\n'
+    )
     (csrc / "kernels" / "b.cu").write_text("__global__ void b() {}\n")
     (csrc / "kernels" / "a.cuh").write_text("// first\n")
     torch = replace(CUDA_TORCH, root=linkable(tmp_path), cuda=release)
