@@ -7,6 +7,7 @@
 #   make bench                              the benchmarks (JSON and tables below benchmarks/results); its parts are
 #                                           bench-ops [ARGS=..], bench-plots [PLOT_ARGS=..], bench-models [MODEL_ARGS=..]
 #   make bench-training ARGS='--data DIR ..' the training loop against plain PyTorch
+#   make bench-winners                       where the CPU kernels win, on every instruction set: the table that `auto` reads
 #   make bench-mixsyn [ARGS=..]              a composition and an edit of MixSyn, part by part
 #   make gpu-check                          what needs a GPU: uses python3 itself when it has a CUDA torch
 #   make test-isas                          the op tests on the lower instruction sets: AVX2 and the baseline
@@ -22,7 +23,7 @@ RUN := $(VENV)/bin/python
 CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CXX_USED := $(or $(shell command -v $(firstword $(CXX))),g++)
 
-.PHONY: demo test mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn gpu-check \
+.PHONY: demo test mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn bench-winners gpu-check \
   test-isas sanitize headers lint format kernels doctor setup clean
 
 setup: $(VENV)/.installed
@@ -90,6 +91,10 @@ bench-training: setup
 
 bench-mixsyn: setup
 	$(RUN) -m benchmarks.run_mixsyn $(ARGS)
+
+bench-winners: setup
+	$(RUN) -m benchmarks.winners $(ARGS)
+	for isa in $(LOWER_ISAS); do $(RUN) -m benchmarks.winners --cpu $$isa $(ARGS) || exit; done
 
 bench-models: setup
 	$(RUN) -m benchmarks.run_models $(or $(MODEL_ARGS),--quick)

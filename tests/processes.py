@@ -85,7 +85,7 @@ def run(code: str, argv: Sequence[object] = (), env: dict[str, str] | None = Non
 
 
 def run_on(instruction_set: str, code: str) -> None:
-    """Run code, which ends with print("followed"), on the native kernels for an instruction set, and see that it was this one.
+    """Run code that ends with print("followed") on the native kernels for an instruction set, and see that it was this one.
 
     Raises:
         AssertionError: it was another one, or the code did not come to its end; with what it wrote.
@@ -93,7 +93,8 @@ def run_on(instruction_set: str, code: str) -> None:
     sure = (
         "import tests.conftest\n"
         "from mixsyn_fast import extension\n"
-        f"assert extension.ensure_loaded() and extension.instruction_set() == {instruction_set!r}, extension.build_report()\n"
+        "assert extension.ensure_loaded(), extension.failure()\n"
+        f"assert extension.instruction_set() == {instruction_set!r}, extension.instruction_set()\n"
     )
     done = run(sure + code, env={"MIXSYN_FAST_CPU": instruction_set, "MIXSYN_FAST_BACKEND": "native"})
     assert done.returncode == 0 and done.output.endswith("followed\n"), done.output
