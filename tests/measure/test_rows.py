@@ -50,7 +50,7 @@ def _only(monkeypatch: pytest.MonkeyPatch, *ops: str) -> None:
 def test_doctor_measures_every_op_in_both_layouts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _only(monkeypatch, "channel_attention_spread", "latent_blend", "label_patterns")
+    _only(monkeypatch, "channel_attention_spread", "latent_blend")
     measure = rows.measure
     monkeypatch.setattr(rows, "measure", lambda *a, **b: measure(*a, **{**b, "seconds": 0.0, "repeat": 1}))
     assert cli.main(["doctor", "--measure", "--json"]) == 0
@@ -60,7 +60,6 @@ def test_doctor_measures_every_op_in_both_layouts(
     layouts = {(layout, *rest) for _, *rest in both for layout in ("contiguous", "channels_last")}
     assert {use[1:] for use in uses if use[0] == "latent_blend"} == both
     assert {use[1:] for use in uses if use[0] == "channel_attention_spread"} == layouts
-    assert {use[1:] for use in uses if use[0] == "label_patterns"} == {("any", "int32", "forward")}
     for row in found:
         assert row["ours"] == "native" and row["wrong"] == {} and {"native", "reference"} <= row["seconds"].keys()
         fastest = min(value for name, value in row["seconds"].items() if name != "native")
