@@ -27,12 +27,10 @@ class Allowed(NamedTuple):
 ALLOWED = [
     Allowed("avx512 avx2 baseline neon", "latent_blend_", "element spill", "gathers logits that lie a group apart, few in all"),
     Allowed("avx512 avx2 baseline neon", "pool_backward", "element narrow", "adds the gradient of the maps transposed, if it comes"),
-    Allowed("avx512", "roi_pool_first", "element spill", "masks of the regions in a step, packed once for each"),
     Allowed("avx512 avx2 baseline", "(stats|reduce)_tiles<Half", "element spill", "one float16 of noise a turn, converted alone"),
     Allowed("avx2", "reduce_tiles<(float|double)", "spill", "one vector more than there are registers"),
-    Allowed("baseline", "reduce_tiles<double", "spill", "two vectors more than there are registers"),
+    Allowed("avx2", "roi_pool_last<double", "spill", "one vector more than there are registers"),
     Allowed("baseline", "roi_pool_(first|last)<double", "element spill", "SSE2 has no choice between integers of 64 bits"),
-    Allowed("neon", "reduce_tiles<float", "spill", "a gradient waits on the stack for its second use, though registers are free"),
     Allowed("baseline", "<Half", "spill", "float16 by integers takes more than sixteen registers beside the sums"),
 ]
 

@@ -41,10 +41,26 @@ MIXSYN_INLINE Vec<float> widen_half(const void* from) {
 }
 MIXSYN_INLINE void narrow_half(void* to, Vec<float> v) { narrow_words(to, portable_narrow_half(v)); }
 
+#if defined(__SSE2__)
+// One, two or three floats, one double: a pair and a single one.
+MIXSYN_INLINE Vec<float> load_first(const float* from, int64_t n) {
+  if (n == 1) return _mm_load_ss(from);
+  const __m128 two = _mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+  return n == 2 ? two : _mm_movelh_ps(two, _mm_load_ss(from + 2));
+}
+MIXSYN_INLINE Vec<double> load_first(const double* from, int64_t) { return _mm_load_sd(from); }
+MIXSYN_INLINE void store_first(float* to, Vec<float> v, int64_t n) {
+  if (n == 1) return _mm_store_ss(to, v);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_castps_si128(v));
+  if (n == 3) _mm_store_ss(to + 2, _mm_movehl_ps(v, v));
+}
+MIXSYN_INLINE void store_first(double* to, Vec<double> v, int64_t) { _mm_store_sd(to, v); }
+#else
 MIXSYN_INLINE Vec<float> load_first(const float* from, int64_t n) { return portable_load_first(from, n); }
 MIXSYN_INLINE Vec<double> load_first(const double* from, int64_t n) { return portable_load_first(from, n); }
 MIXSYN_INLINE void store_first(float* to, Vec<float> v, int64_t n) { portable_store_first(to, v, n); }
 MIXSYN_INLINE void store_first(double* to, Vec<double> v, int64_t n) { portable_store_first(to, v, n); }
+#endif
 
 MIXSYN_INLINE Vec<float> gather(const float* column, const int32_t* index) { return portable_gather(column, index); }
 MIXSYN_INLINE Vec<double> gather(const double* column, const int32_t* index) { return portable_gather(column, index); }
