@@ -59,20 +59,6 @@ def missing() -> str | None:
     return None
 
 
-def config(compiler: Sequence[str], best_only: bool) -> _build.Config:
-    """Return what the package's own build knows of a compiler: flags, and instruction sets as cpu/isa.h tells them.
-
-    Args:
-        compiler: the command.
-        best_only: the best instruction set of this machine alone.
-    """
-    torch_found = _build.find_torch()
-    assert torch_found is not None
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    isas, native = _build.instruction_sets(compiler, CSRC)
-    return _build.Config(CSRC, torch_found, tuple(compiler), version, (native,) if best_only else isas)
-
-
 def build(config: _build.Config) -> Path:
     """Compile what has changed since any earlier build (tests/emulation/objects.py), and return the program.
 
@@ -230,11 +216,11 @@ def served() -> Server:
     """Return the program for 64-bit Arm, under the emulator."""
     found = emulator()
     assert found is not None
-    return Server([found, build(config(cross_compiler(), best_only=False))])
+    environ = {**os.environ, "CXX": shlex.join(cross_compiler()), "FORCE_CPU": "1"}
+    return Server([found, build(_build.configure(jit=False, csrc=CSRC, environ=environ))])
 
 
 @functools.cache
 def served_here() -> Server:
-    """Return the program for this machine and its best instruction set, without an emulator."""
-    compiler, _ = _build.find_compiler()
-    return Server([build(config(compiler, best_only=True))])
+    """Return the program for this machine and its best instruction set (or MIXSYN_FAST_CPU), without an emulator."""
+    return Server([build(_build.configure(jit=True, csrc=CSRC, environ={**os.environ, "FORCE_CPU": "1"}))])

@@ -1,53 +1,36 @@
 """The ops on 64-bit Arm: every op's own tests once more, with its kernels compiled for that processor and run under qemu.
 
-A stand-in for torch's stable ABI replaces torch itself there (tests/emulation/arm.py). Compiled for this machine the same
-program must give the answers of the extension, bit for bit.
+A stand-in for torch's stable ABI takes torch's place there (tests/emulation/arm.py); test_stand_in.py shows that it is
+honest.
 """
 
 from __future__ import annotations
 
-import importlib
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-import torch
-from torch import Tensor
 
-from mixsyn_fast import backend, extension
 from tests.emulation import arm
+from tests.ops import own_tests
 
-# What asks nothing of the processor (Python's checks, tracing, autograd's rules), is another process, or takes long emulated.
-LEFT_OUT = re.compile(
-    "opcheck|compile|gradcheck|autocast|threads|processes|instruction_sets|without_the_extension|larger_than_the_caches"
-    "|test_bad_|layouts$|double_backward|second_backward|public_name|real_"
-)
+# What asks nothing of the processor (Python's checks, tracing, autograd's rules), what is done in other processes, and what
+# is too large to be emulated.
+_LEFT_OUT = "opcheck|compile|gradcheck|autocast|threads|processes|instruction_sets|larger_than|real_|pack_and_split"
+_LEFT_OUT += "|test_bad_|layouts$|double_backward|second_backward|public_name"
 
-
-def _own_tests() -> Iterator[tuple[str, Callable[..., None]]]:
-    for op in backend.registered_ops():
-        module = importlib.import_module(f"tests.ops.test_{op}")
-        for name, test in vars(module).items():
-            if name.startswith("test_") and not LEFT_OUT.search(name):
-                yield f"test_{op}_{name.removeprefix('test_')}", test
+globals().update(own_tests.named(leave_out=_LEFT_OUT))
 
 
-globals().update(_own_tests())
-
-
-def kernels() -> list[str]:
-    """Names of all kernels of the CPU, backward and statistics included."""
-    names = [name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("mixsyn_fast::")]
-    return [name for name in names if not name.endswith("_triton")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_arm() -> Iterator[arm.Server]:
-    """The kernels of this module's tests are those for 64-bit Arm."""
+@pytest.fixture(scope="module")
+def server() -> Iterator[arm.Server]:
     if (reason := arm.missing()) is not None:
         pytest.skip(reason)
-    assert extension.ensure_loaded(), extension.failure()
     server = arm.served()
-    with server.in_place_of_the_kernels(kernels()):
-        yield server
+    yield server
     server.close()
+
+
+@pytest.fixture(autouse=True)
+def _on_arm(server: arm.Server, request: pytest.FixtureRequest) -> Iterator[None]:
+    with own_tests.run_by(server, request):
+        yield
