@@ -236,7 +236,7 @@ def test_every_instruction_set_in_a_wheel_one_in_a_just_in_time_build(facts):
         assert isas(jit=True, native=native) == (native,)
     assert isas(jit=True, MIXSYN_FAST_CPU="avx2") == ("avx2",)
     assert isas(jit=True, native="avx2", MIXSYN_FAST_CPU="avx512") == ("avx2",), "lowered, never raised"
-    with pytest.raises(_build.BuildError, match="expected one of avx512, avx2, baseline, got 'sse'"):
+    with pytest.raises(_build.BuildError, match="expected one of avx512, avx2, baseline, neon, got 'sse'"):
         isas(jit=True, MIXSYN_FAST_CPU="sse")
 
 
@@ -244,6 +244,75 @@ def test_every_instruction_set_in_a_wheel_one_in_a_just_in_time_build(facts):
 @pytest.mark.parametrize("compiler", [["g++", "-U__x86_64__"], ["g++", "-D__clang__"]])
 def test_other_architectures_and_compilers_have_the_baseline(facts, compiler):
     assert _build.instruction_sets(compiler, facts) == (("baseline",), "baseline")
+
+
+@pytest.fixture
+def arm(tmp_path) -> Path:
+    """A source folder for 64-bit Arm: one kernel, and an isa.h that knows no other processor."""
+    folder = tmp_path / "arm"
+    (folder / "cpu").mkdir(parents=True)
+    facts = "#ifdef __aarch64__\n#define MIXSYN_ISAS neon\n#define MIXSYN_NATIVE_ISA neon\n#endif\n"
+    (folder / "cpu" / "isa.h").write_text(facts)
+    for name in ("a_cpu.cpp", "cpu/a.cpp"):
+        (folder / name).touch()
+    return folder
+
+
+def commands(config: _build.Config) -> tuple[list[str], list[str]]:
+    """How the kernel of a folder is compiled, and what links it."""
+    kernel = next(unit for unit in _build.translation_units(config) if unit.isa)
+    compiled = _build.compile_command(config, kernel, Path("a.o"))
+    return compiled, _build.link_command(config, [Path("a.o")], Path("_C.so"))
+
+
+def test_apple_silicon(arm, tmp_path):
+    """As its clang is documented: no such word as -march=native; another linker, with words of its own."""
+    script(
+        tmp_path / "clang++",
+        """case "$*" in
+--version) echo 'Apple clang version 15.0.0 (clang-1500.3.9.4)';;
+-dumpmachine) echo arm64-apple-darwin23.5.0;;
+*-march=native*) echo "clang: error: the clang compiler does not support '-march=native'" >&2; exit 1;;
+*-mcpu=native*-dM*) for file in "$@"; do :; done; sed 's/#ifdef __aarch64__//; s/#endif//' "$file";;
+*) exit 1;;
+esac""",
+    )
+    torch = _build.Torch(Path("/nowhere/torch"), "2.12.0", None)
+    environ = {"PATH": os.environ["PATH"], "CXX": str(tmp_path / "clang++")}
+    for jit, rpath in ((True, "/nowhere/torch/lib"), (False, "@loader_path/../torch/lib")):
+        config = _build.configure(jit=jit, torch=torch, csrc=arm, environ=environ)
+        assert config.isas == ("neon",) and config.target == "arm64-apple-darwin23.5.0"
+        compiled, linked = commands(config)
+        assert "-DMIXSYN_ISA=neon" in compiled
+        assert not [word for word in compiled if word.startswith(("-march", "-mcpu", "-fopenmp", "-Wno-maybe"))]
+        assert not {"-shared", "-Wl,--no-as-needed", "-lgomp"} & set(linked)
+        assert "-dynamiclib" in linked and linked[linked.index("-undefined") + 1] == "dynamic_lookup"
+        assert [word for word in linked if "rpath" in word] == [f"-Wl,-rpath,{rpath}"]
+
+
+def test_cross_compiler_for_arm(arm, tmp_path):
+    """It knows no native processor; instruction sets and flags are those of its target, not of this machine."""
+    script(
+        tmp_path / "cross-g++",
+        """case "$*" in
+--version) echo 'cross-g++ (Debian 12.2.0-14) 12.2.0';;
+-dumpmachine) echo aarch64-linux-gnu;;
+*=native*) echo "cc1plus: error: unknown value 'native'" >&2; exit 1;;
+*-dM*) for file in "$@"; do :; done; sed 's/#ifdef __aarch64__//; s/#endif//' "$file";;
+esac""",
+    )
+    torch = _build.Torch(Path("/nowhere/torch"), "2.12.0", None)
+    environ = {"PATH": os.environ["PATH"], "CXX": str(tmp_path / "cross-g++")}
+    config = _build.configure(jit=True, torch=torch, csrc=arm, environ={**environ, "MIXSYN_FAST_CPU": "baseline"})
+    assert config.isas == ("neon",) and config.target == "aarch64-linux-gnu"
+    compiled, linked = commands(config)
+    assert "-Wno-maybe-uninitialized" in compiled and "-shared" in linked and "-undefined" not in linked
+
+
+def test_missing_compiler_on_macos(monkeypatch):
+    monkeypatch.setattr(_build.sys, "platform", "darwin")
+    with pytest.raises(_build.BuildError, match="xcode-select --install"):
+        _build.find_compiler({"PATH": "/nowhere"})
 
 
 def test_newer_torch_is_named_when_the_compiler_fails(csrc, environ, tmp_path):
