@@ -88,7 +88,8 @@ jit = reason_for_jit()
 if jit is not None:
     print(f"mixsyn_fast: the C++ extension is left to the just-in-time build: {jit}", file=sys.stderr)
 
-CSRC = ["mixsyn_fast._csrc", *(f"mixsyn_fast._csrc.{place.name}" for place in ROOT.glob("csrc/*") if place.is_dir())]
+FOLDERS = [ROOT / "csrc", *(place for place in ROOT.glob("csrc/**/*") if place.is_dir())]
+CSRC = [".".join(("mixsyn_fast._csrc", *place.relative_to(ROOT / "csrc").parts)) for place in FOLDERS]
 
 setup(
     packages=[

@@ -145,7 +145,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_roi_pool_cpu(const Tensor& features, c
     a.batch = batch, a.channels = channels, a.pixels = pixels, a.regions = num_regions, a.maximum = maximum;
     a.x = data<T>(features);
     const bool channels_last = layout == Layout4d::kChannelsLast;
-    a.tile = (channels_last ? cpu::kRoiVectors : 1) * lanes;
+    a.tile = (channels_last ? cpu::kRoiLines : 1) * lanes;
     a.tiles = ceil_div(channels, a.tile);
     const int64_t items = batch * a.tiles;
     if (items > 0) a.splits = std::clamp<int64_t>(std::min(ceil_div(kItems, items), pixels / kLeastPixels), 1, kItems);

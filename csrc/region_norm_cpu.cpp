@@ -209,7 +209,7 @@ struct Typed {
     }
     Buffer<A> part_mean = buffer<A>(parts * C), part_m2 = buffer<A>(parts * C);
     if (channels_last) {
-      const int64_t tile = cpu::kTileVectors * static_cast<int64_t>(64 / sizeof(A));
+      const int64_t tile = cpu::kTileLines * static_cast<int64_t>(64 / sizeof(A));
       const int64_t items = parts * ((C + tile - 1) / tile);
       parallel_for(0, items, grain(std::min(p.pixels, cpu::kPixelChunk) * tile), [&](int64_t begin, int64_t end) {
         kernels.stats_tiles(p, part_mean.get(), part_m2.get(), begin, end);

@@ -19,7 +19,7 @@ struct SpreadScratch {
 
 template <typename T, typename A>
 MIXSYN_INLINE SpreadScratch<T, A> spread_scratch(const ChannelAttentionSpread<T, A>& a, A* base) {
-  constexpr int L = kLanes<A>;
+  constexpr int L = kLine<A>;
   SpreadScratch<T, A> s = {};
   s.stride = a.tile + L;
   s.kp = products_padded(a.maps, L), s.np = products_padded(a.features, L), s.mp = products_padded(a.conditions, L);
@@ -53,7 +53,7 @@ struct SpreadRows {
 template <typename T, typename A>
 MIXSYN_INLINE SpreadRows<A> spread_rows(const T* from, int64_t channels, A* buffer, int64_t padded, int64_t rows) {
   if constexpr (std::is_same_v<T, A>) {
-    if (channels % kLanes<A> == 0) return {from, channels};
+    if (channels % kLine<A> == 0) return {from, channels};
   }
   load_tile<T, A>(from, channels, buffer, padded, rows, channels);
   return {buffer, padded};
@@ -251,7 +251,7 @@ void spread_forward(const ChannelAttentionSpread<T, A>& a, A* scratch, int64_t b
   spread_zero_padding<T, A>(a, s);
   for (int64_t part = begin; part < end; ++part)
     a.channels_last ? spread_forward_last<T, A>(a, s, part) : spread_forward_planes<T, A>(a, s, part);
-  products_fence();
+  stream_fence();
 }
 
 template <typename T, typename A>
@@ -260,7 +260,7 @@ void spread_backward(const ChannelAttentionSpread<T, A>& a, A* scratch, int64_t 
   spread_zero_padding<T, A>(a, s);
   for (int64_t part = begin; part < end; ++part)
     a.channels_last ? spread_backward_last<T, A>(a, s, part) : spread_backward_planes<T, A>(a, s, part);
-  products_fence();
+  stream_fence();
 }
 
 template <typename T, typename A>

@@ -1,12 +1,13 @@
 // Instruction sets of the CPU kernels. The build compiles cpu/<op>.cpp once for each (MIXSYN_ISA=<name>) inside a namespace
-// of that name; the best one that the processor has is chosen at run time. All that is known of an instruction set stands
-// here and, the pragma, in target.h: _build.py reads MIXSYN_ISAS and MIXSYN_NATIVE_ISA with the preprocessor.
+// of that name; the best one that the processor has is chosen at run time. Which there are stands here (_build.py reads
+// MIXSYN_ISAS and MIXSYN_NATIVE_ISA with the preprocessor), how the kernels use one in isa/<name>.h.
 #pragma once
 
 // MIXSYN_ISAS: what this compiler can compile, best first. MIXSYN_NATIVE_ISA: the best that -march=native promises.
 // MIXSYN_RUNS_<name>: whether the processor has it, asked at run time.
 #define MIXSYN_RUNS_baseline true
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define MIXSYN_RUNS_neon true  // every 64-bit Arm processor has it
+#if defined(__x86_64__) && defined(__GNUC__)
 #define MIXSYN_ISAS avx512 avx2 baseline
 #define MIXSYN_RUNS_avx2 (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
 #define MIXSYN_RUNS_avx512                                                                        \
@@ -19,6 +20,9 @@
 #define MIXSYN_NATIVE_ISA avx2
 #endif
 #endif
+#elif defined(__aarch64__)
+#define MIXSYN_ISAS neon
+#define MIXSYN_NATIVE_ISA neon
 #else
 #define MIXSYN_ISAS baseline
 #endif
@@ -31,9 +35,9 @@
 
 namespace mixsyn_fast::cpu {
 
-enum class InstructionSet { baseline, avx2, avx512 };  // named like the namespaces
+enum class InstructionSet { baseline, neon, avx2, avx512 };  // named like the namespaces
 
-// The best compiled one that this processor has, asked once. MIXSYN_FAST_CPU=avx512|avx2|baseline lowers the choice (tests of
+// The best compiled one that this processor has, asked once. MIXSYN_FAST_CPU=avx512|avx2|neon|baseline lowers the choice (tests of
 // the other paths); it never raises it.
 InstructionSet instruction_set();
 
@@ -60,10 +64,11 @@ InstructionSet instruction_set();
     return isa::name<T, A>();
 
 // At the end of cpu/<op>.cpp: compiles them for every type of elements and its type of arithmetic.
-#define MIXSYN_CPU_INSTANTIATE(Kernels, name)                         \
-  template const Kernels<double, double>& name<double, double>();     \
-  template const Kernels<float, float>& name<float, float>();         \
-  template const Kernels<c10::Half, float>& name<c10::Half, float>(); \
-  template const Kernels<c10::BFloat16, float>& name<c10::BFloat16, float>();
+#define MIXSYN_CPU_INSTANTIATE(Kernels, name)                                 \
+  template const Kernels<double, double>& name<double, double>();             \
+  template const Kernels<float, float>& name<float, float>();                 \
+  template const Kernels<c10::Half, float>& name<c10::Half, float>();         \
+  template const Kernels<c10::BFloat16, float>& name<c10::BFloat16, float>(); \
+  MIXSYN_TARGET_END
 
 #endif

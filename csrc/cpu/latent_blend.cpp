@@ -7,7 +7,7 @@ namespace mixsyn_fast::cpu::MIXSYN_ISA {
 
 // exp(x) for x <= 0 (NaN stays NaN, -inf gives 0), to about one unit in the last place.
 MIXSYN_INLINE Vec<float> latent_blend_exp(Vec<float> x) {
-  typedef VecOf<float>::mask Bits;
+  typedef Mask<float> Bits;
   x = x < -104.0f ? splat<float>(-104.0f) : x;  // exp(-104) rounds to 0
   // x = n ln 2 + r, |r| <= ln 2 / 2; the addend rounds to an integer and leaves it in the low bits
   const Vec<float> magic = splat<float>(12582912.0f);
@@ -23,15 +23,10 @@ MIXSYN_INLINE Vec<float> latent_blend_exp(Vec<float> x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  Bits bits;
-  __builtin_memcpy(&bits, &shifted, 64);
-  bits -= 0x4B400000;
+  const Bits bits = bits_of<Bits>(shifted) - 0x4B400000;
   // 2^n in two factors: n reaches -150, an exponent only -126
   const Bits half = bits >> 1, low = (half + 127) << 23, high = (bits - half + 127) << 23;
-  Vec<float> first, second;
-  __builtin_memcpy(&first, &low, 64);
-  __builtin_memcpy(&second, &high, 64);
-  return p * first * second;
+  return p * bits_of<Vec<float>>(low) * bits_of<Vec<float>>(high);
 }
 MIXSYN_INLINE Vec<double> latent_blend_exp(Vec<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = __builtin_exp(x[i]);
@@ -49,21 +44,21 @@ MIXSYN_INLINE Vec<A> latent_blend_column(const T* p, int64_t group, int64_t with
 
 // The logit that decides each of n channels, and (INDEX) where in its group it lies: the first of the largest where `up`, else
 // the first of the smallest; a NaN of the group before all.
-template <bool INDEX, typename T, typename A, typename Mask>
-MIXSYN_INLINE Vec<A> latent_blend_decisive(const T* logits, int64_t group, Mask up, int64_t n, Mask& index) {
+template <bool INDEX, typename T, typename A>
+MIXSYN_INLINE Vec<A> latent_blend_decisive(const T* logits, int64_t group, Mask<A> up, int64_t n, Mask<A>& index) {
   if (group == 1) {
-    if constexpr (INDEX) index = Mask{};
+    if constexpr (INDEX) index = Mask<A>{};
     return load_part<false>(logits, n);
   }
   const Vec<A> first = latent_blend_column<T, A>(logits, group, 0, n);
   Vec<A> best = up ? first : -first;  // its largest is wanted in either case
-  Mask where = {};
+  Mask<A> where = {};
   for (int64_t t = 1; t < group; ++t) {
     const Vec<A> value = latent_blend_column<T, A>(logits, group, t, n);
     const Vec<A> key = up ? value : -value;
-    const Mask keep = (key <= best) | (best != best);
+    const Mask<A> keep = (key <= best) | (best != best);
     best = keep ? best : key;
-    if constexpr (INDEX) where = keep ? where : Mask{} + static_cast<decltype(where[0] + 0)>(t);
+    if constexpr (INDEX) where = keep ? where : Mask<A>{} + static_cast<decltype(where[0] + 0)>(t);
   }
   if constexpr (INDEX) index = where;
   return up ? best : -best;
@@ -71,7 +66,6 @@ MIXSYN_INLINE Vec<A> latent_blend_decisive(const T* logits, int64_t group, Mask 
 
 template <typename T, typename A>
 void latent_blend_forward(const LatentBlend<T, A>& p, int64_t begin, int64_t end) {
-  typedef typename VecOf<A>::mask Mask;
   constexpr int L = kLanes<A>;
   const Vec<A> zero = {}, one = splat<A>(A(1));
   for (int64_t item = begin; item < end; ++item) {
@@ -81,8 +75,8 @@ void latent_blend_forward(const LatentBlend<T, A>& p, int64_t begin, int64_t end
     for (int64_t c = 0; c < width; c += L) {
       const int64_t n = width - c;
       const Vec<A> a = load_part<false>(p.a + at + c, n), b = load_part<false>(p.b + at + c, n);
-      const Mask above = b > a, up = p.q_on_b ? above : ~above;
-      Mask unused;
+      const Mask<A> above = b > a, up = p.q_on_b ? above : ~above;
+      Mask<A> unused;
       const Vec<A> x = latent_blend_decisive<false, T, A>(logits + c * group, group, up, n, unused);
       const Vec<A> e = latent_blend_exp(x < zero ? x : -x);
       const Vec<A> q = (x < zero ? e : one) / (one + e);
@@ -94,7 +88,6 @@ void latent_blend_forward(const LatentBlend<T, A>& p, int64_t begin, int64_t end
 
 template <typename T, typename A>
 void latent_blend_backward(const LatentBlend<T, A>& p, int64_t begin, int64_t end) {
-  typedef typename VecOf<A>::mask Mask;
   constexpr int L = kLanes<A>;
   const Vec<A> zero = {}, one = splat<A>(A(1));
   for (int64_t item = begin; item < end; ++item) {
@@ -106,8 +99,8 @@ void latent_blend_backward(const LatentBlend<T, A>& p, int64_t begin, int64_t en
     for (int64_t c = 0; c < width; c += L) {
       const int64_t n = width - c;
       const Vec<A> a = load_part<false>(p.a + at + c, n), b = load_part<false>(p.b + at + c, n);
-      const Mask above = b > a, up = p.q_on_b ? above : ~above;
-      Mask index;
+      const Mask<A> above = b > a, up = p.q_on_b ? above : ~above;
+      Mask<A> index;
       const Vec<A> x = latent_blend_decisive<true, T, A>(logits + c * group, group, up, n, index);
       const Vec<A> e = latent_blend_exp(x < zero ? x : -x);
       const Vec<A> inverse = one / (one + e);

@@ -12,118 +12,27 @@ namespace mixsyn_fast::cpu::MIXSYN_ISA {
 
 // Positions travel beside the maxima, in integers as wide as the values.
 template <typename A>
-using RoiIndex = typename VecOf<A>::mask;
+MIXSYN_INLINE Mask<A> roi_splat(int64_t value) {
+  return Mask<A>{} + static_cast<std::conditional_t<sizeof(A) == 4, int32_t, int64_t>>(value);
+}
 
 template <typename A>
-MIXSYN_INLINE RoiIndex<A> roi_splat(int64_t value) {
-  RoiIndex<A> v;
-  for (int i = 0; i < kLanes<A>; ++i) v[i] = static_cast<std::remove_reference_t<decltype(v[0])>>(value);
+MIXSYN_INLINE Mask<A> roi_load_index(const int32_t* from) {
+  Mask<A> v;
+  if constexpr (sizeof(A) == 4) {
+    __builtin_memcpy(&v, from, sizeof(v));
+  } else {
+    for (int i = 0; i < kLanes<A>; ++i) v[i] = from[i];
+  }
   return v;
 }
-
-// The larger of two, the earlier of equals; a NaN is larger than everything, the first NaN stays.
-template <typename V, typename I>
-MIXSYN_INLINE void roi_take(V& best, I& where, V x, I p) {
-#if defined(MIXSYN_AVX512)
-  if constexpr (sizeof(best[0]) == 4) {
-    __m512 b;
-    __m512i w;
-    __builtin_memcpy(&b, &best, 64);
-    __builtin_memcpy(&w, &where, 64);
-    __m512 value;
-    __m512i at;
-    __builtin_memcpy(&value, &x, 64);
-    __builtin_memcpy(&at, &p, 64);
-    const __mmask16 ordered = _mm512_cmp_ps_mask(b, b, _CMP_ORD_Q);
-    const __mmask16 take = _mm512_mask_cmp_ps_mask(ordered, value, b, _CMP_NLE_UQ);
-    b = _mm512_mask_mov_ps(b, take, value);
-    w = _mm512_mask_mov_epi32(w, take, at);
-    __builtin_memcpy(&best, &b, 64);
-    __builtin_memcpy(&where, &w, 64);
-    return;
-  }
-#endif
-  const auto keep = (x <= best) | (best != best);
-  best = keep ? best : x;
-  where = keep ? where : p;
-}
-
 template <typename A>
-MIXSYN_INLINE void roi_store_index(int32_t* to, RoiIndex<A> v) {
-  for (int i = 0; i < kLanes<A>; ++i) to[i] = static_cast<int32_t>(v[i]);
-}
-template <typename A>
-MIXSYN_INLINE RoiIndex<A> roi_load_index(const int32_t* from) {
-  RoiIndex<A> v;
-  for (int i = 0; i < kLanes<A>; ++i) v[i] = from[i];
-  return v;
-}
-
-// Rows to columns, in registers.
-#if defined(MIXSYN_AVX512)
-template <int S>
-MIXSYN_INLINE void roi_exchange(Vec<float>* rows) {
-  // 2 x 2 blocks of S x S elements: the off-diagonal ones change places
-  typedef int32_t Lanes __attribute__((vector_size(64)));
-  Lanes low, high;
-  for (int j = 0; j < 16; ++j) low[j] = (j & S) ? 16 + (j ^ S) : j, high[j] = (j & S) ? 16 + j : j + S;
-  for (int i = 0; i < 16; ++i) {
-    if (i & S) continue;
-    const Vec<float> a = rows[i], b = rows[i + S];
-    rows[i] = __builtin_shuffle(a, b, low);
-    rows[i + S] = __builtin_shuffle(a, b, high);
+MIXSYN_INLINE void roi_store_index(int32_t* to, Mask<A> v) {
+  if constexpr (sizeof(A) == 4) {
+    __builtin_memcpy(to, &v, sizeof(v));
+  } else {
+    for (int i = 0; i < kLanes<A>; ++i) to[i] = static_cast<int32_t>(v[i]);
   }
-}
-MIXSYN_INLINE void roi_transpose(Vec<float>* rows) {
-  roi_exchange<1>(rows);
-  roi_exchange<2>(rows);
-  roi_exchange<4>(rows);
-  roi_exchange<8>(rows);
-}
-#elif defined(MIXSYN_AVX2)
-// 8 x 8: pairs, quadruples, halves
-MIXSYN_INLINE void roi_transpose_8(__m256* r) {
-  __m256 t[8];
-  for (int i = 0; i < 8; i += 2) {
-    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-  }
-  __m256 u[8];
-  for (int i = 0; i < 8; i += 4) {
-    u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-    u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
-    u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-    u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
-    r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
-  }
-}
-MIXSYN_INLINE void roi_transpose(Vec<float>* rows) {
-  for (int half = 0; half < 2; ++half)
-    for (int other = 0; other <= half; ++other) {
-      __m256 a[8], b[8];
-      for (int i = 0; i < 8; ++i) {
-        __builtin_memcpy(&a[i], reinterpret_cast<const char*>(&rows[8 * half + i]) + 32 * other, 32);
-        __builtin_memcpy(&b[i], reinterpret_cast<const char*>(&rows[8 * other + i]) + 32 * half, 32);
-      }
-      roi_transpose_8(a);
-      roi_transpose_8(b);
-      for (int i = 0; i < 8; ++i) {
-        __builtin_memcpy(reinterpret_cast<char*>(&rows[8 * half + i]) + 32 * other, &b[i], 32);
-        __builtin_memcpy(reinterpret_cast<char*>(&rows[8 * other + i]) + 32 * half, &a[i], 32);
-      }
-    }
-}
-#endif
-template <typename V>
-MIXSYN_INLINE void roi_transpose(V* rows) {
-  constexpr int L = static_cast<int>(sizeof(V) / sizeof(rows[0][0]));
-  std::remove_reference_t<decltype(rows[0][0])> tile[L][L];
-  __builtin_memcpy(tile, rows, sizeof(tile));
-  for (int i = 0; i < L; ++i)
-    for (int j = 0; j < L; ++j) rows[i][j] = tile[j][i];
 }
 
 // What one item owns.
@@ -170,42 +79,44 @@ MIXSYN_INLINE void roi_begin(const RoiPool<T, A>& a, const RoiItem<T, A>& i, int
 
 // Pixels of a run that are summed before their sum goes to the table: keeps the error of long sums small.
 constexpr int64_t kRoiRun = 512;
+// Vectors of channels that a run keeps in registers: maxima, and where they lie.
+constexpr int kRoiVectors = 4;
+
+// Channels [c, c + kRoiVectors vectors) of the item, pixels [p, end) of one row.
+template <typename T, typename A, bool MAXIMUM, bool FULL>
+MIXSYN_INLINE void roi_run(const RoiPool<T, A>& a, const RoiItem<T, A>& i, const T* x, int64_t p, int64_t end,
+                           int64_t c, A* values, int32_t* where) {
+  constexpr int L = kLanes<A>, NV = kRoiVectors;
+  const T* from = x + p * a.channels + c;
+  if constexpr (MAXIMUM) {
+    Vec<A> best[NV];
+    Mask<A> at[NV], here = roi_splat<A>(p);
+    for (int v = 0; v < NV; ++v) best[v] = load(values + v * L), at[v] = roi_load_index<A>(where + v * L);
+    for (; p < end; ++p, from += a.channels, here += 1)
+      for (int v = 0; v < NV; ++v) take_larger(best[v], at[v], load_part<FULL>(from + v * L, i.nc - c - v * L), here);
+    for (int v = 0; v < NV; ++v) store(values + v * L, best[v]), roi_store_index<A>(where + v * L, at[v]);
+  } else {
+    Vec<A> sum[NV];
+    for (int v = 0; v < NV; ++v) sum[v] = Vec<A>{};
+    for (; p < end; ++p, from += a.channels)
+      for (int v = 0; v < NV; ++v) sum[v] += load_part<FULL>(from + v * L, i.nc - c - v * L);
+    for (int v = 0; v < NV; ++v) store(values + v * L, load(values + v * L) + sum[v]);
+  }
+}
 
 template <typename T, typename A, bool MAXIMUM, bool FULL>
 MIXSYN_INLINE void roi_last(const RoiPool<T, A>& a, const RoiItem<T, A>& i) {
-  constexpr int L = kLanes<A>, NV = kRoiVectors;
+  constexpr int64_t kStep = kRoiVectors * kLanes<A>;
   const T* x = a.x + i.image * a.pixels * a.channels + i.c0;
   const int32_t* rows = i.plan->row.data();
-  for (int64_t p = i.p0; p < i.p1;) {
+  for (int64_t p = i.p0, end = p; p < i.p1; p = end) {
     const int32_t row = rows[p];
-    A* values = i.table + row * a.tile;
     const int64_t limit = p + kRoiRun < i.p1 ? p + kRoiRun : i.p1;
-    if constexpr (MAXIMUM) {
-      int32_t* where = i.where + row * a.tile;
-      Vec<A> best[NV];
-      RoiIndex<A> at[NV];
-      for (int v = 0; v < NV; ++v) best[v] = load(values + v * L), at[v] = roi_load_index<A>(where + v * L);
-      do {
-        const RoiIndex<A> here = roi_splat<A>(p);
-        for (int v = 0; v < NV; ++v) {
-          if (!FULL && v * L >= i.nc) break;
-          roi_take(best[v], at[v], load_part<FULL>(x + p * a.channels + v * L, i.nc - v * L), here);
-        }
-        ++p;
-      } while (p < limit && rows[p] == row);
-      for (int v = 0; v < NV; ++v) store(values + v * L, best[v]), roi_store_index<A>(where + v * L, at[v]);
-    } else {
-      Vec<A> sum[NV];
-      for (int v = 0; v < NV; ++v) sum[v] = Vec<A>{};
-      do {
-        for (int v = 0; v < NV; ++v) {
-          if (!FULL && v * L >= i.nc) break;
-          sum[v] += load_part<FULL>(x + p * a.channels + v * L, i.nc - v * L);
-        }
-        ++p;
-      } while (p < limit && rows[p] == row);
-      for (int v = 0; v < NV; ++v) store(values + v * L, load(values + v * L) + sum[v]);
-    }
+    for (++end; end < limit && rows[end] == row;) ++end;
+    A* values = i.table + row * a.tile;
+    int32_t* where = MAXIMUM ? i.where + row * a.tile : nullptr;
+    for (int64_t c = 0; c < i.nc; c += kStep)
+      roi_run<T, A, MAXIMUM, FULL>(a, i, x, p, end, c, values + c, MAXIMUM ? where + c : where);
   }
 }
 
@@ -215,18 +126,12 @@ MIXSYN_INLINE __m512 roi_load(const T* from) {
   if constexpr (std::is_same_v<T, float>) {
     return _mm512_loadu_ps(from);
   } else {
-    const Vec<float> value = load(from);
-    __m512 v;
-    __builtin_memcpy(&v, &value, 64);
-    return v;
+    return load(from);
   }
 }
 template <typename T>
 MIXSYN_INLINE __m512 roi_load_n(const T* from, int64_t n) {
-  const Vec<float> value = load_n(from, n);
-  __m512 v;
-  __builtin_memcpy(&v, &value, 64);
-  return v;
+  return load_part<false>(from, n);
 }
 
 // Sixteen rows to one vector of their maxima or sums: lane j for row j. A tree of exchanges of 2 x 2 blocks, half as much
@@ -382,26 +287,25 @@ MIXSYN_INLINE void roi_resolve(const RoiPool<T, float>& a, const RoiItem<T, floa
 }
 #endif
 
-// One block by transposition: every pixel updates the row of its region.
+// n pixels x kLanes channels from c on, by transposition: every pixel updates the row of its region.
 template <typename T, typename A, bool MAXIMUM, bool FULL>
-MIXSYN_INLINE void roi_block(const RoiPool<T, A>& a, const RoiItem<T, A>& i, const T* x, int64_t p, int64_t n) {
+MIXSYN_INLINE void roi_block(const RoiPool<T, A>& a, const RoiItem<T, A>& i, const T* x, int64_t p, int64_t n,
+                             int64_t c) {
   constexpr int L = kLanes<A>;
   const int32_t* rows = i.plan->row.data() + p;
   Vec<A> block[L];
-  for (int c = 0; c < L; ++c) {
-    block[c] = Vec<A>{};
-    if (FULL || c < i.nc) block[c] = n == L ? load(x + c * a.pixels + p) : load_n(x + c * a.pixels + p, n);
-  }
-  roi_transpose(block);
+  for (int k = 0; k < L; ++k)
+    block[k] = FULL || c + k < i.nc ? load_part<false>(x + (c + k) * a.pixels + p, n) : Vec<A>{};
+  transpose<A>(block);
   for (int64_t q = 0; q < n;) {
     const int32_t row = rows[q];
-    A* values = i.table + row * a.tile;
+    A* values = i.table + row * a.tile + c;
     if constexpr (MAXIMUM) {
-      int32_t* where = i.where + row * a.tile;
+      int32_t* where = i.where + row * a.tile + c;
       Vec<A> best = load(values);
-      RoiIndex<A> at = roi_load_index<A>(where);
+      Mask<A> at = roi_load_index<A>(where);
       do {
-        roi_take(best, at, block[q], roi_splat<A>(p + q));
+        take_larger(best, at, block[q], roi_splat<A>(p + q));
         ++q;
       } while (q < n && rows[q] == row);
       store(values, best);
@@ -418,21 +322,26 @@ MIXSYN_INLINE void roi_block(const RoiPool<T, A>& a, const RoiItem<T, A>& i, con
 }
 
 template <typename T, typename A, bool MAXIMUM, bool FULL>
-MIXSYN_INLINE void roi_first(const RoiPool<T, A>& a, const RoiItem<T, A>& i) {
+MIXSYN_INLINE void roi_blocks(const RoiPool<T, A>& a, const RoiItem<T, A>& i, const T* x, int64_t p0, int64_t p1) {
   constexpr int L = kLanes<A>;
+  for (int64_t p = p0; p < p1; p += L)
+    for (int64_t c = 0; c < i.nc; c += L) roi_block<T, A, MAXIMUM, FULL>(a, i, x, p, p1 - p < L ? p1 - p : L, c);
+}
+
+template <typename T, typename A, bool MAXIMUM, bool FULL>
+MIXSYN_INLINE void roi_first(const RoiPool<T, A>& a, const RoiItem<T, A>& i) {
   const T* x = a.x + (i.image * a.channels + i.c0) * a.pixels;
 #if defined(MIXSYN_AVX512)
   if constexpr (sizeof(A) == 4) {
     for (int64_t p = i.p0; p < i.p1; p += kRoiStep) {
       const int64_t n = i.p1 - p < kRoiStep ? i.p1 - p : kRoiStep;
-      if (roi_trees<T, MAXIMUM, FULL>(a, i, x, p, n)) continue;
-      for (int64_t q = p; q < p + n; q += L) roi_block<T, A, MAXIMUM, FULL>(a, i, x, q, p + n - q < L ? p + n - q : L);
+      if (!roi_trees<T, MAXIMUM, FULL>(a, i, x, p, n)) roi_blocks<T, A, MAXIMUM, FULL>(a, i, x, p, p + n);
     }
     if (MAXIMUM) roi_resolve(a, i, x);
     return;
   }
 #endif
-  for (int64_t p = i.p0; p < i.p1; p += L) roi_block<T, A, MAXIMUM, FULL>(a, i, x, p, i.p1 - p < L ? i.p1 - p : L);
+  roi_blocks<T, A, MAXIMUM, FULL>(a, i, x, i.p0, i.p1);
 }
 
 template <typename T, typename A>

@@ -35,8 +35,8 @@ struct RoiPool {
   int32_t* position = nullptr;  // (B, K, C), or null for the mean
 };
 
-// Vectors of channels per item of a channels_last pass; a contiguous pass has one (it transposes blocks).
-constexpr int64_t kRoiVectors = 4;
+// Channels per item of a channels_last pass, in lines of 64 bytes; a contiguous pass has one (it transposes blocks).
+constexpr int64_t kRoiLines = 4;
 
 template <typename T, typename A>
 struct RoiPoolKernels {

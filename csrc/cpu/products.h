@@ -1,30 +1,12 @@
 // What attention kernels are made of: exp, transposes, tiles converted to the accumulation type, and two matrix products
-// on tiles that lie in the cache. Everything here works on whole vectors: rows are padded to kLanes elements, and rows of the
-// accumulation type start at multiples of 64 bytes where it matters.
+// on tiles that lie in the cache. Everything here works on whole vectors: rows are padded to kLanes elements at least.
 #pragma once
 
 #include "vec.h"
 
-#if defined(MIXSYN_AVX512)
-#define MIXSYN_PRODUCT_ROWS 8  // rows x vectors of the register block, one register each
-#define MIXSYN_PRODUCT_TALL 16
-#else
-#define MIXSYN_PRODUCT_ROWS 2  // a vector is two or four registers, of which there are sixteen
-#define MIXSYN_PRODUCT_TALL 4
-#endif
-
-// Register blocks are functions of their own: inlined into the loops around them, the compiler runs out of registers.
-#define MIXSYN_BLOCK static __attribute__((noinline))
-
 namespace mixsyn_fast::cpu::MIXSYN_ISA {
 
 MIXSYN_INLINE int64_t products_padded(int64_t n, int64_t lanes) { return (n + lanes - 1) / lanes * lanes; }
-
-// All lanes the same; the compiler makes one instruction of this, and of a scalar times a vector.
-template <typename A>
-MIXSYN_INLINE Vec<A> all_lanes(A value) {
-  return value - Vec<A>{};
-}
 
 // exp: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial in r (interpolation at Chebyshev nodes, relative error 1e-8 in
 // float and 2e-17 in double), times 2^n. Exactly zero near the smallest normal number, infinite from 2^127.5 on, NaN for
@@ -33,26 +15,23 @@ MIXSYN_INLINE Vec<float> products_exp(Vec<float> x) {
   const Vec<float> shifted = x * 1.44269504f + 12582912.0f;
   const Vec<float> n = shifted - 12582912.0f;
   const Vec<float> r = (x - n * 0.693145751953125f) - n * 1.42860682e-6f;
-  Vec<float> q = all_lanes<float>(0.00139262133f);
+  Vec<float> q = splat<float>(0.00139262133f);
   q = q * r + 0.00836320297f;
   q = q * r + 0.0416665544f;
   q = q * r + 0.166665768f;
   q = q * r + 0.5f;
   q = (q * r) * r + r;
-  WordBits bits;  // unsigned: far outside the range, where the result is replaced, the sum wraps
-  __builtin_memcpy(&bits, &shifted, 64);
-  bits = (bits << 23) + 0x3f800000u;
-  Vec<float> power;
-  __builtin_memcpy(&power, &bits, 64);
+  // unsigned: far outside the range, where the result is replaced, the sum wraps
+  const Vec<float> power = bits_of<Vec<float>>((bits_of<Words>(shifted) << 23) + 0x3f800000u);
   Vec<float> y = q * power + power;
   y = x < -87.0f ? Vec<float>{} : y;
-  return x > 88.37f ? all_lanes<float>(__builtin_inff()) : y;
+  return x > 88.37f ? splat<float>(__builtin_inff()) : y;
 }
 MIXSYN_INLINE Vec<double> products_exp(Vec<double> x) {
   const Vec<double> shifted = x * 1.442695040888963407 + 6755399441055744.0;
   const Vec<double> n = shifted - 6755399441055744.0;
   const Vec<double> r = (x - n * 0.6931471805592082091607153) - n * 7.37100256516779890e-13;
-  Vec<double> q = all_lanes<double>(2.5100424157005066788e-8);
+  Vec<double> q = splat<double>(2.5100424157005066788e-8);
   q = q * r + 2.7620138719733995569e-7;
   q = q * r + 2.7557268378684192873e-6;
   q = q * r + 2.4801521190217727651e-5;
@@ -63,42 +42,13 @@ MIXSYN_INLINE Vec<double> products_exp(Vec<double> x) {
   q = q * r + 0.16666666666666667456;
   q = q * r + 0.5;
   q = (q * r) * r + r;
-  typedef uint64_t LongBits __attribute__((vector_size(64)));
-  LongBits bits;
-  __builtin_memcpy(&bits, &shifted, 64);
-  bits = (bits << 52) + 0x3ff0000000000000u;
-  Vec<double> power;
-  __builtin_memcpy(&power, &bits, 64);
+  const Vec<double> power = bits_of<Vec<double>>((bits_of<Longs>(shifted) << 52) + 0x3ff0000000000000u);
   Vec<double> y = q * power + power;
   y = x < -708.0 ? Vec<double>{} : y;
-  return x > 709.43 ? all_lanes<double>(__builtin_inf()) : y;
+  return x > 709.43 ? splat<double>(__builtin_inf()) : y;
 }
 
-template <typename A>
-MIXSYN_INLINE A lane_max(Vec<A> v) {
-  A high = v[0];
-  for (int i = 1; i < kLanes<A>; ++i) high = v[i] > high ? v[i] : high;
-  return high;
-}
-
-// Step by step of a transpose: where the lanes of a pair of rows go, and which of the two.
-template <typename A>
-struct TransposeLanes {
-  std::conditional_t<sizeof(A) == 4, int32_t, int64_t> low[4][kLanes<A>] = {}, high[4][kLanes<A>] = {};
-  constexpr TransposeLanes() {
-    constexpr int L = kLanes<A>;
-    for (int i = 0; i < 4; ++i)
-      for (int l = 0; l < L; ++l) {
-        const int step = 1 << i;
-        low[i][l] = l & step ? L + l - step : l;
-        high[i][l] = l & step ? L + l : l + step;
-      }
-  }
-};
-template <typename A>
-inline constexpr TransposeLanes<A> kTransposeLanes = {};
-
-// to[c][r] = from[r][c] for whole vectors in both directions: kLanes x kLanes blocks, exchanging halves, quarters and so on.
+// to[c][r] = from[r][c] for whole vectors in both directions.
 template <typename A>
 void transpose_tile(const A* from, int64_t from_stride, A* to, int64_t to_stride, int64_t rows, int64_t columns) {
   constexpr int L = kLanes<A>;
@@ -106,30 +56,12 @@ void transpose_tile(const A* from, int64_t from_stride, A* to, int64_t to_stride
     for (int64_t c0 = 0; c0 < columns; c0 += L) {
       const A* source = from + r0 * from_stride + c0;
       A* target = to + c0 * to_stride + r0;
-#if defined(__GNUC__) && !defined(__clang__)
       Vec<A> v[L];
-#pragma GCC unroll 16
+      MIXSYN_UNROLL
       for (int i = 0; i < L; ++i) v[i] = load(source + i * from_stride);
-#pragma GCC unroll 4
-      for (int n = 0; 1 << n < L; ++n) {
-        const int step = 1 << n;
-        typename VecOf<A>::mask low, high;
-        __builtin_memcpy(&low, kTransposeLanes<A>.low[n], 64);
-        __builtin_memcpy(&high, kTransposeLanes<A>.high[n], 64);
-#pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) {
-          if (i & step) continue;
-          const Vec<A> a = v[i], b = v[i + step];
-          v[i] = __builtin_shuffle(a, b, low);
-          v[i + step] = __builtin_shuffle(a, b, high);
-        }
-      }
-#pragma GCC unroll 16
+      transpose<A>(v);
+      MIXSYN_UNROLL
       for (int i = 0; i < L; ++i) store(target + i * to_stride, v[i]);
-#else
-      for (int r = 0; r < L; ++r)
-        for (int c = 0; c < L; ++c) target[c * to_stride + r] = source[r * from_stride + c];
-#endif
     }
 }
 
@@ -161,14 +93,14 @@ void store_tile(const A* from, int64_t from_stride, T* to, int64_t to_stride, in
   }
 }
 
-// sums[r] += the columns of row r, lane by lane.
+// sums[r] += the columns of row r, lane by lane in the first vector of a line.
 template <typename A>
 void add_row_lanes(const A* tile, int64_t stride, int64_t rows, int64_t columns, A* sums) {
   constexpr int L = kLanes<A>;
   for (int64_t r = 0; r < rows; ++r) {
     Vec<A> sum = {};
     for (int64_t c = 0; c < columns; c += L) sum += load(tile + r * stride + c);
-    store(sums + r * L, load(sums + r * L) + sum);
+    store(sums + r * kLine<A>, load(sums + r * kLine<A>) + sum);
   }
 }
 
@@ -228,31 +160,12 @@ MIXSYN_INLINE void ahead_fetch(Ahead* a) {
 // out += sums, out = out * row[column] + sums.
 enum class Product { kSet, kStream, kAdd, kScale };
 
-// A store that does not read the line before nor keep it: for results that no cache would hold until they are used. Only to
-// multiples of 64 bytes; products_fence() ends a series of them.
-template <typename A>
-MIXSYN_INLINE void products_stream(A* to, Vec<A> v) {
-#if defined(MIXSYN_AVX512)
-  if constexpr (std::is_same_v<A, float>)
-    _mm512_stream_ps(to, (__m512)v);
-  else
-    _mm512_stream_pd(to, (__m512d)v);
-#else
-  store(to, v);
-#endif
-}
-MIXSYN_INLINE void products_fence() {
-#if defined(MIXSYN_AVX512)
-  _mm_sfence();
-#endif
-}
-
 // Whether a result of so many elements, written in rows of `stride`, is worth streaming, and can be.
 template <typename A>
 MIXSYN_INLINE bool products_streams(const A* to, int64_t stride, int64_t elements) {
   constexpr int64_t kLarge = 8 << 20;  // bytes: more than second-level caches hold
-  return elements * static_cast<int64_t>(sizeof(A)) >= kLarge && reinterpret_cast<uintptr_t>(to) % 64 == 0 &&
-         stride % kLanes<A> == 0;
+  return kStreams && elements * static_cast<int64_t>(sizeof(A)) >= kLarge &&
+         reinterpret_cast<uintptr_t>(to) % 64 == 0 && stride % kLine<A> == 0;
 }
 
 // out[r][j] from sum_i x[r][i] w[i][j] for R rows and V vectors of columns, kept in registers. x is broadcast.
@@ -261,36 +174,34 @@ MIXSYN_BLOCK void product_block(const A* x, int64_t xs, const A* w, int64_t ws, 
                                 int64_t os) {
   constexpr int L = kLanes<A>;
   Vec<A> sum[R][V];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[r][v] = MODE != Product::kScale && row ? load(row + v * L) : Vec<A>{};
+  MIXSYN_UNROLL
+  for (int r = 0; r < R; ++r) MIXSYN_UNROLL
+  for (int v = 0; v < V; ++v) sum[r][v] = MODE != Product::kScale && row ? load(row + v * L) : Vec<A>{};
   constexpr int kBases = (R + 3) / 4;  // pointers to every fourth row: with one per row the loop runs out of registers
   const A* base[kBases];
-#pragma GCC unroll 4
+  MIXSYN_UNROLL
   for (int b = 0; b < kBases; ++b) base[b] = x + 4 * b * xs;
   for (int64_t i = 0; i < inner; ++i) {
     Vec<A> column[V];
-#pragma GCC unroll 4
+    MIXSYN_UNROLL
     for (int v = 0; v < V; ++v) column[v] = load(w + v * L);
     w += ws;
-#pragma GCC unroll 16
+    MIXSYN_UNROLL
     for (int r = 0; r < R; ++r) {
       const A value = base[r / 4][(r % 4) * xs];
       if (r % 4 == 3 || r == R - 1) ++base[r / 4];
-#pragma GCC unroll 4
+      MIXSYN_UNROLL
       for (int v = 0; v < V; ++v) sum[r][v] += value * column[v];
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      A* to = out + r * os + v * L;
-      if (MODE == Product::kAdd) sum[r][v] = load(to) + sum[r][v];
-      if (MODE == Product::kScale) sum[r][v] = load(to) * load(row + v * L) + sum[r][v];
-      MODE == Product::kStream ? products_stream<A>(to, sum[r][v]) : store(to, sum[r][v]);
-    }
+  MIXSYN_UNROLL
+  for (int r = 0; r < R; ++r) MIXSYN_UNROLL
+  for (int v = 0; v < V; ++v) {
+    A* to = out + r * os + v * L;
+    if (MODE == Product::kAdd) sum[r][v] = load(to) + sum[r][v];
+    if (MODE == Product::kScale) sum[r][v] = load(to) * load(row + v * L) + sum[r][v];
+    MODE == Product::kStream ? stream(to, sum[r][v]) : store(to, sum[r][v]);
+  }
 }
 
 template <typename A, int R, int V, Product MODE>
@@ -369,28 +280,26 @@ MIXSYN_BLOCK void outer_block(const A* x, int64_t xs, const A* y, int64_t ys, in
                               int64_t os) {
   constexpr int L = kLanes<A>;
   Vec<A> sum[I][V];
-#pragma GCC unroll 16
-  for (int i = 0; i < I; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[i][v] = Vec<A>{};
+  MIXSYN_UNROLL
+  for (int i = 0; i < I; ++i) MIXSYN_UNROLL
+  for (int v = 0; v < V; ++v) sum[i][v] = Vec<A>{};
   for (int64_t p = 0; p < count; ++p) {
     Vec<A> value[V];
-#pragma GCC unroll 4
+    MIXSYN_UNROLL
     for (int v = 0; v < V; ++v) value[v] = load(y + p * ys + v * L);
-#pragma GCC unroll 16
+    MIXSYN_UNROLL
     for (int i = 0; i < I; ++i) {
       const A factor = x[p * xs + i];
-#pragma GCC unroll 4
+      MIXSYN_UNROLL
       for (int v = 0; v < V; ++v) sum[i][v] += factor * value[v];
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < I; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      A* to = out + i * os + v * L;
-      store(to, scale ? load(to) * scale[i] + sum[i][v] : load(to) + sum[i][v]);
-    }
+  MIXSYN_UNROLL
+  for (int i = 0; i < I; ++i) MIXSYN_UNROLL
+  for (int v = 0; v < V; ++v) {
+    A* to = out + i * os + v * L;
+    store(to, scale ? load(to) * scale[i] + sum[i][v] : load(to) + sum[i][v]);
+  }
 }
 
 template <typename A, int I>

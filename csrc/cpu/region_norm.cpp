@@ -21,61 +21,69 @@ MIXSYN_INLINE V activated(V value, V slope) {
 
 // ---------------------------------------------------------------------------------------------- channels_last
 
-// Mean and M2 of one pixel chunk for one tile of channels. Two passes over blocks that stay in the first-level cache,
-// merged block after block (Chan, Golub, LeVeque): never E[x^2] - m^2.
-template <typename T, typename A, bool FULL>
-MIXSYN_INLINE void stats_tile(const RegionNorm<T, A>& a, A* mean_out, A* m2_out, int64_t p0, int64_t p1, int64_t c0,
-                              int64_t nc) {
-  constexpr int L = kLanes<A>, NV = kTileVectors;
-  constexpr int64_t kBlock = 32;
-  const Vec<A> zero = {};
-  Vec<A> mean[NV], m2[NV], ns[NV];
+// Vectors of channels that a statistics pass holds in registers: their means, and their sums of squares.
+constexpr int kStatsVectors = 4;
+
+// Mean and M2 of `done` pixels of some channels, and then of the pixels [q0, q1) as well. Two passes over a block that stays
+// in the first-level cache, merged with what was there (Chan, Golub, LeVeque): never E[x^2] - m^2.
+template <typename T, typename A, bool FULL, bool NOISE>
+MIXSYN_INLINE void stats_block(const RegionNorm<T, A>& a, A* mean_out, A* m2_out, int64_t done, int64_t q0, int64_t q1,
+                               int64_t c0, int64_t nc) {
+  constexpr int L = kLanes<A>, NV = kStatsVectors;
+  Vec<A> sum[NV], ns[NV];
   for (int v = 0; v < NV; ++v) {
-    mean[v] = zero, m2[v] = zero;
-    ns[v] = a.noise_scale ? load_part<FULL>(a.noise_scale + c0 + v * L, nc - v * L) : zero;
+    sum[v] = Vec<A>{};
+    if (NOISE) ns[v] = load_part<FULL>(a.noise_scale + c0 + v * L, nc - v * L);
   }
-  int64_t done = 0;
+  for (int64_t p = q0; p < q1; ++p) {
+    const T* x = a.x + p * a.channels + c0;
+    const Vec<A> n = NOISE ? splat<A>(static_cast<A>(a.noise[p])) : Vec<A>{};
+    for (int v = 0; v < NV; ++v) {
+      const Vec<A> value = load_part<FULL>(x + v * L, nc - v * L);
+      sum[v] += NOISE ? value + n * ns[v] : value;
+    }
+  }
+  const A inverse = A(1) / static_cast<A>(q1 - q0);
+  Vec<A> m2[NV];
+  for (int v = 0; v < NV; ++v) sum[v] = sum[v] * inverse, m2[v] = Vec<A>{};  // sums become means
+  for (int64_t p = q0; p < q1; ++p) {
+    const T* x = a.x + p * a.channels + c0;
+    const Vec<A> n = NOISE ? splat<A>(static_cast<A>(a.noise[p])) : Vec<A>{};
+    for (int v = 0; v < NV; ++v) {
+      const Vec<A> value = load_part<FULL>(x + v * L, nc - v * L);
+      const Vec<A> d = (NOISE ? value + n * ns[v] : value) - sum[v];
+      m2[v] += d * d;
+    }
+  }
+  const int64_t count = q1 - q0;
+  const A weight = static_cast<A>(count) / static_cast<A>(done + count), cross = static_cast<A>(done) * weight;
+  for (int v = 0; v < NV; ++v) {
+    const int64_t n = nc - v * L;
+    if (n <= 0) break;
+    A *mean = mean_out + c0 + v * L, *squares = m2_out + c0 + v * L;
+    const Vec<A> before = done ? load_part<FULL>(mean, n) : Vec<A>{}, delta = sum[v] - before;
+    const Vec<A> squares_before = done ? load_part<FULL>(squares, n) : Vec<A>{};
+    store_part<FULL>(mean, before + delta * weight, n);
+    store_part<FULL>(squares, squares_before + (m2[v] + delta * delta * cross), n);
+  }
+}
+
+template <typename T, typename A, bool NOISE>
+MIXSYN_INLINE void stats_tile(const RegionNorm<T, A>& a, A* mean, A* m2, int64_t p0, int64_t p1, int64_t c0,
+                              int64_t c1) {
+  constexpr int64_t kStep = kStatsVectors * kLanes<A>, kBlock = 32;
   for (int64_t q0 = p0; q0 < p1; q0 += kBlock) {
     const int64_t q1 = q0 + kBlock < p1 ? q0 + kBlock : p1;
-    Vec<A> sum[NV];
-    for (int v = 0; v < NV; ++v) sum[v] = zero;
-    for (int64_t p = q0; p < q1; ++p) {
-      const T* x = a.x + p * a.channels + c0;
-      const Vec<A> n = a.noise ? splat<A>(static_cast<A>(a.noise[p])) : zero;
-      for (int v = 0; v < NV; ++v) sum[v] += load_part<FULL>(x + v * L, nc - v * L) + n * ns[v];
-    }
-    const A inverse = A(1) / static_cast<A>(q1 - q0);
-    Vec<A> block_mean[NV], block_m2[NV];
-    for (int v = 0; v < NV; ++v) block_mean[v] = sum[v] * inverse, block_m2[v] = zero;
-    for (int64_t p = q0; p < q1; ++p) {
-      const T* x = a.x + p * a.channels + c0;
-      const Vec<A> n = a.noise ? splat<A>(static_cast<A>(a.noise[p])) : zero;
-      for (int v = 0; v < NV; ++v) {
-        const Vec<A> d = load_part<FULL>(x + v * L, nc - v * L) + n * ns[v] - block_mean[v];
-        block_m2[v] += d * d;
-      }
-    }
-    const int64_t count = q1 - q0, total = done + count;
-    const A weight = static_cast<A>(count) / static_cast<A>(total);
-    const A cross = static_cast<A>(done) * weight;
-    for (int v = 0; v < NV; ++v) {
-      const Vec<A> delta = block_mean[v] - mean[v];
-      mean[v] += delta * weight;
-      m2[v] += block_m2[v] + delta * delta * cross;
-    }
-    done = total;
-  }
-  for (int v = 0; v < NV; ++v) {
-    if (v * L >= nc) break;
-    store_part<FULL>(mean_out + c0 + v * L, mean[v], nc - v * L);
-    store_part<FULL>(m2_out + c0 + v * L, m2[v], nc - v * L);
+    for (int64_t c = c0; c < c1; c += kStep)
+      c1 - c >= kStep ? stats_block<T, A, true, NOISE>(a, mean, m2, q0 - p0, q0, q1, c, c1 - c)
+                      : stats_block<T, A, false, NOISE>(a, mean, m2, q0 - p0, q0, q1, c, c1 - c);
   }
 }
 
 // Items: image-aligned pixel chunks x channel tiles. partial_* are (B * chunks per image, C).
 template <typename T, typename A>
 void stats_tiles(const RegionNorm<T, A>& a, A* partial_mean, A* partial_m2, int64_t begin, int64_t end) {
-  constexpr int64_t kTile = kTileVectors * kLanes<A>;
+  constexpr int64_t kTile = kTileLines * kLine<A>;
   const int64_t tiles = (a.channels + kTile - 1) / kTile;
   const int64_t chunks = (a.pixels + kPixelChunk - 1) / kPixelChunk;
   for (int64_t item = begin; item < end; ++item) {
@@ -84,13 +92,11 @@ void stats_tiles(const RegionNorm<T, A>& a, A* partial_mean, A* partial_m2, int6
     const int64_t p0 = image * a.pixels + in_image;
     const int64_t left = a.pixels - in_image;
     const int64_t p1 = p0 + (left < kPixelChunk ? left : kPixelChunk);
-    const int64_t nc = a.channels - c0;
+    const int64_t c1 = c0 + kTile < a.channels ? c0 + kTile : a.channels;
     A* mean = partial_mean + chunk * a.channels;
     A* m2 = partial_m2 + chunk * a.channels;
-    if (nc >= kTile)
-      stats_tile<T, A, true>(a, mean, m2, p0, p1, c0, nc);
-    else
-      stats_tile<T, A, false>(a, mean, m2, p0, p1, c0, nc);
+    a.noise ? stats_tile<T, A, true>(a, mean, m2, p0, p1, c0, c1)
+            : stats_tile<T, A, false>(a, mean, m2, p0, p1, c0, c1);
   }
 }
 
@@ -300,36 +306,21 @@ void input_chunks(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
 
 // ------------------------------------------------------------------------------------------------ contiguous
 
-// Everything a block of kLanes pixels of one plane needs. `gamma` and `beta` are columns of the transposed table.
+// Everything a block of kLine pixels of one plane needs. `gamma` and `beta` are columns of the transposed table.
 template <typename A>
 struct PlaneTable {
   const A* gamma;  // (R)
   const A* beta;   // (R)
 };
 
+// Lanes past the end read row 0, of which there is always one.
 template <typename A>
 MIXSYN_INLINE Vec<A> gathered(const A* column, const int32_t* index, int64_t n) {
-#if defined(MIXSYN_AVX512)
-  if constexpr (std::is_same_v<A, float>) {
-    if (n >= 16)
-      return (Vec<A>)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xFFFF, _mm512_loadu_si512(index), column, 4);
-  }
-#elif defined(MIXSYN_AVX2)
-  if constexpr (std::is_same_v<A, float>) {
-    if (n >= 16) {
-      __m256 parts[2];
-      for (int i = 0; i < 2; ++i)
-        parts[i] = _mm256_i32gather_ps(column, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index + 8 * i)), 4);
-      Vec<A> v;
-      __builtin_memcpy(&v, parts, 64);
-      return v;
-    }
-  }
-#endif
-  Vec<A> v = {};
+  if (n >= kLanes<A>) return gather(column, index);
+  int32_t rows[kLanes<A>] = {};
   for (int i = 0; i < kLanes<A>; ++i)
-    if (i < n) v[i] = column[index[i]];
-  return v;
+    if (i < n) rows[i] = index[i];
+  return gather(column, rows);
 }
 
 // `row` is the one row of the block, or -1.
@@ -404,7 +395,7 @@ void apply_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
     const Vec<A> ns = a.noise ? splat<A>(a.noise_scale[c]) : zero;
     const T* noise = a.noise ? a.noise + image * a.pixels : nullptr;
     const int32_t* index = a.index ? a.index + image * a.pixels : nullptr;
-    const int32_t* block_row = a.index ? a.block_row + image * ((a.pixels + L - 1) / L) : nullptr;
+    const int32_t* block_row = a.index ? a.block_row + image * ((a.pixels + kLine<A> - 1) / kLine<A>) : nullptr;
     const PlaneTable<A> t = {a.table ? a.table + c * a.rows : nullptr,
                              a.table ? a.table + (a.channels + c) * a.rows : nullptr};
     for (int64_t p = 0; p < a.pixels; p += L) {
@@ -415,7 +406,7 @@ void apply_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
       if (a.scale) {
         gamma = load_part<false>(a.scale + base + p, n), beta = load_part<false>(a.shift + base + p, n);
       } else if (index) {
-        modulation<A>(t, block_row[p / L], index + p, n, gamma, beta);
+        modulation<A>(t, block_row[p / kLine<A>], index + p, n, gamma, beta);
       } else {
         gamma = splat<A>(t.gamma[0]), beta = splat<A>(t.beta[0]);
       }
@@ -441,7 +432,7 @@ void reduce_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
       const Vec<A> ns = a.noise ? splat<A>(a.noise_scale[c]) : zero;
       const T* noise = a.noise ? a.noise + image * a.pixels : nullptr;
       const int32_t* index = a.index ? a.index + image * a.pixels : nullptr;
-      const int32_t* block_row = a.index ? a.block_row + image * ((a.pixels + L - 1) / L) : nullptr;
+      const int32_t* block_row = a.index ? a.block_row + image * ((a.pixels + kLine<A> - 1) / kLine<A>) : nullptr;
       A total_g = 0, total_gx = 0;
       for (int64_t q0 = 0; q0 < a.pixels; q0 += kBlock) {
         const int64_t q1 = q0 + kBlock < a.pixels ? q0 + kBlock : a.pixels;
@@ -459,9 +450,9 @@ void reduce_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
           if (a.scale) {
             gamma = load_part<false>(a.scale + base + p, n), beta = load_part<false>(a.shift + base + p, n);
           } else if (index) {
-            row = block_row[p / L];
+            row = block_row[p / kLine<A>];
             uniform = row >= 0;
-            modulation<A>(t, block_row[p / L], index + p, n, gamma, beta);
+            modulation<A>(t, block_row[p / kLine<A>], index + p, n, gamma, beta);
           } else {
             gamma = splat<A>(t.gamma[0]), beta = splat<A>(t.beta[0]);
           }
@@ -511,7 +502,7 @@ void input_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
     const Vec<A> ns = a.noise ? splat<A>(a.noise_scale[c]) : zero;
     const T* noise = a.noise ? a.noise + image * a.pixels : nullptr;
     const int32_t* index = a.index ? a.index + image * a.pixels : nullptr;
-    const int32_t* block_row = a.index ? a.block_row + image * ((a.pixels + L - 1) / L) : nullptr;
+    const int32_t* block_row = a.index ? a.block_row + image * ((a.pixels + kLine<A> - 1) / kLine<A>) : nullptr;
     const PlaneTable<A> t = {a.table ? a.table + c * a.rows : nullptr,
                              a.table ? a.table + (a.channels + c) * a.rows : nullptr};
     A noise_total = 0;
@@ -524,7 +515,7 @@ void input_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
       if (a.scale) {
         gamma = load_part<false>(a.scale + base + p, n), beta = load_part<false>(a.shift + base + p, n);
       } else if (index) {
-        modulation<A>(t, block_row[p / L], index + p, n, gamma, beta);
+        modulation<A>(t, block_row[p / kLine<A>], index + p, n, gamma, beta);
       } else {
         gamma = splat<A>(t.gamma[0]), beta = splat<A>(t.beta[0]);
       }

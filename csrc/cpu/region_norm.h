@@ -42,8 +42,8 @@ struct RegionNorm {
 
 // Pixels per work item of the statistics and per block of the reductions; fixed, so that the order of sums does not depend on threads.
 constexpr int64_t kPixelChunk = 1024;
-// Channels per register tile of a channels_last pass, in vectors of 64 bytes.
-constexpr int64_t kTileVectors = 4;
+// Channels per item of the statistics in channels_last, in lines of 64 bytes.
+constexpr int64_t kTileLines = 4;
 
 template <typename T, typename A>
 struct RegionNormKernels {

@@ -22,7 +22,7 @@ struct PoolScratch {
 
 template <typename T, typename A>
 MIXSYN_INLINE PoolScratch<T, A> pool_scratch(const SpatialAttentionPool<T, A>& a, A* base) {
-  constexpr int L = kLanes<A>;
+  constexpr int L = kLine<A>;
   PoolScratch<T, A> s = {};
   s.stride = a.tile + L;
   s.kp = products_padded(a.maps, L), s.np = products_padded(a.features, L), s.mp = products_padded(a.conditions, L);
@@ -49,7 +49,7 @@ int64_t pool_scratch_size(const SpatialAttentionPool<T, A>& a) {
   return pool_scratch<T, A>(a, nullptr).size;
 }
 
-// Rows of one tile: in place where they are full vectors of the accumulation type, else a converted copy.
+// Rows of one tile: in place where they are full lines of the accumulation type, else a converted copy.
 template <typename A>
 struct PoolRows {
   const A* data;
@@ -59,7 +59,7 @@ struct PoolRows {
 template <typename T, typename A>
 MIXSYN_INLINE PoolRows<A> pool_rows(const T* from, int64_t channels, A* buffer, int64_t padded, int64_t rows) {
   if constexpr (std::is_same_v<T, A>) {
-    if (channels % kLanes<A> == 0) return {from, channels};
+    if (channels % kLine<A> == 0) return {from, channels};
   }
   load_tile<T, A>(from, channels, buffer, padded, rows, channels);
   return {buffer, padded};
@@ -90,7 +90,7 @@ MIXSYN_INLINE void pool_mask_rows(const uint8_t* mask, A* maps, int64_t stride, 
                                   A value) {
   for (int64_t p = 0; p < count; ++p) {
     if (mask[p]) continue;
-    for (int64_t k = 0; k < columns; k += kLanes<A>) store(maps + p * stride + k, all_lanes<A>(value));
+    for (int64_t k = 0; k < columns; k += kLanes<A>) store(maps + p * stride + k, splat<A>(value));
   }
 }
 
@@ -220,7 +220,7 @@ MIXSYN_INLINE void pool_forward_planes(const SpatialAttentionPool<T, A>& a, cons
   A* high = a.part_max + part * kp;
   A* sum = a.part_sum + part * kp;
   A* values = a.part_values + part * N * kp;
-  A* mean = a.part_condition + part * M * L;
+  A* mean = a.part_condition + part * M * kLine<A>;
   for (int64_t k = 0; k < kp; ++k) s.scale[k] = A(1);
   for (int64_t k = K; k < kp; ++k)
     for (int64_t p = 0; p < stride; p += L) store(s.maps + k * stride + p, Vec<A>{});
@@ -238,14 +238,14 @@ MIXSYN_INLINE void pool_forward_planes(const SpatialAttentionPool<T, A>& a, cons
                            -std::numeric_limits<A>::infinity());
       if (a.logits) store_tile<A, A>(row, 0, a.logits + (image * K + k) * P + p0, 0, 1, count);
       const A before = high[k];
-      Vec<A> highest = all_lanes<A>(before);
+      Vec<A> highest = splat<A>(before);
       for (int64_t p = 0; p < padded; p += L) {
         const Vec<A> l = load(row + p);
         highest = l > highest ? l : highest;
       }
       const A now = lane_max<A>(highest);
       const A shift = now == -std::numeric_limits<A>::infinity() ? A(0) : now;  // nothing but masked positions so far
-      const A factor = products_exp(all_lanes<A>(before - shift))[0];
+      const A factor = products_exp(splat<A>(before - shift))[0];
       Vec<A> total = {};
       for (int64_t p = 0; p < padded; p += L) {
         const Vec<A> e = products_exp(load(row + p) - shift);
@@ -273,7 +273,7 @@ MIXSYN_INLINE void pool_backward_planes(const SpatialAttentionPool<T, A>& a, con
   A* ones = s.maps + 2 * K * stride;  // one row; a transpose of the K rows before it may read it and what follows
   for (int64_t k = 2 * K; k < 2 * kp + 1; ++k)
     for (int64_t p = 0; p < stride; p += L) store(s.maps + k * stride + p, Vec<A>{});
-  for (int64_t p = 0; p < stride; p += L) store(ones + p, all_lanes<A>(A(1)));
+  for (int64_t p = 0; p < stride; p += L) store(ones + p, splat<A>(A(1)));
   for (int64_t p0 = begin; p0 < end; p0 += a.tile) {
     const int64_t count = end - p0 < a.tile ? end - p0 : a.tile, padded = products_padded(count, L);
     Ahead ahead = pool_ahead<T, A>(a, image, p0 + a.tile, end);
@@ -379,7 +379,7 @@ void pool_backward(const SpatialAttentionPool<T, A>& a, A* scratch, int64_t begi
   const PoolScratch<T, A> s = pool_scratch<T, A>(a, scratch);
   for (int64_t part = begin; part < end; ++part)
     a.channels_last ? pool_backward_last<T, A>(a, s, part) : pool_backward_planes<T, A>(a, s, part);
-  products_fence();
+  stream_fence();
 }
 
 template <typename T, typename A>

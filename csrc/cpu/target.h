@@ -9,26 +9,36 @@
 #include <cstdint>
 #include <limits>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "isa.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
-#define MIXSYN_IS_baseline 0
-#define MIXSYN_IS_avx2 2
-#define MIXSYN_IS_avx512 3
-#define MIXSYN_IS_(isa) MIXSYN_IS_##isa
-#define MIXSYN_IS(isa) MIXSYN_IS_(isa)
+#define MIXSYN_INLINE static inline __attribute__((always_inline))
 
-#if MIXSYN_IS(MIXSYN_ISA) == 3
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
-#define MIXSYN_AVX512  // a vector of 64 bytes is one register, of which there are thirty-two
-#define MIXSYN_F16C
-#elif MIXSYN_IS(MIXSYN_ISA) == 2
-#pragma GCC target("avx2,fma,f16c")
-#define MIXSYN_AVX2  // a vector of 64 bytes is two registers of sixteen
-#define MIXSYN_F16C
+// Register blocks are functions of their own: inlined into the loops around them, the compiler runs out of registers.
+#define MIXSYN_BLOCK static __attribute__((noinline))
+
+// Before a loop over an array of vectors that must become registers.
+#if defined(__clang__)
+#define MIXSYN_UNROLL _Pragma("unroll")
+#else
+#define MIXSYN_UNROLL _Pragma("GCC unroll 16")
 #endif
+
+// isa/<MIXSYN_ISA>.h: the pragma, the width and number of registers (below), and every function that types.h declares.
+//   MIXSYN_VECTOR_BYTES   16, 32 or 64
+//   MIXSYN_PRODUCT_ROWS   rows x 2 vectors of the register block of a product, one register each
+//   MIXSYN_PRODUCT_TALL   rows x 1 vector
+//   MIXSYN_TARGET_END     ends what its pragma began
+#define MIXSYN_QUOTED_(text) #text
+#define MIXSYN_QUOTED(text) MIXSYN_QUOTED_(text)
+// clang-format off: it would put spaces into the path
+#include MIXSYN_QUOTED(isa/MIXSYN_ISA.h)
+// clang-format on

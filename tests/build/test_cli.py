@@ -39,7 +39,9 @@ def test_help_lists_commands_by_paper(capsys):
         cli.main(["--help"])
     said = capsys.readouterr().out
     assert caught.value.code == 0
-    places = [said.index(words) for words in ("  doctor ", "  train ", "MixSyn: ", "  mixsyn compose ", "  mixsyn evaluate ")]
+    places = [
+        said.index(words) for words in ("  doctor ", "  train ", "MixSyn: ", "  mixsyn compose ", "  mixsyn evaluate ")
+    ]
     assert places == sorted(places)
     for old in cli._OLD_WORDS:
         assert f"\n  {old} " not in said

@@ -35,7 +35,14 @@ def headers(version: str, folder: Path) -> _build.Torch | str:
     if not (root / "version.py").is_file():
         with tempfile.TemporaryDirectory() as place:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-            command += ["--no-cache-dir", "--only-binary=:all:", "--python-version=3.12", "--dest", place, f"torch=={version}"]
+            command += [
+                "--no-cache-dir",
+                "--only-binary=:all:",
+                "--python-version=3.12",
+                "--dest",
+                place,
+                f"torch=={version}",
+            ]
             command += [f"--platform={name}" for name in PLATFORMS]
             said = subprocess.run(command, capture_output=True, text=True)
             wheels = list(Path(place).glob("*.whl"))

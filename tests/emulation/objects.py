@@ -61,15 +61,20 @@ def _key(*parts: str | bytes) -> str:
 
 
 def _included(source: Path, folders: Sequence[Path]) -> list[Path]:
-    """Headers of this repository that a source includes, directly or not, in a fixed order."""
+    """Headers of this repository that a source includes, directly or not, in a fixed order.
+
+    A header that a macro names may be any one below the folder of the file.
+    """
     found: list[Path] = []
     pending = [source]
     while pending:
         path = pending.pop()
-        for name in re.findall(r'^\s*#\s*include\s*[<"]([^">]+)[">]', path.read_text(), re.MULTILINE):
-            places = (folder / name for folder in (path.parent, *folders))
-            header = next((place.resolve() for place in places if place.is_file()), None)
-            if header is not None and header not in found:
+        text = path.read_text()
+        headers = [*path.parent.rglob("*.h")] if re.search(r"^\s*#\s*include\s+[A-Z]", text, re.MULTILINE) else []
+        for name in re.findall(r'^\s*#\s*include\s*[<"]([^">]+)[">]', text, re.MULTILINE):
+            headers += [place for folder in (path.parent, *folders) if (place := folder / name).is_file()][:1]
+        for header in (place.resolve() for place in headers):
+            if header not in found:
                 found.append(header)
                 pending.append(header)
     return sorted(found)

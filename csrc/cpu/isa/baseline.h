@@ -1,0 +1,64 @@
+// What every processor of an architecture has (SSE2 on x86), in vectors of 16 bytes, of which there are sixteen.
+#pragma once
+
+#define MIXSYN_VECTOR_BYTES 16
+#define MIXSYN_PRODUCT_ROWS 4  // products are no one instruction with their sums: each needs a register on the way
+#define MIXSYN_PRODUCT_TALL 8
+#define MIXSYN_TARGET_END
+
+#include "../portable.h"
+
+namespace mixsyn_fast::cpu::MIXSYN_ISA {
+
+MIXSYN_INLINE Vec<float> widen_bfloat16(const void* from) {
+#if defined(__SSE2__)
+  const __m128i bits = _mm_loadl_epi64(static_cast<const __m128i*>(from));
+  return bits_of<Vec<float>>(_mm_unpacklo_epi16(_mm_setzero_si128(), bits));
+#else
+  return bits_of<Vec<float>>(portable_load_halves(from) << 16);
+#endif
+}
+
+MIXSYN_INLINE void narrow_words(void* to, Words words) {
+#if defined(__SSE2__)
+  // words to signed numbers of 16 bits, which is all that this instruction keeps as they are
+  const __m128i low = _mm_srai_epi32(_mm_slli_epi32(bits_of<__m128i>(words), 16), 16);
+  _mm_storel_epi64(static_cast<__m128i*>(to), _mm_packs_epi32(low, low));
+#else
+  const Halves bits = __builtin_convertvector(words, Halves);
+  __builtin_memcpy(to, &bits, sizeof(bits));
+#endif
+}
+
+MIXSYN_INLINE Vec<float> widen_half(const void* from) {
+#if defined(__SSE2__)
+  const __m128i bits = _mm_loadl_epi64(static_cast<const __m128i*>(from));
+  return portable_widen_half(bits_of<Words>(_mm_unpacklo_epi16(bits, _mm_setzero_si128())));
+#else
+  return portable_widen_half(portable_load_halves(from));
+#endif
+}
+MIXSYN_INLINE void narrow_half(void* to, Vec<float> v) { narrow_words(to, portable_narrow_half(v)); }
+
+MIXSYN_INLINE Vec<float> load_first(const float* from, int64_t n) { return portable_load_first(from, n); }
+MIXSYN_INLINE Vec<double> load_first(const double* from, int64_t n) { return portable_load_first(from, n); }
+MIXSYN_INLINE void store_first(float* to, Vec<float> v, int64_t n) { portable_store_first(to, v, n); }
+MIXSYN_INLINE void store_first(double* to, Vec<double> v, int64_t n) { portable_store_first(to, v, n); }
+
+MIXSYN_INLINE Vec<float> gather(const float* column, const int32_t* index) { return portable_gather(column, index); }
+MIXSYN_INLINE Vec<double> gather(const double* column, const int32_t* index) { return portable_gather(column, index); }
+
+// Four vectors would have to meet in one line: not worth the order that asks for.
+inline constexpr bool kStreams = false;
+MIXSYN_INLINE void stream(float* to, Vec<float> v) { __builtin_memcpy(to, &v, sizeof(v)); }
+MIXSYN_INLINE void stream(double* to, Vec<double> v) { __builtin_memcpy(to, &v, sizeof(v)); }
+MIXSYN_INLINE void stream_fence() {}
+
+MIXSYN_INLINE void take_larger(Vec<float>& best, Mask<float>& where, Vec<float> x, Mask<float> at) {
+  portable_take_larger<float>(best, where, x, at);
+}
+MIXSYN_INLINE void take_larger(Vec<double>& best, Mask<double>& where, Vec<double> x, Mask<double> at) {
+  portable_take_larger<double>(best, where, x, at);
+}
+
+}  // namespace mixsyn_fast::cpu::MIXSYN_ISA
