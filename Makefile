@@ -10,6 +10,8 @@
 #   make bench-mixsyn [ARGS=..]              a composition and an edit of MixSyn, part by part
 #   make gpu-check                          what needs a GPU: uses python3 itself when it has a CUDA torch
 #   make sanitize                           the CPU kernels under AddressSanitizer and UBSan
+#   make arm [ARGS=..]                      the op tests on 64-bit Arm, with a cross compiler and qemu
+#   make clang                              compile every source with clang, for this machine and for 64-bit Arm
 #   make headers [TORCH=2.14.1]            compile against the headers of another torch, which is not installed
 #   make lint | format | kernels | doctor | clean
 
@@ -22,7 +24,7 @@ CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CXX_USED := $(or $(shell command -v $(firstword $(CXX))),g++)
 
 .PHONY: demo test mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn gpu-check \
-  sanitize headers lint format kernels doctor setup clean
+  sanitize arm clang headers lint format kernels doctor setup clean
 
 setup: $(VENV)/.installed
 
@@ -99,7 +101,14 @@ sanitize: setup
 	$$($(CXX_USED) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:malloc_context_size=3:quarantine_size_mb=64 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	MIXSYN_FAST_SANITIZE=1 MIXSYN_FAST_STRICT=1 \
-	$(RUN) -m pytest -q -m "not gpu and not slow" -k "not triton and not cuda and not compile and not opcheck and not gradcheck" tests/ops $(ARGS)
+	$(RUN) -m pytest -q -m "not gpu and not slow" -k "not triton and not cuda and not compile and not opcheck and not gradcheck" \
+	--ignore=tests/ops/test_arm.py --ignore=tests/ops/test_stand_in.py tests/ops $(ARGS)
+
+arm: setup
+	$(PYTEST) tests/ops/test_arm.py tests/ops/test_stand_in.py $(ARGS)
+
+clang: setup
+	$(RUN) -m tests.build.clang
 
 TORCH ?= 2.14.1
 headers: setup

@@ -656,7 +656,7 @@ def diagnose(words: str, returncode: int) -> tuple[str, str]:
             "host-compiler",
             "the C++ compiler is too new for this nvcc: set CXX to an older one, such as CXX=g++-12",
         )
-    missing_header = re.search(r"fatal error: cuda\w*(\.h)?: no such file", text)
+    missing_header = re.search(r"fatal error: '?cuda\w*(\.h)?('|: no such) file", text)
     if missing_header or re.search(r"(nvcc|cicc|ptxas)\b.*(not found|no such file)", text):
         return "nvcc", "install the whole CUDA toolkit and set CUDA_HOME, or build without CUDA: FORCE_CPU=1"
     if "unsupported gpu architecture" in text or "is not defined for option 'gpu-architecture'" in text:
