@@ -62,11 +62,12 @@ def ops() -> Any:
     """Return torch.ops.mixsyn_fast_emulated, with the schemas of the package's own ops."""
     for path in sorted((ROOT / "mixsyn_fast" / "ops").glob("*.py")):
         importlib.import_module(f"mixsyn_fast.ops.{path.stem}")  # registers the schemas
+    library = build()
     names = [n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if n.startswith("mixsyn_fast::")]
     global _library
     _library = torch.library.Library("mixsyn_fast_emulated", "DEF")
     for name in names:
         schema = str(getattr(torch.ops.mixsyn_fast, name).default._schema)
         _library.define(schema.split("::", 1)[1])
-    torch.ops.load_library(str(build()))
+    torch.ops.load_library(str(library))
     return torch.ops.mixsyn_fast_emulated
