@@ -215,13 +215,14 @@ MIXSYN_INLINE int64_t product_rows(const A* x, int64_t xs, const A* w, int64_t w
   return r;
 }
 
+// V vectors of columns for all rows: blocks of the height that fills the registers, then lower ones for what is left.
 template <typename A, int V, Product MODE>
 MIXSYN_INLINE void product_columns(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out,
                                    int64_t os, int64_t begin, int64_t end, Ahead* ahead) {
-  int64_t r = begin;
-  if (V == 1) r = product_rows<A, MIXSYN_PRODUCT_TALL, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end, ahead);
-  r = product_rows<A, MIXSYN_PRODUCT_ROWS, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end, ahead);
-  if (MIXSYN_PRODUCT_ROWS > 4) r = product_rows<A, 4, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end, ahead);
+  constexpr int R = V == 1 ? MIXSYN_PRODUCT_TALL : MIXSYN_PRODUCT_ROWS;
+  int64_t r = product_rows<A, R, V, MODE>(x, xs, w, ws, inner, row, out, os, begin, end, ahead);
+  if constexpr (R > 8) r = product_rows<A, 8, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end, ahead);
+  if constexpr (R > 4) r = product_rows<A, 4, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end, ahead);
   product_rows<A, 1, V, MODE>(x, xs, w, ws, inner, row, out, os, r, end, ahead);
 }
 
@@ -248,10 +249,11 @@ void product(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, cons
   const int64_t block = inner * columns * static_cast<int64_t>(sizeof(A)) <= 32768 ? 16 : rows;
   for (int64_t r0 = 0; r0 < rows; r0 += block) {
     const int64_t r1 = r0 + block < rows ? r0 + block : rows;
+    constexpr int V = MIXSYN_PRODUCT_VECTORS;
     int64_t c = 0;
-    for (; c + 2 * L <= columns; c += 2 * L)
-      product_columns<A, 2, MODE>(x, xs, w + c, ws, inner, row ? row + c : row, out + c, os, r0, r1, ahead);
-    if (c < columns)
+    for (; c + V * L <= columns; c += V * L)
+      product_columns<A, V, MODE>(x, xs, w + c, ws, inner, row ? row + c : row, out + c, os, r0, r1, ahead);
+    for (; c < columns; c += L)
       product_columns<A, 1, MODE>(x, xs, w + c, ws, inner, row ? row + c : row, out + c, os, r0, r1, ahead);
   }
 }
@@ -305,15 +307,15 @@ MIXSYN_BLOCK void outer_block(const A* x, int64_t xs, const A* y, int64_t ys, in
 template <typename A, int I>
 MIXSYN_INLINE int64_t outer_rows(const A* x, int64_t xs, const A* y, int64_t ys, int64_t count, const A* scale, A* out,
                                  int64_t os, int64_t i, int64_t rows, int64_t columns, Ahead* ahead) {
-  constexpr int L = kLanes<A>;
+  constexpr int L = kLanes<A>, V = MIXSYN_PRODUCT_VECTORS;
   for (; i + I <= rows; i += I) {
     const A* factor = scale ? scale + i : scale;
     int64_t c = 0;
-    for (; c + 2 * L <= columns; c += 2 * L) {
+    for (; c + V * L <= columns; c += V * L) {
       ahead_fetch(ahead);
-      outer_block<A, I, 2>(x + i, xs, y + c, ys, count, factor, out + i * os + c, os);
+      outer_block<A, I, V>(x + i, xs, y + c, ys, count, factor, out + i * os + c, os);
     }
-    if (c < columns) outer_block<A, I, 1>(x + i, xs, y + c, ys, count, factor, out + i * os + c, os);
+    for (; c < columns; c += L) outer_block<A, I, 1>(x + i, xs, y + c, ys, count, factor, out + i * os + c, os);
   }
   return i;
 }

@@ -34,8 +34,8 @@
 
 // isa/<MIXSYN_ISA>.h: the pragma, the width and number of registers (below), and every function that types.h declares.
 //   MIXSYN_VECTOR_BYTES   16, 32 or 64
-//   MIXSYN_PRODUCT_ROWS   rows x 2 vectors of the register block of a product, one register each
-//   MIXSYN_PRODUCT_TALL   rows x 1 vector
+//   MIXSYN_PRODUCT_ROWS, MIXSYN_PRODUCT_VECTORS   of the register block of a product, a register for every vector
+//   MIXSYN_PRODUCT_TALL   rows of a block that is one vector wide
 //   MIXSYN_TARGET_END     ends what its pragma began
 #define MIXSYN_QUOTED_(text) #text
 #define MIXSYN_QUOTED(text) MIXSYN_QUOTED_(text)

@@ -4,6 +4,7 @@
 #define MIXSYN_AVX2
 #define MIXSYN_VECTOR_BYTES 32
 #define MIXSYN_PRODUCT_ROWS 6
+#define MIXSYN_PRODUCT_VECTORS 2
 #define MIXSYN_PRODUCT_TALL 12
 
 #if defined(__clang__)

@@ -4,6 +4,7 @@
 #define MIXSYN_AVX512
 #define MIXSYN_VECTOR_BYTES 64
 #define MIXSYN_PRODUCT_ROWS 8
+#define MIXSYN_PRODUCT_VECTORS 2
 #define MIXSYN_PRODUCT_TALL 16
 
 #if defined(__clang__)

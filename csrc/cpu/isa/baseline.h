@@ -2,7 +2,8 @@
 #pragma once
 
 #define MIXSYN_VECTOR_BYTES 16
-#define MIXSYN_PRODUCT_ROWS 4  // products are no one instruction with their sums: each needs a register on the way
+#define MIXSYN_PRODUCT_ROWS 2
+#define MIXSYN_PRODUCT_VECTORS 4
 #define MIXSYN_PRODUCT_TALL 8
 #define MIXSYN_TARGET_END
 
