@@ -656,6 +656,13 @@ MUTATIONS = [
         "tests/models/test_options.py -k names_and_defaults",
     ),
     Mutation(
+        "AVX2: a register block of more vectors than registers",
+        "csrc/cpu/isa/avx2.h",
+        "#define MIXSYN_PRODUCT_ROWS 6",
+        "#define MIXSYN_PRODUCT_ROWS 8",
+        "tests/build/test_disassembly.py -k 'inner_loops and avx2'",
+    ),
+    Mutation(
         "MixSyn: regions that a source lacks",
         "models/mixsyn/compositions.py",
         "torch.where(present.bool().gather(0, source), source, ABSENT)",

@@ -160,14 +160,6 @@ MIXSYN_INLINE void ahead_fetch(Ahead* a) {
 // out += sums, out = out * row[column] + sums.
 enum class Product { kSet, kStream, kAdd, kScale };
 
-// Whether a result of so many elements, written in rows of `stride`, is worth streaming, and can be.
-template <typename A>
-MIXSYN_INLINE bool products_streams(const A* to, int64_t stride, int64_t elements) {
-  constexpr int64_t kLarge = 8 << 20;  // bytes: more than second-level caches hold
-  return kStreams && elements * static_cast<int64_t>(sizeof(A)) >= kLarge &&
-         reinterpret_cast<uintptr_t>(to) % 64 == 0 && stride % kLine<A> == 0;
-}
-
 // out[r][j] from sum_i x[r][i] w[i][j] for R rows and V vectors of columns, kept in registers. x is broadcast.
 template <typename A, int R, int V, Product MODE>
 MIXSYN_BLOCK void product_block(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, const A* row, A* out,
@@ -258,6 +250,8 @@ void product(const A* x, int64_t xs, const A* w, int64_t ws, int64_t inner, cons
   }
 }
 
+constexpr int64_t kLargeProduct = 8 << 20;
+
 // A product whose result, (rows, columns) of T, goes to memory: full vectors of the accumulation type to their place, others
 // through a buffer. `size` counts the elements of the whole result, of which this is a tile.
 template <typename T, typename A>
@@ -266,7 +260,7 @@ MIXSYN_INLINE void product_into(const A* x, int64_t xs, const A* w, int64_t ws, 
                                 Ahead* ahead) {
   if constexpr (std::is_same_v<T, A>) {
     if (columns % kLanes<A> == 0) {
-      products_streams<A>(to, to_stride, size)
+      streams(to, to_stride, size, kLargeProduct)
           ? product<A, Product::kStream>(x, xs, w, ws, inner, row, to, to_stride, rows, columns, ahead)
           : product<A, Product::kSet>(x, xs, w, ws, inner, row, to, to_stride, rows, columns, ahead);
       return;

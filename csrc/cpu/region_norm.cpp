@@ -21,8 +21,23 @@ MIXSYN_INLINE V activated(V value, V slope) {
 
 // ---------------------------------------------------------------------------------------------- channels_last
 
+// Channels of a pixel that come up soon: the hardware does not follow so many rows that lie far apart.
+template <typename T, int N>
+MIXSYN_INLINE void prefetch_channels(const T* x) {
+  for (int i = 0; i < N * static_cast<int>(sizeof(T)); i += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(x) + i, 0, 2);
+}
+
+// The row of the table that a pixel needs, n channels from c on: where regions meet, every pixel has another.
+template <typename T, typename A>
+MIXSYN_INLINE void prefetch_row(const RegionNorm<T, A>& a, int64_t pixel, int64_t c, int64_t n) {
+  const A* row = a.table + static_cast<int64_t>(a.index[pixel]) * 2 * a.channels + c;
+  for (int64_t i = 0; i < n; i += kLine<A>) __builtin_prefetch(row + i), __builtin_prefetch(row + a.channels + i);
+}
+
 // Vectors of channels that a statistics pass holds in registers: their means, and their sums of squares.
 constexpr int kStatsVectors = 4;
+constexpr int64_t kStatsBlock = 32;  // pixels between the two passes
 
 // Mean and M2 of `done` pixels of some channels, and then of the pixels [q0, q1) as well. Two passes over a block that stays
 // in the first-level cache, merged with what was there (Chan, Golub, LeVeque): never E[x^2] - m^2.
@@ -37,6 +52,7 @@ MIXSYN_INLINE void stats_block(const RegionNorm<T, A>& a, A* mean_out, A* m2_out
   }
   for (int64_t p = q0; p < q1; ++p) {
     const T* x = a.x + p * a.channels + c0;
+    prefetch_channels<T, NV * L>(x + kStatsBlock * a.channels);
     const Vec<A> n = NOISE ? splat<A>(static_cast<A>(a.noise[p])) : Vec<A>{};
     for (int v = 0; v < NV; ++v) {
       const Vec<A> value = load_part<FULL>(x + v * L, nc - v * L);
@@ -71,7 +87,7 @@ MIXSYN_INLINE void stats_block(const RegionNorm<T, A>& a, A* mean_out, A* m2_out
 template <typename T, typename A, bool NOISE>
 MIXSYN_INLINE void stats_tile(const RegionNorm<T, A>& a, A* mean, A* m2, int64_t p0, int64_t p1, int64_t c0,
                               int64_t c1) {
-  constexpr int64_t kStep = kStatsVectors * kLanes<A>, kBlock = 32;
+  constexpr int64_t kStep = kStatsVectors * kLanes<A>, kBlock = kStatsBlock;
   for (int64_t q0 = p0; q0 < p1; q0 += kBlock) {
     const int64_t q1 = q0 + kBlock < p1 ? q0 + kBlock : p1;
     for (int64_t c = c0; c < c1; c += kStep)
@@ -80,28 +96,47 @@ MIXSYN_INLINE void stats_tile(const RegionNorm<T, A>& a, A* mean, A* m2, int64_t
   }
 }
 
-// Items: image-aligned pixel chunks x channel tiles. partial_* are (B * chunks per image, C).
+// Items: image-aligned pixel chunks x channel tiles; the tiles of a chunk that come together are worked through together,
+// block by block of pixels, so that memory is read in its order. partial_* are (B * chunks per image, C).
 template <typename T, typename A>
 void stats_tiles(const RegionNorm<T, A>& a, A* partial_mean, A* partial_m2, int64_t begin, int64_t end) {
   constexpr int64_t kTile = kTileLines * kLine<A>;
   const int64_t tiles = (a.channels + kTile - 1) / kTile;
   const int64_t chunks = (a.pixels + kPixelChunk - 1) / kPixelChunk;
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t chunk = item / tiles, c0 = (item % tiles) * kTile;
+  for (int64_t item = begin; item < end;) {
+    const int64_t chunk = item / tiles, first = item % tiles;
+    const int64_t last = end - item < tiles - first ? first + (end - item) : tiles;
     const int64_t image = chunk / chunks, in_image = (chunk % chunks) * kPixelChunk;
     const int64_t p0 = image * a.pixels + in_image;
     const int64_t left = a.pixels - in_image;
     const int64_t p1 = p0 + (left < kPixelChunk ? left : kPixelChunk);
-    const int64_t c1 = c0 + kTile < a.channels ? c0 + kTile : a.channels;
+    const int64_t c0 = first * kTile, c1 = last * kTile < a.channels ? last * kTile : a.channels;
     A* mean = partial_mean + chunk * a.channels;
     A* m2 = partial_m2 + chunk * a.channels;
     a.noise ? stats_tile<T, A, true>(a, mean, m2, p0, p1, c0, c1)
             : stats_tile<T, A, false>(a, mean, m2, p0, p1, c0, c1);
+    item += last - first;
+  }
+}
+
+// Whether full vectors of a result are written past the caches.
+template <typename T, typename A>
+MIXSYN_INLINE bool streams_rows(const RegionNorm<T, A>& a, const T* to) {
+  constexpr int64_t kLeast = 16 << 20;
+  if constexpr (std::is_same_v<T, A>) return streams(to, a.channels, a.batch * a.pixels * a.channels, kLeast);
+  return false;
+}
+template <bool STREAM, typename T, typename V>
+MIXSYN_INLINE void store_row(T* to, V v) {
+  if constexpr (STREAM && sizeof(T) == sizeof(v[0])) {
+    stream(to, v);
+  } else {
+    store(to, v);
   }
 }
 
 // MAPS: dense scale and shift instead of rows of the table. One pixel after another, all its channels.
-template <typename T, typename A, bool MAPS, bool NOISE>
+template <typename T, typename A, bool MAPS, bool NOISE, bool STREAM>
 MIXSYN_INLINE void apply_range(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
   constexpr int L = kLanes<A>;
   const int64_t C = a.channels, full = C / L * L;
@@ -115,6 +150,7 @@ MIXSYN_INLINE void apply_range(const RegionNorm<T, A>& a, int64_t begin, int64_t
     const T* x = a.x + p * C;
     T* y = a.y + p * C;
     const A* row = MAPS ? nullptr : a.table + static_cast<int64_t>(a.index ? a.index[p] : 0) * 2 * C;
+    if (!MAPS && a.index && p + 1 < end && a.index[p + 1] != a.index[p]) prefetch_row(a, p + 1, 0, C);
     const T* scale = MAPS ? a.scale + p * C : nullptr;
     const T* shift = MAPS ? a.shift + p * C : nullptr;
     const Vec<A> n = NOISE ? splat<A>(static_cast<A>(a.noise[p])) : zero;
@@ -127,7 +163,7 @@ MIXSYN_INLINE void apply_range(const RegionNorm<T, A>& a, int64_t begin, int64_t
       } else {
         gamma = load(row + c), beta = load(row + C + c);
       }
-      store(y + c, activated<Vec<A>>(xhat * gamma + beta, slope));
+      store_row<STREAM>(y + c, activated<Vec<A>>(xhat * gamma + beta, slope));
     }
     for (int64_t c = full; c < C; ++c) {
       const A noise = NOISE ? static_cast<A>(a.noise[p]) * a.noise_scale[c] : A(0);
@@ -138,14 +174,28 @@ MIXSYN_INLINE void apply_range(const RegionNorm<T, A>& a, int64_t begin, int64_t
   }
 }
 
+// From the end to the begin: what the statistics read last is still in the caches.
+template <typename T, typename A, bool MAPS, bool NOISE>
+MIXSYN_INLINE void apply_backwards(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  const bool stream = streams_rows<T, A>(a, a.y);
+  for (int64_t p1 = end; p1 > begin; p1 -= kPixelChunk) {
+    const int64_t p0 = p1 - begin > kPixelChunk ? p1 - kPixelChunk : begin;
+    stream ? apply_range<T, A, MAPS, NOISE, true>(a, p0, p1) : apply_range<T, A, MAPS, NOISE, false>(a, p0, p1);
+  }
+  stream_fence();
+}
+
 template <typename T, typename A>
 void apply_pixels(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
   if (a.scale) {
-    a.noise ? apply_range<T, A, true, true>(a, begin, end) : apply_range<T, A, true, false>(a, begin, end);
+    a.noise ? apply_backwards<T, A, true, true>(a, begin, end) : apply_backwards<T, A, true, false>(a, begin, end);
   } else {
-    a.noise ? apply_range<T, A, false, true>(a, begin, end) : apply_range<T, A, false, false>(a, begin, end);
+    a.noise ? apply_backwards<T, A, false, true>(a, begin, end) : apply_backwards<T, A, false, false>(a, begin, end);
   }
 }
+
+// How many pixels ahead a reduction asks for its channels: they lie a whole pixel apart, too far for the hardware to follow.
+constexpr int64_t kReduceAhead = 16;
 
 // One tile of channels over the pixels [p0, p1): sums of a run of pixels with the same row stay in registers and are
 // added to the row when the run ends (or after kRun pixels: two-level summation keeps float32 sums exact enough).
@@ -186,6 +236,8 @@ MIXSYN_INLINE void reduce_tile(const RegionNorm<T, A>& a, int64_t split, int64_t
         }
         int64_t q = p;
         do {
+          __builtin_prefetch(a.x + (q + kReduceAhead) * C + c, 0, 2);
+          __builtin_prefetch(a.grad + (q + kReduceAhead) * C + c, 0, 2);
           const Vec<A> noise = a.noise ? splat<A>(static_cast<A>(a.noise[q])) : zero;
           for (int v = 0; v < NV; ++v) {
             const int64_t at = q * C + c + v * L, m = n - v * L;

@@ -86,6 +86,14 @@ MIXSYN_INLINE void store_part(T* p, V v, int64_t n) {
   }
 }
 
+// Whether a result of so many elements, written in rows of `stride`, is worth streaming, and can be. `least`, in bytes: more
+// than caches hold until it is read.
+template <typename A>
+MIXSYN_INLINE bool streams(const A* to, int64_t stride, int64_t elements, int64_t least) {
+  return kStreams && elements * static_cast<int64_t>(sizeof(A)) >= least && reinterpret_cast<uintptr_t>(to) % 64 == 0 &&
+         stride % kLine<A> == 0;
+}
+
 // Lanes of a and, from kLanes on, of b.
 template <int... LANES, typename V>
 MIXSYN_INLINE V shuffle(V a, V b) {

@@ -49,11 +49,14 @@ MIXSYN_INLINE Vec<double> load_first(const double* from, int64_t n) { return _mm
 MIXSYN_INLINE void store_first(float* to, Vec<float> v, int64_t n) { _mm256_maskstore_ps(to, first_words(n), v); }
 MIXSYN_INLINE void store_first(double* to, Vec<double> v, int64_t n) { _mm256_maskstore_pd(to, first_longs(n), v); }
 
+// Masked, though all lanes are wanted: the other form leaves its target undefined, of which GCC warns.
 MIXSYN_INLINE Vec<float> gather(const float* column, const int32_t* index) {
-  return _mm256_i32gather_ps(column, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), 4);
+  const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
+  return _mm256_mask_i32gather_ps(_mm256_setzero_ps(), column, at, _mm256_castsi256_ps(_mm256_set1_epi32(-1)), 4);
 }
 MIXSYN_INLINE Vec<double> gather(const double* column, const int32_t* index) {
-  return _mm256_i32gather_pd(column, _mm_loadu_si128(reinterpret_cast<const __m128i*>(index)), 8);
+  const __m128i at = _mm_loadu_si128(reinterpret_cast<const __m128i*>(index));
+  return _mm256_mask_i32gather_pd(_mm256_setzero_pd(), column, at, _mm256_castsi256_pd(_mm256_set1_epi64x(-1)), 8);
 }
 
 inline constexpr bool kStreams = true;

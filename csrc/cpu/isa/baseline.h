@@ -49,11 +49,17 @@ MIXSYN_INLINE void store_first(double* to, Vec<double> v, int64_t n) { portable_
 MIXSYN_INLINE Vec<float> gather(const float* column, const int32_t* index) { return portable_gather(column, index); }
 MIXSYN_INLINE Vec<double> gather(const double* column, const int32_t* index) { return portable_gather(column, index); }
 
-// Four vectors would have to meet in one line: not worth the order that asks for.
+#if defined(__SSE2__)
+inline constexpr bool kStreams = true;
+MIXSYN_INLINE void stream(float* to, Vec<float> v) { _mm_stream_ps(to, v); }
+MIXSYN_INLINE void stream(double* to, Vec<double> v) { _mm_stream_pd(to, v); }
+MIXSYN_INLINE void stream_fence() { _mm_sfence(); }
+#else
 inline constexpr bool kStreams = false;
 MIXSYN_INLINE void stream(float* to, Vec<float> v) { __builtin_memcpy(to, &v, sizeof(v)); }
 MIXSYN_INLINE void stream(double* to, Vec<double> v) { __builtin_memcpy(to, &v, sizeof(v)); }
 MIXSYN_INLINE void stream_fence() {}
+#endif
 
 MIXSYN_INLINE void take_larger(Vec<float>& best, Mask<float>& where, Vec<float> x, Mask<float> at) {
   portable_take_larger<float>(best, where, x, at);
