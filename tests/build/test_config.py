@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mixsyn_fast import _build
-from tests.build import torch_headers
+from tests.build import clang, torch_headers
 
 CUDA_TORCH = _build.Torch(Path("/nowhere/torch"), "2.12.0+cu130", "13.0")
 
@@ -480,3 +480,23 @@ def test_headers_of_another_torch(tmp_path, monkeypatch, capsys):
     assert "0 of 2 compilations succeed" in said.out and re.search("there.h(: No such file|' file not found)", said.err)
     (include / "there.h").touch()
     assert torch_headers.main(["2.99.0"], tmp_path / "csrc") == 0
+
+
+def test_clang_is_held_to_no_warning(tmp_path, monkeypatch, capsys):
+    """A warning fails the run, and so does what cannot be generated; a machine without clang says so."""
+    csrc = tmp_path / "csrc"
+    csrc.mkdir()
+    monkeypatch.setenv("CLANG", "no-such-clang++")
+    assert clang.main(csrc) == 0 and "no no-such-clang++ here: nothing was compiled" in capsys.readouterr().out
+    if shutil.which("clang++") is None:
+        pytest.skip("no clang++")
+    monkeypatch.setenv("CLANG", "clang++")
+    for text, status in (
+        ("int a() { return 1; }\n", 0),
+        ("int a() { int unused; return 1; }\n", 1),
+        ('int a() { asm("nonsense"); return 1; }\n', 1),
+    ):
+        (csrc / "a_cpu.cpp").write_text(text)
+        assert clang.main(csrc) == status
+        said = capsys.readouterr()
+        assert f"{1 - status} of 1 compilations without a warning" in said.out and ("a_cpu.cpp" in said.err) == bool(status)
