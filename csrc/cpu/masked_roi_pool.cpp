@@ -35,6 +35,15 @@ MIXSYN_INLINE void roi_store_index(int32_t* to, Mask<A> v) {
   }
 }
 
+// The larger of two and where it lies, the earlier of equals; a NaN is larger than everything, the first NaN stays. x may be
+// a NaN only where MAY_BE_NAN is set; best may always be one.
+template <typename A, bool MAY_BE_NAN>
+MIXSYN_INLINE void roi_take(Vec<A>& best, Mask<A>& where, Vec<A> x, Mask<A> at) {
+  const Mask<A> take = MAY_BE_NAN ? ~((x <= best) | (best != best)) : x > best;
+  where = take ? at : where;
+  best = MAY_BE_NAN ? (take ? x : best) : (x > best ? x : best);
+}
+
 // What one item owns.
 template <typename T, typename A>
 struct RoiItem {
@@ -82,26 +91,34 @@ constexpr int64_t kRoiRun = 512;
 // Vectors of channels that a run keeps in registers: maxima, and where they lie.
 constexpr int kRoiVectors = 4;
 
-// Channels [c, c + kRoiVectors vectors) of the item, pixels [p, end) of one row.
-template <typename T, typename A, bool MAXIMUM, bool FULL>
-MIXSYN_INLINE void roi_run(const RoiPool<T, A>& a, const RoiItem<T, A>& i, const T* x, int64_t p, int64_t end,
-                           int64_t c, A* values, int32_t* where) {
+// Channels [c, c + kRoiVectors vectors) of the item, pixels [p, end) of one row. Returns false, having done nothing, where
+// there is a NaN that was not reckoned with.
+template <typename T, typename A, bool FULL, bool MAY_BE_NAN>
+MIXSYN_INLINE bool roi_run_maximum(const RoiPool<T, A>& a, const T* from, int64_t nc, int64_t p, int64_t end, A* values,
+                                   int32_t* where) {
   constexpr int L = kLanes<A>, NV = kRoiVectors;
-  const T* from = x + p * a.channels + c;
-  if constexpr (MAXIMUM) {
-    Vec<A> best[NV];
-    Mask<A> at[NV], here = roi_splat<A>(p);
-    for (int v = 0; v < NV; ++v) best[v] = load(values + v * L), at[v] = roi_load_index<A>(where + v * L);
-    for (; p < end; ++p, from += a.channels, here += 1)
-      for (int v = 0; v < NV; ++v) take_larger(best[v], at[v], load_part<FULL>(from + v * L, i.nc - c - v * L), here);
-    for (int v = 0; v < NV; ++v) store(values + v * L, best[v]), roi_store_index<A>(where + v * L, at[v]);
-  } else {
-    Vec<A> sum[NV];
-    for (int v = 0; v < NV; ++v) sum[v] = Vec<A>{};
-    for (; p < end; ++p, from += a.channels)
-      for (int v = 0; v < NV; ++v) sum[v] += load_part<FULL>(from + v * L, i.nc - c - v * L);
-    for (int v = 0; v < NV; ++v) store(values + v * L, load(values + v * L) + sum[v]);
-  }
+  Vec<A> best[NV];
+  Mask<A> at[NV], here = roi_splat<A>(p), nan = {};
+  for (int v = 0; v < NV; ++v) best[v] = load(values + v * L), at[v] = roi_load_index<A>(where + v * L);
+  for (; p < end; ++p, from += a.channels, here += 1)
+    for (int v = 0; v < NV; ++v) {
+      const Vec<A> x = load_part<FULL>(from + v * L, nc - v * L);
+      if (!MAY_BE_NAN) nan |= x != x;
+      roi_take<A, MAY_BE_NAN>(best[v], at[v], x, here);
+    }
+  if (!MAY_BE_NAN && any_lane(nan)) return false;
+  for (int v = 0; v < NV; ++v) store(values + v * L, best[v]), roi_store_index<A>(where + v * L, at[v]);
+  return true;
+}
+
+template <typename T, typename A, bool FULL>
+MIXSYN_INLINE void roi_run_sum(const RoiPool<T, A>& a, const T* from, int64_t nc, int64_t p, int64_t end, A* values) {
+  constexpr int L = kLanes<A>, NV = kRoiVectors;
+  Vec<A> sum[NV];
+  for (int v = 0; v < NV; ++v) sum[v] = Vec<A>{};
+  for (; p < end; ++p, from += a.channels)
+    for (int v = 0; v < NV; ++v) sum[v] += load_part<FULL>(from + v * L, nc - v * L);
+  for (int v = 0; v < NV; ++v) store(values + v * L, load(values + v * L) + sum[v]);
 }
 
 template <typename T, typename A, bool MAXIMUM, bool FULL>
@@ -115,8 +132,15 @@ MIXSYN_INLINE void roi_last(const RoiPool<T, A>& a, const RoiItem<T, A>& i) {
     for (++end; end < limit && rows[end] == row;) ++end;
     A* values = i.table + row * a.tile;
     int32_t* where = MAXIMUM ? i.where + row * a.tile : nullptr;
-    for (int64_t c = 0; c < i.nc; c += kStep)
-      roi_run<T, A, MAXIMUM, FULL>(a, i, x, p, end, c, values + c, MAXIMUM ? where + c : where);
+    for (int64_t c = 0; c < i.nc; c += kStep) {
+      const T* from = x + p * a.channels + c;
+      if constexpr (MAXIMUM) {
+        if (!roi_run_maximum<T, A, FULL, false>(a, from, i.nc - c, p, end, values + c, where + c))
+          roi_run_maximum<T, A, FULL, true>(a, from, i.nc - c, p, end, values + c, where + c);
+      } else {
+        roi_run_sum<T, A, FULL>(a, from, i.nc - c, p, end, values + c);
+      }
+    }
   }
 }
 
@@ -287,45 +311,70 @@ MIXSYN_INLINE void roi_resolve(const RoiPool<T, float>& a, const RoiItem<T, floa
 }
 #endif
 
-// n pixels x kLanes channels from c on, by transposition: every pixel updates the row of its region.
+// The pixels of a transposed block, n vectors of channels: every pixel updates the row of its region.
+template <typename A, bool MAY_BE_NAN>
+MIXSYN_INLINE void roi_update_maximum(const Vec<A>* block, const int32_t* rows, int64_t p, int64_t n, A* table,
+                                      int32_t* position, int64_t stride) {
+  for (int64_t q = 0; q < n;) {
+    const int32_t row = rows[q];
+    A* values = table + row * stride;
+    int32_t* where = position + row * stride;
+    Vec<A> best = load(values);
+    Mask<A> at = roi_load_index<A>(where);
+    do {
+      roi_take<A, MAY_BE_NAN>(best, at, block[q], roi_splat<A>(p + q));
+      ++q;
+    } while (q < n && rows[q] == row);
+    store(values, best);
+    roi_store_index<A>(where, at);
+  }
+}
+
+template <typename A>
+MIXSYN_INLINE void roi_update_sum(const Vec<A>* block, const int32_t* rows, int64_t n, A* table, int64_t stride) {
+  for (int64_t q = 0; q < n;) {
+    const int32_t row = rows[q];
+    A* values = table + row * stride;
+    Vec<A> sum = {};
+    do {
+      sum += block[q];
+      ++q;
+    } while (q < n && rows[q] == row);
+    store(values, load(values) + sum);
+  }
+}
+
+// n pixels x kLanes channels from c on, by transposition.
 template <typename T, typename A, bool MAXIMUM, bool FULL>
 MIXSYN_INLINE void roi_block(const RoiPool<T, A>& a, const RoiItem<T, A>& i, const T* x, int64_t p, int64_t n,
                              int64_t c) {
   constexpr int L = kLanes<A>;
   const int32_t* rows = i.plan->row.data() + p;
   Vec<A> block[L];
-  for (int k = 0; k < L; ++k)
+  Mask<A> nan = {};
+  for (int k = 0; k < L; ++k) {
     block[k] = FULL || c + k < i.nc ? load_part<false>(x + (c + k) * a.pixels + p, n) : Vec<A>{};
+    if (MAXIMUM) nan |= block[k] != block[k];
+  }
   transpose<A>(block);
-  for (int64_t q = 0; q < n;) {
-    const int32_t row = rows[q];
-    A* values = i.table + row * a.tile + c;
-    if constexpr (MAXIMUM) {
-      int32_t* where = i.where + row * a.tile + c;
-      Vec<A> best = load(values);
-      Mask<A> at = roi_load_index<A>(where);
-      do {
-        take_larger(best, at, block[q], roi_splat<A>(p + q));
-        ++q;
-      } while (q < n && rows[q] == row);
-      store(values, best);
-      roi_store_index<A>(where, at);
-    } else {
-      Vec<A> sum = {};
-      do {
-        sum += block[q];
-        ++q;
-      } while (q < n && rows[q] == row);
-      store(values, load(values) + sum);
-    }
+  if constexpr (!MAXIMUM) {
+    roi_update_sum<A>(block, rows, n, i.table + c, a.tile);
+  } else if (any_lane(nan)) {
+    roi_update_maximum<A, true>(block, rows, p, n, i.table + c, i.where + c, a.tile);
+  } else {
+    roi_update_maximum<A, false>(block, rows, p, n, i.table + c, i.where + c, a.tile);
   }
 }
 
 template <typename T, typename A, bool MAXIMUM, bool FULL>
 MIXSYN_INLINE void roi_blocks(const RoiPool<T, A>& a, const RoiItem<T, A>& i, const T* x, int64_t p0, int64_t p1) {
   constexpr int L = kLanes<A>;
-  for (int64_t p = p0; p < p1; p += L)
-    for (int64_t c = 0; c < i.nc; c += L) roi_block<T, A, MAXIMUM, FULL>(a, i, x, p, p1 - p < L ? p1 - p : L, c);
+  // a line of every plane is used up before the next planes: lines of planes that lie a power of two apart evict each other
+  for (int64_t begin = p0, end = p0; begin < p1; begin = end) {
+    end = p1 - begin < kLine<A> ? p1 : begin + kLine<A>;
+    for (int64_t c = 0; c < i.nc; c += L)
+      for (int64_t p = begin; p < end; p += L) roi_block<T, A, MAXIMUM, FULL>(a, i, x, p, end - p < L ? end - p : L, c);
+  }
 }
 
 template <typename T, typename A, bool MAXIMUM, bool FULL>

@@ -56,11 +56,4 @@ MIXSYN_INLINE Vec<A> portable_gather(const A* column, const int32_t* index) {
   return v;
 }
 
-template <typename A>
-MIXSYN_INLINE void portable_take_larger(Vec<A>& best, Mask<A>& where, Vec<A> x, Mask<A> at) {
-  const Mask<A> keep = (x <= best) | (best != best);
-  best = keep ? best : x;
-  where = keep ? where : at;
-}
-
 }  // namespace mixsyn_fast::cpu::MIXSYN_ISA

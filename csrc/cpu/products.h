@@ -156,7 +156,7 @@ MIXSYN_INLINE void ahead_fetch(Ahead* a) {
 
 // ------------------------------------------------------------------------------------------------------ products
 
-// What becomes of the sums, which start at row[column] where a row is given: out = sums, the same past the caches,
+// What becomes of the sums, to which row[column] is added where a row is given: out = sums, the same past the caches,
 // out += sums, out = out * row[column] + sums.
 enum class Product { kSet, kStream, kAdd, kScale };
 
@@ -168,7 +168,7 @@ MIXSYN_BLOCK void product_block(const A* x, int64_t xs, const A* w, int64_t ws, 
   Vec<A> sum[R][V];
   MIXSYN_UNROLL
   for (int r = 0; r < R; ++r) MIXSYN_UNROLL
-  for (int v = 0; v < V; ++v) sum[r][v] = MODE != Product::kScale && row ? load(row + v * L) : Vec<A>{};
+  for (int v = 0; v < V; ++v) sum[r][v] = Vec<A>{};
   constexpr int kBases = (R + 3) / 4;  // pointers to every fourth row: with one per row the loop runs out of registers
   const A* base[kBases];
   MIXSYN_UNROLL
@@ -190,6 +190,7 @@ MIXSYN_BLOCK void product_block(const A* x, int64_t xs, const A* w, int64_t ws, 
   for (int r = 0; r < R; ++r) MIXSYN_UNROLL
   for (int v = 0; v < V; ++v) {
     A* to = out + r * os + v * L;
+    if (MODE != Product::kScale && row) sum[r][v] += load(row + v * L);
     if (MODE == Product::kAdd) sum[r][v] = load(to) + sum[r][v];
     if (MODE == Product::kScale) sum[r][v] = load(to) * load(row + v * L) + sum[r][v];
     MODE == Product::kStream ? stream(to, sum[r][v]) : store(to, sum[r][v]);

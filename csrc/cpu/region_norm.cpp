@@ -386,6 +386,14 @@ MIXSYN_INLINE void modulation(const PlaneTable<A>& t, int32_t row, const int32_t
   }
 }
 
+// v with zeros from lane n on.
+template <typename A>
+MIXSYN_INLINE Vec<A> first_lanes(Vec<A> v, int64_t n) {
+  Vec<A> lane;
+  for (int i = 0; i < kLanes<A>; ++i) lane[i] = static_cast<A>(i);
+  return lane < static_cast<A>(n) ? v : Vec<A>{};
+}
+
 template <typename T, typename A>
 MIXSYN_INLINE void plane_stats(const T* x, const T* noise, A noise_scale, int64_t n, A& mean_out, A& m2_out) {
   constexpr int L = kLanes<A>;
@@ -396,10 +404,17 @@ MIXSYN_INLINE void plane_stats(const T* x, const T* noise, A noise_scale, int64_
   for (int64_t q0 = 0; q0 < n; q0 += 4096) {
     const int64_t q1 = q0 + 4096 < n ? q0 + 4096 : n;
     Vec<A> s[4] = {zero, zero, zero, zero};
-    for (int64_t p = q0, i = 0; p < q1; p += L, ++i) {
-      Vec<A> v = load_part<false>(x + p, q1 - p);
-      if (noise) v += load_part<false>(noise + p, q1 - p) * ns;
-      s[i & 3] += v;
+    int64_t p = q0;
+    for (; p + 4 * L <= q1; p += 4 * L) {
+      MIXSYN_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        s[j] += load(x + p + j * L);
+        if (noise) s[j] += load(noise + p + j * L) * ns;
+      }
+    }
+    for (; p < q1; p += L) {
+      s[0] += load_part<false>(x + p, q1 - p);
+      if (noise) s[0] += load_part<false>(noise + p, q1 - p) * ns;
     }
     sum += lane_sum<A>((s[0] + s[1]) + (s[2] + s[3]));
   }
@@ -410,18 +425,20 @@ MIXSYN_INLINE void plane_stats(const T* x, const T* noise, A noise_scale, int64_
     const int64_t q1 = q0 + 4096 < n ? q0 + 4096 : n;
     Vec<A> s[4] = {zero, zero, zero, zero};
     int64_t p = q0;
-    for (int64_t i = 0; p + L <= q1; p += L, ++i) {
-      Vec<A> v = load(x + p);
-      if (noise) v += load(noise + p) * ns;
-      v -= m;
-      s[i & 3] += v * v;
+    for (; p + 4 * L <= q1; p += 4 * L) {
+      MIXSYN_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        Vec<A> v = load(x + p + j * L) - m;
+        if (noise) v += load(noise + p + j * L) * ns;
+        s[j] += v * v;
+      }
     }
-    A tail = 0;
-    for (; p < q1; ++p) {
-      const A v = static_cast<A>(x[p]) + (noise ? static_cast<A>(noise[p]) * noise_scale : A(0)) - mean;
-      tail += v * v;
+    for (; p < q1; p += L) {
+      Vec<A> v = load_part<false>(x + p, q1 - p) - m;
+      if (noise) v += load_part<false>(noise + p, q1 - p) * ns;
+      s[0] += first_lanes<A>(v, q1 - p) * v;
     }
-    m2 += lane_sum<A>((s[0] + s[1]) + (s[2] + s[3])) + tail;
+    m2 += lane_sum<A>((s[0] + s[1]) + (s[2] + s[3]));
   }
   mean_out = mean, m2_out = m2;
 }

@@ -56,14 +56,14 @@ MIXSYN_INLINE void store_first(double* to, Vec<double> v, int64_t n);
 MIXSYN_INLINE Vec<float> gather(const float* column, const int32_t* index);
 MIXSYN_INLINE Vec<double> gather(const double* column, const int32_t* index);
 
+// Whether any lane of a comparison's result is set.
+MIXSYN_INLINE bool any_lane(Mask<float> mask);
+MIXSYN_INLINE bool any_lane(Mask<double> mask);
+
 // A store that does not read the line before nor keep it: for results that no cache would hold until they are used. Only to
 // multiples of 64 bytes, whole lines one vector after the other; stream_fence() ends a series of them.
 MIXSYN_INLINE void stream(float* to, Vec<float> v);
 MIXSYN_INLINE void stream(double* to, Vec<double> v);
 MIXSYN_INLINE void stream_fence();
-
-// The larger of two and where it lies, the earlier of equals; a NaN is larger than everything, the first NaN stays.
-MIXSYN_INLINE void take_larger(Vec<float>& best, Mask<float>& where, Vec<float> x, Mask<float> at);
-MIXSYN_INLINE void take_larger(Vec<double>& best, Mask<double>& where, Vec<double> x, Mask<double> at);
 
 }  // namespace mixsyn_fast::cpu::MIXSYN_ISA

@@ -33,9 +33,6 @@ ALLOWED = [
     Allowed("baseline", "reduce_tiles<double", "spill", "two vectors more than there are registers"),
     Allowed("baseline", "roi_pool_(first|last)<double", "element spill", "SSE2 has no choice between integers of 64 bits"),
     Allowed("neon", "reduce_tiles<float", "spill", "a gradient waits on the stack for its second use, though registers are free"),
-    Allowed("avx512 avx2 baseline", "stats_planes", "spill", "an index chooses among its four sums"),
-    Allowed("neon", "stats_planes", "scalar", "the sum of a plane's tail"),
-    Allowed("neon", r"product_block<\w+, (\d+, \d, 0|16, 1)", "spill", "sums that start from a row, and 16 rows: 33 registers"),
     Allowed("baseline", "<Half", "spill", "float16 by integers takes more than sixteen registers beside the sums"),
 ]
 

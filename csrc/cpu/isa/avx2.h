@@ -64,11 +64,7 @@ MIXSYN_INLINE void stream(float* to, Vec<float> v) { _mm256_stream_ps(to, v); }
 MIXSYN_INLINE void stream(double* to, Vec<double> v) { _mm256_stream_pd(to, v); }
 MIXSYN_INLINE void stream_fence() { _mm_sfence(); }
 
-MIXSYN_INLINE void take_larger(Vec<float>& best, Mask<float>& where, Vec<float> x, Mask<float> at) {
-  portable_take_larger<float>(best, where, x, at);
-}
-MIXSYN_INLINE void take_larger(Vec<double>& best, Mask<double>& where, Vec<double> x, Mask<double> at) {
-  portable_take_larger<double>(best, where, x, at);
-}
+MIXSYN_INLINE bool any_lane(Mask<float> mask) { return _mm256_movemask_epi8(bits_of<__m256i>(mask)) != 0; }
+MIXSYN_INLINE bool any_lane(Mask<double> mask) { return _mm256_movemask_epi8(bits_of<__m256i>(mask)) != 0; }
 
 }  // namespace mixsyn_fast::cpu::MIXSYN_ISA

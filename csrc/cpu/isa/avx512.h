@@ -62,17 +62,11 @@ MIXSYN_INLINE void stream(float* to, Vec<float> v) { _mm512_stream_ps(to, v); }
 MIXSYN_INLINE void stream(double* to, Vec<double> v) { _mm512_stream_pd(to, v); }
 MIXSYN_INLINE void stream_fence() { _mm_sfence(); }
 
-MIXSYN_INLINE void take_larger(Vec<float>& best, Mask<float>& where, Vec<float> x, Mask<float> at) {
-  const __mmask16 ordered = _mm512_cmp_ps_mask(best, best, _CMP_ORD_Q);
-  const __mmask16 take = _mm512_mask_cmp_ps_mask(ordered, x, best, _CMP_NLE_UQ);
-  best = _mm512_mask_mov_ps(best, take, x);
-  where = bits_of<Mask<float>>(_mm512_mask_mov_epi32(bits_of<__m512i>(where), take, bits_of<__m512i>(at)));
+MIXSYN_INLINE bool any_lane(Mask<float> mask) {
+  return _mm512_test_epi32_mask(bits_of<__m512i>(mask), bits_of<__m512i>(mask)) != 0;
 }
-MIXSYN_INLINE void take_larger(Vec<double>& best, Mask<double>& where, Vec<double> x, Mask<double> at) {
-  const __mmask8 ordered = _mm512_cmp_pd_mask(best, best, _CMP_ORD_Q);
-  const __mmask8 take = _mm512_mask_cmp_pd_mask(ordered, x, best, _CMP_NLE_UQ);
-  best = _mm512_mask_mov_pd(best, take, x);
-  where = bits_of<Mask<double>>(_mm512_mask_mov_epi64(bits_of<__m512i>(where), take, bits_of<__m512i>(at)));
+MIXSYN_INLINE bool any_lane(Mask<double> mask) {
+  return _mm512_test_epi32_mask(bits_of<__m512i>(mask), bits_of<__m512i>(mask)) != 0;
 }
 
 }  // namespace mixsyn_fast::cpu::MIXSYN_ISA

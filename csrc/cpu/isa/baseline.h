@@ -61,11 +61,21 @@ MIXSYN_INLINE void stream(double* to, Vec<double> v) { __builtin_memcpy(to, &v, 
 MIXSYN_INLINE void stream_fence() {}
 #endif
 
-MIXSYN_INLINE void take_larger(Vec<float>& best, Mask<float>& where, Vec<float> x, Mask<float> at) {
-  portable_take_larger<float>(best, where, x, at);
+MIXSYN_INLINE bool any_lane(Mask<float> mask) {
+#if defined(__SSE2__)
+  return _mm_movemask_epi8(bits_of<__m128i>(mask)) != 0;
+#else
+  const Longs longs = bits_of<Longs>(mask);
+  return (longs[0] | longs[1]) != 0;
+#endif
 }
-MIXSYN_INLINE void take_larger(Vec<double>& best, Mask<double>& where, Vec<double> x, Mask<double> at) {
-  portable_take_larger<double>(best, where, x, at);
+MIXSYN_INLINE bool any_lane(Mask<double> mask) {
+#if defined(__SSE2__)
+  return _mm_movemask_epi8(bits_of<__m128i>(mask)) != 0;
+#else
+  const Longs longs = bits_of<Longs>(mask);
+  return (longs[0] | longs[1]) != 0;
+#endif
 }
 
 }  // namespace mixsyn_fast::cpu::MIXSYN_ISA

@@ -4,7 +4,7 @@
 #define MIXSYN_VECTOR_BYTES 16
 #define MIXSYN_PRODUCT_ROWS 8
 #define MIXSYN_PRODUCT_VECTORS 2
-#define MIXSYN_PRODUCT_TALL 16
+#define MIXSYN_PRODUCT_TALL 12
 #define MIXSYN_TARGET_END
 
 #include "../portable.h"
@@ -41,11 +41,7 @@ MIXSYN_INLINE void stream(float* to, Vec<float> v) { __builtin_memcpy(to, &v, si
 MIXSYN_INLINE void stream(double* to, Vec<double> v) { __builtin_memcpy(to, &v, sizeof(v)); }
 MIXSYN_INLINE void stream_fence() {}
 
-MIXSYN_INLINE void take_larger(Vec<float>& best, Mask<float>& where, Vec<float> x, Mask<float> at) {
-  portable_take_larger<float>(best, where, x, at);
-}
-MIXSYN_INLINE void take_larger(Vec<double>& best, Mask<double>& where, Vec<double> x, Mask<double> at) {
-  portable_take_larger<double>(best, where, x, at);
-}
+MIXSYN_INLINE bool any_lane(Mask<float> mask) { return vmaxvq_u32(bits_of<uint32x4_t>(mask)) != 0; }
+MIXSYN_INLINE bool any_lane(Mask<double> mask) { return vmaxvq_u32(bits_of<uint32x4_t>(mask)) != 0; }
 
 }  // namespace mixsyn_fast::cpu::MIXSYN_ISA
