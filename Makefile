@@ -7,11 +7,13 @@
 #   make bench                              the benchmarks (JSON and tables below benchmarks/results); its parts are
 #                                           bench-ops [ARGS=..], bench-plots [PLOT_ARGS=..], bench-models [MODEL_ARGS=..]
 #   make bench-training ARGS='--data DIR ..' the training loop against plain PyTorch
+#   make bench-winners                       where the CPU kernels win, on every instruction set: the table that `auto` reads
 #   make bench-mixsyn [ARGS=..]              a composition and an edit of MixSyn, part by part
 #   make gpu-check                          what needs a GPU: uses python3 itself when it has a CUDA torch
-#   make sanitize                           the CPU kernels under AddressSanitizer and UBSan
 #   make arm [ARGS=..]                      the op tests on 64-bit Arm, with a cross compiler and qemu
 #   make clang                              compile every source with clang, for this machine and for 64-bit Arm
+#   make test-isas                          the op tests on the lower instruction sets: AVX2 and the baseline
+#   make sanitize                           the CPU kernels under AddressSanitizer and UBSan, on every instruction set
 #   make headers [TORCH=2.14.1]            compile against the headers of another torch, which is not installed
 #   make lint | format | kernels | doctor | clean
 
@@ -23,8 +25,8 @@ RUN := $(VENV)/bin/python
 CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CXX_USED := $(or $(shell command -v $(firstword $(CXX))),g++)
 
-.PHONY: demo test mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn gpu-check \
-  sanitize arm clang headers lint format kernels doctor setup clean
+.PHONY: demo test mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn bench-winners gpu-check \
+  test-isas sanitize arm clang headers lint format kernels doctor setup clean
 
 setup: $(VENV)/.installed
 
@@ -56,6 +58,16 @@ PYTEST = MIXSYN_FAST_STRICT=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal --
 test: setup
 	$(PYTEST) $(ARGS)
 
+# What MIXSYN_FAST_CPU asks for must be in force (tests/ops/conftest.py), and native: `auto` might prefer the reference.
+NATIVE_ALONE = -m "not gpu and not slow" --ignore=tests/ops/test_registry.py \
+  -k "not triton and not cuda and not compile and not opcheck and not gradcheck and not other_instruction_sets"
+EXTENSION := --ignore=tests/ops/test_arm.py --ignore=tests/ops/test_stand_in.py tests/ops # without other programs
+LOWER_ISAS := $(if $(filter x86_64,$(shell uname -m)),avx2 baseline)
+
+test-isas: setup
+	for isa in $(LOWER_ISAS); do \
+	  MIXSYN_FAST_CPU=$$isa MIXSYN_FAST_BACKEND=native $(PYTEST) -q $(NATIVE_ALONE) $(EXTENSION) $(ARGS) || exit; done
+
 mutants: setup
 	$(RUN) -m tests.mutants $(ARGS)
 
@@ -83,6 +95,10 @@ bench-training: setup
 bench-mixsyn: setup
 	$(RUN) -m benchmarks.run_mixsyn $(ARGS)
 
+bench-winners: setup
+	$(RUN) -m benchmarks.winners $(ARGS)
+	for isa in $(LOWER_ISAS); do $(RUN) -m benchmarks.winners --cpu $$isa $(ARGS) || exit; done
+
 bench-models: setup
 	$(RUN) -m benchmarks.run_models $(or $(MODEL_ARGS),--quick)
 
@@ -95,14 +111,17 @@ kernels: setup
 	$(RUN) -m pytest -v -rs tests/build/test_nvcc.py
 
 # The interpreter is no sanitized program, so the run-time libraries come first in every process; its own leaks are not
-# our business. Exceptions cross the sanitizer, hence libstdc++ as well.
+# our business. Exceptions cross the sanitizer, hence libstdc++ as well. The lower instruction sets run what compares kernels.
+SANITIZED = -m "not gpu and not slow" -k "not triton and not cuda and not compile and not opcheck and not gradcheck"
+
 sanitize: setup
-	LD_PRELOAD="$$($(CXX_USED) -print-file-name=libasan.so) $$($(CXX_USED) -print-file-name=libubsan.so) \
+	export LD_PRELOAD="$$($(CXX_USED) -print-file-name=libasan.so) $$($(CXX_USED) -print-file-name=libubsan.so) \
 	$$($(CXX_USED) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:malloc_context_size=3:quarantine_size_mb=64 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	MIXSYN_FAST_SANITIZE=1 MIXSYN_FAST_STRICT=1 \
-	$(RUN) -m pytest -q -m "not gpu and not slow" -k "not triton and not cuda and not compile and not opcheck and not gradcheck" \
-	--ignore=tests/ops/test_arm.py --ignore=tests/ops/test_stand_in.py tests/ops $(ARGS)
+	MIXSYN_FAST_SANITIZE=1 MIXSYN_FAST_STRICT=1; \
+	$(RUN) -m pytest -q $(SANITIZED) $(EXTENSION) $(ARGS) || exit; \
+	for isa in $(LOWER_ISAS); do export MIXSYN_FAST_CPU=$$isa MIXSYN_FAST_BACKEND=native; \
+	  $(RUN) -m pytest -q -k "follow_the_reference and (float32 or bfloat16) and not cuda and not triton" $(EXTENSION) $(ARGS) || exit; done
 
 arm: setup
 	$(PYTEST) tests/ops/test_arm.py tests/ops/test_stand_in.py $(ARGS)

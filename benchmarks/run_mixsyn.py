@@ -17,8 +17,8 @@ the edit of one region as `Editor.replace` does: its two codes anew, then decode
 on a hard label map. Everything is eval, without gradients, batch 1, spectral norm folded, weights in channels_last and
 random. The JSON is written after every row.
 
-Gate: the rule of benchmarks/gate.py, dense as the reference; with a larger floor for compile. Nothing is timed before its
-gate.
+Gate: the rule of mixsyn_fast/measure/gate.py, dense as the reference; with a larger floor for compile. Nothing is timed
+before its gate. A part in which ours is slower than dense is a LOSS, and the exit status 1 (benchmarks/tables.py).
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ from mixsyn_fast.models.plain import dense_reference, randomise, without_norms
 from torch import Tensor
 
 from mixsyn_fast.machine import time_limit
+from mixsyn_fast.measure.clock import Call
+from mixsyn_fast.measure.gate import Gate, gate
 from mixsyn_fast.progress import progress
 from mixsyn_fast.region_map import RegionMap
 from mixsyn_fast.runtime import keep_memory
 from mixsyn_fast.writing import jsonable
 
-from . import tables
-from .gate import Gate, gate
-from .timing import RESULTS, Call, Measured, compare, heading, machine_line, measure_rates, save
+from . import cpu, tables
+from .timing import RESULTS, Measured, compare, heading, machine_line, measure_rates, save
 
 FLOOR_COMPILE = (
     1e-5  # the opponent's, of the gate: inductor's instance norms lose more, and leaving it out would do us a favour
@@ -318,12 +319,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile-seconds", type=float, default=600.0, help="give torch.compile this long per part")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="skip peak memory")
     parser.add_argument("--device", default="cpu")
+    cpu.add_option(parser)
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown at the end")
     parser.add_argument("--out", type=Path, help="JSON (default benchmarks/results/mixsyn_<device>.json)")
     options, of_networks = parser.parse_known_args(arguments)
     options.config, _ = settings.read(Config, of_networks, prog=parser.prog, fixed=("classes", "image_size"))
     options.device = torch.device(options.device)
-    options.out = options.out or RESULTS / f"mixsyn_{options.device.type}.json"
+    options.out = options.out or RESULTS / f"mixsyn_{cpu.suffix(options.device, options.cpu)}.json"
     options.compile = options.compile and not options.quick
     sizes = "128" if options.quick and options.sizes == "128,256" else options.sizes
     if not all(size.strip().isdigit() and int(size) > 0 for size in sizes.split(",")):
@@ -377,12 +379,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             save(result, options.out)
         del bench, compiled
         gc.collect()
+    result |= tables.faults(result["rows"])
+    save(result, options.out)
     return result
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measured point."""
     options = parse(arguments)
+    try:
+        cpu.restrict(options.cpu, options.device)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     if options.device.type == "cpu":
         keep_memory()  # for every contender alike, as in run_models
     result = run(options)
@@ -390,8 +399,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"--parts: no part matches {options.parts!r}", file=sys.stderr)
         return 2
     print(tables.render(result, markdown=options.markdown))
+    print(tables.conclusion(result, result["rows"]))
     print(f"written: {options.out}")
-    return 0
+    return 1 if result["losses"] or result["wrong"] else 0
 
 
 if __name__ == "__main__":

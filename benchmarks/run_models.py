@@ -1,7 +1,7 @@
 """Measure whole generators: published form, dense plain PyTorch, torch.compile of it, ours, and the floors.
 
     python -m benchmarks.run_models [--quick] [--cases REGEX] [--repeat N] [--out FILE] [--markdown] [--no-compile]
-                                    [--data DIR] [--device cuda] [--seconds S] [--budget S]
+                                    [--data DIR] [--device cuda] [--seconds S] [--budget S] [--cpu avx2]
 
 Contenders of a row run in one process, taking turns, with the same weights, label maps and noise:
 
@@ -11,6 +11,8 @@ Contenders of a row run in one process, taking turns, with the same weights, lab
 * ours: raw labels to output, the analysis of the label map (a fresh RegionMap) inside the clock;
 * floor_plain: dense with the region norms removed; floor: ours with the region norms removed (channels_last,
   prepacked weights).
+
+A row in which ours is slower than published or dense is a LOSS, and the exit status 1 (benchmarks/tables.py).
 
 mode "forward" is eval without gradients, up to the output before tanh. mode "training" is forward in training mode and
 backward to every parameter, without optimiser.
@@ -40,17 +42,17 @@ from mixsyn_fast.models.plain import calibrate, dense_reference, plain_copy, ran
 from torch import Tensor, nn
 
 from mixsyn_fast.machine import time_limit
+from mixsyn_fast.measure.clock import Call
+from mixsyn_fast.measure.gate import Gate, gate
 from mixsyn_fast.progress import progress
 from mixsyn_fast.region_map import RegionMap
 from mixsyn_fast.runtime import keep_memory
 from mixsyn_fast.writing import jsonable
 
-from . import tables
+from . import cpu, tables
 from .cases import DTYPES, Labels, ModelCase, label_source, model_cases, select
-from .gate import Gate, gate
 from .timing import (
     RESULTS,
-    Call,
     Measured,
     compare,
     heading,
@@ -390,6 +392,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown at the end")
     parser.add_argument("--data", metavar="DIR", help="folder with images/ and labels/ of faces")
     parser.add_argument("--device", default="cpu")
+    cpu.add_option(parser)
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
     parser.add_argument("--ngf", type=int, help="another width of all generators (for trying things out)")
     parser.add_argument("--size", type=int, help="another image size (for trying things out)")
@@ -400,7 +403,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.device == "cpu" and not options.default_allocator:
         keep_memory()  # for every contender alike: fresh pages for each large result would drown the rest
     options.device = torch.device(options.device)
-    options.out = options.out or RESULTS / f"models_{options.device.type}.json"
+    options.out = options.out or RESULTS / f"models_{cpu.suffix(options.device, options.cpu)}.json"
     return options
 
 
@@ -434,6 +437,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         gc.collect()
     if result["left_out"]:
         print(f"left out after {options.budget:.0f} s: {', '.join(result['left_out'])}", file=sys.stderr)
+    result |= tables.faults(result["rows"])
     save(result, options.out)
     return result
 
@@ -441,13 +445,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Measured point."""
     options = parse(arguments)
+    try:
+        cpu.restrict(options.cpu, options.device)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     result = run(options)
     if not result["rows"]:
         print(f"--cases: no row matches {options.cases!r}", file=sys.stderr)
         return 2
     print(tables.render(result, markdown=options.markdown))
+    print(tables.conclusion(result, result["rows"]))
     print(f"written: {options.out}")
-    return 0
+    return 1 if result["losses"] or result["wrong"] else 0
 
 
 if __name__ == "__main__":

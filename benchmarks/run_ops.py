@@ -1,7 +1,7 @@
 """Measure the ops against eager, torch.compile and the physical floor.
 
     python -m benchmarks.run_ops [--quick | --all] [--cases REGEX] [--repeat N] [--out FILE] [--markdown] [--no-compile]
-                                 [--data DIR] [--device cuda] [--dtype bfloat16] [--seconds S] [--budget S]
+                                 [--data DIR] [--device cuda] [--dtype bfloat16] [--seconds S] [--budget S] [--cpu avx2]
 
 The rows, contenders and floors of an op are described in its file in benchmarks/ops. Contenders of one row run in one
 process, taking turns: forms in PyTorch (`eager` and the like), `compile` (torch.compile), the package's backends
@@ -11,6 +11,11 @@ are as close to float64 as the 2x rule asks: ours at most twice the error of the
 Floor: bytes that must move / measured bandwidth, or operations / best measured rate of matrix products, whichever is
 longer; once with the bandwidth at this very row's size ("floor": small tensors stay in the cache), once with that of a
 large transfer ("memory floor").
+
+Verdict: ours against the fastest of plain PyTorch; a row that ours loses is printed as LOSS (benchmarks/tables.py says what
+is noise), and one with a wrong result as such. With any of them the exit status is 1.
+
+--cpu avx2 (or baseline) runs all of it as on a machine that has no more (benchmarks/cpu.py); the targets are then others.
 
 Memory: the peak of all tensors, and of the temporary ones alone (not part of the result), from torch's allocation events;
 on Linux also the growth of the process, which sees the scratch memory of kernels and libraries too (about 1 MB accurate).
@@ -29,15 +34,16 @@ from typing import Any
 import torch
 import torch._functorch.config as functorch
 
+from mixsyn_fast.measure.contest import MODES, is_ours
+from mixsyn_fast.measure.gate import Gate
 from mixsyn_fast.runtime import keep_memory
 from mixsyn_fast.writing import jsonable
 
-from . import ops, tables
+from . import cpu, ops, tables
 from .cases import DTYPES, Labels, label_source, select
-from .ops import MODES, OpBench, is_ours
+from .ops import OpBench
 from .timing import (
     RESULTS,
-    Gate,
     Measured,
     compare,
     heading,
@@ -180,6 +186,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown at the end")
     parser.add_argument("--data", metavar="DIR", help="folder with images/ and labels/ of faces")
     parser.add_argument("--device", default="cpu")
+    cpu.add_option(parser)
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
     parser.add_argument(
         "--default-allocator", action="store_true", help="do not call mixsyn_fast.keep_memory() for all contenders first"
@@ -192,7 +199,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if unknown:
         parser.error(f"--modes: expected some of {', '.join(MODES)}, got {', '.join(unknown)}")
     options.device = torch.device(options.device)
-    options.out = options.out or RESULTS / f"ops_{options.device.type}.json"
+    options.out = options.out or RESULTS / f"ops_{cpu.suffix(options.device, options.cpu)}.json"
     return options
 
 
@@ -230,6 +237,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if result["left_out"]:
         print(f"left out after {options.budget:.0f} s: {', '.join(result['left_out'])}", file=sys.stderr)
     result["summary"] = tables.summarise_ops(result["rows"])
+    result |= tables.faults(result["rows"])
     save(result, options.out)
     return result
 
@@ -237,13 +245,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Measured point."""
     options = parse(arguments)
+    try:
+        cpu.restrict(options.cpu, options.device)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     result = run(options)
     if not result["rows"]:
         print(f"--cases: no row matches {options.cases!r}", file=sys.stderr)
         return 2
     print(tables.render(result, markdown=options.markdown))
+    print(tables.conclusion(result, result["rows"]))
     print(f"written: {options.out}")
-    return 0
+    return 1 if result["losses"] or result["wrong"] else 0
 
 
 if __name__ == "__main__":

@@ -1,16 +1,28 @@
-"""Markdown tables from result files: `python -m benchmarks.tables benchmarks/results/ops_cpu.json [more.json]`."""
+"""Markdown tables from result files, and the verdict on every row.
+
+    python -m benchmarks.tables benchmarks/results/ops_cpu.json [more.json]     every table of each file
+    python -m benchmarks.tables --beside ops_cpu.json ops_cpu_avx2.json [--cases REGEX] [--modes forward]
+                                                                    one line per row, with columns for every file
+
+Verdict: ours against the fastest form in plain PyTorch (eager, scatter, dense, published ...; not torch.compile, not copies
+and floors). A row in which ours is slower is a LOSS. Not so if its median is less than 3 % above the other's and their 20th
+to 80th percentiles overlap: that is measuring noise (mixsyn_fast/measure/clock.py).
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from mixsyn_fast.measure.clock import Timing, slower
+from mixsyn_fast.measure.contest import is_ours, is_plain
 
 Row = Mapping[str, Any]
-OURS = ("native", "triton", "ours")  # names of our contenders, up to a "+"
 # what a row of an op may tell besides times: key -> (header, format)
 FACTS = {
     "distinct_patterns": ("patterns", "{}"),
@@ -25,7 +37,50 @@ def _median(row: Row, name: str) -> float | None:
 
 
 def _ours(row: Row) -> list[str]:
-    return [name for name in row["contenders"] if name.split("+")[0] in OURS and _median(row, name) is not None]
+    return [name for name in row["contenders"] if is_ours(name) and _median(row, name) is not None]
+
+
+class Verdict(NamedTuple):
+    """Ours against the fastest form in plain PyTorch."""
+
+    plain: str
+    ratio: float  # its seconds / ours
+    loss: bool
+
+    def __str__(self) -> str:
+        """In words: "LOSS: 0.83 x eager", "2.50 x eager"."""
+        return f"{'LOSS: ' * self.loss}{self.ratio:.2f} x {self.plain}"
+
+
+def verdict(row: Row, own: str) -> Verdict | None:
+    """The verdict on a contender of ours; None where nothing in plain PyTorch was timed."""
+    timings = {name: Timing(**e["timing"]) for name, e in row["contenders"].items() if e.get("timing") is not None}
+    plain = min((name for name in timings if is_plain(name)), key=lambda name: timings[name].median, default=None)
+    if plain is None:
+        return None
+    return Verdict(plain, timings[plain].median / timings[own].median, slower(timings[own], timings[plain]))
+
+
+def faults(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return "losses" and "wrong": the rows that ours loses, and those where its result did not pass its gate."""
+    found: dict[str, list[str]] = {"losses": [], "wrong": []}
+    for row in rows:
+        where = row["case"] if row["case"].endswith(row["mode"]) else f"{row['case']} {row['mode']}"
+        for name, entry in row["contenders"].items():
+            if not is_ours(name):
+                continue
+            if entry.get("timing") is None:
+                found["wrong"].append(f"{where}: {name}: {entry.get('note') or 'no time'}")
+            elif (judged := verdict(row, name)) is not None and judged.loss:
+                found["losses"].append(f"{where}: {name} {judged.ratio:.2f} x {judged.plain}")
+    return found
+
+
+def conclusion(found: Mapping[str, Sequence[str]], rows: Sequence[Row]) -> str:
+    """Return what :func:`faults` found as the last lines of a run."""
+    lines = [f"{len(rows)} rows: {len(found['losses'])} lost to plain PyTorch, {len(found['wrong'])} wrong"]
+    lines += [f"LOSS {line}" for line in found["losses"]] + [f"WRONG {line}" for line in found["wrong"]]
+    return "\n".join(lines)
 
 
 def seconds(value: float | None) -> str:
@@ -70,7 +125,9 @@ def row_line(row: Row) -> str:
         for label in ("floor_s", "memory_floor_s"):
             if label in row:
                 parts.append(f"{name}/{label[:-2].replace('_', ' ')} {_ratio(own, row[label])}")
-    parts += [f"{'reached' if goal['met'] else 'MISSED'}: {target_text(goal)}" for goal in row.get("targets", ())]
+        parts += [str(judged) for judged in [verdict(row, name)] if judged is not None]
+        goals = [goal for goal in row.get("targets", ()) if goal["contender"] == name]
+        parts += [f"{'reached' if goal['met'] else 'MISSED'}: {target_text(goal)}" for goal in goals] or ["no target"]
     return f"{row['case']} {row['mode']}: " + ", ".join(parts)
 
 
@@ -81,6 +138,7 @@ def model_line(row: Row) -> str:
         value = _median(row, name)
         parts.append(f"{name} {seconds(value)}" if value is not None else f"{name}: {entry.get('note') or 'no time'}")
     parts += [f"{value:.2f} x {name}" for name, value in row.get("speedup_over", {}).items()]
+    parts += [str(judged) for name in _ours(row) if (judged := verdict(row, name)) is not None and judged.loss]
     for key, text in (("ours_over_floor", "ours/floor"), ("ours_over_floor_plain", "ours/plain floor")):
         if row.get(key):
             parts.append(f"{text} {row[key]:.2f}")
@@ -96,7 +154,7 @@ def _mean(values: Sequence[float]) -> float | None:
 def _names(rows: Sequence[Row], wanted: bool) -> list[str]:
     """Contenders of the rows in order of appearance: ours, or all others."""
     names = dict.fromkeys(name for row in rows for name in row["contenders"])
-    return [name for name in names if (name.split("+")[0] in OURS) == wanted]
+    return [name for name in names if is_ours(name) == wanted]
 
 
 def summarise_ops(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
@@ -104,7 +162,7 @@ def summarise_ops(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
     Returns:
         "<op> <contender> <mode>" -> rows, speed-up over every other contender, ratio to both floors (mean and worst), and
-        the share of the rows' targets that were met.
+        the share of the rows' targets that were met, and the number of rows lost to plain PyTorch.
     """
     summary: dict[str, dict[str, float]] = {}
     for op in dict.fromkeys(row["op"] for row in rows):
@@ -131,6 +189,7 @@ def _summary_of(name: str, timed: Sequence[tuple[Row, float]]) -> dict[str, floa
     goals = [goal["met"] for row, _ in timed for goal in row.get("targets", ()) if goal["contender"] == name]
     if goals:
         entry["targets_met"] = sum(goals) / len(goals)
+    entry["losses"] = sum(judged.loss for row, _ in timed if (judged := verdict(row, name)) is not None)
     return entry
 
 
@@ -155,11 +214,13 @@ def _op_table(op: str, rows: Sequence[Row], *, markdown: bool) -> str:
     facts = [key for key in FACTS if any(key in row for row in rows)]
     floors = [key for key in ("floor_s", "memory_floor_s") if any(key in row for row in rows)]
     temporary = any(entry.get("temporary_bytes") is not None for row in rows for entry in row["contenders"].values())
-    goals = any(row.get("targets") for row in rows)
     header = [op, "mode", *(FACTS[key][0] for key in facts), *others, "ours", *(f"x {name}" for name in others)]
     header += [f"/ {key[:-2].replace('_', ' ')}" for key in floors]
     header += ["error", "MiB", f"MiB {_baseline(rows[0])}"]
-    header += ["temporary MiB", f"temporary MiB {_baseline(rows[0])}"] * temporary + ["targets"] * goals
+    header += ["temporary MiB", f"temporary MiB {_baseline(rows[0])}"] * temporary + [
+        "verdict",
+        "targets",
+    ]
     body = []
     for row in rows:
         for name in _ours(row) or ["-"]:
@@ -173,10 +234,10 @@ def _op_table(op: str, rows: Sequence[Row], *, markdown: bool) -> str:
             line += [_error(entry), mebibytes(entry), mebibytes(theirs)]
             if temporary:
                 line += [mebibytes(entry, "temporary_bytes"), mebibytes(theirs, "temporary_bytes")]
-            if goals:
-                found = [goal for goal in row.get("targets", ()) if goal["contender"] == name]
-                missed = [f"missed: {target_text(goal)}" for goal in found if not goal["met"]]
-                line.append("; ".join(missed) if missed else "all reached" if found else "-")
+            line.append(str(verdict(row, name) or "-") if own is not None else "-")
+            found = [goal for goal in row.get("targets", ()) if goal["contender"] == name]
+            missed = [f"missed: {target_text(goal)}" for goal in found if not goal["met"]]
+            line.append("; ".join(missed) if missed else "all reached" if found else "no target")
             body.append(line)
     return _table(header, body, markdown=markdown)
 
@@ -219,9 +280,10 @@ def render_models(result: Mapping[str, Any], *, markdown: bool = True) -> str:
                     _ratio(own, value) if name.startswith("floor") else "",
                     _error(entry) if not name.startswith("floor") else "",
                     mebibytes(entry),
+                    str(verdict(row, name) or "") if name == "ours" and own is not None else "",
                 ]
             )
-    header = ["generator", "contender", "time", "ours faster by", "ours / floor", "relative error", "MiB"]
+    header = ["generator", "contender", "time", "ours faster by", "ours / floor", "relative error", "MiB", "verdict"]
     return _table(header, body, markdown=markdown)
 
 
@@ -234,11 +296,78 @@ def render(result: Mapping[str, Any], *, markdown: bool = True) -> str:
     return f"{machine_line(result['machine'])}\n{result['labels']}; measured in the same run: {rates}\n\n{body}\n"
 
 
+_TITLES = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "SSE2", "neon": "NEON"}
+
+
+def title(result: Mapping[str, Any]) -> str:
+    """The column title of a result: the instruction set, on a GPU its name."""
+    facts = result["machine"]
+    isa = facts.get("instruction_set") or str(facts["cpu_capability"]).lower()
+    return str(facts.get("gpu") or _TITLES.get(isa, isa))
+
+
+def beside(
+    results: Sequence[Mapping[str, Any]],
+    *,
+    cases: str | None = None,
+    modes: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
+    markdown: bool = True,
+) -> str:
+    """Results of one suite beside each other: a table per op, a line per row, and for every result ours and its verdict.
+
+    Args:
+        results: of run_ops, run_models or run_mixsyn.
+        cases: regular expression; rows whose name does not match are left out.
+        modes: that are shown; all when None.
+        titles: of the results' columns; by instruction set when None.
+        markdown: for documents, else for the terminal.
+    """
+    titles = list(titles or map(title, results))
+    if len(titles) != len(results):
+        raise ValueError(f"--titles: expected {len(results)}, one per file, got {len(titles)}")
+    maps = [{(row["op"], row["case"], row["mode"]): row for row in result["rows"]} for result in results]
+    keys = [key for key in dict.fromkeys(key for rows in maps for key in rows) if modes is None or key[2] in modes]
+    keys = [key for key in keys if cases is None or re.search(cases, key[1])]
+    floors = (
+        {"memory_floor_s": "/ memory floor"} if any("memory_floor_s" in r for rows in maps for r in rows.values()) else {}
+    )
+    parts = []
+    for op in dict.fromkeys(key[0] for key in keys):
+        header = [op, "mode"]
+        for text in titles:
+            header += [f"{text}: ours", "fastest plain", "faster", *floors.values()]
+        body = []
+        for key in [key for key in keys if key[0] == op]:
+            line = [key[1].removeprefix(f"{op}/"), key[2]]
+            for rows in maps:
+                line += _beside_cells(rows.get(key), list(floors))
+            body.append(line)
+        parts.append(_table(header, body, markdown=markdown))
+    return "\n\n".join(parts)
+
+
+def _beside_cells(row: Row | None, floors: Sequence[str]) -> list[str]:
+    """The cells of one row in one result: ours (the fastest of ours), the fastest plain form, the ratio, the floors."""
+    name = min(_ours(row), key=lambda n: _median(row, n) or 0.0, default=None) if row is not None else None
+    if row is None or name is None or (judged := verdict(row, name)) is None:
+        return ["-"] * (3 + len(floors))
+    own = _median(row, name)
+    cells = [seconds(own), f"{judged.plain} {seconds(_median(row, judged.plain))}"]
+    cells.append(f"{'LOSS: ' * judged.loss}{judged.ratio:.2f} x")
+    return cells + [_ratio(own, row.get(key)) for key in floors]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measured point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description="Markdown tables from result files")
     parser.add_argument("results", nargs="+", type=Path, metavar="FILE.json")
+    parser.add_argument("--beside", action="store_true", help="the files beside each other, one line per row")
+    parser.add_argument("--cases", metavar="REGEX", help="with --beside: only rows whose name matches")
+    parser.add_argument("--modes", help="with --beside: comma-separated: forward, backward, both, training")
+    parser.add_argument("--titles", help="with --beside: comma-separated, of the files' columns")
     options = parser.parse_args(arguments)
+    results = []
     for path in options.results:
         try:
             result = json.loads(path.read_text())
@@ -246,7 +375,19 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"{path}: not a result file ({error})")
         if not isinstance(result, dict) or "kind" not in result or "rows" not in result:
             parser.error(f"{path}: not a result file (no 'kind' and 'rows')")
-        print(render(result))
+        results.append(result)
+    if not options.beside:
+        print("\n".join(map(render, results)))
+        return 0
+    modes, titles = (text.split(",") if text else None for text in (options.modes, options.titles))
+    try:
+        table = beside(results, cases=options.cases, modes=modes, titles=titles)
+    except ValueError as error:
+        parser.error(str(error))
+    from .timing import machine_line
+
+    print("\n".join(f"{title(result)}: {machine_line(result['machine'])}" for result in results), end="\n\n")
+    print(table)
     return 0
 
 

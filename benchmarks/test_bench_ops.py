@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from benchmarks.cases import label_source
-from benchmarks.gate import Gate
 from benchmarks.ops import OpBench
+from mixsyn_fast.measure.gate import Gate
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (extra [bench])")
 

@@ -1,8 +1,7 @@
 """The harness: interleaved timing, peak memory, machine description, measured physical rates.
 
-Rules: nothing is timed before its output has passed its gate (gate.py); inputs are made outside the clock; contenders take
-turns (one call each per round, starting with another one every round), so that noise of the machine hits all of
-them alike; the median is reported with the 20th and 80th percentile.
+Rules: nothing is timed before its output has passed its gate (mixsyn_fast/measure/gate.py); inputs are made outside the
+clock; contenders take turns (mixsyn_fast/measure/clock.py); the median is reported with the 20th and 80th percentile.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,120 +26,15 @@ from torch import Tensor
 
 from mixsyn_fast.layers.algebra import linear
 from mixsyn_fast.machine import cores, cpu_name, now
+from mixsyn_fast.measure.clock import Call, Timing, interleave
+from mixsyn_fast.measure.gate import Gate
 from mixsyn_fast.progress import progress
 from mixsyn_fast.writing import write_json
 
-from .gate import Gate
+from . import cpu
 
-Call = Callable[[], Any]
 KINDS = ("read", "write", "copy")  # of memory traffic
-SHORTEST_SAMPLE_S = 5e-4  # on the CPU, faster calls are repeated inside one sample
 RESULTS = Path(__file__).parent / "results"
-
-# -------------------------------------------------------------------------------------------------------- timing
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds per call."""
-
-    median: float
-    p20: float
-    p80: float
-    samples: int
-
-
-def summarise(samples: Sequence[float]) -> Timing:
-    """Median and 20th / 80th percentile of at least one sample."""
-    ordered = sorted(samples)
-
-    def quantile(q: float) -> float:
-        position = q * (len(ordered) - 1)
-        low = int(position)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
-
-    return Timing(statistics.median(ordered), quantile(0.2), quantile(0.8), len(ordered))
-
-
-class _Clock:
-    """Times one sample of a call: wall clock on the CPU, events and a cold L2 cache on CUDA."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        if self.cuda:
-            self.device = device
-            self.flush = torch.empty(256 * 2**20, dtype=torch.int8, device=device)
-
-    def sample(self, call: Call, inner: int) -> float:
-        if not self.cuda:
-            start = time.perf_counter()
-            for _ in range(inner):
-                call()
-            return (time.perf_counter() - start) / inner
-        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        total = 0.0
-        for _ in range(inner):
-            self.flush.zero_()  # also hides the launch latency of short kernels behind it
-            first.record()
-            call()
-            last.record()
-            torch.cuda.synchronize(self.device)
-            total += first.elapsed_time(last) * 1e-3
-        return total / inner
-
-
-def interleave(
-    contenders: Mapping[str, Call],
-    *,
-    device: torch.device | str = "cpu",
-    repeat: int = 15,
-    warmup: int = 2,
-    budget_s: float | None = None,
-    least: int = 3,
-    seldom: Collection[str] = (),
-) -> dict[str, Timing]:
-    """Time several calls against each other.
-
-    Args:
-        contenders: name -> call without arguments; inputs are bound beforehand.
-        device: where they run; decides the clock.
-        repeat: rounds; each contender runs once per round.
-        warmup: untimed calls of each contender first.
-        budget_s: stop after this many seconds, but not before `least` rounds.
-        least: see `budget_s`.
-        seldom: slow contenders that have run before: not warmed up, sampled in the first two rounds only.
-
-    Returns:
-        name -> Timing.
-    """
-    clock = _Clock(torch.device(device))
-    inner: dict[str, int] = {}
-    start = time.perf_counter()
-    for name, call in contenders.items():
-        fastest = SHORTEST_SAMPLE_S if name in seldom else float("inf")
-        for _ in range(0 if name in seldom else max(warmup, 1)):
-            fastest = min(fastest, clock.sample(call, 1))
-        inner[name] = 1 if clock.cuda else max(1, min(200, int(SHORTEST_SAMPLE_S / max(fastest, 1e-7))))
-    names = list(contenders)
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    gc.collect()
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        for turn in range(repeat):
-            for k in range(len(names)):
-                name = names[(turn + k) % len(names)]
-                if turn >= 2 and name in seldom:
-                    continue
-                samples[name].append(clock.sample(contenders[name], inner[name]))
-            if budget_s is not None and turn + 1 >= least and time.perf_counter() - start > budget_s:
-                break
-    finally:
-        if was_enabled:
-            gc.enable()
-    return {name: summarise(values) for name, values in samples.items()}
-
 
 # -------------------------------------------------------------------------------------------------- peak memory
 
@@ -256,13 +150,17 @@ def _git(*arguments: str) -> str:
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Machine, versions and commit of a run, as stored in the JSON."""
     import mixsyn_fast
+    from mixsyn_fast import extension
 
+    extension.ensure_loaded()
     device = torch.device(device)
     facts: dict[str, Any] = {
         "cpu": cpu_name(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "instruction_set": extension.instruction_set(),
+        "restricted": cpu.in_force(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -288,9 +186,11 @@ def heading(kind: str, device: torch.device | str = "cpu") -> dict[str, Any]:
 def machine_line(facts: Mapping[str, Any]) -> str:
     """One line for people: where the numbers come from."""
     where = facts.get("gpu") or f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads"
+    kind = facts["cpu_capability"] + (f", ours {facts['instruction_set']}" if facts.get("instruction_set") else "")
+    kind += " (restricted)" if facts.get("restricted") else ""
     dirty = " + uncommitted changes" if facts.get("uncommitted_changes") else ""
     return (
-        f"{where}; {facts['cpu_capability']}; torch {facts['torch']}, Python {facts['python']}, "
+        f"{where}; {kind}; torch {facts['torch']}, Python {facts['python']}, "
         f"mixsyn_fast {facts['mixsyn_fast']}, commit {facts['commit'] or 'unknown'}{dirty}, {facts['date']}"
     )
 

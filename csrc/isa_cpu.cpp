@@ -33,3 +33,20 @@ InstructionSet instruction_set() {
 }
 
 }  // namespace mixsyn_fast::cpu
+
+// The name of the instruction set in force, for Python; empty where this object has none that this processor runs.
+extern "C" __attribute__((visibility("default"))) const char* mixsyn_fast_instruction_set() {
+  using namespace mixsyn_fast::cpu;
+  try {
+    switch (instruction_set()) {
+#define MIXSYN_NAME(isa, ...) \
+  case InstructionSet::isa:   \
+    return #isa;
+      MIXSYN_EACH_ISA(MIXSYN_NAME)
+      default:
+        return "";
+    }
+  } catch (const std::exception&) {
+    return "";
+  }
+}

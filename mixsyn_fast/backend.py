@@ -4,7 +4,9 @@ Two independent choices:
 
 * the *backend* of the ops: ``auto`` (native kernel if the extension has one for the device, else Triton on CUDA, else
   the plain PyTorch reference), ``native``, ``triton`` or ``reference``; set by :func:`use_backend` or the environment
-  variable ``MIXSYN_FAST_BACKEND``;
+  variable ``MIXSYN_FAST_BACKEND``. On the CPU ``auto`` leaves to the reference what the native kernel was measured to lose
+  against it: ``cpu_winners.json`` holds the ratios by op, instruction set, layout, dtype and mode, and
+  ``python -m benchmarks.winners`` writes it. That is the fast path, so nothing is announced; ``doctor`` tells;
 * the *plan* of the layers: ``auto`` (cheapest by a cost estimate), ``table`` (exact label-pattern tables) or ``dense``
   (convolutions of the one-hot or style maps); set by :func:`use_plan` or ``MIXSYN_FAST_PLAN``.
 
@@ -15,12 +17,15 @@ No fallback is silent: :func:`announce_fallback` warns once per reason and raise
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
 from . import extension
 
@@ -28,6 +33,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 BACKENDS = ("auto", "native", "triton", "reference")
 PLANS = ("auto", "table", "dense")
+
+WINNERS = Path(__file__).with_name("cpu_winners.json")
+NOISE = 0.03  # times that differ by less may be those of one and the same call
 
 # op -> device types with a native (C++ or CUDA C++) kernel, device types with a Triton kernel; filled by `register`
 _kernels: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
@@ -182,12 +190,84 @@ def _triton_available() -> bool:
     return find_spec("triton") is not None
 
 
-def explain(op: str, device: torch.device | str) -> tuple[str, str]:
+# --- what was measured -----------------------------------------------------------------------------------------------
+
+
+class Loss(NamedTuple):
+    """A use of an op for which the reference was measured faster than the native kernel."""
+
+    layout: str  # contiguous, channels_last, or any: no input with four dimensions decides
+    dtype: str  # of the input that decides
+    mode: str  # forward (without gradients), both (forward, and backward later)
+    ratio: float  # seconds of the reference / seconds of the native kernel
+
+    def __str__(self) -> str:
+        """In words."""
+        what = {"forward": "without gradients", "both": "with gradients"}[self.mode]
+        return f"{self.layout} {self.dtype} {what}: the native kernel has {self.ratio:.2f} x the reference's speed"
+
+
+class _Measured(NamedTuple):
+    """The table for one instruction set: of every op in it how many uses were measured, and what the native kernel loses."""
+
+    uses: dict[str, int]
+    losses: dict[str, dict[tuple[str, torch.dtype, str], Loss]]
+
+
+_measured: _Measured | None = None  # read at the first call, for the instruction set is known then
+
+
+def _read_measured() -> _Measured:
+    global _measured
+    isa = extension.instruction_set()
+    table = json.loads(WINNERS.read_text(encoding="utf-8"))["ratios"]
+    losses: dict[str, dict[tuple[str, torch.dtype, str], Loss]] = {}
+    for op, sets in table.items():
+        for layout, dtypes in sets.get(isa, {}).items():
+            for dtype, modes in dtypes.items():
+                for mode in ("forward", "both"):
+                    ratio = modes.get(mode, modes["forward"])["reference"]  # without "both": an op without gradient
+                    if ratio < 1 / (1 + NOISE):
+                        loss = Loss(layout, dtype, mode, ratio)
+                        losses.setdefault(op, {})[layout, getattr(torch, dtype), mode] = loss
+    uses = {op: 2 * sum(map(len, sets[isa].values())) for op, sets in table.items() if isa in sets}
+    _measured = _Measured(uses, losses)
+    return _measured
+
+
+def layout_of(x: Tensor) -> str:
+    """Layout of an op's input as the table has it: as which of the two dense layouts the kernels read it."""
+    if x.dim() != 4:
+        return "any"
+    return "channels_last" if not x.is_contiguous() and x.stride(1) == 1 else "contiguous"
+
+
+@_constant_when_compiled
+def _has_losses(op: str) -> bool:
+    return op in (_measured or _read_measured()).losses
+
+
+@_constant_when_compiled
+def _loses(op: str, layout: str, dtype: torch.dtype, gradients: bool) -> bool:
+    return (layout, dtype, "both" if gradients else "forward") in (_measured or _read_measured()).losses[op]
+
+
+def losses(op: str) -> list[Loss]:
+    """Return the uses of an op that ``auto`` leaves to the reference on this CPU, by measurement; loads the extension."""
+    extension.ensure_loaded()
+    return list((_measured or _read_measured()).losses.get(op, {}).values())
+
+
+# --- the choice ------------------------------------------------------------------------------------------------------
+
+
+def explain(op: str, device: torch.device | str, x: Tensor | None = None) -> tuple[str, str]:
     """Return (backend, reason): what ``op`` would run on ``device`` now, and why.
 
     Args:
         op: a name of :func:`registered_ops`.
         device: the device of the input.
+        x: the input that decides by its layout and dtype, or None: what runs apart from :func:`losses`.
 
     Raises:
         ValueError: for an unknown op.
@@ -207,19 +287,42 @@ def explain(op: str, device: torch.device | str) -> tuple[str, str]:
             return "reference", "triton is not installed"
         return "triton", "chosen by use_backend or MIXSYN_FAST_BACKEND"
     if device_type in native and _native_available(device_type):
-        return "native", "C++ kernel" if device_type == "cpu" else "CUDA C++ kernel"
+        if device_type != "cpu":
+            return "native", "CUDA C++ kernel"
+        return _explain_native(op, x) if wanted == "auto" else ("native", "C++ kernel")
     why = _native_failure(device_type)[0] if device_type in native else f"no native kernel for {device_type}"
     if wanted == "auto" and device_type in triton and _triton_available():
         return "triton", why
     return "reference", why
 
 
-def select_backend(op: str, device: torch.device) -> str:
+def _explain_native(op: str, x: Tensor | None) -> tuple[str, str]:
+    """What ``auto`` takes on the CPU where there is a native kernel."""
+    lost, uses = losses(op), (_measured or _read_measured()).uses.get(op)
+    if uses is None:
+        isa = extension.instruction_set()
+        return "native", "C++ kernel, not measured on this instruction set" + (f" ({isa})" if isa else "")
+    if x is None and len(lost) == uses:
+        least, most = min(loss.ratio for loss in lost), max(loss.ratio for loss in lost)
+        return "reference", f"the native kernel has {least:.2f} to {most:.2f} x its speed in every layout and dtype"
+    if x is not None:
+        use = layout_of(x), str(x.dtype)[6:], "both" if torch.is_grad_enabled() else "forward"
+        for loss in lost:
+            if (loss.layout, loss.dtype, loss.mode) == use:
+                return "reference", str(loss)
+    return "native", "C++ kernel"
+
+
+def select_backend(op: str, device: torch.device, x: Tensor | None = None) -> str:
     """Return ``native``, ``triton`` or ``reference`` for an op on a device; a fallback is announced.
+
+    The choice by measurement (the module's text) is none, and costs a look-up; whether gradients count is a matter of
+    ``torch.is_grad_enabled()``.
 
     Args:
         op: a name of :func:`registered_ops`.
         device: the device of the input.
+        x: the input that decides by its layout and dtype; None: nothing was measured of it.
 
     Raises:
         RuntimeError: when the chosen backend is not available under ``MIXSYN_FAST_STRICT=1``.
@@ -227,6 +330,8 @@ def select_backend(op: str, device: torch.device) -> str:
     device_type = device.type
     wanted = use_backend.current
     if wanted in ("auto", "native") and device_type in _kernels[op][0] and _native_available(device_type):
+        if wanted == "auto" and x is not None and device_type == "cpu" and _has_losses(op):
+            return "reference" if _loses(op, layout_of(x), x.dtype, torch.is_grad_enabled()) else "native"
         return "native"
     if wanted == "reference":
         return "reference"

@@ -52,6 +52,7 @@ class _State:
         self.path: Path | None = None
         self.manifest: dict[str, Any] = {}
         self.info: dict[str, Any] = {}
+        self.isa: str | None = None
         self.failure: str | None = None
         self.cause: str | None = None
         self.notes: list[str] = []
@@ -113,14 +114,22 @@ def has_cuda() -> bool:
     return _state.origin is not None and bool(_state.manifest.get("cuda"))
 
 
+def instruction_set() -> str | None:
+    """Return the instruction set of the CPU kernels: avx512, avx2, baseline, neon; None while no extension is loaded.
+
+    It is the best that the extension has and the processor runs, or what MIXSYN_FAST_CPU lowered it to when it was loaded.
+    """
+    return _state.isa
+
+
 def build_report() -> dict[str, Any]:
     """Return what is known about the extension, as plain JSON-serialisable values.
 
     Keys: ``tried``, ``loaded``, ``origin`` (``prebuilt``, ``jit`` or None), ``path``, ``failure``, ``cause``,
-    ``notes`` (remarks such as a stale prebuilt object), ``seconds`` (this process's loading time), ``cache``
-    (folder of the just-in-time builds), ``manifest`` (recipe, sources, units, compiled of them, isas, compiler,
-    torch, cuda, archs, cuda_reason, build seconds, processor seconds) and ``build_info`` (what the shared object
-    says of itself).
+    ``notes`` (remarks such as a stale prebuilt object), ``instruction_set`` (:func:`instruction_set`), ``seconds``
+    (this process's loading time), ``cache`` (folder of the just-in-time builds), ``manifest`` (recipe, sources, units,
+    compiled of them, isas, compiler, torch, cuda, archs, cuda_reason, build seconds, processor seconds) and
+    ``build_info`` (what the shared object says of itself).
     """
     return {
         "tried": _state.tried,
@@ -130,6 +139,7 @@ def build_report() -> dict[str, Any]:
         "failure": _state.failure,
         "cause": _state.cause,
         "notes": list(_state.notes),
+        "instruction_set": _state.isa,
         "seconds": round(_state.seconds, 3),
         "cache": str(_cache_candidates()[0]),
         "manifest": dict(_state.manifest),
@@ -253,7 +263,10 @@ def _adopt(origin: str, path: Path, manifest: dict[str, Any]) -> None:
     import ctypes
     import importlib.util
 
-    ctypes.CDLL(str(path))  # all symbols are resolved here, before any kernel registers itself
+    library = ctypes.CDLL(str(path))  # all symbols are resolved here, before any kernel registers itself
+    if (name := getattr(library, "mixsyn_fast_instruction_set", None)) is not None:  # other sources may lack it
+        name.restype = ctypes.c_char_p
+        _state.isa = name().decode() or None
     _state.origin, _state.path, _state.manifest = origin, path, manifest
     if "module.cpp" not in manifest.get("units", ["module.cpp"]):
         return  # built without Python.h: kernels, but no build information

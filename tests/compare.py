@@ -1,10 +1,10 @@
-"""The rule of correctness (benchmarks/gate.py) as an assertion."""
+"""The rule of correctness (mixsyn_fast/measure/gate.py) as an assertion."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from benchmarks.gate import gate, relative_error
+from mixsyn_fast.measure.gate import gate, relative_error
 
 __all__ = ["assert_within_rule", "relative_error"]
 

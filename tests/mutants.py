@@ -697,6 +697,66 @@ MUTATIONS = [
         "stack = stack / self._sigma(stack, which).mean()",
         "tests/models/mixsyn/test_blocks.py",
     ),
+    *(
+        Mutation(f"choice: {what}", file, old, new, f"{tests} -k '{k}'")
+        for what, file, old, new, tests, k in (
+            (
+                "the table is not asked",
+                "mixsyn_fast/backend.py",
+                'return "reference" if _loses(op, layout_of(x), x.dtype, torch.is_grad_enabled()) else "native"',
+                'return "native"',
+                "tests/test_backend.py",
+                "follows_it or losing_kernel",
+            ),
+            (
+                "native asks the table",
+                "mixsyn_fast/backend.py",
+                'if wanted == "auto" and x is not None and device_type',
+                "if x is not None and device_type",
+                "tests/test_backend.py",
+                "losing_kernel",
+            ),
+            (
+                "with gradients or without",
+                "mixsyn_fast/backend.py",
+                '"both" if gradients else "forward") in',
+                '"both") in',
+                "tests/test_backend.py",
+                "losing_kernel",
+            ),
+            ("noise", "mixsyn_fast/backend.py", "1 / (1 + NOISE)", "1", "tests/test_backend.py", "losing_kernel"),
+            (
+                "layout",
+                "mixsyn_fast/backend.py",
+                "if not x.is_contiguous() and x.stride(1) == 1",
+                "if x.stride(1) == 1",
+                "tests/test_backend.py",
+                "layouts_are",
+            ),
+            (
+                "ratio",
+                "benchmarks/winners.py",
+                'seconds["reference"] / seconds["native"]',
+                'seconds["native"] / seconds["reference"]',
+                "tests/benchmarks/test_verdicts.py",
+                "table",
+            ),
+        )
+    ),
+    *(
+        Mutation(f"verdict: {what}", file, old, new, f"tests/benchmarks/test_verdicts.py -k '{k}'")
+        for what, file, old, new, k in (
+            ("noise", "mixsyn_fast/measure/clock.py", " and own.p20 <= other.p80", "", "noise"),
+            ("compile judges", "benchmarks/tables.py", "if is_plain(name))", "if not is_ours(name))", "plain_form"),
+            (
+                "status",
+                "benchmarks/run_ops.py",
+                'return 1 if result["losses"] or result["wrong"] else 0',
+                "return 0",
+                "status_1",
+            ),
+        )
+    ),
 ]
 
 

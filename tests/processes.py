@@ -84,6 +84,22 @@ def run(code: str, argv: Sequence[object] = (), env: dict[str, str] | None = Non
     return Child(code, argv, env).wait(timeout)
 
 
+def run_on(instruction_set: str, code: str) -> None:
+    """Run code that ends with print("followed") on the native kernels for an instruction set, and see that it was this one.
+
+    Raises:
+        AssertionError: it was another one, or the code did not come to its end; with what it wrote.
+    """
+    sure = (
+        "import tests.conftest\n"
+        "from mixsyn_fast import extension\n"
+        "assert extension.ensure_loaded(), extension.failure()\n"
+        f"assert extension.instruction_set() == {instruction_set!r}, extension.instruction_set()\n"
+    )
+    done = run(sure + code, env={"MIXSYN_FAST_CPU": instruction_set, "MIXSYN_FAST_BACKEND": "native"})
+    assert done.returncode == 0 and done.output.endswith("followed\n"), done.output
+
+
 def run_fresh(code: str, argv: Sequence[object] = (), env: dict[str, str] | None = None, timeout: float = 120) -> Done:
     """As :func:`run`, in a new interpreter: for what must be set before Triton is imported."""
     command = [sys.executable, "-c", code, *map(str, argv)]

@@ -28,6 +28,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("mixsyn_fast.layers",),),
     (("mixsyn_fast.accelerate",),),
     (("mixsyn_fast",),),  # the public names
+    (("mixsyn_fast.measure",),),
     (("mixsyn_fast.doctor",),),
     (
         tuple(

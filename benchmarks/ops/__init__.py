@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from typing import Any
 
-from .base import MODES, OpBench, backends_for, is_ours
+from .base import OpBench, backends_for
 
 for _file in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_file.name}")
@@ -18,4 +18,4 @@ def all_cases(*, quick: bool = False, every: bool = False, dtype: str = "float32
     return [(bench, case) for bench in BENCHES for case in bench.cases(quick=quick, every=every, dtype=dtype)]
 
 
-__all__ = ["BENCHES", "MODES", "OpBench", "all_cases", "backends_for", "is_ours"]
+__all__ = ["BENCHES", "OpBench", "all_cases", "backends_for"]

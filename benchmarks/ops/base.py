@@ -2,12 +2,12 @@
 
 A bench class describes one row: `inputs` (differentiable tensors by name), `output_grads`, `functions` (contenders),
 `reference` (the specification) and `work` (what no implementation can avoid). All else is the same for every op and
-stands here, and in `benchmarks.run_ops`.
+stands here, in `benchmarks.run_ops`, and, with the plain PyTorch forms of each op, in `mixsyn_fast.measure`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,25 +16,10 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from mixsyn_fast import backend
-from mixsyn_fast.progress import progress
+from mixsyn_fast import backend, extension
+from mixsyn_fast.measure.contest import Contest, Function, Normal, under_backend
 
 from ..cases import Labels
-from ..gate import Gate, gate
-from ..timing import Call
-
-MODES = ("forward", "backward", "both")
-OURS = ("native", "triton", "ours")  # names of our contenders, up to a "+"
-Outputs = tuple[Tensor, ...]
-Function = Callable[..., Outputs]
-
-# The floor of torch's own forms: their rounding is not on trial (a variance or a long sum in another order).
-_TORCH_FLOOR = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-
-
-def is_ours(name: str) -> bool:
-    """True for the name of a contender of the package."""
-    return name.split("+")[0] in OURS
 
 
 class Case(Protocol):
@@ -95,34 +80,10 @@ def backends_for(device: torch.device | str, *ops: str) -> list[str]:
     return found
 
 
-def under_backend(name: str, function: Function) -> Function:
-    """The function with the package's ops on one backend."""
-
-    def call(*inputs: Tensor) -> Outputs:
-        with backend.use_backend(name):
-            return function(*inputs)
-
-    return call
-
-
 def compile_form(function: Function) -> Function:
     """torch.compile for the row's shapes, with an empty cache of earlier rows."""
     torch._dynamo.reset()
     return torch.compile(function, dynamic=False)
-
-
-class Normal:
-    """Reproducible normal tensors of one device and dtype."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype, seed: int = 7) -> None:
-        self.device, self.dtype, self.generator = device, dtype, torch.Generator().manual_seed(seed)
-
-    def __call__(
-        self, *shape: int, scale: float = 1.0, offset: float = 0.0, layout: torch.memory_format | None = None
-    ) -> Tensor:
-        """(shape) with the given mean and standard deviation."""
-        drawn = torch.randn(*shape, generator=self.generator).mul_(scale).add_(offset).to(self.device, self.dtype)
-        return drawn if layout is None else drawn.contiguous(memory_format=layout)
 
 
 def forward_and_backward(
@@ -140,7 +101,7 @@ def forward_and_backward(
     return call
 
 
-class OpBench(ABC):
+class OpBench(Contest):
     """One row of an op.
 
     Args:
@@ -152,12 +113,10 @@ class OpBench(ABC):
 
     op: ClassVar[str]
     found: ClassVar[list[type[OpBench]]] = []  # every class that names an op
-    outputs: ClassVar[tuple[str, ...]] = ("y",)
-    modes: tuple[str, ...] = MODES
-    seldom: tuple[str, ...] = ()  # contenders too slow for many samples
+    ops: ClassVar[tuple[str, ...]] = ()  # those that a row runs, where they are others than `op`
     threads: int | None = None  # of torch, for the whole row
     baseline: str = "eager"  # the contender whose memory ours is compared with
-    same_as_reference: str = ""  # the contender that is the reference itself
+    compiles_from: str = "eager"  # the contender that torch.compile gets
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -165,10 +124,8 @@ class OpBench(ABC):
             OpBench.found.append(cls)
 
     def __init__(self, case: Any, labels: Labels, device: torch.device | str = "cpu", *, compiled: bool = False) -> None:
+        super().__init__(case.name)
         self.case, self.device = case, torch.device(device)
-        self.inputs: dict[str, Tensor] = {}
-        self.output_grads: tuple[Tensor, ...] = ()  # of the first outputs, those that are differentiable
-        self.functions: dict[str, Function] = {}
         self.prepare(labels)
         self.functions = self.contenders(compiled=compiled)
 
@@ -193,13 +150,12 @@ class OpBench(ABC):
     def prepare(self, labels: Labels) -> None:
         """Make `inputs` and `output_grads`."""
 
-    @abstractmethod
-    def reference(self, *inputs: Tensor) -> Outputs:
-        """The specification in plain PyTorch, in the dtype of its inputs."""
-
-    @abstractmethod
     def contenders(self, *, compiled: bool) -> dict[str, Function]:
-        """Name -> function of the inputs; ours under the names of their backends."""
+        """Name -> function of the inputs: plain PyTorch, torch.compile of it, ours under the names of their backends."""
+        found = self.plain()
+        if compiled:
+            found["compile"] = compile_form(found[self.compiles_from])
+        return found | {n: under_backend(n, self.ours) for n in backends_for(self.device, *(self.ops or (self.op,)))}
 
     def work(self, mode: str) -> Work | None:
         """Unavoidable work of "forward" or "backward"; None where there is no floor."""
@@ -215,70 +171,18 @@ class OpBench(ABC):
 
     # --- the same for every op
 
-    def results(self, function: Function, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """All outputs and all gradients."""
-        leaves = [t.detach().to(dtype or t.dtype) for t in self.inputs.values()]
-        differentiable = bool(self.output_grads)
-        for leaf in leaves:
-            leaf.requires_grad_(differentiable)
-        found = function(*leaves)
-        named = {name: t.detach() for name, t in zip(self.outputs, found, strict=False)}
-        if differentiable:
-            grads = torch.autograd.grad(
-                found[: len(self.output_grads)],
-                leaves,
-                [g.to(y.dtype) for g, y in zip(self.output_grads, found, strict=False)],
-            )
-            named |= {f"grad_{name}": g for name, g in zip(self.inputs, grads, strict=True)}
-        return named
-
-    def gates(self) -> dict[str, Gate]:
-        """Every contender against the reference in float64; one that raises fails its gate and says why.
-
-        Ours may be off by twice what the reference is in its own dtype, forms of torch by _TORCH_FLOOR more.
-        """
-        exact = self.results(self.reference, torch.float64)
-        own = self.results(self.reference)
-        results: dict[str, dict[str, Tensor]] = {}
-        verdicts: dict[str, Gate] = {}
-        for name, function in self.functions.items():
-            try:
-                with progress(f"{name} of {self.case.name}: first call"):
-                    results[name] = own if name == self.same_as_reference else self.results(function)
-            except Exception as error:  # the row goes on without this contender
-                verdicts[name] = Gate(False, float("inf"), 0.0, f"{type(error).__name__}: {str(error)[:200]}")
-        for name, found in results.items():
-            if is_ours(name):
-                verdicts[name] = gate(found, own, exact)
-                continue
-            returned = {key: value for key, value in exact.items() if key in found}  # it may return less
-            verdicts[name] = gate(found, own, returned, floor=_TORCH_FLOOR.get(self.dtype))
-        return {name: verdicts[name] for name in self.functions}
-
-    def calls(self, mode: str, names: Sequence[str] | None = None) -> dict[str, Call]:
-        """Calls without arguments for a mode: forward (no graph), backward (alone), both."""
-        chosen = {n: f for n, f in self.functions.items() if names is None or n in names}
-        return {name: self._call(mode, function) for name, function in chosen.items()}
-
-    def _call(self, mode: str, function: Function) -> Call:
-        if mode == "forward":
-            return lambda: function(*self.inputs.values())
-        leaves = [t.detach().requires_grad_() for t in self.inputs.values()]
-        grads = self.output_grads
-        if mode == "backward":
-            y = function(*leaves)[: len(grads)]
-            return lambda: torch.autograd.grad(y, leaves, grads, retain_graph=True)
-
-        def both() -> tuple[Any, ...]:
-            y = function(*leaves)[: len(grads)]
-            return y, torch.autograd.grad(y, leaves, grads)  # y is a result too, not temporary memory
-
-        return both
+    @property
+    def isa(self) -> str | None:
+        """The instruction set of our kernels, where the row runs on the CPU."""
+        extension.ensure_loaded()
+        return extension.instruction_set() if self.device.type == "cpu" else None
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the differentiable inputs."""
-        return next(iter(self.inputs.values())).dtype if self.inputs else torch.float32
+    def bar(self) -> tuple[Target, ...] | None:
+        """On the CPU the goal of half types, and on the lowest instruction set of all: no slower than plain PyTorch."""
+        if self.device.type != "cpu" or (self.dtype.itemsize != 2 and self.isa in ("avx512", "avx2")):
+            return None
+        return (Target(self.baseline, least=1.0),)
 
     @property
     def probe_bytes(self) -> int:

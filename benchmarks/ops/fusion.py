@@ -18,10 +18,11 @@ from torch import Tensor
 
 from mixsyn_fast import backend
 from mixsyn_fast.layers.fusion_hierarchy import FusionConfig, FusionHierarchy
+from mixsyn_fast.measure.contest import Function, Normal, Outputs, is_ours
 from mixsyn_fast.ops.latent_blend import StyleLayout
 
 from ..cases import DTYPES, Labels
-from .base import Function, Normal, OpBench, Outputs, Target, Work, backends_for, compile_form, under_backend
+from .base import OpBench, Target, Work
 
 _AGREEMENT = 1e-10  # of the folded and the plain form in float64
 
@@ -45,6 +46,7 @@ class FusionBench(OpBench):
     """One row of the hierarchy."""
 
     op = "fusion_hierarchy"
+    ops = ("latent_blend",)
     same_as_reference = "eager"
     modes = ("forward",)
     case: FusionCase
@@ -81,9 +83,14 @@ class FusionBench(OpBench):
         with backend.use_plan("dense"), backend.use_backend("reference"):
             return (self._fuse(self.hierarchy, codes),)
 
-    def _ours(self, *codes: Tensor) -> Outputs:
+    def ours(self, *codes: Tensor) -> Outputs:
+        """The layer, folded."""
         with backend.use_plan("auto"):
             return (self._fuse(self.hierarchy, codes),)
+
+    def plain(self) -> dict[str, Function]:
+        """The plain form."""
+        return {"eager": self._plain}
 
     def reference(self, *inputs: Tensor) -> Outputs:
         """The plain form. In float64: the folded form, held against the plain one on one sample, which is much quicker."""
@@ -101,13 +108,10 @@ class FusionBench(OpBench):
 
     def contenders(self, *, compiled: bool) -> dict[str, Function]:
         """Eager, compile for a single image, ours, and on CUDA ours as a graph."""
-        found: dict[str, Function] = {"eager": self._plain}
-        if compiled and self.case.batch == 1:
-            found["compile"] = compile_form(self._plain)
-        for name in backends_for(self.device, "latent_blend"):
-            found[name] = under_backend(name, self._ours)
-            if self.device.type == "cuda":
-                found[f"{name}+graph"] = CudaGraph(found[name], list(self.inputs.values()))
+        found = super().contenders(compiled=compiled and self.case.batch == 1)
+        if self.device.type == "cuda":
+            own = {f"{name}+graph": CudaGraph(f, list(self.inputs.values())) for name, f in found.items() if is_ours(name)}
+            found |= own
         return found
 
     def work(self, mode: str) -> Work:

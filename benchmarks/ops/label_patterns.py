@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from mixsyn_fast.models.data import NUM_CLASSES
-from torch import Tensor
 
 from mixsyn_fast import backend
+from mixsyn_fast.measure.ops.label_patterns import PatternContest
 from mixsyn_fast.ops.label_patterns import label_patterns
 
 from ..cases import Labels
-from .base import Function, OpBench, Outputs, backends_for, under_backend
+from .base import OpBench
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,10 @@ class PatternCase:
         return f"label_patterns/{self.labels}/{self.batch}x{self.side}x{self.side}/r{self.radius}/{where}/t{self.threads}"
 
 
-class PatternBench(OpBench):
+class PatternBench(OpBench, PatternContest):
     """One row of label_patterns."""
 
     op = "label_patterns"
-    same_as_reference = "eager"
-    outputs = ("index", "patterns", "row_image")
-    modes = ("forward",)
     case: PatternCase
 
     @classmethod
@@ -81,21 +78,8 @@ class PatternBench(OpBench):
         """Read the label maps."""
         case = self.case
         self.threads = case.threads if self.device.type == "cpu" else None
+        self.regions, self.radius, self.per_image = NUM_CLASSES[case.labels], case.radius, case.per_image
         self.maps = labels.tensors(case.labels, case.batch, case.side, self.device)[1].to(torch.int32)
-
-    def _op(self, *_: Tensor) -> Outputs:
-        case = self.case
-        return tuple(label_patterns(self.maps, NUM_CLASSES[case.labels], case.radius, per_image=case.per_image))
-
-    def reference(self, *inputs: Tensor) -> Outputs:
-        """The op's reference."""
-        with backend.use_backend("reference"):
-            return self._op()
-
-    def contenders(self, *, compiled: bool) -> dict[str, Function]:
-        """Eager and ours."""
-        ours = {name: under_backend(name, self._op) for name in backends_for(self.device, self.op)}
-        return {"eager": self.reference, **ours}
 
     def facts(self) -> dict[str, Any]:
         """Distinct patterns, also per pixel."""

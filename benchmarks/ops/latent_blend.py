@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from mixsyn_fast.ops.latent_blend import StyleLayout, latent_blend, latent_blend_reference
+from mixsyn_fast.measure.contest import Normal
+from mixsyn_fast.measure.ops.latent_blend import BlendContest
+from mixsyn_fast.ops.latent_blend import StyleLayout, latent_blend
 
 from ..cases import DTYPES, Labels
-from .base import Function, Normal, OpBench, Outputs, Work, backends_for, compile_form, forward_and_backward, under_backend
-
-DEPTH = 512
+from .base import OpBench, Target, Work, forward_and_backward
 
 
 @dataclass(frozen=True)
@@ -35,19 +32,7 @@ class BlendCase:
         return f"latent_blend/b{self.batch}/{self.size}/q_on_{self.q_on}/{self.dtype}"
 
 
-def upsampled_blend(a: Tensor, b: Tensor, logits: Tensor, channels: Sequence[int], q_on_b: bool) -> Tensor:
-    """(B, S): upsample to D, blend, max-pool, layer by layer; arguments as of `latent_blend_reference`."""
-    blended, offset = [], 0
-    for layer, width in enumerate(channels):
-        group = logits.shape[2] // width
-        q = torch.sigmoid(logits[:, layer])
-        first, second = (t[:, offset : offset + width].repeat_interleave(group, 1) for t in ((a, b) if q_on_b else (b, a)))
-        blended.append((first + q * (second - first)).unflatten(1, (width, group)).amax(2))
-        offset += width
-    return torch.cat(blended, 1)
-
-
-class BlendBench(OpBench):
+class BlendBench(OpBench, BlendContest):
     """One row of latent_blend."""
 
     op = "latent_blend"
@@ -81,49 +66,14 @@ class BlendBench(OpBench):
 
     def prepare(self, labels: Labels) -> None:
         """Draw two codes and logits."""
-        case = self.case
-        self.layout = StyleLayout.stylegan2(case.size)
-        normal = Normal(self.device, DTYPES[case.dtype])
-        shape = (case.batch, self.layout.size)
-        self.inputs = {
-            "a": normal(*shape),
-            "b": normal(*shape),
-            "logits": normal(case.batch, len(self.layout.layers), DEPTH, scale=2.0),
-        }
-        self.output_grads = (self._where_decided(normal(*shape)),)
+        self.layout, self.q_on = StyleLayout.stylegan2(self.case.size), self.case.q_on
+        self.draw(self.case.batch, Normal(self.device, DTYPES[self.case.dtype]))
 
-    def _where_decided(self, grad: Tensor) -> Tensor:
-        """Zero the incoming gradient where rounding may decide which of a group's logits is taken."""
-        a, b, logits = (t.double() for t in self.inputs.values())
-        offset = 0
-        for layer, width in enumerate(self.layout.channels):
-            if width == logits.shape[2]:
-                offset += width
-                continue
-            q = torch.sigmoid(logits[:, layer]).unflatten(1, (width, -1)).sort(2).values
-            channel = slice(offset, offset + width)
-            gap = torch.minimum(q[..., 1] - q[..., 0], q[..., -1] - q[..., -2]) * (b - a)[:, channel].abs()
-            slack = 16 * torch.finfo(grad.dtype).eps * torch.maximum(a.abs(), b.abs())[:, channel].clamp(min=1)
-            grad[:, channel].masked_fill_(gap <= slack, 0.0)
-            offset += width
-        return grad
-
-    def reference(self, *inputs: Tensor) -> Outputs:
-        """The op's reference."""
-        return latent_blend_reference(*inputs, self.layout.channels, self.case.q_on == "b")[:1]
-
-    def _ours(self, *inputs: Tensor) -> Outputs:
-        return (latent_blend(*inputs, self.layout, q_on=self.case.q_on),)
-
-    def _eager(self, *inputs: Tensor) -> Outputs:
-        return (upsampled_blend(*inputs, self.layout.channels, self.case.q_on == "b"),)
-
-    def contenders(self, *, compiled: bool) -> dict[str, Function]:
-        """Eager, compile, ours."""
-        found: dict[str, Function] = {"eager": self._eager}
-        if compiled:
-            found["compile"] = compile_form(self._eager)
-        return found | {name: under_backend(name, self._ours) for name in backends_for(self.device, self.op)}
+    def targets(self, mode: str) -> Sequence[Target]:
+        """Forward with AVX2: eight times the published form."""
+        if self.bar is not None:
+            return self.bar
+        return (Target("eager", least=8.0),) if self.isa == "avx2" and mode == "forward" else ()
 
     def work(self, mode: str) -> Work:
         """Inputs and results once; backward reads the inputs again and writes a gradient for each."""

@@ -2,8 +2,8 @@
 //
 // Channels are the vector in both layouts: a table has one row of channels per region present, and a pixel updates the row
 // of its region. So the work per pixel does not depend on the number of regions, nor on how the regions lie; a row stays in
-// registers while neighbouring pixels share it. In contiguous layout blocks of 16 pixels x 16 channels are transposed in
-// registers first.
+// registers while neighbouring pixels share it. In contiguous layout blocks of a vector of pixels x as many channels are
+// transposed in registers first.
 #include "masked_roi_pool.h"
 
 #include "vec.h"
@@ -144,173 +144,6 @@ MIXSYN_INLINE void roi_last(const RoiPool<T, A>& a, const RoiItem<T, A>& i) {
   }
 }
 
-#if defined(MIXSYN_AVX512)
-template <typename T>
-MIXSYN_INLINE __m512 roi_load(const T* from) {
-  if constexpr (std::is_same_v<T, float>) {
-    return _mm512_loadu_ps(from);
-  } else {
-    return load(from);
-  }
-}
-template <typename T>
-MIXSYN_INLINE __m512 roi_load_n(const T* from, int64_t n) {
-  return load_part<false>(from, n);
-}
-
-// Sixteen rows to one vector of their maxima or sums: lane j for row j. A tree of exchanges of 2 x 2 blocks, half as much
-// work as a transposition.
-template <int S, bool MAXIMUM>
-MIXSYN_INLINE __m512 roi_pair(__m512 a, __m512 b) {
-  // S is a lane bit: result lanes with the bit clear come from a, the others from b
-  __m512 low, high;
-  if constexpr (S == 1) {
-    low = _mm512_mask_moveldup_ps(a, 0xAAAA, b);                  // a0 b0 a2 b2 ..
-    high = _mm512_mask_mov_ps(_mm512_movehdup_ps(a), 0xAAAA, b);  // a1 b1 a3 b3 ..
-  } else if constexpr (S == 2) {
-    low = _mm512_shuffle_ps(a, b, 0x44);   // a0 a1 b0 b1
-    high = _mm512_shuffle_ps(a, b, 0xEE);  // a2 a3 b2 b3
-  } else if constexpr (S == 4) {
-    // 128-bit lanes 0 1 2 3 -> a0 b0 a2 b2 and a1 b1 a3 b3
-    low = _mm512_mask_shuffle_f32x4(a, 0xF0F0, b, b, 0xA0);
-    high = _mm512_mask_mov_ps(_mm512_shuffle_f32x4(a, a, 0xF5), 0xF0F0, b);
-  } else {
-    low = _mm512_shuffle_f32x4(a, b, 0x44);   // lanes a0 a1 b0 b1
-    high = _mm512_shuffle_f32x4(a, b, 0xEE);  // lanes a2 a3 b2 b3
-  }
-  return MAXIMUM ? _mm512_max_ps(low, high) : _mm512_add_ps(low, high);
-}
-
-template <bool MAXIMUM>
-MIXSYN_INLINE __m512 roi_tree(__m512* r) {
-  for (int i = 0; i < 8; ++i) r[i] = roi_pair<1, MAXIMUM>(r[2 * i], r[2 * i + 1]);
-  for (int i = 0; i < 4; ++i) r[i] = roi_pair<2, MAXIMUM>(r[2 * i], r[2 * i + 1]);
-  for (int i = 0; i < 2; ++i) r[i] = roi_pair<4, MAXIMUM>(r[2 * i], r[2 * i + 1]);
-  return roi_pair<8, MAXIMUM>(r[0], r[1]);
-}
-
-// Pixels that one step of the trees takes, and regions among them that are worth a tree each: with more, blocks of 16
-// pixels are transposed.
-constexpr int kRoiStep = 64, kRoiStepBlocks = kRoiStep / 16;
-constexpr int kRoiTrees = 10;
-
-// One step of 64 pixels x 16 channels: for every region in it, masked maxima (sums) of the step's four vectors of each
-// channel, then one tree for all 16 channels. `where` becomes the region's first pixel in the step; the exact position is
-// looked up at the end, for the few maxima that are left. Returns false where the step is left to the exact path: it holds
-// a NaN, or too many regions.
-template <typename T, bool MAXIMUM, bool FULL>
-MIXSYN_INLINE bool roi_trees(const RoiPool<T, float>& a, const RoiItem<T, float>& i, const T* x, int64_t p, int64_t n) {
-  const int32_t* rows = i.plan->row.data() + p;
-  const __m512 neutral = _mm512_set1_ps(MAXIMUM ? -__builtin_inff() : 0.0f);
-  __mmask16 valid[kRoiStepBlocks];
-  __m512i lanes[kRoiStepBlocks];
-  bool uniform = n == kRoiStep;
-  for (int j = 0; j < kRoiStepBlocks; ++j) {
-    const int64_t left = n - 16 * j;
-    valid[j] = left >= 16 ? static_cast<__mmask16>(0xFFFF) : static_cast<__mmask16>(left > 0 ? (1u << left) - 1u : 0u);
-    lanes[j] = _mm512_maskz_loadu_epi32(valid[j], rows + 16 * j);
-    uniform &= _mm512_cmpneq_epi32_mask(lanes[j], _mm512_set1_epi32(rows[0])) == 0;
-  }
-  int32_t found[kRoiTrees];
-  int64_t first[kRoiTrees];
-  __mmask16 own[kRoiTrees][kRoiStepBlocks];
-  int count = 0;
-  if (uniform) {
-    found[0] = rows[0], first[0] = p, count = 1;
-  } else {
-    __mmask16 left[kRoiStepBlocks];
-    for (int j = 0; j < kRoiStepBlocks; ++j) left[j] = valid[j];
-    for (int j = 0; j < kRoiStepBlocks; ++j) {
-      while (left[j]) {
-        if (count == kRoiTrees) return false;
-        const int at = 16 * j + __builtin_ctz(left[j]);
-        const __m512i row = _mm512_set1_epi32(rows[at]);
-        found[count] = rows[at], first[count] = p + at;
-        for (int k = 0; k < kRoiStepBlocks; ++k) {
-          own[count][k] = k < j ? static_cast<__mmask16>(0) : _mm512_mask_cmpeq_epi32_mask(left[k], lanes[k], row);
-          left[k] = static_cast<__mmask16>(left[k] & ~own[count][k]);
-        }
-        ++count;
-      }
-    }
-  }
-  __mmask16 nan = 0;
-  __m512 r[kRoiTrees][16];
-  for (int c = 0; c < 16; ++c) {
-    const T* from = x + c * a.pixels + p;
-    __m512 v[kRoiStepBlocks];
-    if (FULL || c < i.nc) {
-#pragma GCC unroll 4
-      for (int j = 0; j < kRoiStepBlocks; ++j) {
-        __builtin_prefetch(from + kRoiStep + 16 * j, 0, 2);  // sixteen streams are more than the hardware follows
-        v[j] = 16 * j + 16 <= n ? roi_load(from + 16 * j) : roi_load_n(from + 16 * j, n - 16 * j);
-      }
-    } else {
-      for (int j = 0; j < kRoiStepBlocks; ++j) v[j] = neutral;
-    }
-    if (MAXIMUM) nan |= _mm512_cmp_ps_mask(v[0], v[1], _CMP_UNORD_Q) | _mm512_cmp_ps_mask(v[2], v[3], _CMP_UNORD_Q);
-    if (uniform) {
-      r[0][c] = MAXIMUM ? _mm512_max_ps(_mm512_max_ps(v[0], v[1]), _mm512_max_ps(v[2], v[3]))
-                        : _mm512_add_ps(_mm512_add_ps(v[0], v[1]), _mm512_add_ps(v[2], v[3]));
-      continue;
-    }
-    for (int g = 0; g < count; ++g) {
-      __m512 value = neutral;
-#pragma GCC unroll 4
-      for (int j = 0; j < kRoiStepBlocks; ++j)
-        value = MAXIMUM ? _mm512_mask_max_ps(value, own[g][j], value, v[j])
-                        : _mm512_mask_add_ps(value, own[g][j], value, v[j]);
-      r[g][c] = value;
-    }
-  }
-  if (MAXIMUM && nan) return false;
-  for (int g = 0; g < count; ++g) {
-    const __m512 best = roi_tree<MAXIMUM>(r[g]);
-    float* values = i.table + found[g] * a.tile;
-    const __m512 before = _mm512_loadu_ps(values);
-    if (MAXIMUM) {
-      int32_t* where = i.where + found[g] * a.tile;
-      const __mmask16 take = _mm512_cmp_ps_mask(best, before, _CMP_GT_OQ);  // false where `before` is a NaN
-      // whole stores: a load soon after a masked one would wait for it
-      _mm512_storeu_ps(values, _mm512_mask_mov_ps(before, take, best));
-      const __m512i at = _mm512_set1_epi32(static_cast<int32_t>(first[g]));
-      _mm512_storeu_epi32(where, _mm512_mask_mov_epi32(_mm512_loadu_epi32(where), take, at));
-    } else {
-      _mm512_storeu_ps(values, _mm512_add_ps(before, best));
-    }
-  }
-  return true;
-}
-
-// Replaces the begin of a step by the position of the maximum: the first equal pixel of the region from there on.
-template <typename T>
-MIXSYN_INLINE void roi_resolve(const RoiPool<T, float>& a, const RoiItem<T, float>& i, const T* x) {
-  const int32_t* rows = i.plan->row.data();
-  for (int64_t r = 0; r + 1 < i.plan->rows; ++r) {
-    int32_t* where = i.where + r * a.tile;
-    const float* values = i.table + r * a.tile;
-    if (where[0] < 0) continue;  // no pixel of the region here
-    for (int64_t c = 0; c < i.nc; ++c) {
-      const __m512 best = _mm512_set1_ps(values[c]);
-      if (values[c] != values[c]) continue;  // a NaN: exact already
-      for (int64_t p = where[c];; p += 16) {
-        const int64_t n = i.p1 - p < 16 ? i.p1 - p : 16;
-        const T* from = x + c * a.pixels + p;
-        const __m512 value = n == 16 ? roi_load(from) : roi_load_n(from, n);
-        const __mmask16 valid = static_cast<__mmask16>((1u << n) - 1u);
-        __mmask16 hit = _mm512_mask_cmpeq_epi32_mask(valid, _mm512_maskz_loadu_epi32(valid, rows + p),
-                                                     _mm512_set1_epi32(static_cast<int32_t>(r)));
-        hit = _mm512_mask_cmp_ps_mask(hit, value, best, _CMP_EQ_OQ);
-        if (hit) {
-          where[c] = static_cast<int32_t>(p + __builtin_ctz(hit));
-          break;
-        }
-      }
-    }
-  }
-}
-#endif
-
 // The pixels of a transposed block, n vectors of channels: every pixel updates the row of its region.
 template <typename A, bool MAY_BE_NAN>
 MIXSYN_INLINE void roi_update_maximum(const Vec<A>* block, const int32_t* rows, int64_t p, int64_t n, A* table,
@@ -344,10 +177,27 @@ MIXSYN_INLINE void roi_update_sum(const Vec<A>* block, const int32_t* rows, int6
   }
 }
 
-// n pixels x kLanes channels from c on, by transposition.
+// The same where all pixels lie in one row and none is a NaN: two halves, so that one maximum does not wait for the other.
+template <typename A>
+MIXSYN_INLINE void roi_update_uniform(const Vec<A>* block, int64_t p, A* values, int32_t* where) {
+  constexpr int H = kLanes<A> / 2;
+  Vec<A> best = load(values), other = block[H];
+  Mask<A> at = roi_load_index<A>(where), other_at = roi_splat<A>(p + H);
+  roi_take<A, false>(best, at, block[0], roi_splat<A>(p));
+  MIXSYN_UNROLL
+  for (int q = 1; q < H; ++q) {
+    roi_take<A, false>(best, at, block[q], roi_splat<A>(p + q));
+    roi_take<A, false>(other, other_at, block[H + q], roi_splat<A>(p + H + q));
+  }
+  roi_take<A, false>(best, at, other, other_at);
+  store(values, best);
+  roi_store_index<A>(where, at);
+}
+
+// n pixels x kLanes channels from c on, by transposition; uniform: whole blocks, all in one row.
 template <typename T, typename A, bool MAXIMUM, bool FULL>
 MIXSYN_INLINE void roi_block(const RoiPool<T, A>& a, const RoiItem<T, A>& i, const T* x, int64_t p, int64_t n,
-                             int64_t c) {
+                             int64_t c, bool uniform) {
   constexpr int L = kLanes<A>;
   const int32_t* rows = i.plan->row.data() + p;
   Vec<A> block[L];
@@ -361,36 +211,25 @@ MIXSYN_INLINE void roi_block(const RoiPool<T, A>& a, const RoiItem<T, A>& i, con
     roi_update_sum<A>(block, rows, n, i.table + c, a.tile);
   } else if (any_lane(nan)) {
     roi_update_maximum<A, true>(block, rows, p, n, i.table + c, i.where + c, a.tile);
+  } else if (uniform) {
+    roi_update_uniform<A>(block, p, i.table + rows[0] * a.tile + c, i.where + rows[0] * a.tile + c);
   } else {
     roi_update_maximum<A, false>(block, rows, p, n, i.table + c, i.where + c, a.tile);
   }
 }
 
-template <typename T, typename A, bool MAXIMUM, bool FULL>
-MIXSYN_INLINE void roi_blocks(const RoiPool<T, A>& a, const RoiItem<T, A>& i, const T* x, int64_t p0, int64_t p1) {
-  constexpr int L = kLanes<A>;
-  // a line of every plane is used up before the next planes: lines of planes that lie a power of two apart evict each other
-  for (int64_t begin = p0, end = p0; begin < p1; begin = end) {
-    end = p1 - begin < kLine<A> ? p1 : begin + kLine<A>;
-    for (int64_t c = 0; c < i.nc; c += L)
-      for (int64_t p = begin; p < end; p += L) roi_block<T, A, MAXIMUM, FULL>(a, i, x, p, end - p < L ? end - p : L, c);
-  }
-}
-
+// Lines of planes that lie a power of two apart evict each other: one of every plane is used up before the next planes.
 template <typename T, typename A, bool MAXIMUM, bool FULL>
 MIXSYN_INLINE void roi_first(const RoiPool<T, A>& a, const RoiItem<T, A>& i) {
+  constexpr int L = kLanes<A>;
   const T* x = a.x + (i.image * a.channels + i.c0) * a.pixels;
-#if defined(MIXSYN_AVX512)
-  if constexpr (sizeof(A) == 4) {
-    for (int64_t p = i.p0; p < i.p1; p += kRoiStep) {
-      const int64_t n = i.p1 - p < kRoiStep ? i.p1 - p : kRoiStep;
-      if (!roi_trees<T, MAXIMUM, FULL>(a, i, x, p, n)) roi_blocks<T, A, MAXIMUM, FULL>(a, i, x, p, p + n);
-    }
-    if (MAXIMUM) roi_resolve(a, i, x);
-    return;
+  for (int64_t begin = i.p0, end = begin; begin < i.p1; begin = end) {
+    end = i.p1 - begin < kLine<A> ? i.p1 : begin + kLine<A>;
+    const bool uniform = i.plan->block[static_cast<size_t>(begin / kLine<A>)] >= 0;
+    for (int64_t c = 0; c < i.nc; c += L)
+      for (int64_t p = begin; p < end; p += L)
+        roi_block<T, A, MAXIMUM, FULL>(a, i, x, p, end - p < L ? end - p : L, c, uniform);
   }
-#endif
-  roi_blocks<T, A, MAXIMUM, FULL>(a, i, x, i.p0, i.p1);
 }
 
 template <typename T, typename A>

@@ -127,13 +127,16 @@ class Op(Generic[_Group]):
         self._setup_context = setup_context
         self._register(kernels)
 
-    def kernels(self, device: torch.device) -> _Group | None:
-        """Return the kernels of the backend in force for a device, None for the reference; a fallback is announced.
+    def kernels(self, x: Tensor) -> _Group | None:
+        """Return the kernels of the backend in force, None for the reference; a fallback is announced.
+
+        Args:
+            x: the input whose device, layout and dtype decide.
 
         Raises:
             RuntimeError: the chosen backend is not available, under ``MIXSYN_FAST_STRICT=1``.
         """
-        chosen = backend.select_backend(self.name, device)
+        chosen = backend.select_backend(self.name, x.device, x)
         if chosen == "native":
             return self.native
         return self.triton() if chosen == "triton" else None

@@ -159,7 +159,7 @@ def _check_values(values: Tensor, condition: Tensor, weight: Tensor) -> None:
 
 
 def _spread(values: Tensor, condition: Tensor, weight: Tensor) -> Tensor:
-    kernels = _OP.kernels(condition.device)
+    kernels = _OP.kernels(condition)
     if kernels is None:
         return channel_attention_spread_reference(values, condition, weight)
     acc = acc_dtype(condition.dtype)

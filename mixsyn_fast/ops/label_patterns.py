@@ -172,7 +172,7 @@ def label_patterns(
         labels = labels.clamp(-2, num_regions)
     labels = labels.to(torch.int32).contiguous()
     cap = -1 if max_rows is None else max_rows
-    kernels = _OP.kernels(labels.device)
+    kernels = _OP.kernels(labels)
     forward = label_patterns_reference if kernels is None else kernels.forward
     index, patterns, row_image = forward(labels, edges, num_regions, radius, per_image, cap)
     return index, patterns, row_image

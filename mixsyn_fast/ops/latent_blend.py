@@ -376,7 +376,7 @@ def latent_blend(
     """
     _check(a, b, logits, layout, q_on)
     on_b = q_on == "b"
-    kernels = _OP.kernels(a.device)
+    kernels = _OP.kernels(a)
     if kernels is None:
         blended, q = latent_blend_reference(a, b, logits, layout.channels, on_b)
     else:

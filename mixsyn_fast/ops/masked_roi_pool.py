@@ -285,7 +285,7 @@ def _pool(features: Tensor, regions: RegionMapLike | Tensor, num_regions: int, m
     else:
         labels = regions.labels_at(size)
     labels = labels.contiguous()
-    kernels = _OP.kernels(features.device)
+    kernels = _OP.kernels(features)
     if kernels is None:
         pooled, position, _ = masked_roi_pool_reference(features, labels, num_regions, maximum)
     else:

@@ -546,7 +546,7 @@ def region_norm(
         noise, noise_scale = noise.to(x.dtype).contiguous(), noise_scale.to(x.dtype).contiguous()
     if scale is not None and shift is not None:
         scale, shift = scale.to(x.dtype), shift.to(x.dtype)
-    kernels = _OP.kernels(x.device)
+    kernels = _OP.kernels(x)
     if kernels is not None or process_group is not None:
         x = dense(x)
         index = None if index is None else index.to(torch.int32).contiguous()

@@ -329,7 +329,7 @@ def spatial_attention_pool(
     condition = condition.to(features.dtype)
     weight_features, weight_condition = weight_features.to(acc), weight_condition.to(acc)
     mask = None if mask is None else mask.to(torch.bool)
-    kernels = _OP.kernels(features.device)
+    kernels = _OP.kernels(features)
     if kernels is None:
         values, mean, maps, _ = spatial_attention_pool_reference(
             features, condition, weight_features, weight_condition, mask, return_maps

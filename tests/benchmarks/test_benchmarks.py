@@ -12,7 +12,8 @@ import torch
 
 from benchmarks import run_models, tables, timing
 from benchmarks.cases import Labels, ModelCase, label_source, model_cases
-from benchmarks.gate import Gate
+from mixsyn_fast.measure import clock
+from mixsyn_fast.measure.gate import Gate
 from mixsyn_fast.progress import progress
 
 
@@ -26,20 +27,20 @@ def test_interleave_takes_turns_and_summarises() -> None:
 
         return run
 
-    times = timing.interleave({"a": call("a", 0.002), "b": call("b", 0.004)}, repeat=4, warmup=1)
+    times = clock.interleave({"a": call("a", 0.002), "b": call("b", 0.004)}, repeat=4, warmup=1)
     assert order == ["a", "b", "a", "b", "b", "a", "a", "b", "b", "a"]
     assert times["a"].samples == 4 and times["a"].p20 <= times["a"].median <= times["a"].p80
     assert times["a"].median < times["b"].median
     order.clear()
-    limited = timing.interleave({"a": call("a", 0.01)}, repeat=100, warmup=1, budget_s=0.05, least=2)
+    limited = clock.interleave({"a": call("a", 0.01)}, repeat=100, warmup=1, budget_s=0.05, least=2)
     assert 2 <= limited["a"].samples < 10
 
 
 def test_quantiles() -> None:
-    summary = timing.summarise([5.0, 1.0, 2.0, 3.0, 4.0])
+    summary = clock.summarise([5.0, 1.0, 2.0, 3.0, 4.0])
     assert (summary.median, summary.samples) == (3.0, 5)
     assert summary.p20 == pytest.approx(1.8) and summary.p80 == pytest.approx(4.2)
-    assert timing.summarise([2.0]) == timing.Timing(2.0, 2.0, 2.0, 1)
+    assert clock.summarise([2.0]) == clock.Timing(2.0, 2.0, 2.0, 1)
 
 
 def test_peak_memory_counts_what_is_alive_together() -> None:
@@ -87,7 +88,7 @@ def test_transfers_of_every_kind() -> None:
 def test_slow_contenders_run_seldom() -> None:
     order: list[str] = []
     calls = {name: (lambda name=name: order.append(name)) for name in ("quick", "slow")}
-    timing.interleave(calls, repeat=5, warmup=1, least=2, seldom=("slow",))
+    clock.interleave(calls, repeat=5, warmup=1, least=2, seldom=("slow",))
     assert order.count("slow") == 2
 
 
@@ -160,8 +161,10 @@ def test_model_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(run_models, "measure_rates", lambda *_: {"copy_gb_s": 10.0})
     out = tmp_path / "models.json"
     arguments = ["--cases", "clade/k151/b1/forward", "--ngf", "2", "--size", "64", "--no-compile", "--repeat", "1"]
-    assert run_models.main([*arguments, "--out", str(out)]) == 0
-    row = json.loads(out.read_text())["rows"][0]
+    status = run_models.main([*arguments, "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert status == int(bool(found["losses"])) and found["wrong"] == []
+    row = found["rows"][0]
     assert set(row["contenders"]) == {"published", "dense", "ours", "floor_plain", "floor"}
     assert row["ours_over_floor"] > 0 and row["float64_error"] < 1e-12
     assert tables.main([str(out)]) == 0
@@ -195,7 +198,7 @@ def test_every_result_file_says_where_it_comes_from(monkeypatch: pytest.MonkeyPa
     assert files
     for path in files:
         found = json.loads(path.read_text())
-        assert found["kind"] in ("ops", "models", "plot", "training") and keys <= found["machine"].keys(), path
+        assert found["kind"] in ("ops", "models", "plot", "training", "winners") and keys <= found["machine"].keys(), path
     monkeypatch.setattr("sys.argv", ["/some/where/tool.py", "--cases", "a b"])
     first = timing.heading("ops")
     assert first["kind"] == "ops" and first["command"].endswith(" --cases 'a b'") and keys <= first["machine"].keys()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gate import floor_of, gate, relative_error
+from mixsyn_fast.measure.gate import floor_of, gate, relative_error
 from tests.compare import assert_within_rule
 
 EXACT = {"y": torch.linspace(-1, 1, 101, dtype=torch.float64), "z": torch.zeros(0, dtype=torch.float64)}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import run_mixsyn, tables
-from benchmarks.gate import gate
+from mixsyn_fast.measure.gate import gate
 
 SMALL = ["--structure.width", "2", "--structure.code-channels", "4", "--structure.code-size", "8"]
 SMALL += ["--structure.decoder-width", "8", "--structure.decoder-smallest", "4", "--style.code-length", "8"]
@@ -68,8 +68,9 @@ def test_parts_compute_what_they_say(bench: run_mixsyn.MixSynBench) -> None:
 
 def test_a_run_writes_rows_that_the_tables_read(tmp_path: Path, capsys: Any) -> None:
     words = [*SMALL, "--no-compile", "--parts", "^(decoder|generator|edit.*)$", "--out", str(tmp_path / "r.json")]
-    assert run_mixsyn.main(words) == 0
+    status = run_mixsyn.main(words)
     found = json.loads((tmp_path / "r.json").read_text())
+    assert status == int(bool(found["losses"])) and found["wrong"] == []  # at this scale nobody asks who wins
     assert [row["part"] for row in found["rows"]] == ["decoder", "generator", "edit of one region"]
     for row in found["rows"]:
         assert row["contenders"]["ours"]["gate"]["passed"] and row["speedup_over"]["dense"] > 0

@@ -74,7 +74,7 @@ def test_doctor_names_every_op_on_every_device(capsys):
         assert set(devices) == {"cpu", "cuda"}
         for choice in devices.values():
             assert choice["backend"] in ("native", "triton", "reference", "none") and choice["reason"]
-        assert devices["cpu"]["backend"] == "native"
+        assert devices["cpu"]["backend"] == "native" or devices["cpu"]["losses"]
     assert facts["versions"]["mixsyn_fast"] == __version__ and facts["versions"]["torch"]
     assert facts["build"]["loaded"] and facts["build"]["cache"] and facts["build"]["manifest"]["compiler"]
     assert facts["healthy"] is True

@@ -81,6 +81,7 @@ def test_wheel_of_the_sdist_works_outside_the_clone(small, tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert any(name.startswith("mixsyn_fast/_C.") and name.endswith(".so") for name in names)
     assert "mixsyn_fast/_C.json" in names and "mixsyn_fast/_csrc/module.cpp" in names
+    assert "mixsyn_fast/cpu_winners.json" in names and "mixsyn_fast/measure/ops/region_norm.py" in names
     assert {"mixsyn_fast/py.typed", "mixsyn_fast/models/__init__.py", "mixsyn_fast/models/stylefusion/trees.py"} <= set(
         names
     )

@@ -46,7 +46,7 @@ LATENT = {
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "doctor": {
-        "--json": False,
+        "--json": False, "--measure": False,
     },
     "demo": {
         **READER,
