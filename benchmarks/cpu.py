@@ -16,12 +16,21 @@ import torch
 
 from mixsyn_fast import extension
 
-_TORCH = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 RESTRICTIONS: Mapping[str, Mapping[str, str]] = {
-    name: {"MIXSYN_FAST_CPU": name, **dict(zip(_TORCH, values, strict=True))}
-    for name, values in {"avx2": ("avx2", "AVX2", "AVX2"), "baseline": ("default", "SSE41", "SSE4_2")}.items()
+    "avx2": {
+        "MIXSYN_FAST_CPU": "avx2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    },
+    "baseline": {
+        "MIXSYN_FAST_CPU": "baseline",
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_CBWR": "COMPATIBLE",  # SSE2; on processors of other makers MKL does not heed MKL_ENABLE_INSTRUCTIONS
+    },
 }
-VARIABLES = ("MIXSYN_FAST_CPU", *_TORCH)
+VARIABLES = tuple(dict.fromkeys(name for settings in RESTRICTIONS.values() for name in settings))
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:

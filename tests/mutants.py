@@ -77,14 +77,14 @@ MUTATIONS = [
         "region_norm",
         (
             "variance between blocks",
-            "m2[v] += block_m2[v] + delta * delta * cross;",
-            "m2[v] += block_m2[v];",
+            "squares_before + (m2[v] + delta * delta * cross)",
+            "squares_before + m2[v]",
             "kernels_follow",
         ),
         (
             "shift, channels_last",
-            "store(y + c, activated<Vec<A>>(xhat * gamma + beta, slope));",
-            "store(y + c, activated<Vec<A>>(xhat * gamma - beta, slope));",
+            "store_row<STREAM>(y + c, activated<Vec<A>>(xhat * gamma + beta, slope));",
+            "store_row<STREAM>(y + c, activated<Vec<A>>(xhat * gamma - beta, slope));",
             "kernels_follow",
         ),
         (
@@ -115,10 +115,28 @@ MUTATIONS = [
             "against_a_loop or a_long_sum",
         ),
         (
-            "positions that one step takes",
-            "roi_take(best, at, block[q], roi_splat<A>(p + q));",
-            "roi_take(best, at, block[q], roi_splat<A>(p));",
+            "positions of a block of several regions",
+            "roi_take<A, MAY_BE_NAN>(best, at, block[q], roi_splat<A>(p + q));",
+            "roi_take<A, MAY_BE_NAN>(best, at, block[q], roi_splat<A>(p));",
             "kernels_follow or ties or border",
+        ),
+        (
+            "ties between the halves of a block of one region",
+            "roi_take<A, false>(best, at, other, other_at);",
+            "roi_take<A, false>(other, other_at, best, at), best = other, at = other_at;",
+            "ties or border",
+        ),
+        (
+            "NaN in a run",
+            "if (!MAY_BE_NAN && any_lane(nan)) return false;",
+            "",
+            "nan",
+        ),
+        (
+            "NaN in a block",
+            "} else if (any_lane(nan)) {",
+            "} else if (false) {",
+            "nan",
         ),
     ),
     *cpu(
