@@ -10,6 +10,8 @@
 #   make bench-winners                       where the CPU kernels win, on every instruction set: the table that `auto` reads
 #   make bench-mixsyn [ARGS=..]              a composition and an edit of MixSyn, part by part
 #   make gpu-check                          what needs a GPU: uses python3 itself when it has a CUDA torch
+#   make arm [ARGS=..]                      the op tests on 64-bit Arm, with a cross compiler and qemu
+#   make clang                              compile every source with clang, for this machine and for 64-bit Arm
 #   make test-isas                          the op tests on the lower instruction sets: AVX2 and the baseline
 #   make sanitize                           the CPU kernels under AddressSanitizer and UBSan, on every instruction set
 #   make headers [TORCH=2.14.1]            compile against the headers of another torch, which is not installed
@@ -24,7 +26,7 @@ CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CXX_USED := $(or $(shell command -v $(firstword $(CXX))),g++)
 
 .PHONY: demo test mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn bench-winners gpu-check \
-  test-isas sanitize headers lint format kernels doctor setup clean
+  test-isas sanitize arm clang headers lint format kernels doctor setup clean
 
 setup: $(VENV)/.installed
 
@@ -59,11 +61,12 @@ test: setup
 # What MIXSYN_FAST_CPU asks for must be in force (tests/ops/conftest.py), and native: `auto` might prefer the reference.
 NATIVE_ALONE = -m "not gpu and not slow" --ignore=tests/ops/test_registry.py \
   -k "not triton and not cuda and not compile and not opcheck and not gradcheck and not other_instruction_sets"
+EXTENSION := --ignore=tests/ops/test_arm.py --ignore=tests/ops/test_stand_in.py tests/ops # without other programs
 LOWER_ISAS := $(if $(filter x86_64,$(shell uname -m)),avx2 baseline)
 
 test-isas: setup
 	for isa in $(LOWER_ISAS); do \
-	  MIXSYN_FAST_CPU=$$isa MIXSYN_FAST_BACKEND=native $(PYTEST) -q $(NATIVE_ALONE) tests/ops $(ARGS) || exit; done
+	  MIXSYN_FAST_CPU=$$isa MIXSYN_FAST_BACKEND=native $(PYTEST) -q $(NATIVE_ALONE) $(EXTENSION) $(ARGS) || exit; done
 
 mutants: setup
 	$(RUN) -m tests.mutants $(ARGS)
@@ -116,9 +119,15 @@ sanitize: setup
 	$$($(CXX_USED) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:malloc_context_size=3:quarantine_size_mb=64 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	MIXSYN_FAST_SANITIZE=1 MIXSYN_FAST_STRICT=1; \
-	$(RUN) -m pytest -q $(SANITIZED) tests/ops $(ARGS) || exit; \
+	$(RUN) -m pytest -q $(SANITIZED) $(EXTENSION) $(ARGS) || exit; \
 	for isa in $(LOWER_ISAS); do export MIXSYN_FAST_CPU=$$isa MIXSYN_FAST_BACKEND=native; \
-	  $(RUN) -m pytest -q -k "follow_the_reference and (float32 or bfloat16) and not cuda and not triton" tests/ops $(ARGS) || exit; done
+	  $(RUN) -m pytest -q -k "follow_the_reference and (float32 or bfloat16) and not cuda and not triton" $(EXTENSION) $(ARGS) || exit; done
+
+arm: setup
+	$(PYTEST) tests/ops/test_arm.py tests/ops/test_stand_in.py $(ARGS)
+
+clang: setup
+	$(RUN) -m tests.build.clang
 
 TORCH ?= 2.14.1
 headers: setup

@@ -100,6 +100,7 @@ class Config:
     torch: Torch
     compiler: tuple[str, ...]
     compiler_version: str
+    target: str = ""  # what the compiler compiles for, in its own words: x86_64-linux-gnu, arm64-apple-darwin23.1.0
     isas: tuple[str, ...] = ()  # instruction sets of the CPU kernels, best first
     nvcc: Path | None = None
     nvcc_version: str | None = None
@@ -114,6 +115,16 @@ class Config:
     def cuda(self) -> bool:
         """Whether the CUDA kernels are part of the build."""
         return self.nvcc is not None
+
+    @property
+    def clang(self) -> bool:
+        """Whether the compiler is a clang, Apple's or another."""
+        return "clang" in self.compiler_version
+
+    @property
+    def apple(self) -> bool:
+        """Whether the object is one for macOS."""
+        return "-apple-" in self.target
 
 
 @dataclass(frozen=True)
@@ -191,7 +202,10 @@ def find_compiler(environ: Mapping[str, str] = os.environ) -> tuple[tuple[str, .
     Raises:
         BuildError: cause ``compiler`` when there is none or it does not run.
     """
-    hint = "install g++ (`apt install g++`, `dnf install gcc-c++`) or set CXX=/path/to/a/C++17/compiler"
+    install = "install g++ (`apt install g++`, `dnf install gcc-c++`)"
+    if sys.platform == "darwin":
+        install = "install Apple's clang (`xcode-select --install`)"
+    hint = f"{install} or set CXX=/path/to/a/C++17/compiler"
     if chosen := shlex.split(environ.get("CXX", "")):
         candidates = [chosen]
     else:
@@ -210,6 +224,12 @@ def find_compiler(environ: Mapping[str, str] = os.environ) -> tuple[tuple[str, .
             return (program, *command[1:]), (said.stdout.splitlines() or ["unknown"])[0]
     names = ", ".join(command[0] for command in candidates)
     raise BuildError("compiler", f"no C++ compiler found (looked for {names})", hint)
+
+
+def find_target(compiler: Sequence[str]) -> str:
+    """Return what a compiler compiles for, such as ``aarch64-linux-gnu``; nothing where it does not tell."""
+    said = _ask([*compiler, "-dumpmachine"])
+    return said.stdout.strip() if said.returncode == 0 else ""
 
 
 def find_ninja(environ: Mapping[str, str] = os.environ) -> str:
@@ -254,7 +274,8 @@ def instruction_sets(compiler: Sequence[str], csrc: Path) -> tuple[tuple[str, ..
     if not facts.is_file():
         return (), ""
     said = ""
-    for native in (["-march=native"], []):  # not every architecture's compiler knows the word: baseline there
+    # clang for Arm knows the second word; a cross compiler none: its machine runs what it compiles for by itself
+    for native in (["-march=native"], ["-mcpu=native"], []):
         asked = _ask([*compiler, *native, "-dM", "-E", "-x", "c++", str(facts)])
         if asked.returncode == 0:
             said = asked.stdout
@@ -384,11 +405,12 @@ def configure(
         wanted = wanted_isa(environ)
         isas = (max((name for name in (native, wanted) if name in isas), key=isas.index),)
     base = Config(
-        csrc, torch, compiler, compiler_version, isas,
+        csrc, torch, compiler, compiler_version, find_target(compiler), isas,
         sanitize=flag(environ, "MIXSYN_FAST_SANITIZE"),
-        rpaths=(str(torch.root / "lib"),) if jit else ("$ORIGIN/../torch/lib",),
         sources=sources_hash(csrc),
     )  # fmt: skip
+    beside = f"{'@loader_path' if base.apple else '$ORIGIN'}/../torch/lib"
+    base = replace(base, rpaths=(str(torch.root / "lib") if jit else beside,))
 
     def cpu_only(reason: str) -> Config:
         if flag(environ, "FORCE_CUDA"):
@@ -517,7 +539,7 @@ def isa_flags(config: Config, unit: Unit) -> list[str]:
     each = " ".join(f"X({isa}, __VA_ARGS__)" for isa in config.isas)
     flags = [f"-DMIXSYN_EACH_ISA(X, ...)={each}"]
     if unit.isa:  # vectors wider than a register never leave a file; GCC warns of its own header's intrinsics
-        flags += [f"-DMIXSYN_ISA={unit.isa}", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+        flags += [f"-DMIXSYN_ISA={unit.isa}", "-Wno-psabi", *([] if config.clang else ["-Wno-maybe-uninitialized"])]
     return flags
 
 
@@ -549,11 +571,16 @@ def compile_command(config: Config, unit: Unit, target: Path) -> list[str]:
 
 def link_command(config: Config, objects: Sequence[Path], target: Path) -> list[str]:
     """Return the command that links the shared object."""
-    command = [*config.compiler, "-shared", *map(str, objects), "-o", str(target), "-Wl,--no-as-needed"]
+    command = [*config.compiler, *map(str, objects), "-o", str(target)]
+    if config.apple:  # the interpreter that loads the object has Python's symbols
+        command += ["-dynamiclib", "-undefined", "dynamic_lookup"]
+    else:
+        command += ["-shared", "-Wl,--no-as-needed"]
     command += [f"-L{config.torch.root / 'lib'}", "-ltorch_cpu", "-lc10"]
     if config.nvcc is not None:
         home = cuda_home(config.nvcc)
-        folders = [home / "lib64", home / "lib", home / "targets" / f"{platform.machine()}-linux" / "lib"]
+        machine = {"aarch64": "sbsa"}.get(platform.machine(), platform.machine())  # as the toolkit calls Arm's servers
+        folders = [home / "lib64", home / "lib", home / "targets" / f"{machine}-linux" / "lib"]
         runtime = next((folder for folder in folders if (folder / "libcudart.so").exists()), folders[0])
         command += ["-ltorch_cuda", f"-L{runtime}", "-lcudart"]
     if config.sanitize:
@@ -573,7 +600,7 @@ def recipe(sources: str, *, standard: int = 17, sanitize: bool = False) -> str:
 def settings_key(config: Config) -> str:
     """Return the name of the folder for objects of one kind: changes with anything but the sources that decides them."""
     words = [recipe("", standard=config.standard, sanitize=config.sanitize), config.torch.version, *config.isas]
-    words += [str(config.torch.root), str(config.torch.cuda), *config.compiler, config.compiler_version]
+    words += [str(config.torch.root), str(config.torch.cuda), *config.compiler, config.compiler_version, config.target]
     words += [str(config.nvcc), str(config.nvcc_version), *config.archs, *config.rpaths, platform.machine()]
     words += [*pybind11_include(), str(has_python_header()), platform.libc_ver()[1]]
     version = re.sub(r"[^\w.]", "-", config.torch.version)
@@ -629,7 +656,7 @@ def diagnose(words: str, returncode: int) -> tuple[str, str]:
             "host-compiler",
             "the C++ compiler is too new for this nvcc: set CXX to an older one, such as CXX=g++-12",
         )
-    missing_header = re.search(r"fatal error: cuda\w*(\.h)?: no such file", text)
+    missing_header = re.search(r"fatal error: '?cuda\w*(\.h)?('|: no such) file", text)
     if missing_header or re.search(r"(nvcc|cicc|ptxas)\b.*(not found|no such file)", text):
         return "nvcc", "install the whole CUDA toolkit and set CUDA_HOME, or build without CUDA: FORCE_CPU=1"
     if "unsupported gpu architecture" in text or "is not defined for option 'gpu-architecture'" in text:
@@ -637,7 +664,7 @@ def diagnose(words: str, returncode: int) -> tuple[str, str]:
             "nvcc",
             "this nvcc does not know that GPU: install a newer CUDA toolkit or change TORCH_CUDA_ARCH_LIST",
         )
-    if re.search(r"fatal error: (c?std\w+|string|vector|optional)(\.h)?: no such file", text):
+    if re.search(r"fatal error: '?(c?std\w+|string|vector|optional|algorithm)(\.h)?('|: no such) file", text):
         return "compiler", "the C++ standard library's headers are missing: `apt install g++` brings them"
     return "source-code", "set CXX to another C++17 compiler (g++ 9 or newer), or report the message above"
 

@@ -70,6 +70,7 @@ def triton(stem: str, test: str, *rows: tuple[str, str, str]) -> list[Mutation]:
     ]
 
 
+ON_ARM = "tests/ops/test_arm.py -k follow_the_reference"
 LAYERS = "mixsyn_fast/layers/*.py"
 MUTATIONS = [
     *cpu(
@@ -300,6 +301,34 @@ MUTATIONS = [
         "spatial_attention_pool",
         "attention",
         ("rescaling of the sum", "total = total * rescale + tl.sum(weight, 1)", "total = total + tl.sum(weight, 1)"),
+    ),
+    Mutation(
+        "Arm: bfloat16 read",
+        "csrc/cpu/isa/neon.h",
+        "vld1_u16(static_cast<const uint16_t*>(from)), 16)",
+        "vld1_u16(static_cast<const uint16_t*>(from)), 15)",
+        ON_ARM,
+    ),
+    Mutation(
+        "Arm: bfloat16 and positions written",
+        "csrc/cpu/isa/neon.h",
+        "vmovn_u32(bits_of<uint32x4_t>(words))",
+        "vshrn_n_u32(bits_of<uint32x4_t>(words), 1)",
+        ON_ARM,
+    ),
+    Mutation(
+        "Arm: float16 written",
+        "csrc/cpu/isa/neon.h",
+        "vcvt_f16_f32(bits_of<float32x4_t>(v))",
+        "vcvt_f16_f32(vaddq_f32(bits_of<float32x4_t>(v), vdupq_n_f32(0.01f)))",
+        ON_ARM,
+    ),
+    Mutation(
+        "what stands in for torch: transpose",
+        "tests/emulation/torch_alone/torch/csrc/stable/ops.h",
+        "  std::swap(strides.at(static_cast<size_t>(a)), strides.at(static_cast<size_t>(b)));\n",
+        "",
+        "tests/ops/test_stand_in.py -k masked_roi_pool",
     ),
     Mutation(
         "algebra: centre tap",

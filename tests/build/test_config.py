@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mixsyn_fast import _build
-from tests.build import torch_headers
+from tests.build import clang, torch_headers
 
 CUDA_TORCH = _build.Torch(Path("/nowhere/torch"), "2.12.0+cu130", "13.0")
 
@@ -134,6 +134,10 @@ def test_torch_is_found_without_importing_it():
         ("nvcc fatal   : Unsupported gpu architecture 'compute_999'", 1, "nvcc"),
         ("sh: 1: cicc: not found", 127, "nvcc"),
         ("a.cpp:1:10: fatal error: cuda_runtime.h: No such file or directory", 1, "nvcc"),
+        ("a.cpp:1:10: fatal error: 'cuda_runtime.h' file not found", 1, "nvcc"),
+        ("a.cpp:1:10: fatal error: vector: No such file or directory", 1, "compiler"),
+        ("a.cpp:1:10: fatal error: 'vector' file not found", 1, "compiler"),
+        ("a.cpp:1:10: fatal error: 'vectors.h' file not found", 1, "source-code"),
         ("cc1plus: out of memory allocating 65536 bytes", 1, "memory"),
         ("", -9, "memory"),
         ("/usr/bin/ld: final link failed: No space left on device", 1, "space"),
@@ -251,6 +255,68 @@ def test_every_instruction_set_in_a_wheel_one_in_a_just_in_time_build(facts):
 )
 def test_instruction_sets_of_other_architectures_and_compilers(facts, compiler, sets, native):
     assert _build.instruction_sets(compiler, facts) == (sets, native)
+
+
+ARM = """*-dM*) for file in "$@"; do :; done; exec g++ -U__x86_64__ -D__aarch64__ -dM -E -x c++ "$file";;"""
+
+
+def commands(config: _build.Config) -> tuple[list[str], list[str]]:
+    """How the kernel of a folder is compiled, and what links it."""
+    kernel = next(unit for unit in _build.translation_units(config) if unit.isa)
+    compiled = _build.compile_command(config, kernel, Path("a.o"))
+    return compiled, _build.link_command(config, [Path("a.o")], Path("_C.so"))
+
+
+@ON_X86
+def test_apple_silicon(facts, tmp_path):
+    """As its clang is documented: no such word as -march=native; another linker, with words of its own."""
+    script(
+        tmp_path / "clang++",
+        f"""case "$*" in
+--version) echo 'Apple clang version 15.0.0 (clang-1500.3.9.4)';;
+-dumpmachine) echo arm64-apple-darwin23.5.0;;
+*-march=native*) echo "clang: error: the clang compiler does not support '-march=native'" >&2; exit 1;;
+{ARM}
+*) exit 1;;
+esac""",
+    )
+    torch = _build.Torch(Path("/nowhere/torch"), "2.12.0", None)
+    environ = {"PATH": os.environ["PATH"], "CXX": str(tmp_path / "clang++")}
+    for jit, rpath in ((True, "/nowhere/torch/lib"), (False, "@loader_path/../torch/lib")):
+        config = _build.configure(jit=jit, torch=torch, csrc=facts, environ=environ)
+        assert config.isas == ("neon",) and config.target == "arm64-apple-darwin23.5.0"
+        compiled, linked = commands(config)
+        assert "-DMIXSYN_ISA=neon" in compiled
+        assert not [word for word in compiled if word.startswith(("-march", "-mcpu", "-fopenmp", "-Wno-maybe"))]
+        assert not {"-shared", "-Wl,--no-as-needed", "-lgomp"} & set(linked)
+        assert "-dynamiclib" in linked and linked[linked.index("-undefined") + 1] == "dynamic_lookup"
+        assert [word for word in linked if "rpath" in word] == [f"-Wl,-rpath,{rpath}"]
+
+
+@ON_X86
+def test_cross_compiler_for_arm(facts, tmp_path):
+    """It knows no native processor; instruction sets and flags are those of its target, not of this machine."""
+    script(
+        tmp_path / "cross-g++",
+        f"""case "$*" in
+--version) echo 'cross-g++ (Debian 12.2.0-14) 12.2.0';;
+-dumpmachine) echo aarch64-linux-gnu;;
+*=native*) echo "cc1plus: error: unknown value 'native'" >&2; exit 1;;
+{ARM}
+esac""",
+    )
+    torch = _build.Torch(Path("/nowhere/torch"), "2.12.0", None)
+    environ = {"PATH": os.environ["PATH"], "CXX": str(tmp_path / "cross-g++")}
+    config = _build.configure(jit=True, torch=torch, csrc=facts, environ={**environ, "MIXSYN_FAST_CPU": "baseline"})
+    assert config.isas == ("neon",) and config.target == "aarch64-linux-gnu"
+    compiled, linked = commands(config)
+    assert "-Wno-maybe-uninitialized" in compiled and "-shared" in linked and "-undefined" not in linked
+
+
+def test_missing_compiler_on_macos(monkeypatch):
+    monkeypatch.setattr(_build.sys, "platform", "darwin")
+    with pytest.raises(_build.BuildError, match="xcode-select --install"):
+        _build.find_compiler({"PATH": "/nowhere"})
 
 
 def test_newer_torch_is_named_when_the_compiler_fails(csrc, environ, tmp_path):
@@ -411,6 +477,26 @@ def test_headers_of_another_torch(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch_headers, "headers", lambda version, folder: torch)
     assert torch_headers.main(["2.99.0"], tmp_path / "csrc") == 1
     said = capsys.readouterr()
-    assert "0 of 2 compilations succeed" in said.out and "there.h: No such file" in said.err
+    assert "0 of 2 compilations succeed" in said.out and re.search("there.h(: No such file|' file not found)", said.err)
     (include / "there.h").touch()
     assert torch_headers.main(["2.99.0"], tmp_path / "csrc") == 0
+
+
+def test_clang_is_held_to_no_warning(tmp_path, monkeypatch, capsys):
+    """A warning fails the run, and so does what cannot be generated; a machine without clang says so."""
+    csrc = tmp_path / "csrc"
+    csrc.mkdir()
+    monkeypatch.setenv("CLANG", "no-such-clang++")
+    assert clang.main(csrc) == 0 and "no no-such-clang++ here: nothing was compiled" in capsys.readouterr().out
+    if shutil.which("clang++") is None:
+        pytest.skip("no clang++")
+    monkeypatch.setenv("CLANG", "clang++")
+    for text, status in (
+        ("int a() { return 1; }\n", 0),
+        ("int a() { int unused; return 1; }\n", 1),
+        ('int a() { asm("nonsense"); return 1; }\n', 1),
+    ):
+        (csrc / "a_cpu.cpp").write_text(text)
+        assert clang.main(csrc) == status
+        said = capsys.readouterr()
+        assert f"{1 - status} of 1 compilations without a warning" in said.out and ("a_cpu.cpp" in said.err) == bool(status)

@@ -115,7 +115,7 @@ def test_wheel_without_prebuilt_object_brings_the_sources(sdist, tmp_path, repos
 
 
 def test_editable_install_follows_its_sources(small, tmp_path):
-    clone = shutil.copytree(small, tmp_path / "clone")
+    clone = shutil.copytree(small, tmp_path / "clone", ignore=shutil.ignore_patterns("build"))
     install = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-build-isolation"]
     install += ["--no-deps", "--ignore-installed", "--prefix", tmp_path / "prefix", "-e", "."]
     run(*install, cwd=clone, FORCE_CPU="1")

@@ -430,6 +430,22 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert relative_error(rank[4], mean) < 1e-13 and relative_error(rank[5], var) < 1e-13
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("per_instance", [True, False])
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+def test_statistics_alone(dtype: torch.dtype, per_instance: bool, channels_last: bool) -> None:
+    """What a process computes before it asks the others."""
+    assert extension.ensure_loaded()
+    module = sys.modules["mixsyn_fast.ops.region_norm"]
+    values, _, _ = make_inputs((3, 33, 5, 40), dtype, channels_last=channels_last)
+    arguments = [values[name] for name in ("x", "noise", "noise_scale")]
+    found = module._OP.native.stats(*arguments, per_instance)
+    reference = module._REFERENCE.stats(*arguments, per_instance)
+    exact = module._REFERENCE.stats(*(t.double() for t in arguments), per_instance)
+    for name, *results in zip(("count", "mean", "m2"), found, reference, exact, strict=True):
+        assert_within_rule(*results, name)
+
+
 @pytest.mark.parametrize("norm", [NORM_NONE, NORM_INSTANCE, NORM_BATCH])
 def test_bodies_that_run_without_the_extension(norm: int) -> None:
     """The Python bodies of the ops, which kernels override: the same results, one by one."""

@@ -216,7 +216,8 @@ def test_bad_input_is_named(
     before = sorted(os.listdir(photos))
     assert cli.main(["mixsyn", "compose", *_options(model), *arguments]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1, error
+    said = [line for line in error.splitlines() if not line.startswith("  ... ")]  # a slow machine reports what it waits for
+    assert message in error and len(said) == 1, error
     assert sorted(os.listdir(photos)) == before
 
 
