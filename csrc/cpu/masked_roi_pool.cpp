@@ -40,7 +40,11 @@ MIXSYN_INLINE void roi_store_index(int32_t* to, Mask<A> v) {
 template <typename A, bool MAY_BE_NAN>
 MIXSYN_INLINE void roi_take(Vec<A>& best, Mask<A>& where, Vec<A> x, Mask<A> at) {
   const Mask<A> take = MAY_BE_NAN ? ~((x <= best) | (best != best)) : x > best;
-  where = take ? at : where;
+  if constexpr (MIXSYN_VECTOR_BYTES == 16) {
+    where = (take & at) | (~take & where);  // GCC takes a choice between 64-bit integers apart where SSE2 has none
+  } else {
+    where = take ? at : where;
+  }
   best = MAY_BE_NAN ? (take ? x : best) : (x > best ? x : best);
 }
 
