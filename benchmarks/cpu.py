@@ -3,6 +3,7 @@
 Ours is lowered by MIXSYN_FAST_CPU. So are torch and its libraries, for the comparison is of two programs on one machine: the
 owner of a processor with SSE2 alone has torch's DEFAULT kernels and oneDNN's SSE4.1 ones. All of them read their variable
 when they are loaded, so the program starts anew with the variables set. The JSON says under `machine` what was in force.
+torch.compile is left out: its code for another processor than this one gave wrong results and crashed (torch 2.13).
 """
 
 from __future__ import annotations

@@ -192,6 +192,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--default-allocator", action="store_true", help="do not call mixsyn_fast.keep_memory() for all contenders first"
     )
     options = parser.parse_args(arguments)
+    options.compile &= options.cpu is None  # see cpu.py
     if options.device == "cpu" and not options.default_allocator:
         keep_memory()  # for every contender alike: fresh pages for each large result would drown the rest
     options.modes = [m for m in options.modes.split(",") if m]

@@ -282,31 +282,35 @@ Tensor masked_roi_pool_backward_cpu(const Tensor& grad, const Tensor& labels, co
     } else {
       // blocks of pixels of one region are filled, for all channels alike; the others pixel by pixel
       constexpr int64_t kBlock = 16;
-      const int64_t blocks = ceil_div(pixels, kBlock);
+      const int64_t blocks = ceil_div(pixels, kBlock), all = batch * pixels;
+      Buffer<int32_t> row = buffer<int32_t>(all);  // of the shares
+      for (int64_t p = 0; p < all; ++p) row[p] = label[p] < 0 ? static_cast<int32_t>(regions) : label[p];
       std::vector<uint8_t> uniform(static_cast<size_t>(batch * blocks));
       for (int64_t b = 0; b < batch; ++b)
         for (int64_t k = 0; k < blocks; ++k) {
-          const int32_t* l = label + b * pixels + k * kBlock;
+          const int32_t* r = row.get() + b * pixels + k * kBlock;
           const int64_t n = std::min(kBlock, pixels - k * kBlock);
           int32_t differs = n < kBlock;
-          for (int64_t i = 1; i < n; ++i) differs |= l[i] ^ l[0];
+          for (int64_t i = 1; i < n; ++i) differs |= r[i] ^ r[0];
           uniform[static_cast<size_t>(b * blocks + k)] = differs == 0;
         }
       parallel_for(0, batch * channels, grain(pixels), [&](int64_t begin, int64_t end) {
         for (int64_t plane = begin; plane < end; ++plane) {
           const int64_t b = plane / channels;
           const T* table = share.get() + plane * rows;
-          for (int64_t k = 0; k < blocks; ++k) {
-            const int32_t* l = label + b * pixels + k * kBlock;
+          const uint8_t* same = uniform.data() + b * blocks;
+          for (int64_t k = 0; k < pixels / kBlock; ++k) {
+            const int32_t* r = row.get() + b * pixels + k * kBlock;
             T* to = out + plane * pixels + k * kBlock;
-            if (uniform[static_cast<size_t>(b * blocks + k)]) {
-              const T value = table[*l < 0 ? regions : *l];
+            if (same[k]) {
+              const T value = table[*r];
               for (int64_t i = 0; i < kBlock; ++i) to[i] = value;
             } else {
-              const int64_t n = std::min(kBlock, pixels - k * kBlock);
-              for (int64_t i = 0; i < n; ++i) to[i] = table[l[i] < 0 ? regions : l[i]];
+              for (int64_t i = 0; i < kBlock; ++i) to[i] = table[r[i]];
             }
           }
+          for (int64_t p = pixels / kBlock * kBlock; p < pixels; ++p)
+            out[plane * pixels + p] = table[row[b * pixels + p]];
         }
       });
     }
