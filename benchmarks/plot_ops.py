@@ -26,7 +26,7 @@ from . import run_ops, schema, tables
 from .cases import Labels
 from .ops.attention import AttentionCase, PairBench
 from .ops.masked_roi_pool import PoolBench, PoolCase
-from .schema import RESULTS
+from .schema import PICTURES, RESULTS
 from .timing import heading, machine_line, measure_rates, save
 
 REGIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -148,7 +148,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 def main(arguments: list[str] | None = None) -> int:
     """Measured point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plot_ops", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default benchmarks/results)")
+    parser.add_argument("--out", type=Path, help="folder (default: benchmarks/results for the JSON, docs/pictures)")
     parser.add_argument("--only", choices=PLOTS, help="one of the plots")
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="draw this JSON file, measure nothing")
     parser.add_argument("--repeat", type=int, default=9, help="rounds per point (default 9)")
@@ -173,10 +173,11 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--from: {options.source}: not a result of this program")
     else:
         result = points_of(options)
-        print(f"written: {save(result, options.out / f'plot_ops_{device}.json')}")
-    options.out.mkdir(parents=True, exist_ok=True)
+        print(f"written: {save(result, (options.out or RESULTS) / f'plot_ops_{device}.json')}")
+    pictures = options.out or PICTURES
+    pictures.mkdir(parents=True, exist_ok=True)
     try:
-        files = plots_of(result, options.out, device)
+        files = plots_of(result, pictures, device)
     except ImportError as error:
         print(error, file=sys.stderr)
         return 1

@@ -19,6 +19,7 @@ from mixsyn_fast.measure.clock import Timing
 from mixsyn_fast.measure.gate import Gate
 
 RESULTS = Path(__file__).parent / "results"
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 KINDS = ("ops", "models", "mixsyn", "training", "plot", "winners")
 _NOT_IN_JSON = ("nan", "inf", "-inf")  # numbers that JSON does not have: mixsyn_fast/writing.py
 

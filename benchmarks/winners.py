@@ -78,8 +78,8 @@ def committed() -> list[dict[str, Any]]:
 
 def as_row(measured: rows.Row) -> dict[str, Any]:
     """Return what was measured as a row of the schema."""
-    contenders = {name: Measured(timing=timing) for name, timing in measured.timings.items()}
-    contenders |= {name: Measured(note=why) for name, why in measured.wrong.items()}
+    contenders = {name: Measured(note=why) for name, why in measured.wrong.items()}
+    contenders |= {name: Measured(timing=timing) for name, timing in measured.timings.items()}
     settings = {name: getattr(measured, name) for name in ("layout", "dtype", "device")}
     return schema.row(op=measured.op, case=measured.case, mode=measured.mode, settings=settings, contenders=contenders)
 
