@@ -7,8 +7,9 @@ and tanh.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -249,10 +250,14 @@ class RegionGenerator(nn.Module):
             x = self.fc(z).view(shape[0], -1, *size)
         return x.contiguous(memory_format=torch.channels_last)
 
-    def blocks_and_image(self, x: Tensor, regions: RegionMap, *args, **kwargs) -> Tensor:
-        """Return the output before tanh (B, 3, H, W) from the first layer's output x (B, 16 ngf, h, w)."""
+    def blocks_and_image(
+        self, x: Tensor, regions: RegionMap, *args, of_block: Mapping[str, Mapping[str, Any]] | None = None, **kwargs
+    ) -> Tensor:
+        """Return the output before tanh (B, 3, H, W) from the first layer's output x (B, 16 ngf, h, w); `of_block`: further
+        arguments of single blocks' normalisations, by the block's name.
+        """
         for name in self.block_names:
-            x = getattr(self, name)(x, regions, *args, **kwargs)
+            x = getattr(self, name)(x, regions, *args, **kwargs, **(of_block or {}).get(name, {}))
             if name in self.doubled_after:
                 x = F.interpolate(x, scale_factor=2, mode="nearest")
         watched = _watched(getattr(self, self.block_names[-1]))
