@@ -3,8 +3,8 @@
     python -m benchmarks.measured           (make measured; draws docs/pictures/times.png as well)
 
 No number of the document is written by hand. Which rows of the ops it shows is data (`ROWS`); all are printed by
-`python -m benchmarks.tables`. In other documents a number stands between `<!--=name-->` and `<!--/-->` (`values`). A test makes
-all of it again.
+`python -m benchmarks.tables`. In other documents a number stands between `<!--=name-->` and `<!--/-->` (`values`). A test
+makes all of it again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .timing import machine_line
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "measured.md"
-FILLED = ("README.md", "docs/exact_algebra.md", "docs/limits.md", "models/mixsyn/README.md")
+FILLED = ("README.md", "docs/exact_algebra.md", "models/mixsyn/README.md")
 Results = Mapping[str, Mapping[str, Any]]
 
 GENERATORS = ("models_cpu.json", "models_cpu_more.json", "models_cpu_training.json")
@@ -208,7 +208,7 @@ def lost(results: Results) -> str:
 def missed(results: Results) -> str:
     """Goals that some rows miss, per file, op and mode."""
     found: dict[tuple[str, str, str, str], list[tuple[float, bool]]] = {}
-    for name in (*OPS, "ops_cpu_avx2.json", "ops_cpu_baseline.json"):
+    for name in (*OPS, "ops_cpu_all_layouts.json", "ops_cpu_avx2.json", "ops_cpu_baseline.json"):
         for row in (row for row in results[name]["rows"] if row["mode"] != "both"):
             for goal in row["targets"]:
                 most = goal["least"] is None
