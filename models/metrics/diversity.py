@@ -1,7 +1,7 @@
 """How much several outputs of one input differ: mean pairwise LPIPS, for the picture, one class, or all other classes.
 
-Everything here comes from one identity (in floating point the same mathematics in another order). LPIPS is a weighted squared distance of features, and the mean squared
-distance over all N (N - 1) / 2 pairs is twice the unbiased variance:
+Everything here comes from one identity, in floating point the same mathematics in another order. LPIPS is a weighted squared
+distance of features, and the mean squared distance over all N (N - 1) / 2 pairs is twice the unbiased variance:
 
     2 / (N (N - 1)) sum_{i<j} |f_i - f_j|^2 = 2 / (N - 1) sum_i |f_i - mean|^2
 
