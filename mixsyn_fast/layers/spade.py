@@ -69,7 +69,7 @@ def shared_conv(spade: SpadeLike) -> nn.Conv2d:
 
 
 def table_fits(spade: SpadeLike) -> bool:
-    """True where the table plan is the same mathematics as a SPADE: three 3x3 convolutions with zero padding 1, stride and dilation 1."""
+    """True where the table plan computes what SPADE does: three 3x3 convolutions, zero padding 1, stride and dilation 1."""
 
     def fits(conv: nn.Module) -> bool:
         return (

@@ -1,8 +1,8 @@
 """Distinct label neighbourhoods of a label map: the plan behind the tables of SPADE, SEAN and CLADE layers.
 
 Two pixels with equal (2r+1) x (2r+1) label neighbourhoods get equal modulation from any stack of convolutions with that
-receptive field, so one table row serves both. This op numbers the distinct neighbourhoods of a batch, bit-identically everywhere:
-hashes may propose, labels decide; rows are in order of first appearance (image, y, x), whatever the backend or thread count.
+receptive field, so one table row serves both. This op numbers the distinct neighbourhoods of a batch. All backends are
+bit-identical: hashes may propose, labels decide; rows are in order of first appearance (image, y, x), for any thread count.
 
 Codes in ``patterns``, with K = num_regions: region k is k; a pixel outside the image is K; a pixel of no region is K + 1
 (another case than outside: a convolution's hidden value is relu(bias + ...) there and zero outside); a set edge bit adds
