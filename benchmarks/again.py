@@ -15,10 +15,12 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 from . import schema
 from .timing import machine_line
 
+ROOT = Path(__file__).resolve().parents[1]
 _HALF = (
     "--seconds 0.5 --repeat 9 --modes forward,backward --cases 'attention_pair/k16/n128|roi_pool/.*k151/4x64|"
     "roi_pool/mean/k19/1x512|latent_blend|region_norm/table/batch/1x(128|256|512|1024x16)|label_patterns/face/1x256'"
@@ -76,7 +78,7 @@ _FOLDERS = {"plot_ops", "winners"}  # commands that know their files' names, and
 def command(text: str, name: str) -> list[str]:
     """Return the arguments of a process that makes the file `name`."""
     module, *words = shlex.split(os.path.expandvars(text))
-    out = [] if module in _FOLDERS else ["--out", str(schema.RESULTS / name)]
+    out = [] if module in _FOLDERS else ["--out", str((schema.RESULTS / name).relative_to(ROOT))]
     return [sys.executable, "-m", f"benchmarks.{module}", *words, *out]
 
 
@@ -108,7 +110,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name in wanted:
         for text in FILES[name][1:]:
             print(f"python -m benchmarks.{text}", flush=True)
-            if subprocess.call(command(str(text), name)) not in (0, 1):  # 1: a row is lost, which the documents say
+            if subprocess.call(command(str(text), name), cwd=ROOT) not in (
+                0,
+                1,
+            ):  # 1: a row is lost, which the documents say
                 return 2
     return 0
 
