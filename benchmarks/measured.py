@@ -280,6 +280,12 @@ def errors(results: Results) -> str:
     return _table(("float32, forward and backward", "ours", "plain PyTorch"), body)
 
 
+def rates(results: Results) -> str:
+    """The least and the largest bandwidth of copying in the files that have floors."""
+    found = [float(result["rates"]["copy_gb_s"]) for result in results.values() if result["kind"] == "ops"]
+    return f"{min(found):.0f} to {max(found):.0f}"
+
+
 def choices(results: Results) -> str:
     """Where `auto` takes the reference instead of our kernel."""
     names = [name for name, result in results.items() if result["kind"] == "winners"]
@@ -367,7 +373,7 @@ def document(results: Results) -> str:
     parts = {
         "generators": generators, "instruction_sets": instruction_sets, "ops": ops, "other_rows": other_rows, "lost": lost,
         "missed": missed, "training": training, "mixsyn": mixsyn, "errors": errors, "choices": choices, "files": files,
-        "temporary": temporary,
+        "temporary": temporary, "rates": rates,
     }  # fmt: skip
     text = _TEXT
     for name, make in parts.items():
@@ -406,7 +412,7 @@ second):
 ## Ops
 float32, real label maps, in turns so that nothing stays in the cache. *Fastest plain* is the fastest form in plain
 PyTorch (eager, or scatter for pooling); */ floor* is our time over what the bytes or the operations need at the
-machine's rates from memory, measured in the same run: those of different files differ.
+machine's rates from memory, measured in the same run: those of different files differ ([[rates]] GB/s).
 
 [[ops]]
 
