@@ -6,6 +6,7 @@ python -m benchmarks.plot_times [--out FILE.png]
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
     names = dict.fromkeys(name for _, name, *_ in BARS)
     machines = dict.fromkeys(f"{results[n]['machine']['cpu']}, {results[n]['machine']['cores']} cores" for n in names)
     figure.supxlabel(f"time of the same work, shorter is better; {'; '.join(machines)}; float32", fontsize=8)
-    save(figure, path, dpi=110)
+    save(figure, path, dpi=110, shows=json.dumps(found))
     pyplot.close(figure)
     return path
 

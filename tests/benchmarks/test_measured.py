@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,9 @@ def test_the_chart(tmp_path: Path, results: dict[str, Any]) -> None:
     assert len(found) == len(plot_times.BARS) and all(plain > 0 and ours > 0 for _, plain, ours in found)
     path = plot_times.draw(results, tmp_path / "times.png")
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 100_000
+    for file in (path, schema.PICTURES / "times.png"):  # the committed one shows what the results say
+        with pytest.importorskip("PIL.Image", reason="pillow is not installed").open(file) as image:
+            assert json.loads(image.text["shows"]) == [list(bar) for bar in found], "make measured"
     other = copy.deepcopy(results)
     other["mixsyn_cpu.json"]["rows"] = []
     with pytest.raises(ValueError, match="mixsyn_cpu.json: no row mixsyn/composition"):
