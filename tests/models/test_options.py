@@ -51,8 +51,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "demo": {
         **READER,
         "--data": None, "--kind": "auto", "--model": None, "--out": "outputs/demo.png", "--rows": 5, "--size": 256,
-        "--batch": 1, "--ngf": 64, "--seed": 0, "--repeat": 3, "--device": "cpu", "--compile": False,
-        "--compile-seconds": 300.0,
+        "--batch": 1, "--ngf": 64, "--seed": 0, "--repeat": 3, "--seconds": 120.0, "--device": "cpu",
+        "--compile": False, "--compile-seconds": 300.0,
     },
     "mixsyn compose": {
         **PICTURES,
