@@ -18,6 +18,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("mixsyn_fast.progress",),
         ("mixsyn_fast.commands",),
         ("mixsyn_fast.writing",),
+        ("mixsyn_fast.reading",),
         ("mixsyn_fast.machine",),
         ("mixsyn_fast.nearest",),
     ),

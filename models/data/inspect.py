@@ -13,11 +13,15 @@ import numpy as np
 from ..settings import at_least, positional
 from ..sheets import contact_sheet, legend, save_png
 from .dataset import RegionDataset
+from .files import summary
 from .options import ReaderOptions
 from .palette import colorize, palette
-from .sets import KINDS, open_source
-from .source import Source
+from .sets import KINDS, opened
+from .source import FileSource, Source
 from .statistics import Statistics, statistics
+
+
+_NAMED = 20  # files that are left over for one reason, by name
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def main(options: Options) -> int:
     Raises:
         ValueError: bad options. FileNotFoundError: files are missing. ImportError: no Pillow.
     """
-    source = open_source(options.directory, options.kind, options.split, options.unknown, **options.reader_options())
+    source = opened(options.directory, options.kind, options.split, options.unknown, **options.reader_options())
     found = statistics(source, options.limit, _progress(len(source), options.limit))
     print(f"{source.name}, split {options.split}: {found.count} pictures, {len(source.classes)} classes")
     sizes = list(found.sizes.items())
@@ -60,6 +64,14 @@ def main(options: Options) -> int:
     print(found.table())
     for name, reason in found.bad:
         print(f"bad: {name}: {reason}")
+    for name, share in found.blended:
+        print(
+            f"warning: {name}: {100 * share:.1f} % of the pixels lie in thin bands of ids between those on their two sides: a "
+            f"label map that was resized bilinearly? Ids cannot be mixed: resize label maps by nearest pixel"
+        )
+    if isinstance(source, FileSource):
+        for line in summary(source.left, _NAMED):
+            print(f"left over: {line}")
     print(f"{len(found.bad)} bad of {found.count + len(found.bad)}")
     if options.json is not None:
         found.save(options.json)

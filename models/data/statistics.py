@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mixsyn_fast.machine import cores
+from mixsyn_fast.reading import read_text
 from mixsyn_fast.writing import write_json
 
 from .source import Source
@@ -42,6 +42,8 @@ class Statistics:
     """Stored size "H x W" -> pictures, the most frequent first."""
     bad: list[tuple[str, str]]
     """(name, reason) of the pictures that cannot be used."""
+    blended: list[tuple[str, float]]
+    """(name, share of the pixels) of the pictures whose label map looks as if it was resized bilinearly: :func:`blended`."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON, whole or not at all."""
@@ -51,11 +53,12 @@ class Statistics:
     def load(cls, path: str | os.PathLike[str]) -> Statistics:
         """Read what :meth:`save` wrote. ValueError, naming the file, for anything else."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(read_text(path))
             if set(data) != {part.name for part in fields(cls)}:
                 raise ValueError(f"expected {', '.join(part.name for part in fields(cls))}")
             data["presence"] = {int(k): list(indices) for k, indices in data["presence"].items()}
-            data["bad"] = [(name, reason) for name, reason in data["bad"]]
+            for pairs in ("bad", "blended"):
+                data[pairs] = [(name, what) for name, what in data[pairs]]
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{os.fspath(path)}: not saved statistics ({error})") from error
         return cls(**data)
@@ -92,13 +95,15 @@ def statistics(source: Source, limit: int | None = None, progress: Callable[[int
     pixels, presence = np.zeros(regions + 1, np.int64), {k: [] for k in range(regions)}  # type: ignore[var-annotated]
     sizes: Counter[str] = Counter()
     bad: list[tuple[str, str]] = []
+    mixed: list[tuple[str, float]] = []
 
-    def count(index: int) -> tuple[np.ndarray, str] | str:
+    def count(index: int) -> tuple[np.ndarray, str, float] | str:
         try:
             labels = source.read(index).labels
         except (ValueError, OSError) as error:
             return str(error)
-        return np.bincount(labels.ravel() + 1, minlength=regions + 1), f"{labels.shape[0]} x {labels.shape[1]}"
+        counts = np.bincount(labels.ravel() + 1, minlength=regions + 1)
+        return counts, f"{labels.shape[0]} x {labels.shape[1]}", blended(labels)
 
     for index, result in enumerate(_in_threads(count, total)):
         if isinstance(result, str):
@@ -108,6 +113,8 @@ def statistics(source: Source, limit: int | None = None, progress: Callable[[int
             sizes[result[1]] += 1
             for k in np.flatnonzero(result[0][1:]).tolist():
                 presence[k].append(index)
+            if result[2]:
+                mixed.append((names[index], result[2]))
         if progress is not None:
             progress(index + 1)
     good = total - len(bad)
@@ -122,7 +129,52 @@ def statistics(source: Source, limit: int | None = None, progress: Callable[[int
         presence=presence,
         sizes=dict(sizes.most_common()),
         bad=bad,
+        blended=mixed,
     )
+
+
+_BLENDED = 0.7
+"""Share of the borders with a band, from which a map counts as blended. Measured: at most 0.26 in 2,600 label maps of ten sets
+and 1,200 drawings of 64 pixels and more (0.76 in one of 300 of 32 pixels, where everything is thin), at least 0.76 in the same
+maps resized bilinearly by 0.5 to 3."""
+
+
+def blended(labels: np.ndarray) -> float:
+    """Look for the trace that bilinear resizing leaves in a label map: between ids 2 and 9, a thin band of 4, 5 or 7.
+
+    A band is one or two pixels wide, across or down, and its id lies strictly between those on its two sides. Real maps have
+    some; but hardly ever has a border of ids that are not neighbours one. Of all bands the most frequent kind (these ids) does
+    not count: a class that outlines another is no mistake.
+
+    Args:
+        labels: (H, W) integers, -1 for no class.
+
+    Returns:
+        Share of the pixels that lie in bands, 0 to 1; 0 for a map that shows no such trace.
+    """
+    ids = labels.astype(np.int64) + 1
+    banded = np.zeros(ids.shape, bool)
+    kinds, plain = [], 0
+    for plane, mark in ((ids, banded), (ids.T, banded.T)):
+        for width in (1, 2):
+            span = plane.shape[1] - width - 1  # places where a band of this width has both sides
+            if span < 1:
+                continue
+            before, inside, after = plane[:, :span], plane[:, 1 : 1 + span], plane[:, width + 1 :]
+            band = ((before < inside) & (inside < after)) | ((before > inside) & (inside > after))
+            band &= (before > 0) & (after > 0)
+            if width == 2:
+                last = plane[:, 2 : 2 + span]
+                band &= inside == last
+                edge = (before == inside) & (last == after) & (abs(inside - last) > 1) & (before > 0) & (after > 0)
+                plain += int(edge.sum())
+            for at in range(1, 1 + width):
+                mark[:, at : at + span] |= band
+            kind = (np.minimum(before, after) << 32) | (inside << 16) | np.maximum(before, after)
+            kinds.append(kind[band])
+    counts = np.unique(np.concatenate(kinds), return_counts=True)[1] if kinds else np.zeros(0, int)
+    bands = int(counts.sum() - counts.max(initial=0))
+    return float(banded.mean()) if bands >= 16 and bands > _BLENDED * (bands + plain) else 0.0
 
 
 def _in_threads(function: Callable[[int], Any], total: int) -> Iterator[Any]:

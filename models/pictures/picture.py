@@ -159,10 +159,9 @@ def _label_set(
         kind = "folder"
     if kind == "folder":
         listing = next((found for found in map(class_listing, folders) if found is not None), None)
-        if listing is not None and tuple(class_names(listing)) != own.classes:
-            raise ValueError(
-                f"{listing}: expected the model's classes, got {classes_differ(class_names(listing), own.classes)}"
-            )
+        if listing is not None and tuple(class_names(listing, own.first)) != own.classes:
+            got = classes_differ(class_names(listing, own.first), own.classes)
+            raise ValueError(f"{listing}: expected the model's classes, got {got}")
         return kind, own, policy
     chosen = _policy(LABEL_SETS[kind], base, unknown)
     if chosen is None:
@@ -207,7 +206,7 @@ def _parsed(file: Path, parser: FaceParser, base: tuple[str, ...]) -> Sample:
             f"{file}: has no label map, and the parser of faces does not find the model's classes but "
             f"{classes_differ(FACE_CLASSES, base)}"
         )
-    photo = read_image(file, upright=True)
+    photo = read_image(file)
     height, width = photo.shape[:2]
     if min(height, width) > _PARSED_SIDE:
         scale = _PARSED_SIDE / min(height, width)
