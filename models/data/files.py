@@ -129,7 +129,8 @@ def find(
         Files by name, and what is left over.
 
     Raises:
-        ValueError: two files of one name, none or both of a preferred suffix; or a loop of links. OSError as :func:`walk`.
+        ValueError: two files of one name, both of a preferred suffix or none preferred; a loop of links. OSError as
+            :func:`walk`.
     """
     named: dict[str, Path] = {}
     left: list[LeftOver] = []
@@ -151,12 +152,12 @@ def find(
         first, second = named[name], path
         if second.suffix.lower() in prefer:
             first, second = second, first
-        if first.suffix.lower() not in prefer or second.suffix.lower() in prefer:
+        if not prefer or second.suffix.lower() in prefer:
             both = " and ".join(one.relative_to(folder).as_posix() for one in (named[name], path))
             raise ValueError(f"{folder}: expected one file per name, got {both}")
         named[name] = first
         left.append(LeftOver(second, f"beside one that is taken ({_either(prefer)})"))
-    pattern = ("**/" if flat else "") + "{}" + ending + (prefer or suffixes)[0]
+    pattern = ("**/" if flat else "") + "{}" + ending + (prefer[0] if prefer else ".*" if len(suffixes) > 1 else suffixes[0])
     return Files(folder, dict(sorted(named.items())), tuple(left), pattern)
 
 

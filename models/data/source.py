@@ -272,8 +272,10 @@ def _square(sample: Sample, colour: tuple[int, int, int]) -> Sample:
 
 
 def _sizes_differ(file: Path, size: tuple[int, ...], other: Path, other_size: tuple[int, ...]) -> str:
+    turned = "; one is turned: files are read upright, as their EXIF orientation says" if size[::-1] == other_size else ""
     return (
         f"{file}: label map is {size[0]} x {size[1]} but {other.name} is {other_size[0]} x {other_size[1]} (width x height)"
+        f"{turned}"
     )
 
 

@@ -154,27 +154,23 @@ def blended(labels: np.ndarray) -> float:
     """
     ids = labels.astype(np.int64) + 1
     banded = np.zeros(ids.shape, bool)
-    kinds, plain = [], 0
+    kinds, borders = [], 0  # borders without a band
     for plane, mark in ((ids, banded), (ids.T, banded.T)):
         for width in (1, 2):
-            span = plane.shape[1] - width - 1  # places where a band of this width has both sides
-            if span < 1:
-                continue
-            before, inside, after = plane[:, :span], plane[:, 1 : 1 + span], plane[:, width + 1 :]
+            span = max(plane.shape[1] - width - 1, 0)  # places where a band of this width has both sides
+            before, inside, after = plane[:, :span], plane[:, 1 : 1 + span], plane[:, width + 1 :][:, :span]
             band = ((before < inside) & (inside < after)) | ((before > inside) & (inside > after))
-            band &= (before > 0) & (after > 0)
-            if width == 2:
-                last = plane[:, 2 : 2 + span]
-                band &= inside == last
-                edge = (before == inside) & (last == after) & (abs(inside - last) > 1) & (before > 0) & (after > 0)
-                plain += int(edge.sum())
+            band &= (before > 0) & (after > 0) & (inside == plane[:, width : width + span])
             for at in range(1, 1 + width):
                 mark[:, at : at + span] |= band
             kind = (np.minimum(before, after) << 32) | (inside << 16) | np.maximum(before, after)
             kinds.append(kind[band])
-    counts = np.unique(np.concatenate(kinds), return_counts=True)[1] if kinds else np.zeros(0, int)
+        before, inside, last, after = (plane[:, at : at + span] for at in range(4))
+        border = (before == inside) & (last == after) & (abs(inside - last) > 1) & (before > 0) & (after > 0)
+        borders += int((border & ~(mark[:, 1 : 1 + span] | mark[:, 2 : 2 + span])).sum())
+    counts = np.unique(np.concatenate(kinds), return_counts=True)[1]
     bands = int(counts.sum() - counts.max(initial=0))
-    return float(banded.mean()) if bands >= 16 and bands > _BLENDED * (bands + plain) else 0.0
+    return float(banded.mean()) if bands >= 16 and bands > _BLENDED * (bands + borders) else 0.0
 
 
 def _in_threads(function: Callable[[int], Any], total: int) -> Iterator[Any]:
