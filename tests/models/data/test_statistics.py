@@ -92,10 +92,10 @@ def test_real_statistics(data_folder: Path) -> None:
     assert share["skin"] == 1 and share["nose"] > 0.9 and share["hat"] < 0.3
 
 
-def test_maps_that_were_resized_bilinearly(folder: Path) -> None:
+def test_maps_that_were_resized_bilinearly() -> None:
     """Real label maps and drawings have no such trace, at any size; the same ones, resized bilinearly, do."""
     for kind in ("face", "facade", "street"):
-        for seed in range(6):
+        for seed in range(2):
             drawn = draw(kind, seed, (96, 128))[1]
             assert blended(drawn) == 0 and blended(draw(kind, seed, 256)[1]) == 0
             for size in ((64, 48), (173, 130), (256, 192), (384, 288)):
@@ -115,6 +115,7 @@ def test_what_only_looks_like_bands() -> None:
     assert blended(steps) == 0 and blended(steps - 1) == 0
     for tiny in (np.zeros((1, 1), np.int32), np.arange(3, dtype=np.int32)[None], np.zeros((0, 5), np.int32)):
         assert blended(tiny) == 0
+    assert blended(draw("facade", 3, 32)[1]) == 0  # where everything is thin
     unlabelled = np.full((64, 64), -1, np.int32)
     unlabelled[:, 32] = 3
     unlabelled[:, 33:] = 9
@@ -224,10 +225,10 @@ def test_inspect_reports_bad_files(folder: Path, tmp_path: Path, capsys: pytest.
 def test_inspect_names_what_it_warns_of(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for k in range(30):
         (folder / "images" / f"more{k:02d}.heic").write_bytes(b"")
-    labels = np.zeros((40, 40), np.uint8)
+    labels = np.zeros((50, 50), np.uint8)
     labels[:, 20], labels[:, 21:], labels[20:, 20] = 3, 9, 5
     Image.fromarray(labels).save(folder / "labels" / "p5.png")
-    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / "images" / "p5.png")
+    Image.fromarray(np.zeros((50, 50, 3), np.uint8)).save(folder / "images" / "p5.png")
     (folder / "labels" / "p0.png").unlink()
     (folder / "classes.txt").write_text("\n".join(f"class {k}" for k in range(10)))
     with warnings.catch_warnings():
@@ -237,8 +238,8 @@ def test_inspect_names_what_it_warns_of(folder: Path, tmp_path: Path, capsys: py
     named = ", ".join(f"images/more{k:02d}.heic" for k in range(20))
     assert f"left over: 30 not .jpg, .jpeg, .jfif, .png, .webp, .bmp, .tif or .tiff: {named}, ..." in printed
     assert "left over: 1 without a label map: images/p0.png" in printed
-    assert any(line.startswith("warning: p5: 2.5 % of the pixels lie in thin bands") for line in printed)
-    assert Statistics.load(tmp_path / "counts.json").blended == [("p5", 0.025)]
+    assert any(line.startswith("warning: p5: 2.0 % of the pixels lie in thin bands") for line in printed)
+    assert Statistics.load(tmp_path / "counts.json").blended == [("p5", 0.02)]
 
 
 def test_inspect_draws_without_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
