@@ -41,7 +41,8 @@ def write_instance_maps(
 
     Raises:
         FileNotFoundError: a file or folder is missing, or there is no label map.
-        ValueError: not such a JSON file, or a label map of another size or whose name is no number; the message names the file.
+        ValueError: not such a JSON file, or a label map of another size or without a number for its name; the message names
+            the file.
     """
     try:
         from PIL import Image, ImageDraw

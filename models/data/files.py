@@ -404,7 +404,7 @@ def _rgb(opened: _Decoded) -> Image.Image:
 def _lossless(path: Path) -> _Decoded:
     opened = _decoded(path)
     if opened.format not in _FORMATS:
-        why = "a lossy format cannot hold class ids" if opened.format in _LOSSY else "its ids may not be those that were saved"
+        why = "a lossy format cannot hold class ids" if opened.format in _LOSSY else "ids may not be those that were saved"
         raise ValueError(
             f"{path}: expected a label map as PNG (or BMP, TIFF), got {opened.format}: {why}; save it again as PNG from the "
             f"program that made it"

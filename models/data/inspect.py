@@ -20,7 +20,6 @@ from .sets import KINDS, opened
 from .source import FileSource, Source
 from .statistics import Statistics, statistics
 
-
 _NAMED = 20  # files that are left over for one reason, by name
 
 
@@ -66,8 +65,8 @@ def main(options: Options) -> int:
         print(f"bad: {name}: {reason}")
     for name, share in found.blended:
         print(
-            f"warning: {name}: {100 * share:.1f} % of the pixels lie in thin bands of ids between those on their two sides: a "
-            f"label map that was resized bilinearly? Ids cannot be mixed: resize label maps by nearest pixel"
+            f"warning: {name}: {100 * share:.1f} % of the pixels lie in thin bands of ids between those on their two sides: "
+            f"was the label map resized bilinearly? Ids cannot be mixed: resize label maps by nearest pixel"
         )
     if isinstance(source, FileSource):
         for line in summary(source.left, _NAMED):

@@ -1,4 +1,4 @@
-"""How the files of a data set belong together: pictures and label maps of the same name, splits by folder, number or list."""
+"""How the files of a data set belong together: pictures and label maps of one name, splits by folder, number or list."""
 
 from __future__ import annotations
 
@@ -100,9 +100,7 @@ def pairs(images: Files, labels: Files, instances: Files | None = None, edges: F
 def _missing(what: str, images: Files, maps: Files, missing: Sequence[str]) -> FileNotFoundError:
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
     name = missing[0]
-    return FileNotFoundError(
-        f"{maps.folder}: no {what} map for {images.named[name]}{more}; looked for {maps.place(name)}"
-    )
+    return FileNotFoundError(f"{maps.folder}: no {what} map for {images.named[name]}{more}; looked for {maps.place(name)}")
 
 
 def _without_picture(maps: Files, used: dict[str, str]) -> list[LeftOver]:
@@ -153,7 +151,7 @@ def simple(root: Path, split: str, original: str = "") -> Records:
 def by_number(found: Records, split: str, train: range, val: range) -> Records:
     """Split by the number at the end of the name; what is in neither range is "test". One without a number is left over."""
     number = {record.name: re.search(r"[0-9]+$", record.name) for record in found.records}
-    nameless = [LeftOver(record.image, "without a number in its name") for record in found.records if not number[record.name]]
+    without = [LeftOver(record.image, "without a number in its name") for record in found.records if not number[record.name]]
 
     def wanted(record: Record) -> bool:
         match = number[record.name]
@@ -161,7 +159,7 @@ def by_number(found: Records, split: str, train: range, val: range) -> Records:
             return split == "all"
         return split == ("train" if int(match[0]) in train else "val" if int(match[0]) in val else "test")
 
-    return replace(found.only(wanted), left=(*found.left, *(() if split == "all" else nameless)))
+    return replace(found.only(wanted), left=(*found.left, *(() if split == "all" else without)))
 
 
 def listed(path: Path) -> set[str]:

@@ -125,7 +125,9 @@ def _celeba_numbers(path: Path) -> dict[str, int]:
         row = line.split()
         if len(row) == 3 and re.fullmatch("[0-9]+", row[0]):
             if not re.fullmatch("[0-9]+", Path(row[2]).stem):
-                raise ValueError(f"{path}: expected the number of CelebA's picture in line {number}, 000001.jpg, got {row[2]!r}")
+                raise ValueError(
+                    f"{path}: expected the number of CelebA's picture in line {number}, 000001.jpg, got {row[2]!r}"
+                )
             found[row[0]] = int(Path(row[2]).stem)
     return found
 
@@ -450,7 +452,8 @@ def images(root: Path, split: str, size: tuple[int, int] = (256, 256)) -> Found:
         if folders[0] not in splits:
             have = ", ".join(place.name for place in splits) or "train"
             raise FileNotFoundError(f"{folders[0]}: no such folder of pictures; there is: {have}")
-    records, left = [], []
+    records: list[Record] = []
+    left: list[LeftOver] = []
     for folder in folders:
         found = find(folder / "images" if is_simple(folder) else folder)
         before = f"{found.folder.relative_to(root).as_posix()}/" if len(folders) > 1 else ""
@@ -474,8 +477,8 @@ def class_names(path: Path, first: int = 0) -> list[str]:
     """Read class names, one per line, in the order of their ids.
 
     Either every line begins with its id (`0 sky`, `0: sky`, `0,sky`), counting from `first` (or from 0, which numbers the
-    classes), and the names are what follows; then lines that are blank or begin with # say nothing. Or no line does, and the line says the id: a blank or # line above
-    the last name might stand for an id or not, and is refused.
+    classes), and the names are what follows; then lines that are blank or begin with # say nothing. Or no line does, and the
+    line says the id: a blank or # line above the last name might stand for an id or not, and is refused.
 
     Args:
         path: the file, in UTF-8, or as the byte order mark at its beginning says.
@@ -495,8 +498,8 @@ def class_names(path: Path, first: int = 0) -> list[str]:
             if not line or line.startswith("#"):
                 what = "a blank line" if not line else repr(line)
                 raise ValueError(
-                    f"{path}: expected a class name in line {k}, got {what}, which may stand for an id or not: remove it, or "
-                    f"begin every line with its id ('0: {named[0][1] if named else 'sky'}')"
+                    f"{path}: expected a class name in line {k}, got {what}, which may stand for an id or not: remove it, "
+                    f"or begin every line with its id ('0: {named[0][1] if named else 'sky'}')"
                 )
         return lines
     names: list[str] = []

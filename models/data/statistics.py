@@ -134,8 +134,9 @@ def statistics(source: Source, limit: int | None = None, progress: Callable[[int
 
 
 _BLENDED = 0.7
-"""Share of the borders with a band, from which a map counts as blended. Measured: at most 0.13 in 2,636 label maps of ten real
-sets, at most 0.47 in 1,200 drawings of 48 to 256 pixels; at least 0.76 in maps of the same sets resized bilinearly by 0.5 to 4."""
+"""Share of the borders with a band, from which a map counts as blended. Measured: at most 0.13 in 2,636 label maps of ten
+real sets, at most 0.47 in 1,200 drawings of 48 to 256 pixels; at least 0.76 in maps of the same sets resized bilinearly by
+factors of 0.5 to 4."""
 _SMALLEST = 48  # short side in pixels; in drawings of 32 pixels everything is a thin band
 
 
@@ -143,14 +144,14 @@ def blended(labels: np.ndarray) -> float:
     """Look for the trace that bilinear resizing leaves in a label map: between ids 2 and 9, a thin band of 4, 5 or 7.
 
     A band is one or two pixels wide, across or down, and its id lies strictly between those on its two sides. Real maps have
-    some; but hardly ever has a border of ids that are not neighbours one. Of all bands the most frequent kind (these ids) does
-    not count: a class that outlines another is no mistake.
+    some; but hardly ever has a border of ids that are not neighbours one. Of all bands the most frequent kind (the same ids)
+    does not count: a class that outlines another is no mistake.
 
     Args:
         labels: (H, W) integers, -1 for no class.
 
     Returns:
-        Share of the pixels that lie in bands, 0 to 1; 0 for a map that shows no such trace, or is below 48 pixels high or wide.
+        Share of the pixels that lie in bands, 0 to 1; 0 for a map without such a trace, or below 48 pixels high or wide.
     """
     if min(labels.shape) < _SMALLEST:
         return 0.0

@@ -6,9 +6,10 @@
     mixsyn-fast evaluate --samples draws --metrics diversity                    draws/<input>/*.png, several each
     torchrun --nproc-per-node 2 -m mixsyn_fast.cli evaluate --run runs/sean --device cuda     the work shared
 
-Outputs and references belong together by their names: the path in their folder, without the suffix. Writes report.json, report.md, plots, and the best and
-worst pictures. What cannot be computed is listed with its reason; a metric whose files you name must work. Exit status 1:
-files are missing, left over, unreadable or of another size (all named), or nothing at all could be computed.
+Outputs and references belong together by their names: the path in their folder, without the suffix. Writes report.json,
+report.md, plots, and the best and worst pictures. What cannot be computed is listed with its reason; a metric whose files
+you name must work. Exit status 1: files are missing, left over, unreadable or of another size (all named), or nothing at
+all could be computed.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ def list_pictures(
     if not find(root, deep=False).named:
         split = next((split for split in SPLITS if is_simple(root / split)), None)
         if split is not None:
-            raise FileNotFoundError(f"{root}: holds no picture itself, but a data set: expected {root / split / 'images'}, say")
+            example = root / split / "images"
+            raise FileNotFoundError(f"{root}: holds no picture itself, but a data set: expected {example}, say")
         place = root / "images" if find(root / "images", deep=deep).named else root
     found = find(place, deep=deep, without=None if without is None else Path(without))
     if not found.named:

@@ -189,8 +189,8 @@ def _label_set(
     if kind == "folder":
         listing = next((found for found in map(class_listing, folders) if found is not None), None)
         if listing is not None and tuple(class_names(listing, own.first)) != own.classes:
-            got = classes_differ(class_names(listing, own.first), own.classes)
-            raise ValueError(f"{listing}: expected the model's classes, got {got}")
+            difference = classes_differ(class_names(listing, own.first), own.classes)
+            raise ValueError(f"{listing}: expected the model's classes, got {difference}")
         return kind, own, policy
     chosen = _policy(LABEL_SETS[kind], base, unknown)
     if chosen is None:

@@ -188,7 +188,7 @@ def test_celebamask_hq_with_other_names(tmp_path: Path) -> None:
     beard, copy = masks / "00003_beard.png", tmp_path / "CelebA-HQ-img" / "copy of 3.jpg"
     plane(beard, 255)
     picture(copy)
-    with pytest.warns(UserWarning, match=r"1 without part masks: .*copy of 3.jpg; 1 without a part or a picture: 0/00003_beard"):
+    with pytest.warns(UserWarning, match=r"1 without part masks: .*copy of 3.jpg; 1 without a part or a picture: .*beard"):
         source = open_source(tmp_path, split="all")
     assert source.names() == ["3", "anna"] and corner(source, 1) == (13, 13)
     for path in (beard, copy):
@@ -198,7 +198,7 @@ def test_celebamask_hq_with_other_names(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="1 without a number in its name: .*anna.JPG"):
         assert open_source(tmp_path, partition="first_28000").names() == ["3"]
     (tmp_path / "CelebA-HQ-to-CelebA-mapping.txt").write_text("idx orig_idx orig_file\n3 4 first.jpg\n")
-    with pytest.raises(ValueError, match=r"mapping.txt: expected the number of CelebA's picture in line 2, .* got 'first.jpg'"):
+    with pytest.raises(ValueError, match=r"mapping.txt: expected the number of CelebA's picture in line 2, .*'first.jpg'"):
         open_source(tmp_path)
     picture(masks / "00003_skin.jpg")
     (masks / "00003_skin.png").unlink()
@@ -671,7 +671,7 @@ def test_class_names(text: str, encoding: str, tmp_path: Path) -> None:
         ("sky\n# grass\nroad\n", 0, r"expected a class name in line 2, got '# grass', .* begin every line with its id"),
         ("# classes\nsky\n", 0, r"in line 1, got '# classes'.*\('0: sky'\)"),
         ("0: sky\n2: grass\n", 0, r"expected '1: name' in line 2, got '2: grass'$"),
-        ("0: sky\ngrass\n", 0, r"either every line begins with its id or none does: expected '1: name' in line 2, got 'grass'"),
+        ("0: sky\ngrass\n", 0, r"either every line begins with its id or none does: .* in line 2, got 'grass'"),
         ("sky\n1: grass\n", 0, r"expected '0: name' in line 1, got 'sky'"),
         ("0: sky\n1:\n", 0, r"expected '1: name' in line 2, got '1:'"),
         ("1: sky\n2: grass\n", 0, r"in line 1, got '1: sky'; ids that begin at 1 are read with --first-id 1"),
