@@ -154,7 +154,7 @@ def find(
             first, second = second, first
         if not prefer or second.suffix.lower() in prefer:
             both = " and ".join(one.relative_to(folder).as_posix() for one in (named[name], path))
-            raise ValueError(f"{folder}: expected one file per name, got {both}")
+            raise ValueError(f"{folder}: expected one {'label map' if prefer else 'picture'} per name, got {both}")
         named[name] = first
         left.append(LeftOver(second, f"beside one that is taken ({_either(prefer)})"))
     pattern = ("**/" if flat else "") + "{}" + ending + (prefer[0] if prefer else ".*" if len(suffixes) > 1 else suffixes[0])
@@ -394,7 +394,14 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 def _rgb(opened: _Decoded) -> Image.Image:
     from PIL import Image
 
-    picture = _eight_bits(opened.picture) if opened.is_16_bit else opened.picture
+    picture = opened.picture
+    see_through = picture.info.get("transparency")  # one grey or colour, in the file's own bits
+    if opened.is_16_bit:
+        picture = _eight_bits(picture)
+        if isinstance(see_through, int):
+            picture.paste(255, mask=Image.fromarray(np.asarray(opened.picture) == see_through))
+    elif opened.bits == 16 and isinstance(see_through, tuple):
+        picture.info["transparency"] = tuple(value >> 8 for value in see_through)  # Pillow keeps the upper byte
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         above = picture.convert("LA" if picture.mode == "La" else picture.mode).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")

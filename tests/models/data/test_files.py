@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
 import unicodedata
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,17 @@ def touch(root: Path, *names: str) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"")
     return root
+
+
+def png(path: Path, bits: int, kind: int, values: np.ndarray, width: int | None = None, **parts: bytes) -> None:
+    """Write a PNG of any colour type, rows of `values` as they are."""
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    head = struct.pack(">2I5B", width or values.shape[1], len(values), bits, kind, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, body in {"IHDR": head, **parts, "IDAT": zlib.compress(rows), "IEND": b""}.items():
+        data += struct.pack(">I", len(body)) + name.encode() + body
+        data += struct.pack(">I", zlib.crc32(name.encode() + body))
+    path.write_bytes(data)
 
 
 def shown(path: Path) -> np.ndarray:
@@ -93,13 +106,13 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
 def test_two_files_of_one_name(tmp_path: Path) -> None:
     touch(tmp_path, "cat/t0.jpg", "dog/t0.jpg")
     assert list(find(tmp_path).named) == ["cat/t0", "dog/t0"]
-    with pytest.raises(ValueError, match="expected one file per name, got cat/t0.jpg and dog/t0.jpg"):
+    with pytest.raises(ValueError, match="expected one picture per name, got cat/t0.jpg and dog/t0.jpg"):
         find(tmp_path, flat=True)
     touch(tmp_path, "cat/t0.png")
-    with pytest.raises(ValueError, match="expected one file per name, got cat/t0.jpg and cat/t0.png"):
+    with pytest.raises(ValueError, match="expected one picture per name, got cat/t0.jpg and cat/t0.png"):
         find(tmp_path)
     names = touch(tmp_path / "forms", f"{NFC}.jpg", f"{NFD}.jpg")
-    with pytest.raises(ValueError, match="expected one file per name"):
+    with pytest.raises(ValueError, match="expected one picture per name"):
         find(names)
 
 
@@ -109,7 +122,7 @@ def test_the_lossless_file_is_the_label_map(tmp_path: Path) -> None:
     assert [path.name for path in found.named.values()] == ["a.png", "b.png", "c.jpg"]  # c.jpg is refused when it is read
     assert sorted(one.file.name for one in found.left) == ["a.jpg", "a.webp", "b.webp", "c.webp"]
     touch(tmp_path, "a.tif")
-    with pytest.raises(ValueError, match="expected one file per name, got a.png and a.tif"):
+    with pytest.raises(ValueError, match="expected one label map per name, got a.png and a.tif"):
         label_maps(tmp_path)
 
 
@@ -175,6 +188,20 @@ def test_32_bits_are_refused(tmp_path: Path) -> None:
             open_picture(tmp_path / "a.tif")
 
 
+def test_16_bit_pictures_with_transparency(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    grey = np.array([[0, 0x8000, 0xFFFF]], ">u2")
+    png(path, 16, 0, grey, tRNS=struct.pack(">H", 0x8000))
+    assert shown(path)[0, :, 0].tolist() == [0, 255, 255]
+    colours = np.array([[[0, 0x8000, 0xFFFF], [0x9000, 0xA000, 0xB000]]], ">u2")
+    png(path, 16, 2, colours)
+    assert shown(path).tolist() == [[[0, 0x80, 0xFF], [0x90, 0xA0, 0xB0]]]
+    png(path, 16, 2, colours, tRNS=struct.pack(">3H", 0x9000, 0xA000, 0xB000))
+    assert shown(path).tolist() == [[[0, 0x80, 0xFF], [255, 255, 255]]]
+    png(path, 16, 4, np.array([[[0x8000, 0xFFFF], [0x8000, 0]]], ">u2"))
+    assert shown(path)[0, :, 0].tolist() == [0x80, 255]
+
+
 def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     red = np.zeros((1, 3, 4), np.uint8)
     red[..., 0], red[0, :, 3] = 200, (255, 0, 51)
@@ -230,20 +257,10 @@ def test_lossless_label_maps(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_grey_of_few_bits_holds_ids(bits: int, tmp_path: Path) -> None:
     """Some programs write grey PNGs with as few bits as are needed."""
-    import struct
-    import zlib
-
     ids = (np.arange(16).reshape(2, 8) % (1 << bits)).astype(np.uint8)
-    planes = np.unpackbits(ids[..., None], axis=2)[..., 8 - bits :].reshape(2, -1)
-    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in planes)
-    data = b"\x89PNG\r\n\x1a\n"
-    for kind, body in (
-        (b"IHDR", struct.pack(">2I5B", 8, 2, bits, 0, 0, 0, 0)),
-        (b"IDAT", zlib.compress(rows)),
-        (b"IEND", b""),
-    ):
-        data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    (tmp_path / "a.png").write_bytes(data)
+    png(
+        tmp_path / "a.png", bits, 0, np.packbits(np.unpackbits(ids[..., None], axis=2)[..., 8 - bits :].reshape(2, -1), 1), 8
+    )
     assert np.array_equal(read_ids(tmp_path / "a.png"), ids)
 
 

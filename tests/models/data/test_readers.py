@@ -566,7 +566,7 @@ def test_stems_in_subfolders(own: Path) -> None:
     with pytest.warns(UserWarning, match=r"1 without a label map: cat/t0.JPG"):
         assert open_source(own).names() == ["a", "b", "dog/t0", "sorted/alone"]  # dog's is not cat's
     picture(own / "train" / "images" / "b.jpg")
-    with pytest.raises(ValueError, match=r"train/images: expected one file per name, got b.jpg and b.png"):
+    with pytest.raises(ValueError, match=r"train/images: expected one picture per name, got b.jpg and b.png"):
         open_source(own)
 
 

@@ -487,7 +487,7 @@ def test_bad_input_is_named(
 
 def test_two_outputs_of_one_name(data: Path, outputs: Path, tmp_path: Path) -> None:
     Image.open(outputs / "a.png").save(outputs / "a.jpg")
-    with pytest.raises(ValueError, match="expected one file per name, got a.jpg and a.png"):
+    with pytest.raises(ValueError, match="expected one picture per name, got a.jpg and a.png"):
         run(tmp_path / "out", "--images", outputs, "--reference", data / "val")
 
 
