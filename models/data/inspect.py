@@ -12,6 +12,7 @@ import numpy as np
 
 from ..settings import at_least, positional
 from ..sheets import contact_sheet, legend, save_png
+from .blended import ADVICE
 from .dataset import RegionDataset
 from .files import summary
 from .options import ReaderOptions
@@ -66,7 +67,7 @@ def main(options: Options) -> int:
     for name, share in found.blended:
         print(
             f"warning: {name}: {100 * share:.1f} % of the pixels lie in thin bands of ids between those on their two sides: "
-            f"was the label map resized bilinearly? Ids cannot be mixed: resize label maps by nearest pixel"
+            f"{ADVICE}"
         )
     if isinstance(source, FileSource):
         for line in summary(source.left, _NAMED):

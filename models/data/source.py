@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from .blended import ADVICE, blended
 from .classes import left_right_pairs
 from .files import LeftOver, open_picture, read_ids, read_mask
 
@@ -219,7 +220,10 @@ class FileSource:
         if bad.any():
             row, column = (int(v) for v in np.argwhere(bad)[0])
             known = _ranges(np.flatnonzero(self._table > _NOT_A_CLASS))
-            hint = self._hint(np.unique(stored).tolist()) if self.name == "folder" else ""
+            share = blended(stored)
+            hint = f" ({100 * share:.1f} % of its pixels lie in thin bands of ids: {ADVICE})" if share else ""
+            if self.name == "folder" and not hint:
+                hint = self._hint(np.unique(stored).tolist())
             raise ValueError(
                 f"{file}: expected class ids {known}, got {int(stored[row, column])} at row {row}, column {column}{hint}"
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mixsyn_fast.models.data import Statistics, draw, inspect, open_source, palette, statistics
-from mixsyn_fast.models.data.statistics import blended
+from mixsyn_fast.models.data.blended import blended
 from mixsyn_fast.models.settings import read
 from mixsyn_fast.models.sheets import contact_sheet, legend, text
 
@@ -105,6 +105,24 @@ def test_maps_that_were_resized_bilinearly() -> None:
                     for name in ("NEAREST", "BILINEAR", "BICUBIC")
                 }
                 assert resized["NEAREST"] == 0 and 0.005 < resized["BILINEAR"] < 0.4 and resized["BICUBIC"] > 0, (kind, size)
+
+
+def test_a_blended_map_that_is_bad_says_so(folder: Path) -> None:
+    """Between 1 and 255 lie ids that no class has."""
+    ids = np.zeros((48, 64), np.uint8)
+    ids[:, 20:], ids[10:30, 10:50] = 1, 255
+    stored = Image.fromarray(ids)
+    for how, message in (
+        (
+            Image.Resampling.BILINEAR,
+            r"got \d+ at .* % of its pixels lie in thin bands of ids: was the label map resized bilin",
+        ),
+        (Image.Resampling.NEAREST, r"got 255 at .*--unknown-id 255"),
+    ):
+        stored.resize((100, 80), how).save(folder / "labels" / "p0.png")
+        Image.new("RGB", (100, 80)).save(folder / "images" / "p0.png")
+        with pytest.raises(ValueError, match=message):
+            open_source(folder).read(0)
 
 
 def test_what_only_looks_like_bands() -> None:
