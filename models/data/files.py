@@ -64,8 +64,12 @@ class Files:
 
 
 def plain_name(text: str) -> str:
-    """Return a name in NFC: macOS stores "ö" as two characters, others as one."""
-    return unicodedata.normalize("NFC", text)
+    r"""Return a name that can be compared and printed.
+
+    In NFC, for macOS stores "ö" as two characters, others as one. Bytes that are no UTF-8, from an old archive say, are
+    written as `\xf6`.
+    """
+    return unicodedata.normalize("NFC", text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
 def is_hidden(name: str) -> bool:
@@ -189,7 +193,7 @@ def summary(left: Sequence[LeftOver], names: int = 3) -> list[str]:
     for one in left:
         groups.setdefault(one.reason, []).append(one.file)
     return [
-        f"{len(files)} {reason}: {', '.join('/'.join(file.parts[-2:]) for file in files[:names])}"
+        f"{len(files)} {reason}: {', '.join(plain_name('/'.join(file.parts[-2:])) for file in files[:names])}"
         + (", ..." if len(files) > names else "")
         for reason, files in groups.items()
     ]

@@ -14,7 +14,7 @@ from ..settings import at_least, positional
 from ..sheets import contact_sheet, legend, save_png
 from .blended import ADVICE
 from .dataset import RegionDataset
-from .files import summary
+from .files import plain_name, summary
 from .options import ReaderOptions
 from .palette import colorize, palette
 from .sets import KINDS, opened
@@ -63,7 +63,7 @@ def main(options: Options) -> int:
     print("stored sizes (height x width): " + ", ".join(f"{size} ({n})" for size, n in sizes[:5]) + more)
     print(found.table())
     for name, reason in found.bad:
-        print(f"bad: {name}: {reason}")
+        print(f"bad: {name}: {plain_name(reason)}")
     for name, share in found.blended:
         print(
             f"warning: {name}: {100 * share:.1f} % of the pixels lie in thin bands of ids between those on their two sides: "

@@ -63,6 +63,15 @@ def test_names_are_paths_in_nfc_and_suffixes_of_either_case(tmp_path: Path) -> N
     assert set(LOSSLESS) < set(PICTURES)
 
 
+def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    try:
+        Path(os.fsdecode(bytes(tmp_path) + b"/gr\xf6\xdfe.jpg")).write_bytes(b"")
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names alone")
+    found = find(tmp_path)
+    assert list(found.named) == ["gr\\xf6\\xdfe"] and found.named["gr\\xf6\\xdfe"].is_file()
+
+
 def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
     names = ("._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/._a.jpg", ".cache/x.png", "@eaDir/a.jpg/b.jpg")
     found = find(touch(tmp_path, "a.jpg", *names))
