@@ -489,17 +489,16 @@ def class_names(path: Path, first: int = 0) -> list[str]:
             names without ids; another encoding. The message names file and line.
     """
     lines = [plain_name(line.strip()) for line in read_text(path).split("\n")]
-    while lines and not lines[-1]:
-        del lines[-1]
     named = [(k, line) for k, line in enumerate(lines, 1) if line and not line.startswith("#")]
     numbers = [(k, line, _NUMBERED.fullmatch(line)) for k, line in named]
     if not any(match for _, _, match in numbers):
+        lines = lines[: named[-1][0] if named else 0]
         for k, line in enumerate(lines, 1):
             if not line or line.startswith("#"):
                 what = "a blank line" if not line else repr(line)
                 raise ValueError(
                     f"{path}: expected a class name in line {k}, got {what}, which may stand for an id or not: remove it, "
-                    f"or begin every line with its id ('0: {named[0][1] if named else 'sky'}')"
+                    f"or begin every line with its id ('0: {named[0][1]}')"
                 )
         return lines
     names: list[str] = []

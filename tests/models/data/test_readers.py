@@ -649,7 +649,7 @@ def test_messages_name_the_option_that_helps(own: Path) -> None:
     "text",
     [
         "sky\nred door\n3d model\n",
-        "sky\r\nred door\r\n3d model\r\n\r\n",
+        "sky\r\nred door\r\n3d model\r\n\r\n# the end\r\n",
         "0: sky\n1: red door\n2: 3d model\n",
         "0 sky\n1 red door\n2\t3d model",
         "0,sky\n1, red door\n2 , 3d model\n",
