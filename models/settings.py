@@ -31,6 +31,8 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
 
+from mixsyn_fast.reading import read_text
+
 C = TypeVar("C")
 _NONE = type(None)
 _SCALARS = (bool, int, float, str, Path, _NONE)
@@ -545,7 +547,7 @@ def _values(config: Any) -> dict[str, Any]:
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object; ValueError or FileNotFoundError names the file."""
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file (expected a JSON file of options)") from None
     except ValueError as error:

@@ -530,7 +530,8 @@ def own_set(folder: Path, *, spoil: bool = False) -> Path:
             Image.fromarray((labels * 60).numpy()).convert("RGB").save(folder / split / "images" / f"{i}.jpg")
             Image.fromarray(labels.numpy()).save(folder / split / "labels" / f"{i}.png")
     if spoil:
-        (folder / "val" / "labels" / "0.png").unlink()
+        for i in range(4):
+            (folder / "val" / "labels" / f"{i}.png").unlink()
     return folder
 
 
