@@ -429,6 +429,13 @@ MUTATIONS = [
         "tests/layers/test_fusion.py -k published",
     ),
     Mutation(
+        "fusion: order of the first layer's columns",
+        LAYERS,
+        "a, b, extra, bits = weight.split([self.depth, self.depth, rest, indicator], 1)",
+        "a, b, bits, extra = weight.split([self.depth, self.depth, indicator, rest], 1)",
+        "tests/layers/test_fusion.py -k columns",
+    ),
+    Mutation(
         "region map: rule of nearest pixels",
         "mixsyn_fast/nearest.py",
         "source = torch.floor(torch.arange(size, dtype=torch.float32, device=device) * scale).to(torch.int64)",

@@ -151,9 +151,9 @@ def _activated(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class LatentBlender(nn.Module):
     """Latent Blender (Sec. 4.3, Appendix A.3): predicts q per channel from two codes and interpolates between them.
 
-    The network sees, per layer of the layout, both vectors nearest-upsampled to ``depth``, the indicator of the layer
-    ((one-hot of ``num_layers``, RGB bit), ``repeats`` times as a whole; layers are counted within their own list, conv or
-    RGB) and, with ``extra_layers``, a third vector. state_dict names are those of the published weights:
+    The network sees, per layer of the layout and in this order, both vectors nearest-upsampled to ``depth``, with
+    ``extra_layers`` a third one, and the indicator of the layer ((one-hot of ``num_layers``, RGB bit), ``repeats`` times as
+    a whole; layers are counted within their own list, conv or RGB). Names and columns are those of the published weights:
     ``disentangle_net.{0..4}.{weight,bias}``.
 
     Args:
@@ -232,17 +232,17 @@ class LatentBlender(nn.Module):
         return [layer for layer in self.disentangle_net if isinstance(layer, EqualizedLinear)]
 
     def columns(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Split a first weight (H, inputs) into its parts for a, b, the indicator and the extra input (possibly empty)."""
+        """Split a first weight (H, inputs) into its parts for a, b, the extra input (possibly empty) and the indicator."""
         indicator = self.indicator.shape[2]
         rest = weight.shape[1] - 2 * self.depth - indicator
-        a, b, bits, extra = weight.split([self.depth, self.depth, indicator, rest], 1)
-        return a, b, bits, extra
+        a, b, extra, bits = weight.split([self.depth, self.depth, rest, indicator], 1)
+        return a, b, extra, bits
 
     def fold(self, rgb_bit: bool, finish: Callable[[Tensor], Tensor]) -> _Chain:
         """Fold upsampling, indicator and all factors into the weights, differentiable; ``finish`` packs a matrix."""
         weights = [layer.folded() for layer in self.linears]
         weight, bias = weights[0]
-        for_a, for_b, for_indicator, for_extra = self.columns(weight)
+        for_a, for_b, for_extra, for_indicator = self.columns(weight)
 
         def summed(part: Tensor, width: int) -> Tensor:
             return part if width == self.depth else part.unflatten(1, (width, self.depth // width)).sum(2)
@@ -283,7 +283,7 @@ class LatentBlender(nn.Module):
         return x if self.in_order else x.index_select(1, self.order)
 
     def upsampled(self, codes: Codes, rgb_bit: bool) -> Iterator[list[Tensor]]:
-        """Per layer the inputs of the network as published: a, b, indicator and extra, each (B, length)."""
+        """Per layer the inputs of the network as published: a, b, extra and indicator, each (B, length)."""
         a, b, extra = codes
         for layer, (start, width) in enumerate(zip(self.layout.offsets, self.layout.channels, strict=True)):
             vectors = [a, b]
@@ -293,7 +293,7 @@ class LatentBlender(nn.Module):
                 F.interpolate(v[:, None, start : start + width], size=self.depth, mode="nearest")[:, 0] for v in vectors
             ]
             hot = self.indicator[int(rgb_bit), layer].to(a.dtype).expand(a.shape[0], -1)
-            yield [*parts[:2], hot, *parts[2:]]
+            yield [*parts, hot]
 
     def plain_blend(self, codes: Codes, rgb_bit: bool) -> tuple[Tensor, Tensor]:
         """As published: every layer of every sample through the network on its own, blended at ``depth``, max-pooled."""
@@ -388,7 +388,7 @@ def _stack(blenders: Sequence[LatentBlender], rgb_bit: bool, has_extra: bool) ->
     for blender in blenders:
         weights = [layer.folded() for layer in blender.linears]
         weight, bias = weights[0]
-        for_a, for_b, for_indicator, for_extra = blender.columns(weight)
+        for_a, for_b, for_extra, for_indicator = blender.columns(weight)
         per_layer = bias + F.linear(blender.indicator[int(rgb_bit)].to(weight.dtype), for_indicator)  # (L, H)
         parts = [for_a, for_b, for_extra] if has_extra else [for_a, for_b]
         rows = torch.cat([*(part.t() for part in parts), per_layer])
