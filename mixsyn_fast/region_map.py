@@ -168,7 +168,9 @@ class RegionMap:
         if mask.dim() != 4:
             fail("RegionMap", "mask", "shape (B, K, H, W)", f"shape {tuple(mask.shape)}")
         _check_values("mask", mask)
-        regions = check_integer("RegionMap", "num_regions", mask.shape[1] if num_regions is None else num_regions, 1, MAX_REGIONS)
+        regions = check_integer(
+            "RegionMap", "num_regions", mask.shape[1] if num_regions is None else num_regions, 1, MAX_REGIONS
+        )
         if mask.shape[1] - regions not in (0, 1):
             fail("RegionMap", "mask", f"{regions} channels, or one more for edges", mask.shape[1])
         onehot = mask[:, :regions]

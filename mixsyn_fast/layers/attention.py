@@ -39,7 +39,6 @@ def folded_conv2d(
     Raises:
         ValueError: a shape does not fit; the message names the argument.
     """
-
     op = "folded_conv2d"
     given = {"values": values, "maps": maps, "weight": weight, "bias": bias, "condition": condition}
     for name, tensor in given.items():

@@ -143,7 +143,7 @@ def check_integer(op: str, argument: str, value: Any, low: int, high: int | None
         fail(op, argument, expected, described(value), TypeError)
     if number < low or (high is not None and number > high):
         fail(op, argument, expected, number)
-    return number
+    return number  # type: ignore[return-value]  # a SymInt stands for an int while a graph is traced
 
 
 _COMPLEX = (torch.complex64, torch.complex128, torch.complex32)

@@ -344,7 +344,7 @@ def masked_roi_pool(
     op runs in the features' dtype.
     """
     several = isinstance(features, Sequence) and not isinstance(features, str)
-    levels = list(features) if several else [features]
+    levels: list[Any] = list(features) if several else [features]
     count = _check(levels, regions, num_regions, mode)
     results = [_pool(level, regions, count, mode == "max") for level in levels]
     if several:

@@ -550,7 +550,7 @@ def test_bad_arguments() -> None:
         (lambda: LatentBlender(StyleLayout.of([4] * 19), hidden=8), ValueError, "at most 18 conv layers, got 19"),
         (lambda: LatentBlender(LAYOUT, hidden=8, extra_layers=(99,)), ValueError, "extra_layers: expected positions"),
         (lambda: LatentBlender(LAYOUT, hidden=8, q_on="x"), ValueError, "q_on: expected 'a' or 'b'"),
-        (lambda: FusionNet(LAYOUT, hidden=8, coarse=0), ValueError, "coarse: expected at least 1"),
+        (lambda: FusionNet(LAYOUT, hidden=8, coarse=0), ValueError, "coarse: expected an integer of at least 1"),
         (lambda: net(a, b, c[:1]), ValueError, r"FusionNet: s_align: expected shape \(2, 824\), got \(1, 824\)"),
         (lambda: net(a[:, :5], b, c), ValueError, r"FusionNet: s0: expected shape \(B, 824\)"),
         (lambda: net(a, b.double(), c), TypeError, "s1: expected torch.float32 as s0"),

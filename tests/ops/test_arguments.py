@@ -17,7 +17,9 @@ from mixsyn_fast import StyleLayout, use_backend
 from mixsyn_fast.ops._common import check_flag, check_integer, check_number
 
 X, LABELS, LAYOUT = torch.randn(2, 4, 3, 3), torch.zeros(2, 3, 3, dtype=torch.int64), StyleLayout.of([4], [2])
-TENSOR, OPTIONAL, INTEGER, NUMBER, POSITIVE, FLAG, CHOICE, OTHER = "tensor optional integer number positive flag choice other".split()
+TENSOR, OPTIONAL, INTEGER, NUMBER, POSITIVE, FLAG, CHOICE, OTHER = (
+    "tensor optional integer number positive flag choice other".split()
+)
 MAPS = {"condition": torch.randn(2, 3, 3, 3), "weight": torch.randn(5, 3)}
 
 # Per op a good call, and the kind of every argument it has.
