@@ -152,7 +152,9 @@ class InceptionFeatures(nn.Module):
             self.network = torch.jit.load(str(found), map_location="cpu").eval()
         except RuntimeError as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), "damaged")
-            raise ValueError(f"{found}: expected a TorchScript file, got a file that is none, or is damaged ({reason})") from error
+            raise ValueError(
+                f"{found}: expected a TorchScript file, got a file that is none, or is damaged ({reason})"
+            ) from error
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
