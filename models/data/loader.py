@@ -30,7 +30,7 @@ Keys = list[tuple[int, int]]
 ORDER: dict[str, Callable[[Any, Any], str]] = {
     "length": "{} -> {} pictures".format,
     "pictures": lambda before, now: "other pictures",
-    "batch_size": "batch size {} -> {}".format,
+    "batch_size": "batches of {} -> {} pictures".format,
     "seed": "seed {} -> {}".format,
     "drop_last": "drop_last {} -> {}".format,
 }

@@ -240,8 +240,8 @@ class Trainer:
         renamed = other_classes(classes_of(saved), self.task.classes, saved.path)
         if renamed and not self.options.rename_classes:
             raise ValueError(
-                f"{saved.path}: its classes have other names ({renamed}): go on under the new names with rename_classes=True; "
-                "if they are other classes, choose another --out"
+                f"{saved.path}: its classes have other names ({renamed}): go on under the new names with "
+                "rename_classes=True; if they are other classes, choose another --out"
             )
         notes += [f"classes renamed: {renamed}"] if renamed else []
         try:

@@ -144,7 +144,7 @@ def keys(loader: Loader, batches: int) -> list[tuple[int, int]]:
     [
         (12, 4, {"seed": 1}, "10 -> 12 pictures"),
         (9, 4, {"seed": 1}, "10 -> 9 pictures"),
-        (10, 2, {"seed": 1}, "batch size 4 -> 2"),
+        (10, 2, {"seed": 1}, "batches of 4 -> 2 pictures"),
         (10, 4, {"seed": 2}, "seed 1 -> 2"),
         (10, 4, {"seed": 1, "drop_last": False}, "drop_last True -> False"),
     ],
@@ -165,6 +165,18 @@ def test_with_another_order_it_begins_anew(count: int, batch: int, options: dict
     assert fresh.load_state_dict(json.loads(json.dumps(other.state_dict()))) == []
     assert keys(fresh, 9) == expected
     assert next(fresh).index.tolist() == [index for _, index in expected[:batch]]
+
+
+def test_processes_share_the_order_that_begins_anew() -> None:
+    first = Loader(dataset(10), 4, seed=1)
+    indices(first, 3)
+    state = first.state_dict()
+    alone, *ranks = (Loader(dataset(13), 6, seed=1, rank=r, world=w) for r, w in ((0, 1), (0, 2), (1, 2)))
+    for loader in (alone, *ranks):
+        assert loader.load_state_dict(state) == ["10 -> 13 pictures", "batches of 4 -> 6 pictures"]
+    shares = [keys(rank, 3) for rank in ranks]
+    together = [key for n in range(3) for share in shares for key in share[3 * n : 3 * n + 3]]
+    assert together == keys(alone, 3) and together[0][0] == 2
 
 
 def test_other_pictures_of_the_same_number_are_noticed() -> None:

@@ -376,7 +376,7 @@ def test_nothing_is_overwritten(tmp_path):
     ("count", "changes", "words"),
     [
         (16, {}, "the data order begins anew: 12 -> 16 pictures"),
-        (12, {"batch_size": 6}, "the data order begins anew: batch size 4 -> 6"),
+        (12, {"batch_size": 6}, "the data order begins anew: batches of 4 -> 6 pictures"),
         (12, {"workers": 1}, ""),
     ],
 )
