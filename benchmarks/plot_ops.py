@@ -12,9 +12,9 @@ measuring is that of `benchmarks.run_ops`, gates included.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from typing import Any
 from mixsyn_fast.progress import progress
 from mixsyn_fast.writing import jsonable, written_whole
 
-from . import run_ops
+from . import run_ops, schema, tables
 from .cases import Labels
 from .ops.attention import AttentionCase, PairBench
 from .ops.masked_roi_pool import PoolBench, PoolCase
-from .timing import RESULTS, heading, machine_line, measure_rates, save
+from .schema import PICTURES, RESULTS
+from .timing import heading, machine_line, measure_rates, save
 
 REGIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 SIDES = (32, 64, 128, 256, 512)
@@ -53,29 +54,27 @@ def points_of(options: argparse.Namespace) -> dict[str, Any]:
     arguments = ["--device", options.device, "--modes", "forward", "--repeat", str(options.repeat), "--no-resident"]
     arguments += ["--seconds", str(options.seconds), "--dtype", options.dtype]
     rows_of = run_ops.parse([*arguments, *([] if options.compile else ["--no-compile"])])
-    rates = measure_rates(rows_of.device)
-    result: dict[str, Any] = {
-        **heading("plot", rows_of.device),
-        "rates": rates,
-        "pool": [],
-        "attention": [],
-    }
-    points: list[tuple[str, int, Any, Any, Sequence[str]]] = []
+    result = heading("plot", rows_of.device, repeat=options.repeat)
+    result["rates"] = rates = measure_rates(rows_of.device)
+    start = time.perf_counter()
+    points: list[tuple[int, Any, Any, Sequence[str]]] = []
     if "pool" in options.only:
         for k in options.regions:
             case = pool_case(k, options.pool_side, options.dtype)
-            points.append(("pool", k, PoolBench, case, () if k <= LOOPED else ("per-class",)))
+            points.append((k, PoolBench, case, () if k <= LOOPED else ("per-class",)))
     if "attention" in options.only:
         for side in options.sides:
             case = AttentionCase("attention_pair", side=side, batch=1, dtype=options.dtype)
-            points.append(("attention", side * side, PairBench, case, ()))
-    for plot, x, kind, case, without in points:
+            points.append((side * side, PairBench, case, ()))
+    for x, kind, case, without in points:
         with progress(case.name):
             (row,) = run_ops.run_case(kind, case, Labels(None), rates, rows_of, without)
-        result[plot].append({"x": x, **jsonable(row)})
-        times = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in _times(result[plot][-1]).items())
+        row["facts"]["x"] = x
+        result["rows"].append(jsonable(row))
+        times = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in _times(result["rows"][-1]).items())
         print(f"{case.name}: {times}", flush=True)
-    return result
+    result["seconds"] = round(time.perf_counter() - start, 1)
+    return result | tables.faults(result["rows"])
 
 
 def _times(row: Mapping[str, Any]) -> dict[str, float]:
@@ -98,26 +97,27 @@ def plots_of(result: Mapping[str, Any], folder: Path, device: str) -> list[Path]
     from matplotlib import pyplot
 
     texts = {
-        "pool": ("masked_roi_pool", "regions K", "masked_roi_pool, maximum, {}"),
-        "attention": ("attention", "positions H*W", "spatial_attention_pool + channel_attention_spread, {}"),
+        PoolBench.op: ("masked_roi_pool", "regions K", "masked_roi_pool, maximum, {}"),
+        PairBench.op: ("attention", "positions H*W", "spatial_attention_pool + channel_attention_spread, {}"),
     }
     files = []
-    for plot, (stem, axis, title) in texts.items():
-        rows = sorted(result[plot], key=lambda row: row["x"])
+    for op, (stem, axis, title) in texts.items():
+        rows = sorted((row for row in result["rows"] if row["op"] == op), key=lambda row: row["facts"]["x"])
         if not rows:
             continue
         figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
         for name in dict.fromkeys(name for row in rows for name in _times(row)):
-            points = [(row["x"], seconds[name] * 1e3) for row in rows if name in (seconds := _times(row))]
+            points = [(row["facts"]["x"], seconds[name] * 1e3) for row in rows if name in (seconds := _times(row))]
             colour, line = _STYLES.get(name, ("#76b7b2", "-"))
             axes.plot(*zip(*points, strict=True), line, color=colour, marker="" if name == "floor" else "o", label=name)
         axes.set_xscale("log", base=2)
-        axes.set_xticks([row["x"] for row in rows], [_tick(plot, row["x"]) for row in rows])
+        ticks = [row["facts"]["x"] for row in rows]
+        axes.set_xticks(ticks, [_tick(op, x) for x in ticks])
         axes.minorticks_off()
         axes.set_yscale("log")
         axes.set_xlabel(axis)
         axes.set_ylabel("ms, forward")
-        axes.set_title(title.format(_shape(plot, rows[0]["settings"])), fontsize=9)
+        axes.set_title(title.format(_shape(op, rows[0]["settings"])), fontsize=9)
         axes.grid(True, which="major", linewidth=0.4, alpha=0.6)
         axes.legend(fontsize=8)
         figure.text(0.01, -0.02, machine_line(result["machine"]), fontsize=5, color="#555555")
@@ -128,12 +128,12 @@ def plots_of(result: Mapping[str, Any], folder: Path, device: str) -> list[Path]
     return files
 
 
-def _tick(plot: str, x: int) -> str:
-    return str(x) if plot == "pool" else f"{math.isqrt(x)}\u00b2"
+def _tick(op: str, x: int) -> str:
+    return str(x) if op == PoolBench.op else f"{math.isqrt(x)}\u00b2"
 
 
-def _shape(plot: str, settings: Mapping[str, Any]) -> str:
-    if plot == "pool":
+def _shape(op: str, settings: Mapping[str, Any]) -> str:
+    if op == PoolBench.op:
         return "{batch} x {channels} x {side} x {side}, {layout}, {dtype}".format(**settings)
     return "K {maps}, N {features}, M {condition}, {layout}, {dtype}".format(**settings)
 
@@ -148,7 +148,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 def main(arguments: list[str] | None = None) -> int:
     """Measured point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plot_ops", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default benchmarks/results)")
+    parser.add_argument("--out", type=Path, help="folder (default: benchmarks/results for the JSON, docs/pictures)")
     parser.add_argument("--only", choices=PLOTS, help="one of the plots")
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="draw this JSON file, measure nothing")
     parser.add_argument("--repeat", type=int, default=9, help="rounds per point (default 9)")
@@ -166,17 +166,18 @@ def main(arguments: list[str] | None = None) -> int:
     device = options.device.split(":")[0]
     if options.source is not None:
         try:
-            result = json.loads(options.source.read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            parser.error(f"--from: {options.source}: not a result file ({error})")
-        if not isinstance(result, dict) or result.get("kind") != "plot":
+            result = schema.load(options.source)
+        except ValueError as error:
+            parser.error(f"--from: {error}")
+        if result["kind"] != "plot":
             parser.error(f"--from: {options.source}: not a result of this program")
     else:
         result = points_of(options)
-        print(f"written: {save(result, options.out / f'plot_ops_{device}.json')}")
-    options.out.mkdir(parents=True, exist_ok=True)
+        print(f"written: {save(result, (options.out or RESULTS) / f'plot_ops_{device}.json')}")
+    pictures = options.out or PICTURES
+    pictures.mkdir(parents=True, exist_ok=True)
     try:
-        files = plots_of(result, options.out, device)
+        files = plots_of(result, pictures, device)
     except ImportError as error:
         print(error, file=sys.stderr)
         return 1

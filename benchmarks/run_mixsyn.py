@@ -28,6 +28,7 @@ import copy
 import gc
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -53,8 +54,9 @@ from mixsyn_fast.region_map import RegionMap
 from mixsyn_fast.runtime import keep_memory
 from mixsyn_fast.writing import jsonable
 
-from . import cpu, tables
-from .timing import RESULTS, Measured, compare, heading, machine_line, measure_rates, save
+from . import cpu, schema, tables
+from .schema import RESULTS, Measured
+from .timing import compare, heading, machine_line, measure_rates, save
 
 FLOOR_COMPILE = (
     1e-5  # the opponent's, of the gate: inductor's instance norms lose more, and leaving it out would do us a favour
@@ -282,20 +284,9 @@ def run_part(bench: MixSynBench, part: str, compiled: Networks | None, options: 
             note = f"wrong result or failure: {verdict.what}, error {verdict.error:.1e}, {verdict.allowed:.1e} allowed"
             entries[contender] = Measured(gate=verdict, note=note)
 
-    def ratio(a: str, b: str) -> float | None:
-        first, second = (entries[n].timing if n in entries else None for n in (a, b))
-        return first.median / second.median if first and second else None
-
-    return {
-        "op": "mixsyn",
-        "case": name,
-        "mode": "forward",
-        "part": part,
-        "size": [height, width],
-        "contenders": entries,
-        "speedup_over": {n: ratio(n, "ours") for n in ("dense", "compile") if ratio(n, "ours")},
-        "ours_over_floor": ratio("ours", "floor"),
-    }
+    networks = {network: settings.to_dict(getattr(bench.config, network)) for network in ("structure", "style")}
+    asked = {"part": part, "size": [height, width], "networks": networks}
+    return schema.row(op="mixsyn", case=name, mode="forward", settings=asked, contenders=entries, baseline="dense")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -355,18 +346,11 @@ def pictures(options: argparse.Namespace, size: int) -> tuple[tuple[str, ...], T
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the chosen parts, printing each as it comes; returns the result that is written."""
-    first = heading("models", options.device)
-    print(machine_line(first["machine"]))
+    result = heading("mixsyn", options.device, repeat=options.repeat)
+    print(machine_line(result["machine"]))
     base = options.config
-    rates = measure_rates(options.device)
-    result: dict[str, Any] = {
-        **first,
-        "rates": rates,
-        "labels": "",
-        "repeat": options.repeat,
-        "networks": {name: settings.to_dict(getattr(base, name)) for name in ("structure", "style")},
-        "rows": [],
-    }
+    result["rates"] = measure_rates(options.device)
+    start = time.perf_counter()
     for size in options.sizes:
         classes, images, labels, result["labels"] = pictures(options, size)
         with progress(f"building networks for {size} x {size}"):
@@ -376,6 +360,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             row = jsonable(run_part(bench, part, compiled, options))
             result["rows"].append(row)
             print(tables.model_line(row), flush=True)
+            result["seconds"] = round(time.perf_counter() - start, 1)
             save(result, options.out)
         del bench, compiled
         gc.collect()

@@ -49,17 +49,10 @@ from mixsyn_fast.region_map import RegionMap
 from mixsyn_fast.runtime import keep_memory
 from mixsyn_fast.writing import jsonable
 
-from . import cpu, tables
+from . import cpu, schema, tables
 from .cases import DTYPES, Labels, ModelCase, label_source, model_cases, select
-from .timing import (
-    RESULTS,
-    Measured,
-    compare,
-    heading,
-    machine_line,
-    measure_rates,
-    save,
-)
+from .schema import RESULTS, Measured
+from .timing import compare, heading, machine_line, measure_rates, save
 
 FAMILIES: dict[str, tuple[Any, Any]] = {
     "sean": (sean.Config, sean.SEANGenerator),  # from style codes
@@ -355,24 +348,10 @@ def run_model(case: ModelCase, labels: Labels, options: argparse.Namespace) -> d
             note = f"wrong result or failure: {verdict.what}, error {verdict.error:.1e}, {verdict.allowed:.1e} allowed"
             entries[name] = Measured(gate=verdict, note=note)
 
-    def ratio(a: str, b: str) -> float | None:
-        first, second = (entries[n].timing if n in entries else None for n in (a, b))
-        return first.median / second.median if first and second else None
-
-    row: dict[str, Any] = {
-        "op": "generator",
-        "case": case.name,
-        "mode": case.mode,
-        "settings": case,
-        "images": case.batch,
-        "contenders": entries,
-        "speedup_over": {n: ratio(n, "ours") for n in ("published", "dense", "compile") if ratio(n, "ours")},
-        "ours_over_floor": ratio("ours", "floor"),
-        "ours_over_floor_plain": ratio("ours", "floor_plain"),
-    }
-    if double is not None:
-        row["float64_error"] = double.error
-    return row
+    facts = {} if double is None else {"float64_error": double.error}
+    return schema.row(
+        op="generator", case=case.name, mode=case.mode, settings=case, contenders=entries, baseline="dense", facts=facts
+    )
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -411,18 +390,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the chosen rows, printing each as it comes; returns the result that is written."""
     labels = label_source(options.data)
-    first = heading("models", options.device)
-    print(machine_line(first["machine"]))
-    rates = measure_rates(options.device, DTYPES[options.dtype])
-    print(f"{labels.text}; " + ", ".join(f"{k} {v:.1f}" for k, v in rates.items()))
-    result: dict[str, Any] = {
-        **first,
-        "rates": rates,
-        "labels": labels.text,
-        "repeat": options.repeat,
-        "rows": [],
-        "left_out": [],
-    }
+    result = heading("models", options.device, labels=labels.text, repeat=options.repeat)
+    print(machine_line(result["machine"]))
+    result["rates"] = measure_rates(options.device, DTYPES[options.dtype])
+    print(f"{labels.text}; " + ", ".join(f"{k} {v:.1f}" for k, v in result["rates"].items()))
     changes = {"dtype": options.dtype}
     changes |= {k: v for k, v in (("ngf", options.ngf), ("size", options.size)) if v is not None}
     start = time.perf_counter()
@@ -434,6 +405,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         row = jsonable(run_model(case, labels, options))
         result["rows"].append(row)
         print(tables.model_line(row), flush=True)
+        result["seconds"] = round(time.perf_counter() - start, 1)
         save(result, options.out)
         gc.collect()
     if result["left_out"]:

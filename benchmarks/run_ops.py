@@ -39,20 +39,11 @@ from mixsyn_fast.measure.gate import Gate
 from mixsyn_fast.runtime import keep_memory
 from mixsyn_fast.writing import jsonable
 
-from . import cpu, ops, tables
+from . import cpu, ops, schema, tables
 from .cases import DTYPES, Labels, label_source, select
 from .ops import OpBench
-from .timing import (
-    RESULTS,
-    Measured,
-    compare,
-    heading,
-    machine_line,
-    measure_rates,
-    save,
-    transfer_rates,
-    transfers,
-)
+from .schema import RESULTS, Goal, Measured
+from .timing import compare, heading, machine_line, measure_rates, save, transfer_rates, transfers
 
 LARGEST_PROBE = 2**27  # no cache holds more
 SCRATCH_SEEN = 2**20  # bytes beyond its tensors by which a process grows before they count as scratch memory
@@ -118,26 +109,17 @@ def run_mode(
         if name not in entries:
             note = f"wrong result: {verdict.what}, error {verdict.error:.1e}, {verdict.allowed:.1e} allowed"
             entries[name] = Measured(gate=verdict, note=note)
-    row: dict[str, Any] = {"op": bench.op, "case": bench.case.name, "mode": mode, "settings": bench.case, **bench.facts()}
+    row = schema.row(
+        op=bench.op, case=bench.case.name, mode=mode, settings=bench.case, contenders=entries, baseline=bench.baseline
+    )
+    row["facts"] = bench.facts()
     if parts:
-        row |= {
-            "bytes": sum(part.bytes for part in parts),
-            "operations": sum(part.operations for part in parts),
-            "own_rates": own_rates,
-            "floor_s": sum(part.seconds({**rates, **own_rates}) for part in parts),
-            "memory_floor_s": sum(part.seconds(rates) for part in parts),
-        }
-    row["baseline"] = bench.baseline
-    row["contenders"] = entries
+        sums = {"bytes": sum(part.bytes for part in parts), "operations": sum(part.operations for part in parts)}
+        row["facts"] |= {**sums, "own_rates": own_rates}
+        row["floor_s"] = sum(part.seconds({**rates, **own_rates}) for part in parts)
+        row["memory_floor_s"] = sum(part.seconds(rates) for part in parts)
     row["targets"] = [
-        {
-            "contender": own,
-            "what": target.what,
-            "least": target.least,
-            "most": target.most,
-            "got": got,
-            "met": target.met(got),
-        }
+        Goal(own, target.what, target.least, target.most, got, target.met(got))
         for own in entries
         if is_ours(own)
         for target in bench.targets(mode)
@@ -208,18 +190,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the chosen rows, printing each as it comes; returns the result that is written."""
     functorch.donated_buffer = False  # backward is timed with retain_graph=True
     labels = label_source(options.data)
-    first = heading("ops", options.device)
-    print(machine_line(first["machine"]))
-    rates = measure_rates(options.device, DTYPES[options.dtype])
+    result = heading("ops", options.device, labels=labels.text, repeat=options.repeat)
+    print(machine_line(result["machine"]))
+    result["rates"] = rates = measure_rates(options.device, DTYPES[options.dtype])
     print(f"{labels.text}; " + ", ".join(f"{k} {v:.1f}" for k, v in rates.items()))
-    result: dict[str, Any] = {
-        **first,
-        "rates": rates,
-        "labels": labels.text,
-        "repeat": options.repeat,
-        "rows": [],
-        "left_out": [],
-    }
     start = time.perf_counter()
     rows = ops.all_cases(quick=options.quick, every=options.every, dtype=options.dtype)
     chosen = {id(case) for case in select([case for _, case in rows], options.cases)}
@@ -237,7 +211,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         save(result, options.out)
     if result["left_out"]:
         print(f"left out after {options.budget:.0f} s: {', '.join(result['left_out'])}", file=sys.stderr)
-    result["summary"] = tables.summarise_ops(result["rows"])
     result |= tables.faults(result["rows"])
     save(result, options.out)
     return result

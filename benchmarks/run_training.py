@@ -13,14 +13,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .timing import RESULTS, heading, machine_line, save
+from mixsyn_fast.measure.clock import summarise
+from mixsyn_fast.measure.gate import Gate
+from mixsyn_fast.writing import jsonable
+
+from . import schema, tables
+from .schema import RESULTS, Measured
+from .timing import heading, machine_line, save
 
 CONTENDERS = {"ours": [], "dense": ["--plan", "dense", "--backend", "reference"]}
 ALLOWED = 1e-3  # relative difference of the first step's losses, float32
@@ -65,23 +74,31 @@ def measure(model: str, options: list[str], *, rounds: int, steps: int) -> dict[
     difference = largest_difference(first["ours"], first["dense"])
     if difference > ALLOWED:
         raise RuntimeError(f"the losses of the first step differ by {difference:.1e} (allowed {ALLOWED}): {first}")
-    figures = {
-        name: {
-            "step_ms": statistics.median(line["step_ms"] for line in found),
-            "images_per_second": statistics.median(line["images_per_second"] for line in found),
-            "data_ms": statistics.median(line["data_ms"] for line in found),
-            "peak_gb": max(line["peak_gb"] for line in found),
-        }
+    entries = {
+        name: Measured(
+            gate=Gate(True, difference if name == "ours" else 0.0, ALLOWED, "losses of the first step"),
+            timing=summarise([line["step_ms"] / 1e3 for line in found]),
+            peak_bytes=round(max(line["peak_gb"] for line in found) * 1e9),
+        )
         for name, found in lines.items()
     }
-    return {
-        "model": model,
-        "options": options,
-        "difference_of_first_losses": difference,
-        "contenders": figures,
-        "faster": figures["dense"]["step_ms"] / figures["ours"]["step_ms"],
-        "memory": figures["ours"]["peak_gb"] / figures["dense"]["peak_gb"],
+    step = lines["ours"][0]
+    facts = {
+        "images": round(step["images_per_second"] * step["step_ms"] / 1e3),
+        "data_s": {name: statistics.median(line["data_ms"] / 1e3 for line in found) for name, found in lines.items()},
     }
+    asked = {"model": model, "options": options}
+    name = f"training/{model}/{shlex.join(options)}"
+    row = schema.row(op="training", case=name, mode="training", settings=asked, contenders=entries, facts=facts)
+    return {**row, "baseline": "dense"}
+
+
+def merged(earlier: Mapping[str, Any], result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of both: a file holds a row for every model and set of options, measured on one machine and commit."""
+    facts = [{key: value for key, value in r["machine"].items() if key != "date"} for r in (earlier, result)]
+    new = {row["case"] for row in result["rows"]}
+    kept = [row for row in earlier["rows"] if row["case"] not in new] if facts[0] == facts[1] else []
+    return [*kept, *result["rows"]]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,20 +111,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=8, help="timed steps of a process (default 8)")
     parser.add_argument("--out", type=Path, default=RESULTS / "training_cpu.json", help="JSON file of the results")
     options, more = parser.parse_known_args(arguments)
-    first = heading("training")
-    print(machine_line(first["machine"]))
-    row = measure(options.model, more, rounds=options.rounds, steps=options.steps)
-    for name, figures in row["contenders"].items():
-        print(name, ", ".join(f"{key} {value:.3g}" for key, value in figures.items()))
-    print(
-        f"faster {row['faster']:.2f} x, memory {row['memory']:.2f} x, losses differ {row['difference_of_first_losses']:.1e}"
-    )
-    rows = [row]
-    if options.out.is_file():  # a file holds a row for every model and set of options
-        rows = [
-            r for r in json.loads(options.out.read_text())["rows"] if (r["model"], r["options"]) != (row["model"], more)
-        ] + rows
-    print(save({**first, "rows": rows}, options.out))
+    result = heading("training")
+    print(machine_line(result["machine"]))
+    start = time.perf_counter()
+    result["rows"] = [jsonable(measure(options.model, more, rounds=options.rounds, steps=options.steps))]
+    result["seconds"] = round(time.perf_counter() - start, 1)
+    print(tables.model_line(result["rows"][0]))
+    if options.out.is_file():
+        result["rows"] = merged(schema.load(options.out), result)
+    result |= tables.faults(result["rows"])
+    print(save(result, options.out))
     return 0
 
 

@@ -1,6 +1,7 @@
 """Markdown tables from result files, and the verdict on every row.
 
-    python -m benchmarks.tables benchmarks/results/ops_cpu.json [more.json]     every table of each file
+    python -m benchmarks.tables                                     every table of every file in benchmarks/results
+    python -m benchmarks.tables benchmarks/results/ops_cpu.json [more.json]         of these
     python -m benchmarks.tables --beside ops_cpu.json ops_cpu_avx2.json [--cases REGEX] [--modes forward]
                                                                     one line per row, with columns for every file
 
@@ -12,7 +13,6 @@ to 80th percentiles overlap: that is measuring noise (mixsyn_fast/measure/clock.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 from mixsyn_fast.measure.clock import Timing, slower
 from mixsyn_fast.measure.contest import is_ours, is_plain
+
+from . import schema
 
 Row = Mapping[str, Any]
 # what a row of an op may tell besides times: key -> (header, format)
@@ -34,6 +36,12 @@ FACTS = {
 def _median(row: Row, name: str) -> float | None:
     timing = row["contenders"].get(name, {}).get("timing")
     return None if timing is None else float(timing["median"])
+
+
+def ratio(row: Row, slow: str, fast: str) -> float | None:
+    """Seconds of one contender / those of another; None where one of them has no time."""
+    a, b = _median(row, slow), _median(row, fast)
+    return None if a is None or b is None else a / b
 
 
 def _ours(row: Row) -> list[str]:
@@ -123,7 +131,7 @@ def row_line(row: Row) -> str:
     for name in _ours(row):
         own = _median(row, name)
         for label in ("floor_s", "memory_floor_s"):
-            if label in row:
+            if row.get(label) is not None:
                 parts.append(f"{name}/{label[:-2].replace('_', ' ')} {_ratio(own, row[label])}")
         parts += [str(judged) for judged in [verdict(row, name)] if judged is not None]
         goals = [goal for goal in row.get("targets", ()) if goal["contender"] == name]
@@ -137,13 +145,13 @@ def model_line(row: Row) -> str:
     for name, entry in row["contenders"].items():
         value = _median(row, name)
         parts.append(f"{name} {seconds(value)}" if value is not None else f"{name}: {entry.get('note') or 'no time'}")
-    parts += [f"{value:.2f} x {name}" for name, value in row.get("speedup_over", {}).items()]
+    for name in ("published", "dense", "compile"):
+        parts += [f"{found:.2f} x {name}" for found in [ratio(row, name, "ours")] if found is not None]
     parts += [str(judged) for name in _ours(row) if (judged := verdict(row, name)) is not None and judged.loss]
-    for key, text in (("ours_over_floor", "ours/floor"), ("ours_over_floor_plain", "ours/plain floor")):
-        if row.get(key):
-            parts.append(f"{text} {row[key]:.2f}")
-    if "float64_error" in row:
-        parts.append(f"float64 error {row['float64_error']:.1e}")
+    for name, text in (("floor", "ours/floor"), ("floor_plain", "ours/plain floor")):
+        parts += [f"{text} {found:.2f}" for found in [ratio(row, "ours", name)] if found is not None]
+    if "float64_error" in row["facts"]:
+        parts.append(f"float64 error {row['facts']['float64_error']:.1e}")
     return f"{row['case']}: " + ", ".join(parts)
 
 
@@ -166,7 +174,7 @@ def summarise_ops(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """
     summary: dict[str, dict[str, float]] = {}
     for op in dict.fromkeys(row["op"] for row in rows):
-        of_op = [row for row in rows if row["op"] == op and "floor_s" in row]
+        of_op = [row for row in rows if row["op"] == op and row["floor_s"] is not None]
         for name in _names(of_op, True):
             for mode in dict.fromkeys(row["mode"] for row in of_op):
                 timed = [(row, value) for row in of_op if row["mode"] == mode and (value := _median(row, name))]
@@ -211,8 +219,8 @@ def _error(entry: Mapping[str, Any]) -> str:
 def _op_table(op: str, rows: Sequence[Row], *, markdown: bool) -> str:
     """One line per row, mode and contender of ours; columns that no row fills are left out."""
     others = _names(rows, False)
-    facts = [key for key in FACTS if any(key in row for row in rows)]
-    floors = [key for key in ("floor_s", "memory_floor_s") if any(key in row for row in rows)]
+    facts = [key for key in FACTS if any(key in row["facts"] for row in rows)]
+    floors = [key for key in ("floor_s", "memory_floor_s") if any(row[key] is not None for row in rows)]
     temporary = any(entry.get("temporary_bytes") is not None for row in rows for entry in row["contenders"].values())
     header = [op, "mode", *(FACTS[key][0] for key in facts), *others, "ours", *(f"x {name}" for name in others)]
     header += [f"/ {key[:-2].replace('_', ' ')}" for key in floors]
@@ -227,7 +235,7 @@ def _op_table(op: str, rows: Sequence[Row], *, markdown: bool) -> str:
             own = _median(row, name)
             entry, theirs = (row["contenders"].get(n, {}) for n in (name, _baseline(row)))
             line = [row["case"].removeprefix(f"{op}/"), row["mode"]]
-            line += [FACTS[key][1].format(row[key]) if key in row else "-" for key in facts]
+            line += [FACTS[key][1].format(row["facts"][key]) if key in row["facts"] else "-" for key in facts]
             line += [seconds(_median(row, other)) for other in others]
             line += [f"{name} {seconds(own)}", *(_ratio(_median(row, other), own) for other in others)]
             line += [_ratio(own, row.get(key)) for key in floors]
@@ -244,11 +252,11 @@ def _op_table(op: str, rows: Sequence[Row], *, markdown: bool) -> str:
 
 def _baseline(row: Row) -> str:
     """The contender whose memory ours is compared with."""
-    return str(row.get("baseline", "eager"))
+    return row["baseline"] or "eager"
 
 
 def render_ops(result: Mapping[str, Any], *, markdown: bool = True) -> str:
-    """The op tables of a result of run_ops: one per op, then the geometric means of each op."""
+    """The tables of a result about ops: one per op, then the geometric means of each op."""
     rows = result["rows"]
     parts = [
         _op_table(op, [row for row in rows if row["op"] == op], markdown=markdown)
@@ -265,7 +273,7 @@ def render_ops(result: Mapping[str, Any], *, markdown: bool = True) -> str:
 
 
 def render_models(result: Mapping[str, Any], *, markdown: bool = True) -> str:
-    """The generator table of a result of run_models: one line per contender."""
+    """The table of a result about whole networks: one line per contender."""
     body = []
     for row in result["rows"]:
         own = _median(row, "ours")
@@ -291,11 +299,13 @@ def render(result: Mapping[str, Any], *, markdown: bool = True) -> str:
     """All tables of a result, with the machine line."""
     from .timing import machine_line
 
-    body = render_models(result, markdown=markdown) if result["kind"] == "models" else render_ops(result, markdown=markdown)
+    body = (render_models if result["kind"] in _NETWORKS else render_ops)(result, markdown=markdown)
     rates = ", ".join(f"{k.replace('_', ' ')} {v:.1f}" for k, v in result["rates"].items())
-    return f"{machine_line(result['machine'])}\n{result['labels']}; measured in the same run: {rates}\n\n{body}\n"
+    about = "; ".join(filter(None, (result["labels"], f"measured in the same run: {rates}" if rates else "")))
+    return "\n".join(filter(None, (machine_line(result["machine"]), about))) + f"\n\n{body}\n"
 
 
+_NETWORKS = ("models", "mixsyn", "training")  # kinds that are about whole networks, the others are about ops
 _TITLES = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "SSE2", "neon": "NEON"}
 
 
@@ -317,7 +327,7 @@ def beside(
     """Results of one suite beside each other: a table per op, a line per row, and for every result ours and its verdict.
 
     Args:
-        results: of run_ops, run_models or run_mixsyn.
+        results: of one kind.
         cases: regular expression; rows whose name does not match are left out.
         modes: that are shown; all when None.
         titles: of the results' columns; by instruction set when None.
@@ -330,7 +340,9 @@ def beside(
     keys = [key for key in dict.fromkeys(key for rows in maps for key in rows) if modes is None or key[2] in modes]
     keys = [key for key in keys if cases is None or re.search(cases, key[1])]
     floors = (
-        {"memory_floor_s": "/ memory floor"} if any("memory_floor_s" in r for rows in maps for r in rows.values()) else {}
+        {"memory_floor_s": "/ memory floor"}
+        if any(r["memory_floor_s"] is not None for rows in maps for r in rows.values())
+        else {}
     )
     parts = []
     for op in dict.fromkeys(key[0] for key in keys):
@@ -361,23 +373,19 @@ def _beside_cells(row: Row | None, floors: Sequence[str]) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Measured point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description="Markdown tables from result files")
-    parser.add_argument("results", nargs="+", type=Path, metavar="FILE.json")
+    parser.add_argument("results", nargs="*", type=Path, metavar="FILE.json", help="default: all in benchmarks/results")
     parser.add_argument("--beside", action="store_true", help="the files beside each other, one line per row")
     parser.add_argument("--cases", metavar="REGEX", help="with --beside: only rows whose name matches")
     parser.add_argument("--modes", help="with --beside: comma-separated: forward, backward, both, training")
     parser.add_argument("--titles", help="with --beside: comma-separated, of the files' columns")
     options = parser.parse_args(arguments)
-    results = []
-    for path in options.results:
-        try:
-            result = json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            parser.error(f"{path}: not a result file ({error})")
-        if not isinstance(result, dict) or "kind" not in result or "rows" not in result:
-            parser.error(f"{path}: not a result file (no 'kind' and 'rows')")
-        results.append(result)
+    try:
+        named = {str(path): schema.load(path) for path in options.results} or schema.committed()
+    except ValueError as error:
+        parser.error(str(error))
+    results = list(named.values())
     if not options.beside:
-        print("\n".join(map(render, results)))
+        print("\n".join(f"## {name}\n{render(result)}" for name, result in named.items()))
         return 0
     modes, titles = (text.split(",") if text else None for text in (options.modes, options.titles))
     try:

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,17 @@ from torch import Tensor
 
 from mixsyn_fast.layers.algebra import linear
 from mixsyn_fast.machine import cores, cpu_name, now
-from mixsyn_fast.measure.clock import Call, Timing, interleave
+from mixsyn_fast.measure.clock import Call, interleave
 from mixsyn_fast.measure.gate import Gate
 from mixsyn_fast.progress import progress
-from mixsyn_fast.writing import write_json
+from mixsyn_fast.writing import jsonable, write_json
 
-from . import cpu
+from . import cpu, schema
+from .schema import Measured
 
 KINDS = ("read", "write", "copy")  # of memory traffic
-RESULTS = Path(__file__).parent / "results"
+_CODE = (":(top)", ":(top,exclude)benchmarks/results", ":(top,exclude)docs", ":(top,exclude)*.md")
+"""What git is asked about: a result does not depend on other results."""
 
 # -------------------------------------------------------------------------------------------------- peak memory
 
@@ -154,33 +156,35 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
 
     extension.ensure_loaded()
     device = torch.device(device)
-    facts: dict[str, Any] = {
+    on_gpu = device.type == "cuda"
+    return {
         "cpu": cpu_name(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "instruction_set": extension.instruction_set(),
         "restricted": cpu.in_force(),
+        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
+        "cuda": torch.version.cuda if on_gpu else None,
+        "capability": ".".join(map(str, torch.cuda.get_device_capability(device))) if on_gpu else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "mixsyn_fast": mixsyn_fast.__version__,
         "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no", "--", *_CODE)),
         "date": time.strftime("%Y-%m-%d"),
     }
-    if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["cuda"] = torch.version.cuda
-        facts["capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
-    return facts
 
 
-def heading(kind: str, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Return what every result file begins with: its kind, the command that made it, machine, versions and commit."""
+def heading(kind: str, device: torch.device | str = "cpu", *, labels: str = "", repeat: int | None = None) -> dict[str, Any]:
+    """Return a result (benchmarks/schema.py) without rows: its kind, the command that made it, machine, versions, commit."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["python", "-m", module.name] if module is not None else [Path(sys.argv[0]).name]
-    return {"kind": kind, "command": shlex.join([*program, *sys.argv[1:]]), "machine": machine(device)}
+    command = shlex.join([*program, *sys.argv[1:]])
+    lists: dict[str, list[Any]] = {"rows": [], "left_out": [], "losses": [], "wrong": []}
+    first = {"kind": kind, "command": command, "machine": machine(device), "rates": {}, "labels": labels, "repeat": repeat}
+    return {**first, "seconds": None, **lists}
 
 
 def machine_line(facts: Mapping[str, Any]) -> str:
@@ -315,19 +319,6 @@ def energy_per_call(call: Call, device: torch.device | str, *, seconds: float = 
 # --------------------------------------------------------------------------------------------------- one comparison
 
 
-@dataclass
-class Measured:
-    """One contender of one row."""
-
-    gate: Gate | None = None
-    timing: Timing | None = None
-    peak_bytes: int | None = None
-    temporary_bytes: int | None = None  # without the result
-    resident_bytes: int | None = None  # growth of the process, result included
-    note: str = ""  # why it was not run or not timed
-    energy: dict[str, float] = field(default_factory=dict)
-
-
 def compare(
     contenders: Mapping[str, Call],
     gates: Mapping[str, Gate],
@@ -393,7 +384,8 @@ def compare(
 
 
 def save(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Write a result as JSON, whole or not at all; folders are made; returns the path."""
+    """Write a result as JSON, whole or not at all; folders are made; returns the path. ValueError: against the schema."""
+    schema.check(jsonable(result))
     write_json(path, result)
     return Path(path)
 

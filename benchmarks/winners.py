@@ -17,6 +17,7 @@ import argparse
 import json
 import re
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,12 @@ import torch
 from mixsyn_fast import backend
 from mixsyn_fast.measure import rows
 from mixsyn_fast.runtime import keep_memory
-from mixsyn_fast.writing import write_whole
+from mixsyn_fast.writing import jsonable, write_whole
 
-from . import cpu
+from . import cpu, schema, tables
 from .cases import DTYPES
-from .timing import RESULTS, heading, machine_line, save
+from .schema import RESULTS, Measured
+from .timing import heading, machine_line, save
 
 
 def table(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -47,17 +49,19 @@ def table(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"two results of {isa}: {measured[isa]}; {machine_line(result['machine'])}")
         measured[isa] = machine_line(result["machine"])
         for row in result["rows"]:
-            seconds = {name: timing["median"] for name, timing in row["timings"].items()}
+            seconds = {name: entry["timing"]["median"] for name, entry in row["contenders"].items() if entry["timing"]}
             if "native" not in seconds:
-                raise ValueError(f"{row['case']} {row['mode']} on {isa}: {row['wrong'].get('native', 'no native kernel')}")
+                why = row["contenders"].get("native", {}).get("note", "no native kernel")
+                raise ValueError(f"{row['case']} {row['mode']} on {isa}: {why}")
             fastest = min((name for name in seconds if name != "native"), key=seconds.__getitem__)
             entry = {
                 "reference": round(seconds["reference"] / seconds["native"], 3),
                 "plain": round(seconds[fastest] / seconds["native"], 3),
                 "fastest": fastest,
             }
-            by_dtype = ratios.setdefault(row["op"], {}).setdefault(isa, {}).setdefault(row["layout"], {})
-            by_dtype.setdefault(row["dtype"], {})[row["mode"]] = entry
+            layout, dtype = (row["settings"][name] for name in ("layout", "dtype"))
+            by_dtype = ratios.setdefault(row["op"], {}).setdefault(isa, {}).setdefault(layout, {})
+            by_dtype.setdefault(dtype, {})[row["mode"]] = entry
     return {"measured": measured, "ratios": ratios}
 
 
@@ -69,7 +73,15 @@ def text(table: Mapping[str, Any]) -> str:
 
 def committed() -> list[dict[str, Any]]:
     """Return the results that the table is made of."""
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("winners_cpu*.json"))]
+    return [schema.load(path) for path in sorted(RESULTS.glob("winners_cpu*.json"))]
+
+
+def as_row(measured: rows.Row) -> dict[str, Any]:
+    """Return what was measured as a row of the schema."""
+    contenders = {name: Measured(note=why) for name, why in measured.wrong.items()}
+    contenders |= {name: Measured(timing=timing) for name, timing in measured.timings.items()}
+    settings = {name: getattr(measured, name) for name in ("layout", "dtype", "device")}
+    return schema.row(op=measured.op, case=measured.case, mode=measured.mode, settings=settings, contenders=contenders)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -85,13 +97,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, printing each row as it comes; returns the result that is written."""
-    first = heading("winners")
-    print(machine_line(first["machine"]), flush=True)
+    result = heading("winners", repeat=options.repeat)
+    print(machine_line(result["machine"]), flush=True)
     keep_memory()
-    result: dict[str, Any] = {**first, "repeat": options.repeat, "rows": []}
+    start = time.perf_counter()
     for row in rows.measure(backend.registered_ops(), list(DTYPES), seconds=options.seconds, repeat=options.repeat):
-        result["rows"].append(row)
+        result["rows"].append(jsonable(as_row(row)))
         print(row.line(), flush=True)
+    result["seconds"] = round(time.perf_counter() - start, 1)
+    result |= tables.faults(result["rows"])
     return result
 
 

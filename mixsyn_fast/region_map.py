@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .nearest import resize_nearest
@@ -28,6 +29,8 @@ from .ops.label_patterns import MAX_REGIONS, label_patterns
 
 Size = tuple[int, int]
 _T = TypeVar("_T")
+_LEAST_SAMPLE = 1024  # pixels; smaller maps are analysed whole, in a fraction of a millisecond
+_HARDLY_REPEATS = 0.85  # distinct 3x3 patterns per pixel of a sample, above which the whole map is taken to be like it
 
 
 class Patterns(NamedTuple):
@@ -150,13 +153,14 @@ class RegionMap:
         self._bare: RegionMap | None = None
 
     @classmethod
-    def from_onehot(cls, mask: Tensor, *, num_regions: int | None = None) -> RegionMap:
+    def from_onehot(cls, mask: Tensor, *, num_regions: int | None = None, keep_mask: bool = False) -> RegionMap:
         """Read a one-hot mask; an all-zero pixel belongs to no region.
 
         Args:
             mask: (B, K, H, W), values 0 and 1, at most one 1 per pixel. With one channel more than ``num_regions`` the last
                 one is the edge channel.
             num_regions: K; None for all channels.
+            keep_mask: let the mask itself, if floating, be what :meth:`onehot` returns at full resolution.
 
         Returns:
             A hard map.
@@ -189,6 +193,8 @@ class RegionMap:
             labels=found,
             edges=cls._binary(mask[:, regions] if mask.shape[1] > regions else None, found),
         )
+        if keep_mask and mask.is_floating_point():
+            made._cache["onehot", made.size, mask.dtype] = mask
         return made
 
     @classmethod
@@ -411,6 +417,27 @@ class RegionMap:
             lambda: Patterns(*label_patterns(labels, self.num_regions, radius, edges=self.edges_at(size), per_image=key[3])),
         )
 
+    def distinct_share(self, size: Size | None = None) -> float:
+        """Return a cheap estimate from below of the 3x3 label patterns per pixel at a size, in [0, 1].
+
+        On a large map whose 3x3 neighbourhoods, in a band of an eighth of its rows, nearly all differ (label noise), that
+        share; otherwise 0, for a few rows say little of how often the others repeat theirs.
+        """
+        labels, size = self._hard("distinct_share"), self._checked(size)
+        band = size[0] // 8
+        if labels.shape[0] * band * size[1] < _LEAST_SAMPLE:
+            return 0.0
+
+        def make() -> float:
+            first = (size[0] - band) // 2
+            sample = self.labels_at(size)[:, first : first + band].contiguous()
+            edges = self.edges_at(size)
+            edges = None if edges is None else edges[:, first : first + band].contiguous()
+            share = len(label_patterns(sample, self.num_regions, 1, edges=edges)[1]) / sample.numel()
+            return share if share > _HARDLY_REPEATS else 0.0
+
+        return self._cached(("distinct_share", size), make)
+
     def plan(self, size: Size | None = None, per_image: bool = False) -> PatternPlan:
         """Return the index tensors of SPADE's (and, ``per_image``, SEAN's) tables at a size; see :class:`PatternPlan`."""
         size = self._checked(size)
@@ -442,13 +469,13 @@ class RegionMap:
         device = self.device
         image, within = pixel // (height * width), pixel % (height * width)
         y, x = within // width, within % width
-        offset = torch.arange(-1, 2, device=device)
-        ys, xs = (y[:, None] + offset)[:, :, None], (x[:, None] + offset)[:, None, :]  # (P, 3, 1), (P, 1, 3)
-        inside = ((ys >= 0) & (ys < height) & (xs >= 0) & (xs < width)).reshape(-1, 9)
-        at = (image[:, None, None] * height + ys.clamp(0, max(height - 1, 0))) * width + xs.clamp(0, max(width - 1, 0))
-        neighbour = fine.index.reshape(-1)[at.reshape(-1, 9)]
+        # a frame of one pixel holds the row of what is outside the image
+        framed = F.pad(fine.index, (1, 1, 1, 1), value=len(fine.patterns))
+        corner = (image * (height + 2) + y) * (width + 2) + x
+        offset = torch.arange(3, device=device)
+        around = (offset[:, None] * (width + 2) + offset).reshape(9)
         tap = torch.arange(9, device=device, dtype=torch.int32)
-        return (torch.where(inside, neighbour, len(fine.patterns)) * 9 + tap).to(torch.int32)
+        return framed.reshape(-1)[corner[:, None] + around] * 9 + tap
 
     def _style_index(self, own: Patterns) -> Tensor:
         """(Z, 9) indices of a convolution of vectors per image and region; see :attr:`PatternPlan.style`."""
@@ -486,12 +513,22 @@ def labels_of_onehot(onehot: Tensor) -> Tensor | None:
     batch, regions, height, width = onehot.shape
     if onehot.numel() == 0:
         return torch.full((batch, height, width), -1, dtype=torch.int32, device=onehot.device)
-    set_ = onehot != 0
-    count = set_.sum(1, dtype=torch.int32)
-    if not bool((count <= 1).all()) or not bool((onehot.sum(1) == count).all()):
+    # Of a one-hot mask, the sum of (k + 1) times channel k is the label and one. Whatever the mask, it is one-hot if and
+    # only if there is a 1 in every channel that this names, and nothing in any other: two passes over the mask in all. The
+    # sum is one of two digits, so that no precision of a matrix product (autocast, TF32) rounds it.
+    mask = onehot if onehot.dtype in (torch.float32, torch.float64) else onehot.to(torch.float32)
+    number = torch.arange(1, regions + 1, device=mask.device)
+    digits = torch.stack((number // 32, number % 32)).to(mask.dtype)
+    if mask.stride(1) == 1:
+        named = torch.matmul(mask.permute(0, 2, 3, 1).reshape(-1, regions), digits.t()).unflatten(0, (batch, -1)).mT
+    else:
+        named = torch.matmul(digits, mask.reshape(batch, regions, height * width))
+    tens, ones = named.to(torch.float32).nan_to_num(0).clamp(0, 32).to(torch.int64).unbind(1)
+    labels: Tensor = (tens * 32 + ones).clamp(max=regions).view(batch, height, width) - 1
+    there = mask.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    if not bool((torch.where(labels >= 0, there, 1) == 1).all() & (torch.count_nonzero(mask) == (labels >= 0).sum())):
         return None
-    labels = torch.where(count == 0, -1, set_.to(torch.uint8).argmax(1).to(torch.int32))
-    return labels.to(torch.int32).contiguous()
+    return labels.to(torch.int32)
 
 
 def as_region_map(regions: RegionMap | Tensor, num_regions: int | None = None) -> RegionMap:

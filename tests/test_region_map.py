@@ -107,6 +107,77 @@ def test_travels_from_a_data_loader_worker() -> None:
         assert torch.equal(regions.plan((6, 5)).index, _loaded(0).plan((6, 5)).index)
 
 
+def naive_labels(mask: torch.Tensor) -> torch.Tensor | None:
+    """Labels of a one-hot mask, by its definition."""
+    zero, one = mask == 0, mask == 1
+    if not bool((zero | one).all()) or bool((one.sum(1) > 1).any()):
+        return None
+    return torch.where(one.any(1), one.to(torch.uint8).argmax(1), -1).int()
+
+
+@pytest.mark.parametrize("regions", [1, 3, 31, 32, 33, 257, 512])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.bool, torch.int64])
+def test_labels_of_onehot_masks(regions: int, dtype: torch.dtype) -> None:
+    """Every layout and dtype, and matrix products of any precision: autocast, bfloat16 instead of float32."""
+    labels = torch.randint(-1, regions, (2, 9, 7), generator=torch.Generator().manual_seed(regions))
+    planes = (labels[:, None] == torch.arange(regions).view(1, -1, 1, 1)).to(dtype)
+    wide = torch.zeros(2, regions + 2, 18, 14, dtype=dtype)
+    wide[:, 1:-1, ::2, ::2] = planes
+    layouts = planes, planes.contiguous(memory_format=torch.channels_last), wide[:, 1:-1, ::2, ::2]
+    precision = torch.get_float32_matmul_precision()
+    for mask in layouts:
+        assert torch.equal(RegionMap.from_onehot(mask).labels_at(), labels.int())
+        try:
+            torch.set_float32_matmul_precision("medium")
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(RegionMap.from_onehot(mask).labels_at(), labels.int())
+        finally:
+            torch.set_float32_matmul_precision(precision)
+
+
+@pytest.mark.parametrize("value", [0.5, 2.0, -1.0, 1 + 2**-20, 2**-140, float("nan"), float("inf"), 1.0])
+@pytest.mark.parametrize("on_own", [False, True])
+def test_masks_that_are_nearly_onehot(value: float, on_own: bool) -> None:
+    """One number is another, at the pixel's region or beside it."""
+    labels = torch.randint(0, 5, (1, 6, 6), generator=torch.Generator().manual_seed(0))
+    mask = F.one_hot(labels, 5).permute(0, 3, 1, 2).float()
+    own = int(labels[0, 2, 3])
+    mask[0, own if on_own else (own + 2) % 5, 2, 3] = value
+    expected = naive_labels(mask)
+    assert (expected is None) is not (on_own and value == 1.0)
+    if expected is None:
+        with pytest.raises(ValueError, match="soft or overlapping"):
+            RegionMap.from_onehot(mask)
+    else:
+        assert torch.equal(RegionMap.from_onehot(mask).labels_at(), expected)
+
+
+def test_a_kept_mask_is_the_onehot() -> None:
+    mask = RegionMap(LABELS, 5).onehot((12, 10), torch.float64)
+    assert RegionMap.from_onehot(mask, keep_mask=True).onehot(dtype=torch.float64) is mask
+    assert RegionMap.from_onehot(mask, keep_mask=True).onehot() is not mask
+    assert RegionMap.from_onehot(mask).onehot(dtype=torch.float64) is not mask
+    small = RegionMap.from_onehot(mask, keep_mask=True).onehot((5, 4), torch.float64)
+    assert torch.equal(small, F.interpolate(mask, size=(5, 4), mode="nearest"))
+
+
+def noise(cell: int, size: int = 96, regions: int = 19) -> torch.Tensor:
+    """Labels drawn anew for every cell."""
+    count = -(-size // cell)
+    cells = torch.randint(0, regions, (1, count, count), generator=torch.Generator().manual_seed(cell))
+    return cells.repeat_interleave(cell, 1).repeat_interleave(cell, 2)[:, :size, :size]
+
+
+def test_a_sample_tells_maps_that_hardly_repeat() -> None:
+    assert RegionMap(noise(1), 19).distinct_share() > 0.85
+    assert RegionMap(noise(2), 19).distinct_share() > 0.85
+    assert RegionMap(noise(8), 19).distinct_share() == 0
+    assert RegionMap(noise(1, regions=2), 2).distinct_share() == 0  # 512 patterns of 3x3 at most
+    assert RegionMap(noise(1), 19).distinct_share((16, 16)) == 0  # too few pixels to sample
+    with_edges = RegionMap(torch.zeros_like(noise(1)), 1, edges=noise(1, regions=2).bool())
+    assert 0 <= with_edges.distinct_share() < 0.85
+
+
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [

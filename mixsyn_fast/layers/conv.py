@@ -59,7 +59,7 @@ def conv2d(module: nn.Conv2d, x: Tensor) -> Tensor:
         return weight
 
     # oneDNN picks the form for the first size and takes it at every other one
-    packed = derived(module, "prepacked", (module.weight,), pack)
+    packed = derived(module, "prepacked", (module.weight, *how), pack)
     bias = None if module.bias is None else module.bias.detach()
     y = torch.ops.mkldnn._convolution_pointwise(x.detach(), packed, bias, *how, "none", [], "")
     return y

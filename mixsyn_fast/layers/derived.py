@@ -1,4 +1,4 @@
-"""Values derived from weights, kept in eval until a weight changes.
+"""Values derived from a module's weights and settings, kept in eval until one of them changes.
 
 Nothing lives on the module itself: a copy, a pickle or a ``state_dict`` never carries a derived value.
 """
@@ -55,7 +55,10 @@ class Owner(Protocol):
     training: bool
 
 
-_kept: WeakKeyDictionary[Owner, dict[Hashable, tuple[list[Fingerprint], Any]]] = WeakKeyDictionary()
+Source = Tensor | Hashable
+"""What a value depends on: a weight, None for one that is absent, or a setting (a stride, say)."""
+
+_kept: WeakKeyDictionary[Owner, dict[Hashable, tuple[tuple[Fingerprint | Hashable, ...], Any]]] = WeakKeyDictionary()
 
 
 def may_keep(module: Owner, *weights: Tensor | None) -> bool:
@@ -81,21 +84,27 @@ def may_keep(module: Owner, *weights: Tensor | None) -> bool:
     return True
 
 
-def derived(module: Owner, name: Hashable, weights: tuple[Tensor | None, ...], make: Callable[[], _T]) -> _T:
-    """Return ``make()``, made once per module and name and again whenever one of ``weights`` has changed.
+def _as_it_was(mark: Fingerprint | Hashable, source: Source) -> bool:
+    if isinstance(source, Tensor):
+        return isinstance(mark, Fingerprint) and mark.matches(source)
+    return bool(mark == source)
+
+
+def derived(module: Owner, name: Hashable, sources: tuple[Source, ...], make: Callable[[], _T]) -> _T:
+    """Return ``make()``, made once per module and name and again whenever one of ``sources`` has changed.
 
     Args:
         module: owner of the value.
         name: which value of the module; a different name, a different value.
-        weights: what the value depends on; :func:`may_keep` must hold for them.
+        sources: all that the value depends on, always as many in the same order: a weight that is absent is None, and may
+            come or go. :func:`may_keep` must hold for the weights.
         make: makes it, without gradient.
     """
     entries = _kept.setdefault(module, {})
-    present = [w for w in weights if w is not None]
     entry = entries.get(name)
-    if entry is None or not all(mark.matches(w) for mark, w in zip(entry[0], present, strict=True)):
+    if entry is None or not all(map(_as_it_was, entry[0], sources)):
         with torch.inference_mode(False), torch.no_grad():
-            entry = [Fingerprint(w) for w in present], make()
+            entry = tuple(Fingerprint(s) if isinstance(s, Tensor) else s for s in sources), make()
         entries[name] = entry
     return entry[1]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,7 +44,7 @@ def norm_arguments(norm: nn.Module, x: Tensor) -> dict[str, Any]:
     # as torch: statistics that are not tracked in training (frozen) stay as they are
     keeps = not norm.training or norm.track_running_stats
     momentum = 0.0 if norm.momentum is None else norm.momentum
-    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None and _counts_batches(norm):
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
@@ -58,6 +61,36 @@ def norm_arguments(norm: nn.Module, x: Tensor) -> dict[str, Any]:
         "eps": norm.eps,
         "process_group": group,
     }
+
+
+_counting: WeakKeyDictionary[type, bool] = WeakKeyDictionary()  # norms of others, by class
+
+
+def with_buffers_of_its_own(norm: nn.Module) -> nn.Module:
+    """Return a second norm, whose forward leaves the first as it is; unlike a deep copy it shares locks and queues."""
+    twin = copy.copy(norm)
+    twin._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in norm._buffers.items()}
+    twin._parameters = dict(norm._parameters)
+    return twin
+
+
+def _counts_batches(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    """Say whether a batch norm's own forward counts batches in training: torch's do, many synchronised ones do not."""
+    kind = type(norm)
+    if kind.__module__.startswith("torch."):
+        return True
+    if kind not in _counting:
+        with torch.inference_mode(False), torch.no_grad():
+            twin = with_buffers_of_its_own(norm)
+            before, mean = twin.num_batches_tracked, twin.running_mean
+            assert isinstance(before, Tensor) and isinstance(mean, Tensor)
+            before = before.clone()
+            try:
+                twin.forward(mean.new_zeros((2, norm.num_features, 1, 1)))
+            except Exception:  # it cannot run here: as torch's
+                return True
+            _counting[kind] = bool(twin.num_batches_tracked != before)
+    return _counting[kind]
 
 
 def unsupported_norm(norm: nn.Module) -> str | None:

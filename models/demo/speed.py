@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,22 +26,12 @@ PARTS = ("label map", "style encoder", "region norms", "convolutions", "rest")
 # ------------------------------------------------------------------------------------------------ time and its parts
 
 
-def take_turns(calls: dict[str, Callable[[], Any]], device: torch.device, repeat: int) -> dict[str, float]:
-    """Median seconds of each call after one warm-up; the calls take turns, so that noise hits all alike."""
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeat + 1):
-        for name, call in calls.items():
-            with progress(f"running {name} ({'warm-up' if turn == 0 else f'{turn} of {repeat}'})"):
-                start = now(device)
-                call()
-                seconds = now(device) - start
-            if turn > 0:
-                samples[name].append(seconds)
-    return {name: statistics.median(values) for name, values in samples.items()}
+def time_parts(generator: nn.Module, call: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, dict[str, float]]:
+    """Split one call into PARTS, in seconds, which add up to its time: hooks around modules, a clock around label analysis.
 
-
-def time_parts(generator: nn.Module, call: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """Split one call into PARTS, in seconds: hooks around modules, and a clock around the label analysis."""
+    Returns:
+        The call's output, and the parts.
+    """
     from mixsyn_fast.layers import CLADENorm, SEANNorm, SPADENorm
     from mixsyn_fast.region_map import RegionMap
 
@@ -95,7 +84,7 @@ def time_parts(generator: nn.Module, call: Callable[[], Any], device: torch.devi
             setattr(RegionMap, name, clocked(method))
         start = now(device)
         enter("rest")
-        call()
+        output = call()
         leave()
         total = now(device) - start
     finally:
@@ -104,7 +93,7 @@ def time_parts(generator: nn.Module, call: Callable[[], Any], device: torch.devi
         for hook in hooks:
             hook.remove()
     spent["rest"] += max(0.0, total - sum(spent.values()))
-    return spent
+    return output, spent
 
 
 # ----------------------------------------------------------------------------------------------------------- the speed
@@ -115,21 +104,51 @@ class Outcome:
     """What was measured about one form of a model."""
 
     name: str
-    seconds: float | None = None
+    seconds: float | None = None  # median
+    repeated: int = 0  # timed runs after the first; 0: `seconds` are those of the first
     speed_up: float | None = None
     difference: float | None = None  # largest absolute difference of the output (SEAN: before tanh)
     relative: float | None = None  # the same / largest absolute value of the plain output
     note: str = ""
-    parts: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)  # of the run with the median time
 
 
-def _available_backends(device: torch.device) -> list[str]:
+@dataclass
+class Form:
+    """One form of a generator, and its runs."""
+
+    call: Callable[[], Tensor]
+    model: nn.Module | None  # whose parts are told apart; None: those of compiled code cannot be
+    runs: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+
+    def run(self, device: torch.device) -> Tensor:
+        """Time one run and its parts at once; return its output."""
+        if self.model is not None and device.type == "cpu":
+            output, parts = time_parts(self.model, self.call, device)
+            self.runs.append((sum(parts.values()), parts))
+            return output
+        start = now(device)
+        output = self.call()
+        self.runs.append((now(device) - start, {}))
+        return output
+
+    def report(self, outcome: Outcome, device: torch.device) -> None:
+        """Write the run with the median time into an outcome; on a GPU, which clocks within would slow, the parts of one more."""
+        runs = sorted(self.runs[1:] or self.runs, key=lambda run: run[0])
+        outcome.repeated = len(self.runs) - 1
+        outcome.seconds, outcome.parts = runs[len(runs) // 2]
+        if self.model is not None and device.type != "cpu":
+            outcome.parts = time_parts(self.model, self.call, device)[1]
+
+
+def _backends(device: torch.device) -> list[str]:
+    """Backends with kernels of ours for this device; the reference where there is none."""
     found = []
-    for name in ("native", "triton", "reference"):
+    for name in ("native", "triton"):
         with backend.use_backend(name):
-            if name == "reference" or backend.explain("region_norm", device)[0] == name:
+            if backend.explain("region_norm", device)[0] == name:
                 found.append(name)
-    return found
+    return found or ["reference"]
 
 
 def measure_sean(
@@ -139,11 +158,13 @@ def measure_sean(
     *,
     ngf: int = 64,
     seed: int = 0,
-    repeat: int = 5,
+    rounds: Iterable[int],
     device: torch.device | str = "cpu",
     compile_seconds: float = 0.0,
 ) -> list[Outcome]:
     """Build a SEAN generator, and measure its forms: difference from plain PyTorch, time, parts.
+
+    The output of the first run of every form is what is compared.
 
     Args:
         images: (B, S, S, 3) uint8.
@@ -151,7 +172,7 @@ def measure_sean(
         num_regions: K.
         ngf: width; 64 as published.
         seed: of weights and noise.
-        repeat: timed runs of each form.
+        rounds: every form is timed once in each of them (`Budget.rounds`); they take turns, so that noise hits all alike.
         device: where to run.
         compile_seconds: give torch.compile this long; 0: leave it out.
     """
@@ -198,44 +219,43 @@ def measure_sean(
         return call
 
     outcomes = [Outcome("plain PyTorch, dense")]
-    calls: dict[str, Callable[[], Tensor]] = {outcomes[0].name: dense}
-    outputs: dict[str, Tensor] = {}
+    forms = {outcomes[0].name: Form(dense, plain)}
     with torch.no_grad():
-        with progress("first run in plain PyTorch"):
-            outputs[outcomes[0].name] = exact = dense()
         if compile_seconds > 0:
             outcome = Outcome("torch.compile of it")
             outcomes.append(outcome)
             try:
                 with progress("torch.compile of the dense form"), time_limit(compile_seconds):
                     compiled = _compile(plain, noise)
-                    outputs[outcome.name] = compiled(regions(), image, seed)
-                calls[outcome.name] = lambda: compiled(regions(), image, seed)
+                    compiled(regions(), image, seed)
+                forms[outcome.name] = Form(lambda: compiled(regions(), image, seed), None)
             except Exception as error:  # the demo goes on without it
                 outcome.note = f"{type(error).__name__}: {str(error).splitlines()[0][:90] if str(error) else ''}"
-        for name in _available_backends(device):
-            outcome = Outcome(f"mixsyn_fast, {name}")
-            outcomes.append(outcome)
-            with progress(f"first run of {outcome.name}"):
-                outputs[outcome.name] = ours(name)()
-            calls[outcome.name] = ours(name)
+        for name in _backends(device):
+            outcomes.append(Outcome(f"mixsyn_fast, {name}"))
+            forms[outcomes[-1].name] = Form(ours(name), generator)
         bare = without_norms(generator)
-        floor = "without the norms (floor)"
-        calls[floor] = lambda: forward(bare)
-        outcomes.append(Outcome(floor, note="same network, region norms removed: another picture"))
-        times = take_turns(calls, device, repeat)
-        for outcome in outcomes:
-            outcome.seconds = times.get(outcome.name)
-            if outcome.seconds:
-                outcome.speed_up = times[outcomes[0].name] / outcome.seconds
-            if outcome.name in outputs:
-                outcome.difference = float((outputs[outcome.name].double() - exact.double()).abs().max())
-                outcome.relative = outcome.difference / float(exact.abs().max())
-        with progress("timing the parts"):
+        floor = Outcome("without the norms (floor)", note="same network, region norms removed: another picture")
+        outcomes.append(floor)
+        forms[floor.name] = Form(lambda: forward(bare), bare)
+        exact: Tensor | None = None
+        for turn in rounds:
             for outcome in outcomes:
-                if outcome.name in calls and not outcome.name.startswith("torch.compile"):
-                    timed = {outcomes[0].name: plain, floor: bare}.get(outcome.name, generator)
-                    outcome.parts = time_parts(timed, calls[outcome.name], device)
+                if (form := forms.get(outcome.name)) is None:
+                    continue
+                with progress(f"{outcome.name}: {f'repetition {turn}' if turn else 'first run'}"):
+                    output = form.run(device)
+                exact = output if exact is None else exact
+                if turn == 0 and outcome is not floor:
+                    outcome.difference = float((output.double() - exact.double()).abs().max())
+                    outcome.relative = outcome.difference / float(exact.abs().max())
+                del output
+        for outcome in outcomes:
+            if outcome.name in forms:
+                forms[outcome.name].report(outcome, device)
+    for outcome in outcomes:
+        if outcome.seconds and outcomes[0].seconds:
+            outcome.speed_up = outcomes[0].seconds / outcome.seconds
     return outcomes
 
 
@@ -257,26 +277,27 @@ def _compile(plain: Any, noise: str) -> Callable[[Any, Tensor, int], Tensor]:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """The measured forms as text."""
-    header = ["", "time", "speed-up", "largest difference", "relative"]
+    header = ["", "runs", "time", "speed-up", "largest difference", "relative"]
     rows = []
     for o in outcomes:
         rows.append([
             o.name,
+            "-" if o.seconds is None else str(o.repeated or "first"),
             "-" if o.seconds is None else in_words(o.seconds),
             "-" if o.speed_up is None else f"{o.speed_up:.2f} x",
             o.note if o.difference is None else f"{o.difference:.1e}",
             "" if o.relative is None else f"{o.relative:.1e}",
         ])  # fmt: skip
-    widths = [max(len(r[i]) for r in [header, *rows]) for i in range(3)]
+    widths = [max(len(r[i]) for r in [header, *rows]) for i in range(4)]
     lines = []
     for row in [header, *rows]:
-        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:3], widths[1:], strict=True))]
-        lines.append("  ".join([*cells, row[3].ljust(18) if len(row[3]) <= 18 else row[3], row[4]]).rstrip())
+        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:4], widths[1:], strict=True))]
+        lines.append("  ".join([*cells, row[4].ljust(18) if len(row[4]) <= 18 else row[4], row[5]]).rstrip())
     return "\n".join(lines)
 
 
 def parts_table(outcomes: Sequence[Outcome]) -> str:
-    """Time per part as text."""
+    """Time per part of the run with the median time, as text."""
     measured = [o for o in outcomes if o.parts]
     width = max(len(o.name) for o in measured)
     parts = list(measured[0].parts)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from mixsyn_fast.backend import use_backend, use_plan
+from mixsyn_fast.machine import now
 
 from ..data import Source
 from ..pictures.picture import Picture, fit, pictures_of
 from ..pictures.sheets import enlarged, soft_colours, source_cells
+from ..plain import dense_reference
 from ..sheets import contact_sheet, text
 from .compose import pasted_from, share_out
 from .model import Composed, MixSyn, Seconds
@@ -73,6 +74,8 @@ class Cost:
 
     sources: int
     regions: int
+    repeated: int
+    """Timed passes of each form after the first; 0: the times are those of the first."""
     plain: Seconds
     fast: Seconds
     difference: float
@@ -81,40 +84,60 @@ class Cost:
     """Largest absolute difference of the images / their largest absolute value."""
 
 
-def cost(mixsyn: MixSyn, composed: Composed, repeat: int) -> Cost:
-    """Measure a composition: every source encoded anew, decoder, generator. Medians; both forms in turns after a warm-up.
+def cost(mixsyn: MixSyn, composed: Composed, rounds: Iterable[int]) -> Cost:
+    """Measure a composition: every source encoded anew, decoder, generator. Both forms take turns.
 
     Plain PyTorch is the dense form of every layer with torch's own operations: `use_plan("dense")` and
     `use_backend("reference")`.
+
+    Args:
+        mixsyn: the model.
+        composed: what is composed again.
+        rounds: both forms run once in each of them. The results of the first are compared; times are medians of the others,
+            and those of the first where it is alone, for it pays one-time costs.
     """
     regions = {name: composed.sources[index] for name, index in composed.table.items()}
     seconds: dict[bool, list[Seconds]] = {True: [], False: []}
     results: dict[bool, tuple[torch.Tensor, torch.Tensor]] = {}
-    for turn in range(repeat + 1):
+    for _ in rounds:
         for plain in (True, False):
-            with _plain_pytorch() if plain else nullcontext():
-                editor = mixsyn.editor(None, regions)
-                if turn == 0:
-                    composition = mixsyn.decode(editor.codes.structure)
-                    results[plain] = composition, mixsyn.generate(composition, editor.codes.style)
-                else:
-                    seconds[plain].append(editor.current.seconds)
-    exact, image = results[True][0].double(), results[True][1].double()
-    apart = float((results[False][1].double() - image).abs().max())
+            with dense_reference() if plain else nullcontext():
+                composition, image, spent = _pass(mixsyn, regions)
+            seconds[plain].append(spent)
+            results.setdefault(plain, (composition.double(), image.double()))
+    (exact_composition, exact), (composition, image) = results[True], results[False]
+    apart = float((image - exact).abs().max())
     return Cost(
         sources=len(composed.sources),
         regions=len(regions),
-        plain=_median(seconds[True]),
-        fast=_median(seconds[False]),
-        difference=max(apart, float((results[False][0].double() - exact).abs().max())),
-        relative=apart / max(float(image.abs().max()), 1e-12),
+        repeated=len(seconds[True]) - 1,
+        plain=_median(seconds[True][1:] or seconds[True]),
+        fast=_median(seconds[False][1:] or seconds[False]),
+        difference=max(apart, float((composition - exact_composition).abs().max())),
+        relative=apart / max(float(exact.abs().max()), 1e-12),
     )
 
 
-@contextmanager
-def _plain_pytorch() -> Iterator[None]:
-    with use_plan("dense"), use_backend("reference"):
-        yield
+def _pass(mixsyn: MixSyn, regions: Mapping[str, Picture]) -> tuple[torch.Tensor, torch.Tensor, Seconds]:
+    """Soft composition (N, H, W), image (3, H, W) and time of one pass."""
+    times = [now(mixsyn.device)]
+    structure, style = [], []
+    order: list[int] = []
+    for picture in {id(picture): picture for picture in regions.values()}.values():
+        names = [name for name, own in regions.items() if own is picture]
+        codes = mixsyn.encode(picture, names)
+        structure.append(codes.structure)
+        style.append(codes.style)
+        order += [mixsyn.classes.index(name) for name in names]
+    known = torch.tensor(order, device=mixsyn.device)
+    placed = [found.new_zeros(len(mixsyn.classes), *found.shape[1:]).index_copy_(0, known, found)
+              for found in (torch.cat(structure), torch.cat(style))]  # fmt: skip
+    times.append(now(mixsyn.device))
+    composition = mixsyn.decode(placed[0])
+    times.append(now(mixsyn.device))
+    image = mixsyn.generate(composition, placed[1])
+    times.append(now(mixsyn.device))
+    return composition, image, Seconds(*(after - before for before, after in zip(times, times[1:], strict=False)))
 
 
 def _median(samples: Sequence[Seconds]) -> Seconds:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import run_models, tables, timing
+from benchmarks import run_models, schema, tables, timing
 from benchmarks.cases import Labels, ModelCase, label_source, model_cases
+from benchmarks.schema import Measured
 from mixsyn_fast.measure import clock
 from mixsyn_fast.measure.gate import Gate
 from mixsyn_fast.progress import progress
@@ -103,13 +105,22 @@ def test_machine_line_and_json(tmp_path: Path) -> None:
     facts = timing.machine()
     line = timing.machine_line(facts)
     assert facts["torch"] in line and str(facts["cores"]) in line
-    path = timing.save(
-        {"machine": facts, "x": (torch.float32, float("inf"), Path("a")), "e": timing.Measured()},
-        tmp_path / "r" / "x.json",
+    row = schema.row(
+        op="x",
+        case="x/1",
+        mode="forward",
+        settings={"dtype": torch.float32, "path": Path("a")},
+        contenders={"eager": Measured()},
     )
-    loaded = json.loads(path.read_text())
-    assert loaded["x"] == ["float32", "inf", "a"] and loaded["e"]["timing"] is None
+    result = {**timing.heading("ops"), "rates": {"copy_gb_s": float("inf")}, "rows": [row]}
+    path = timing.save(result, tmp_path / "r" / "x.json")
+    loaded = schema.load(path)
+    assert loaded["rows"][0]["settings"] == {"dtype": "float32", "path": "a"} and loaded["rates"] == {"copy_gb_s": "inf"}
+    assert loaded["rows"][0]["contenders"]["eager"]["timing"] is None
     assert [p.name for p in path.parent.iterdir()] == ["x.json"]
+    with pytest.raises(ValueError, match="kind"):
+        timing.save({**result, "kind": "other"}, path)
+    assert schema.load(path)["kind"] == "ops"
 
 
 def test_progress_is_quiet_when_quick() -> None:
@@ -166,7 +177,7 @@ def test_model_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert status == int(bool(found["losses"])) and found["wrong"] == []
     row = found["rows"][0]
     assert set(row["contenders"]) == {"published", "dense", "ours", "floor_plain", "floor"}
-    assert row["ours_over_floor"] > 0 and row["float64_error"] < 1e-12
+    assert tables.ratio(row, "ours", "floor") > 0 and row["facts"]["float64_error"] < 1e-12
     assert tables.main([str(out)]) == 0
     assert "ours / floor" in capsys.readouterr().out
 
@@ -192,14 +203,24 @@ def test_a_wrong_generator_fails_its_gate(monkeypatch: pytest.MonkeyPatch) -> No
         assert verdicts["doubled"].passed == (mode == "forward")
 
 
-def test_every_result_file_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = {"cpu", "cores", "threads", "system", "python", "torch", "mixsyn_fast", "commit", "uncommitted_changes", "date"}
-    files = sorted(timing.RESULTS.glob("*.json"))
-    assert files
-    for path in files:
-        found = json.loads(path.read_text())
-        assert found["kind"] in ("ops", "models", "plot", "training", "winners") and keys <= found["machine"].keys(), path
+def test_a_result_says_which_command_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/some/where/tool.py", "--cases", "a b"])
     first = timing.heading("ops")
-    assert first["kind"] == "ops" and first["command"].endswith(" --cases 'a b'") and keys <= first["machine"].keys()
-    assert "/some/where" not in first["command"]
+    schema.check(first)
+    assert first["command"].endswith(" --cases 'a b'") and "/some/where" not in first["command"]
+
+
+def test_results_and_documents_are_no_uncommitted_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of several files would else make its second file say that the tree has changes: the first file."""
+    git = lambda *words: subprocess.run(["git", "-C", str(tmp_path), *words], check=True, capture_output=True)  # noqa: E731
+    files = [tmp_path / name for name in ("benchmarks/results/a.json", "docs/measured.md", "README.md", "mixsyn_fast/a.py")]
+    git("init", "-q")
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1")
+    git("add", "-A")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "x")
+    monkeypatch.setattr(timing, "__file__", str(tmp_path / "benchmarks" / "timing.py"))
+    for path in files:
+        path.write_text("2")
+        assert timing.machine()["uncommitted_changes"] is (path.suffix == ".py")

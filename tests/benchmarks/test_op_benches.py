@@ -225,15 +225,19 @@ def test_runner_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         *((op, mode) for op in ("region_norm", "masked_roi_pool", "channel_attention_spread") for mode in MODES),
         ("fusion_hierarchy", "forward"),
     ]
-    assert result["left_out"] == [] and set(result["summary"]) >= {"masked_roi_pool native forward"}
+    assert result["left_out"] == [] and "masked_roi_pool native forward" in tables.summarise_ops(result["rows"])
     rows = {(row["op"], row["mode"]): row for row in result["rows"]}
     pool = rows["masked_roi_pool", "forward"]
     assert list(pool["contenders"]) == ["per-class", "scatter", "native"]
     assert all(entry["gate"]["passed"] and entry["timing"]["samples"] == 2 for entry in pool["contenders"].values())
-    assert set(pool["own_rates"]) == {"read_gb_s"} and pool["floor_s"] > 0 and pool["bytes"] == 64 * 4 * 64 * 4
+    assert (
+        set(pool["facts"]["own_rates"]) == {"read_gb_s"}
+        and pool["floor_s"] > 0
+        and pool["facts"]["bytes"] == 64 * 4 * 64 * 4
+    )
     assert {goal["what"] for goal in pool["targets"]} == {"floor", "per-class"}
-    assert set(rows["masked_roi_pool", "both"]["own_rates"]) == {"read_gb_s", "write_gb_s"}
-    assert "floor_s" not in rows["label_patterns", "forward"]
+    assert set(rows["masked_roi_pool", "both"]["facts"]["own_rates"]) == {"read_gb_s", "write_gb_s"}
+    assert rows["label_patterns", "forward"]["floor_s"] is None
     assert tables.main([str(out)]) == 0
     tabled = capsys.readouterr().out
     assert tabled.count("\n|---|") == 5 + 4  # a table per op, and geometric means of those with a floor
@@ -261,29 +265,14 @@ def test_a_failed_gate_is_reported_and_not_timed(monkeypatch: pytest.MonkeyPatch
     assert "wrong result" in tables.row_line(json.loads(json.dumps(run_ops.jsonable(row))))
 
 
-def test_tables_of_earlier_results_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
-    """Rows without the keys that came later."""
-    timing = {"median": 1.0, "p20": 1.0, "p80": 1.0, "samples": 3}
-    row = {
-        "op": "region_norm",
-        "case": "region_norm/x",
-        "mode": "forward",
-        "floor_s": 0.5,
-        "memory_floor_s": 0.25,
-        "contenders": {"eager": {"timing": timing}, "native": {"timing": timing, "gate": {"error": 0.0}}},
-    }
-    text = tables.render_ops({"rows": [row]})
-    assert "| x | forward | 1 s | native 1 s | 1.00 | 2.00 | 4.00 | 0.0e+00 | - | - | 1.00 x eager | no target |" in text
-
-
 def test_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra [bench])")
     monkeypatch.setattr(plot_ops, "measure_rates", lambda *_: _RATES)
     arguments = ["--repeat", "1", "--regions", "1,3,80", "--pool-side", "12", "--sides", "4,8"]
     assert plot_ops.main([*arguments, "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "plot_ops_cpu.json").read_text())
-    assert [row["x"] for row in result["pool"]] == [1, 3, 80] and [row["x"] for row in result["attention"]] == [16, 64]
-    assert "per-class" in result["pool"][1]["contenders"] and "per-class" not in result["pool"][2]["contenders"]
+    assert [row["facts"]["x"] for row in result["rows"]] == [1, 3, 80, 16, 64]
+    assert "per-class" in result["rows"][1]["contenders"] and "per-class" not in result["rows"][2]["contenders"]
     pictures = [tmp_path / name for name in ("masked_roi_pool_cpu.png", "attention_cpu.png")]
     for path in pictures:
         assert path.read_bytes().startswith(b"\x89PNG")

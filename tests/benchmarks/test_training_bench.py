@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import plot_training, run_training
+from mixsyn_fast.measure.clock import Timing
 
 
 def lines(step_ms: float, gb: float, loss: float) -> list[dict[str, Any]]:
@@ -25,8 +26,11 @@ def test_ratios_leave_the_first_step_out(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(run_training, "train_once", train_once)
     row = run_training.measure("sean", ["--size", "64"], rounds=2, steps=2)
-    assert row["faster"] == pytest.approx(3) and row["memory"] == 0.5
-    assert row["difference_of_first_losses"] == pytest.approx(1e-4, rel=1e-2)
+    ours, dense = row["contenders"]["ours"], row["contenders"]["dense"]
+    assert (ours.timing, dense.timing) == (Timing(0.1, 0.1, 0.1, 4), Timing(0.3, 0.3, 0.3, 4))
+    assert (ours.peak_bytes, dense.peak_bytes) == (2e9, 4e9)
+    assert ours.gate.error == pytest.approx(1e-4, rel=1e-2) and dense.gate.error == 0
+    assert row["facts"] == {"images": 1, "data_s": {"ours": 1e-3, "dense": 1e-3}}
     assert asked == [["--size", "64"], ["--size", "64", "--plan", "dense", "--backend", "reference"]] * 2
 
 
@@ -57,9 +61,23 @@ def test_a_real_run_goes_through(tmp_path: Path) -> None:
         "0",
     ]
     row = run_training.measure("sean", [*small, "--init-gain", "0"], rounds=1, steps=1)
-    assert row["difference_of_first_losses"] <= 1e-3 and row["contenders"]["dense"]["step_ms"] > 0
+    assert row["contenders"]["ours"].gate.error <= 1e-3 and row["contenders"]["dense"].timing.median > 0
+    assert row["facts"]["images"] == 2
     with pytest.raises(RuntimeError, match="--nonsense"):
         run_training.train_once("sean", ["--nonsense"], 1, tmp_path)
+
+
+def test_a_file_keeps_rows_of_its_own_machine_and_commit_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_training, "train_once", lambda *_: lines(100, 1, 1.0))
+    out = tmp_path / "training.json"
+    for size in ("32", "64", "32"):
+        assert run_training.main(["--size", size, "--rounds", "1", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert [row["settings"]["options"] for row in found["rows"]] == [["--size", "64"], ["--size", "32"]]
+    found["machine"]["commit"] = "another"
+    out.write_text(json.dumps(found))
+    assert run_training.main(["--size", "64", "--rounds", "1", "--out", str(out)]) == 0
+    assert [row["settings"]["options"] for row in json.loads(out.read_text())["rows"]] == [["--size", "64"]]
 
 
 def test_curves(tmp_path: Path) -> None:

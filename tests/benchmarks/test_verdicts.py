@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cpu, ops, run_ops, tables, timing, winners
+from benchmarks import cpu, ops, run_ops, schema, tables, timing, winners
 from benchmarks.cases import Labels, ModelCase
 from benchmarks.ops.attention import AttentionCase, PairBench
 from benchmarks.ops.base import OpBench, Target
 from benchmarks.ops.latent_blend import BlendBench, BlendCase
 from benchmarks.ops.masked_roi_pool import PoolBench, PoolCase
 from benchmarks.ops.region_norm import NormBench, NormCase
+from benchmarks.schema import Measured
 from mixsyn_fast import backend, extension
 from mixsyn_fast.measure import rows
 from mixsyn_fast.measure.clock import Timing, slower
@@ -35,8 +36,9 @@ def _timing(median: float, spread: float = 0.0) -> dict[str, float]:
 
 def _row(case: str = "pool/a", mode: str = "forward", **medians: float) -> dict[str, Any]:
     gate = {"passed": True, "error": 1e-7, "allowed": 1e-6, "what": "y"}
-    contenders = {name: {"timing": _timing(median), "gate": gate} for name, median in medians.items()}
-    return {"op": case.split("/")[0], "case": case, "mode": mode, "memory_floor_s": 0.5, "contenders": contenders}
+    contenders = {name: Measured(timing=_timing(median), gate=gate) for name, median in medians.items()}  # type: ignore
+    made = {"op": case.split("/")[0], "case": case, "mode": mode, "memory_floor_s": 0.5, "contenders": contenders}
+    return jsonable(schema.row(settings={}, **made))
 
 
 def test_what_is_noise_and_what_a_loss() -> None:
@@ -144,7 +146,7 @@ def test_targets_by_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _result(isa: str | None, capability: str, *measured: dict[str, Any]) -> dict[str, Any]:
     facts = {**timing.machine(), "cpu_capability": capability, "instruction_set": isa, "restricted": {}}
-    return {"kind": "ops", "machine": facts, "rates": {}, "labels": "", "rows": list(measured)}
+    return {**timing.heading("ops"), "machine": facts, "rows": list(measured)}
 
 
 def test_results_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +173,7 @@ def test_results_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         tables.main(["--beside", *map(str, files), "--titles", "one"])
     case = ModelCase("sean", 19).name
-    row = {"op": "generator", "case": case, "mode": "forward", "contenders": _row(dense=3.0, ours=1.0)["contenders"]}
+    row = _row(dense=3.0, ours=1.0) | {"op": "generator", "case": case, "memory_floor_s": None}
     text = tables.beside([{**first, "rows": [row]}, {**second, "rows": [row]}])
     assert f"| {case} | forward | 1 s | dense 3 s | 3.00 x | 1 s | dense 3 s | 3.00 x |" in text
 
@@ -192,8 +194,8 @@ def test_the_option_cpu_restricts_torch_and_us(name: str) -> None:
 
 
 def test_the_option_cpu_names_files_and_refuses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_ops.parse(["--cpu", "avx2"]).out == timing.RESULTS / "ops_cpu_avx2.json"
-    assert run_ops.parse([]).out == timing.RESULTS / "ops_cpu.json"
+    assert run_ops.parse(["--cpu", "avx2"]).out == schema.RESULTS / "ops_cpu_avx2.json"
+    assert run_ops.parse([]).out == schema.RESULTS / "ops_cpu.json"
     assert cpu.suffix(torch.device("cuda"), None) == "cuda"
     assert run_ops.main(["--cpu", "avx2", "--device", "cuda"]) == 2
     assert "--cpu: expected --device cpu" in capsys.readouterr().err
@@ -216,7 +218,7 @@ def test_the_package_has_the_table_of_the_committed_results() -> None:
 def _winners(isa: str = "avx2", **medians: float) -> dict[str, Any]:
     timings = {name: Timing(value, value, value, 5) for name, value in medians.items()}
     row = rows.Row("pool", "pool/x", "contiguous", "float32", "cpu", "forward", timings, {"native": "y: error 1"})
-    return _result(isa, "AVX2", jsonable(row))
+    return _result(isa, "AVX2", jsonable(winners.as_row(row)))
 
 
 def test_ratios_of_the_table() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mixsyn_fast import RegionMap, use_backend, use_plan
 from mixsyn_fast.layers import CLADENorm, RegionPool2d, SEANNorm, SPADENorm
+from mixsyn_fast.layers.spade import prefers_table
 from tests.compare import relative_error
 
 BATCH, REGIONS, CHANNELS, STYLE = 2, 6, 10, 12
@@ -344,3 +345,23 @@ def test_maps_made_while_serving_can_be_trained_with() -> None:
         layer(x, hard)
     for regions in (hard, soft):
         layer(x, regions).sum().backward()
+
+
+@pytest.mark.parametrize(("cell", "table"), [(1, False), (2, False), (8, True), (16, True)])
+@pytest.mark.parametrize("regions", [19, 151])
+def test_plan_follows_how_often_a_map_repeats(cell: int, table: bool, regions: int) -> None:
+    """Label noise takes the dense plan, and before its 5x5 patterns are counted; both plans agree."""
+    size = 64
+    cells = torch.randint(0, regions, (1, size // cell, size // cell), generator=torch.Generator().manual_seed(cell))
+    labels = cells.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+    layer = SPADENorm(64, regions, norm="instance", hidden=64).double().eval()
+    map_ = RegionMap(labels, regions)
+    assert prefers_table(layer, map_, (size, size), "auto", per_image=False) is table
+    assert any(key[0] == "patterns" and key[2] == 2 for key in map_._cache) is table
+    x = torch.randn(1, 64, size, size, dtype=torch.float64)
+    with torch.no_grad():
+        results = []
+        for plan in ("table", "dense", "auto"):
+            with use_plan(plan):
+                results.append(layer(x, map_))
+    assert all((result - results[0]).abs().max() < 1e-12 * results[0].abs().max() for result in results)

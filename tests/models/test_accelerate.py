@@ -8,6 +8,7 @@ import io
 import pickle
 import threading
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import published as pub
@@ -16,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixsyn_fast import use_plan
 from mixsyn_fast.accelerate import AccelerationReport, accelerate, restore
 from mixsyn_fast.backend import FallbackWarning
 
 # the module: the package's attribute of this name is the function
-implementation = importlib.import_module("mixsyn_fast.accelerate")
+implementation = importlib.import_module("mixsyn_fast.accelerate.maps")
 
 K, NGF, STYLE = 6, 4, 24
 SIZE = (64, 64)
@@ -66,29 +68,32 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-11) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def strict(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fallback is an error unless a test says otherwise."""
+def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A fallback is an error unless a test says otherwise; layers as small as these would not take the table themselves."""
     monkeypatch.setenv("MIXSYN_FAST_STRICT", "1")
+    with use_plan("table"):
+        yield
 
 
 @pytest.fixture
 def analyses(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Return a list that grows with every full-size map that is analysed."""
     seen: list[tuple[int, ...]] = []
-    plain = implementation._analyse
+    plain = implementation.analyse
 
     def counted(segmap: Tensor, *options):
         if segmap.shape[2:] == SIZE:  # not the small maps of the check inside accelerate()
             seen.append(tuple(segmap.shape))
         return plain(segmap, *options)
 
-    monkeypatch.setattr(implementation, "_analyse", counted)
+    monkeypatch.setattr(implementation, "analyse", counted)
     return seen
 
 
 @pytest.mark.parametrize("family", ["sean", "spade", "clade"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_same_output_seed_for_seed(family: str, dtype: torch.dtype, analyses: list) -> None:
+@pytest.mark.parametrize("plan", ["table", "auto"])
+def test_same_output_seed_for_seed(family: str, dtype: torch.dtype, plan: str, analyses: list) -> None:
     model = build(family, dtype)
     report = accelerate(model)
     fast = model
@@ -100,7 +105,8 @@ def test_same_output_seed_for_seed(family: str, dtype: torch.dtype, analyses: li
         for batch, regions_seed in ((1, 0), (3, 1)):
             inputs = make_inputs(family, batch, dtype=dtype, seed=regions_seed)
             analyses.clear()
-            result = run(fast, *inputs)
+            with use_plan(plan):
+                result = run(fast, *inputs)
             assert len(analyses) == 1
             assert close(result, run(model, *inputs), 1e-11 if dtype == torch.float64 else 1e-4)
 
@@ -356,8 +362,8 @@ def test_edges_are_found() -> None:
     (onehot,) = make_inputs("spade")
     edges = (torch.rand(2, 1, *SIZE, generator=torch.Generator().manual_seed(3)) < 0.2).double()
     segmap = torch.cat([onehot, edges], 1)
-    assert implementation._analyse(segmap, None).edges is not None
-    assert implementation._analyse(segmap, K).edges is not None
+    assert implementation.analyse(segmap, None).edges is not None
+    assert implementation.analyse(segmap, K).edges is not None
     with torch.no_grad():
         expected = run(plain, segmap)
         assert close(run(fast, segmap), expected)
@@ -547,20 +553,126 @@ def test_inside_data_parallel_and_as_a_part(analyses: list) -> None:
         assert close(owner.netG(segmap), run(plain, segmap))  # called alone: right, though each layer looks for itself
 
 
-def test_obj_dic(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, fast = build("sean"), build("sean")
-    accelerate(fast)
-    inputs = make_inputs("sean")
+class Modal(pub.ACE):
+    """A SEAN layer with modes: "ui" reads codes from obj_dic, of the first image; "test" may write them where that says."""
+
+    def __init__(self, *args, **kw) -> None:
+        super().__init__(*args, **kw)
+        self.status, self.writes, self.nested = "test", False, True
+
+    def forward(self, x: Tensor, segmap: Tensor, style_codes: Tensor | None = None, obj_dic=None) -> Tensor:
+        if self.status == "ui" and self.use_rgb:
+            style_codes = torch.zeros(len(x), self.label_nc, self.style, dtype=x.dtype)
+            for k in range(self.label_nc):
+                if (segmap[0, k] != 0).any():
+                    style_codes[0, k] = obj_dic[str(k)]["ACE"] if self.nested else obj_dic[k]
+            if len(x) > 1:  # the published loop ends after the first image: no style at all in the others
+                pairs = ((x[i : i + 1], segmap[i : i + 1] * (i == 0)) for i in range(len(x)))
+                return torch.cat([super(Modal, self).forward(*pair, style_codes) for pair in pairs])
+        elif self.writes and self.status == "test":
+            with open(obj_dic[0], "w") as file:
+                file.write("the codes")
+        return super().forward(x, segmap, style_codes, obj_dic)
+
+
+def modal(generator: nn.Module, status: str = "test") -> nn.Module:
+    """Give the layers of a published SEAN generator their modes."""
+    for layer in generator.modules():
+        if isinstance(layer, pub.ACE):
+            layer.__class__ = Modal
+            layer.status, layer.writes, layer.nested = status, False, True
+    return generator
+
+
+def switch(model: nn.Module, **attributes) -> None:
+    for layer in model.modules():
+        if isinstance(layer, Modal):
+            vars(layer).update(attributes)
+
+
+def stored_codes(seed: int = 0, dtype: torch.dtype = torch.float64) -> dict:
+    """Return what an editor keeps: a code per region, in a folder of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda: torch.randn(STYLE, generator=generator).to(dtype)  # noqa: E731
+    return {str(k): {"other": draw(), "ACE": draw(), "note": "text"} for k in range(K)}
+
+
+@pytest.mark.parametrize("before", ["test", "ui"])
+def test_codes_of_obj_dic_where_the_mode_reads_them(before: str) -> None:
+    """SEAN as it is deployed: in interactive editing all 18 layers read obj_dic, whichever mode accelerate() found."""
+    plain, fast = modal(build("sean"), before), modal(build("sean"), before)
+    report = accelerate(fast)
+    assert report.count("sean") == LAYERS["sean"] and not report.left, str(report)
+    onehot, image = make_inputs("sean", 1)
     with torch.no_grad():
-        with pytest.raises(RuntimeError, match="obj_dic"):
-            fast(*inputs, {})
-        accelerate(fast, ignore_obj_dic=True)
-        assert close(run(fast, *inputs, {}), run(plain, *inputs))
-        monkeypatch.setenv("MIXSYN_FAST_STRICT", "0")
-        accelerate(fast)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            assert close(run(fast, *inputs, {}), run(plain, *inputs))
+        for model in (plain, fast):
+            switch(model, status="ui")
+        for seed in (0, 1):
+            assert close(run(fast, onehot, image, stored_codes(seed)), run(plain, onehot, image, stored_codes(seed)))
+        assert not close(run(fast, onehot, image, stored_codes(0)), run(fast, onehot, image, stored_codes(1)), 1e-3)
+        for model in (plain, fast):
+            switch(model, status="test")
+        inputs = make_inputs("sean", 2)
+        assert close(run(fast, *inputs, ["a.jpg", "b.jpg"]), run(plain, *inputs, ["a.jpg", "b.jpg"]))
+
+
+def test_codes_of_obj_dic_by_number_and_in_training() -> None:
+    layer = pub.randomise(Modal(4, K, STYLE)).double()
+    layer.status, layer.nested = "ui", False
+    plain = copy.deepcopy(layer)
+    assert accelerate(layer).count("sean") == 1
+    codes = {k: torch.randn(STYLE, dtype=torch.float64) for k in range(K)}
+    x, segmap = torch.randn(1, 4, 9, 9).double(), pub.onehot(pub.blobs(1, K, 9, 9), K, torch.float64)
+    given = [{k: code.clone().requires_grad_() for k, code in codes.items()} for _ in "ab"]
+    for model, obj_dic in zip((plain, layer), given, strict=True):
+        run(model, x, segmap, None, obj_dic).square().mean().backward()
+    for k in codes:
+        a, b = (obj_dic[k].grad for obj_dic in given)
+        assert (a is None) or close(b, a, 1e-8)
+    assert any(code.grad is not None for code in given[0].values())
+
+
+@pytest.fixture
+def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fallback is a warning, each time."""
+    monkeypatch.setenv("MIXSYN_FAST_STRICT", "0")
+    monkeypatch.setattr("mixsyn_fast.backend._announced", set())
+
+
+def test_obj_dic_that_cannot_be_treated_runs_the_original(lenient: None, tmp_path) -> None:
+    layer = pub.randomise(Modal(4, K, STYLE)).double().eval()
+    plain = copy.deepcopy(layer)
+    accelerate(layer)
+    x, segmap = torch.randn(2, 4, 9, 9).double(), pub.onehot(pub.blobs(2, K, 9, 9), K, torch.float64)
+    codes = torch.randn(2, K, STYLE).double()
+    file = tmp_path / "codes"
+    with torch.no_grad():
+        switch(layer, writes=True)
+        with pytest.warns(FallbackWarning, match="something else than the style codes"):
+            assert close(run(layer, x, segmap, codes, [str(file)]), run(plain, x, segmap, codes))
+        assert file.read_text() == "the codes"
+        switch(layer, status="ui"), switch(plain, status="ui")
+        # several images: the layer styles the first alone (the reason is the same, and was said)
+        assert close(run(layer, x, segmap, codes, stored_codes()), run(plain, x, segmap, codes, stored_codes()))
+        few = {key: value for key, value in stored_codes().items() if int(key) < 2}
+        with pytest.warns(FallbackWarning, match="no style code of region 2"), pytest.raises(KeyError):
+            run(layer, x[:1], segmap[:1], codes[:1], few)
+
+
+def test_the_check_writes_no_file(lenient: None, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Modal(4, K, STYLE).eval()
+    layer.writes = True
+    monkeypatch.chdir(tmp_path)
+    assert accelerate(layer).count("sean") == 1
+    layer.status = "ui"
+    with torch.no_grad(), pytest.warns(FallbackWarning), pytest.raises(TypeError):
+        layer(torch.randn(1, 4, 8, 8), pub.onehot(pub.blobs(1, K, 8, 8), K), None, ["path"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_old_option_is_warned_of() -> None:
+    with pytest.warns(DeprecationWarning, match="ignore_obj_dic"):
+        accelerate(build("sean"), ignore_obj_dic=True)
 
 
 def test_device_noise_has_the_same_distribution() -> None:
@@ -864,3 +976,332 @@ def test_pictures_in_containers_are_contiguous() -> None:
     assert found["list"][0].is_contiguous() and found["tuple"][0].is_contiguous() and found["text"] == "as it is"
     assert isinstance(found["named"], Pair) and all(picture.is_contiguous() for picture in found["named"])
     assert list(found) == ["list", "named", "text", "tuple"] and type(found["tuple"]) is tuple
+
+
+# --- a layer in another state than when it was checked --------------------------------------------------------------------
+
+
+class Settled(pub.SPADE):
+    """SPADE with a switch of its own."""
+
+    factor = 1.0
+
+    def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
+        return super().forward(x, segmap) * self.factor
+
+
+def layer_inputs(regions: int = K, size: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
+    x = torch.randn(2, 4, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return x, pub.onehot(pub.blobs(2, regions, 2 * size, 2 * size, seed=seed, ignored=True), regions, torch.float64)
+
+
+def change_part(layer: nn.Module) -> None:
+    layer.mlp_shared[1] = nn.LeakyReLU(0.3)
+
+
+def change_dilation(layer: nn.Module) -> None:
+    layer.mlp_gamma.padding = layer.mlp_gamma.dilation = (2, 2)
+
+
+def change_norm(layer: nn.Module) -> None:
+    layer.param_free_norm = nn.InstanceNorm2d(4, eps=0.5).double().eval()
+
+
+def reparametrise(layer: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(layer.mlp_gamma)
+
+
+def without_bias(layer: nn.Module) -> None:
+    layer.mlp_beta.bias = None
+
+
+def with_bias(layer: nn.Module) -> None:
+    layer.mlp_beta.bias = nn.Parameter(torch.ones(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("change", "ours"),
+    [
+        (lambda layer: setattr(layer, "factor", 2.0), False),
+        (change_part, False),
+        (change_dilation, False),
+        (change_norm, True),
+        (reparametrise, False),
+        (without_bias, True),
+        (with_bias, True),
+    ],
+    ids=["attribute", "part", "setting", "norm", "parametrised", "bias gone", "bias there"],
+)
+def test_a_layer_changed_after_the_check(change, ours: bool, lenient: None) -> None:
+    """Our form goes on where the check holds in the new state too; else the layer's own forward runs."""
+    plain = pub.randomise(Settled(4, K)).double().eval()
+    if change is with_bias:
+        without_bias(plain)
+    fast = copy.deepcopy(plain)
+    assert accelerate(fast).count("spade") == 1
+    inputs = layer_inputs()
+    with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert close(fast(*inputs), plain(*inputs))
+        change(plain), change(fast)
+        for _ in range(2):
+            assert close(fast(*inputs), plain(*inputs))
+    assert any(w.category is FallbackWarning for w in caught) is not ours
+
+
+def test_a_layer_whose_state_never_comes_back(lenient: None) -> None:
+    """It is not checked for ever."""
+    plain = pub.randomise(Settled(4, K)).double().eval()
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    inputs = layer_inputs()
+    with torch.no_grad(), pytest.warns(FallbackWarning, match="change from call to call"):
+        for count in range(12):
+            fast.count = count
+            assert close(fast(*inputs), plain(*inputs))
+
+
+def test_a_folded_convolution_follows_its_settings() -> None:
+    """The weight is kept, what it was packed for is not taken for granted."""
+    for spectral in (False, True):
+        plain = pub.maybe_spectral(nn.Conv2d(8, 8, 3, padding=1), spectral)
+        model = nn.Sequential(plain).eval()
+        fast = copy.deepcopy(model)
+        accelerate(fast)
+        x = torch.randn(1, 8, 9, 9).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            for name, value in (("stride", (2, 2)), ("padding", (3, 3)), ("dilation", (2, 2))):
+                assert close(fast(x), model(x), 1e-5)
+                setattr(model[0], name, value), setattr(fast[0], name, value)
+                assert fast(x).shape == model(x).shape and close(fast(x), model(x), 1e-5)
+
+
+# --- maps edited behind autograd's back -----------------------------------------------------------------------------------
+
+
+class TwoLayers(nn.Module):
+    """A model that edits its map between two layers."""
+
+    def __init__(self, regions: int = K) -> None:
+        super().__init__()
+        self.a, self.b = (pub.randomise(pub.SPADE(4, regions)).double() for _ in range(2))
+
+    def forward(self, x: Tensor, segmap: Tensor, edit) -> Tensor:
+        x = self.a(x, segmap)
+        edit(segmap)
+        return self.b(x, segmap)
+
+
+def other_labels(segmap: Tensor) -> Tensor:
+    return segmap.roll(1, 1)
+
+
+EDITS = {
+    "copy": lambda m: m.copy_(other_labels(m)),
+    ".data": lambda m: m.data.copy_(other_labels(m)),
+    "numpy": lambda m: m.numpy().__setitem__(slice(None), other_labels(m).numpy()),
+    "one pixel": lambda m: m.data[0, :, 5, 7].copy_(other_labels(m)[0, :, 5, 7]),
+    "one pixel to none": lambda m: m.data[0, :, 5, 7].zero_(),
+    "pixels of no region": lambda m: m.data[:, 2].add_((m.sum(1) == 0).to(m.dtype)),
+    "soft": lambda m: m.data.mul_(0.5),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS.keys())
+@pytest.mark.parametrize("permuted", [False, True])
+def test_edit_of_the_map_within_a_forward(edit, permuted: bool) -> None:
+    plain = TwoLayers().eval()
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    x, segmap = layer_inputs(size=24)
+    segmap = segmap[:, :, ::2, ::2]
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            own, theirs = segmap.clone(), segmap.clone()
+            if permuted:
+                own = own.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+            assert close(fast(x, own, edit), plain(x, theirs, edit)), mode
+            assert torch.equal(own, theirs) and not torch.equal(own, segmap)
+
+
+def test_edit_of_the_edges_within_a_forward() -> None:
+    plain = TwoLayers(K + 1).eval()
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    x, segmap = layer_inputs()
+    segmap = torch.cat((segmap, (torch.rand(2, 1, 24, 24) < 0.3).double()), 1)
+    flip = lambda m: m.data[:, K].sub_(1).abs_()  # noqa: E731
+    with torch.no_grad():
+        assert close(fast(x, segmap.clone(), flip), plain(x, segmap.clone(), flip))
+
+
+def test_a_map_that_stays_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = TwoLayers().eval(), []
+    accelerate(model)
+    original = implementation.analyse
+    monkeypatch.setattr(implementation, "analyse", lambda *args: seen.append(1) or original(*args))
+    with torch.no_grad():
+        model(*layer_inputs(), lambda m: None)
+    assert len(seen) == 1
+
+
+# --- what is left is said -------------------------------------------------------------------------------------------------
+
+
+def test_more_regions_than_ours() -> None:
+    holder = nn.ModuleDict({"spade": pub.SPADE(4, 600, hidden=4), "clade": pub.CLADE(4, 600), "ace": pub.ACE(4, 520, 8)})
+    report = accelerate(holder)
+    assert not report.changed or {entry.kind for entry in report.changed} == {"conv2d"}
+    reasons = {entry.name: entry.note for entry in report.left}
+    assert reasons == {
+        "spade": "it has 600 regions, ours at most 512",
+        "clade": "it has 600 regions, ours at most 512",
+        "ace": "it has 520 regions, ours at most 512",
+    }
+
+
+class Named(pub.SPADE):
+    """SPADE whose norm has another name."""
+
+    def __init__(self, channels: int, regions: int) -> None:
+        super().__init__(channels, regions)
+        self.first_norm = self.param_free_norm
+        del self.param_free_norm
+
+    def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
+        hidden = self.mlp_shared(F.interpolate(segmap, size=x.shape[2:], mode="nearest"))
+        return self.first_norm(x) * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
+
+
+class Block(nn.Module):
+    """Takes (x, map) and hands them on."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.norm = layer
+
+    def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
+        return self.norm(x, segmap)
+
+
+def test_layers_that_take_a_map_and_are_not_known_are_listed() -> None:
+    model = nn.ModuleDict({"a": Block(Named(4, 3)), "b": Block(pub.SPADE(4, 3)), "c": Block(nn.Bilinear(2, 2, 2))})
+    report = accelerate(model)
+    told = {entry.name: entry for entry in report.left}
+    assert set(told) == {"a.norm", "c"} and report.count("spade") == 1  # the innermost; torch's own are none
+    assert told["a.norm"].kind == "unrecognised" and told["a.norm"].note.endswith("for SPADE it lacks param_free_norm")
+    assert "takes (x, segmap)" in told["c"].note
+    assert "layer that takes a map: its forward takes (x, segmap)" in str(report)
+    assert [entry.name for entry in accelerate(Named(4, 3)).left] == [""]  # the model itself
+
+
+def test_the_report_says_how_exact() -> None:
+    report = accelerate(build("sean", torch.float32))
+    by_kind = {entry.kind: entry for entry in report.changed}
+    assert by_kind["root"].exactness == "bit-identical"
+    assert by_kind["sean"].exactness == "same mathematics in another order"
+    assert 0 < by_kind["sean"].error < 1e-5
+    assert "same mathematics in another order (error in the check at most" in str(report)
+    double = {entry.kind: entry for entry in accelerate(build("sean")).changed}
+    assert 0 < double["sean"].error < 1e-13
+    loose = accelerate(build("sean"), noise="device", soft_masks="blend")
+    note = next(entry.note for entry in loose.changed if entry.kind == "sean")
+    assert "another draw" in note and "another formula" in note
+
+
+class Wide(pub.ACE):
+    """Its forward knows its width by heart: a narrow copy of it does not run."""
+
+    def forward(self, x: Tensor, segmap: Tensor, style_codes: Tensor | None = None, obj_dic: dict | None = None) -> Tensor:
+        assert x.shape[1] == 20
+        return super().forward(x, segmap, style_codes, obj_dic)
+
+
+def test_what_a_narrow_copy_refuses_is_checked_at_full_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe, seen = importlib.import_module("mixsyn_fast.accelerate.probe"), []
+    original = probe._twin
+
+    def recorded(module: nn.Module, small) -> nn.Module:
+        seen.append(bool(small))
+        return original(module, small)
+
+    monkeypatch.setattr(probe, "_twin", recorded)
+    assert accelerate(Wide(20, K, STYLE)).count("sean") == 1
+    assert True in seen and False in seen
+    seen.clear()
+    assert accelerate(pub.ACE(20, K, STYLE)).count("sean") == 1 and all(seen)
+
+
+# --- noise and counts of somebody else ------------------------------------------------------------------------------------
+
+
+class OwnNoise(pub.ACE):
+    """Draws its noise from a generator of its own; ``spoilt``: not as the paper says."""
+
+    def __init__(self, *args, spoilt: str = "", **kw) -> None:
+        super().__init__(*args, **kw)
+        self.source, self.spoilt = torch.Generator().manual_seed(5), spoilt
+
+    def forward(self, x: Tensor, segmap: Tensor, style_codes: Tensor | None = None, obj_dic: dict | None = None) -> Tensor:
+        shape = (x.shape[0], x.shape[1] if self.spoilt == "channels" else 1, *x.shape[2:])
+        noise = torch.randn(shape, generator=self.source).to(x.dtype) * (3 if self.spoilt == "scale" else 1)
+        scale = self.noise_var[:, None, None]
+        return (
+            super().forward(x + noise * scale, segmap, style_codes)
+            if self.spoilt == "twice"
+            else self.own(x + noise * scale, segmap, style_codes)
+        )
+
+    def own(self, x: Tensor, segmap: Tensor, style_codes: Tensor | None) -> Tensor:
+        kept, self.noise_var.data = self.noise_var.data, torch.zeros_like(self.noise_var)
+        try:
+            return super().forward(x, segmap, style_codes)
+        finally:
+            self.noise_var.data = kept
+
+
+def test_noise_from_a_generator_of_its_own() -> None:
+    layer = OwnNoise(8, K, STYLE).eval()
+    before = layer.source.get_state()
+    published = accelerate(nn.ModuleList([layer]))
+    assert "noise='device'" in next(e.note for e in published.left if e.kind == "sean")
+    assert accelerate(layer, noise="device").count("sean") == 1
+    assert torch.equal(layer.source.get_state(), before)
+    for spoilt, words in (("channels", "one number per pixel"), ("scale", "not drawn from N(0, 1)"), ("twice", "N(0, 1)")):
+        report = accelerate(nn.ModuleList([OwnNoise(64, K, STYLE, spoilt=spoilt)]), noise="device")
+        note = next(e.note for e in report.left if e.kind == "sean")
+        assert words in note or "published formula" in note, (spoilt, note)
+
+
+class Uncounted(nn.BatchNorm2d):
+    """A batch norm of somebody else that does not count batches, and cannot be copied."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=False)
+        self.lock = threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, None, None, self.training, self.momentum, self.eps)
+
+
+def test_batches_are_counted_where_the_original_counts_them() -> None:
+    for make, counted in ((Uncounted, 0), (lambda c: nn.BatchNorm2d(c, affine=False), 3)):
+        plain, fast = pub.SPADE(4, K), pub.SPADE(4, K)
+        fast.load_state_dict(plain.state_dict())
+        plain.param_free_norm, fast.param_free_norm = make(4), make(4)
+        assert accelerate(fast).count("spade") == 1
+        x, segmap = (t.float() for t in layer_inputs())
+        for _ in range(3):
+            plain.train()(x, segmap), fast.train()(x, segmap)
+        assert plain.param_free_norm.num_batches_tracked == fast.param_free_norm.num_batches_tracked == counted
+        assert torch.allclose(plain.param_free_norm.running_var, fast.param_free_norm.running_var)
+
+
+def test_our_form_failing_in_the_check_is_a_reason_not_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*args, **kw):
+        raise AssertionError("broken")
+
+    monkeypatch.setattr("mixsyn_fast.layers.spade_norm", failing)
+    report = accelerate(nn.ModuleList([pub.SPADE(4, 3)]))
+    assert report.left[0].note == "our form does not take it (AssertionError: broken)"

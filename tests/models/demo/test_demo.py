@@ -10,6 +10,7 @@ import torch
 from mixsyn_fast.models import plain as forms
 from mixsyn_fast.models.demo import command as demo
 from mixsyn_fast.models.demo import speed
+from mixsyn_fast.models.demo.budget import Budget
 
 from mixsyn_fast import cli
 
@@ -166,6 +167,7 @@ def test_bad_files_of_a_folder_are_named(tmp_path: Path, model: str, capsys: pyt
         (["--rows", "0"], "--rows: expected at least 1"),
         (["--batch", "0"], "--batch: expected at least 1"),
         (["--ngf", "-1"], "--ngf: expected at least 1"),
+        (["--seconds", "0"], "--seconds: expected a positive number, got 0"),
         (["--repeat", "0"], "--repeat: expected at least 1"),
         (["--seed", "-3"], "--seed: expected a non-negative integer"),
         (["--out", "x.jpg"], "--out: expected a file name ending in .png"),
@@ -213,16 +215,103 @@ def test_cost_of_a_composition(model: str) -> None:
     mixsyn = MixSyn.load(model)
     pictures = composing.pool(mixsyn, ProceduralSource("procedural_facades", 3, 5, 32), seed=1)
     composed = composing.compositions(mixsyn, pictures, 1, seed=0)[0]
-    cost = composing.cost(mixsyn, composed, repeat=1)
-    assert (cost.sources, cost.regions) == (3, len(composed.table))
+    cost = composing.cost(mixsyn, composed, Budget(60).rounds(1))
+    assert (cost.sources, cost.regions, cost.repeated) == (3, len(composed.table), 1)
     assert cost.plain.encode > 0 and cost.fast.generate > 0 and cost.fast.total > cost.fast.decode
     assert 0 <= cost.relative <= 1e-4 and 0 <= cost.difference <= 1e-4
+    first = composing.cost(mixsyn, composed, Budget(-1).rounds(5))  # no time at all: the first runs count
+    assert first.repeated == 0 and first.plain.total > 0 and first.relative == cost.relative
+
+
+def test_a_pass_that_is_timed_is_the_one_that_compose_makes(model: str) -> None:
+    from mixsyn_fast.models.data import ProceduralSource
+    from mixsyn_fast.models.mixsyn import demo as composing
+    from mixsyn_fast.models.mixsyn.model import MixSyn
+
+    mixsyn = MixSyn.load(model)
+    pictures = composing.pool(mixsyn, ProceduralSource("procedural_facades", 3, 5, 32), seed=1)
+    composed = composing.compositions(mixsyn, pictures, 1, seed=0)[0]
+    regions = {name: composed.sources[index] for name, index in composed.table.items()}
+    composition, _, seconds = composing._pass(mixsyn, regions)
+    np.testing.assert_allclose(composition.numpy(), composed.composition, atol=1e-6)
+    assert seconds.total > 0
+
+
+class Clock:
+    """Tells the time that it was given."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.mark.parametrize(
+    "runs, most, expected",
+    [
+        ([5.0] * 9, 3, [0, 1, 2, 3]),  # time enough
+        ([40.0] * 9, 3, [0, 1, 2]),  # a third repetition would end at 160
+        ([120.0] * 9, 3, [0]),
+        ([500.0] * 9, 3, [0]),  # what is slower than all the time there is runs once
+        ([90.0, 10.0, 10.0, 10.0], 3, [0]),  # after 90 nothing says that the next is faster
+        ([50.0, 10.0, 10.0, 90.0, 1.0], 9, [0, 1, 2, 3]),  # the last one counts, not the first, which pays for more
+        ([5.0], 0, [0]),
+    ],
+)
+def test_repetitions_fit_the_budget(runs: list[float], most: int, expected: list[int]) -> None:
+    clock = Clock()
+    budget = Budget(120.0, clock)
+    done = []
+    for turn in budget.rounds(most):
+        done.append(turn)
+        clock.seconds += runs[turn]
+    assert done == expected
+
+
+def test_shares_of_a_budget() -> None:
+    clock = Clock()
+    budget = Budget(120.0, clock)
+    clock.seconds += 20
+    part = budget.share(0.2)
+    assert budget.left() == pytest.approx(100) and part.left() == pytest.approx(20)
+    clock.seconds += 150
+    assert budget.left() < 0 and budget.share(0.5).left() == 0
+    assert list(budget.rounds(3)) == [0]
+
+
+def test_nothing_runs_twice_and_the_table_says_how_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run of a form per round: what is compared, timed and split into parts is the same run."""
+    from mixsyn_fast.models.data import draw_batch
+    from mixsyn_fast.models.sean import SEANGenerator
+
+    calls = []
+    original = SEANGenerator.forward_features
+
+    def counted(self: SEANGenerator, *given: object, **more: object) -> torch.Tensor:
+        calls.append(self)
+        return original(self, *given, **more)
+
+    monkeypatch.setattr(SEANGenerator, "forward_features", counted)
+    images, labels = draw_batch("face", 1, 64)
+    budget = Budget(-1)
+    outcomes = speed.measure_sean(images, labels, 19, ngf=2, rounds=budget.rounds(3))
+    calibration = 2
+    assert len(calls) == calibration + len(outcomes) == 5
+    assert [o.repeated for o in outcomes] == [0, 0, 0] and outcomes[1].relative is not None
+    assert all(sum(o.parts.values()) == pytest.approx(o.seconds) for o in outcomes)
+    said = speed.table(outcomes).splitlines()
+    assert said[0].split()[:2] == ["runs", "time"] and all(" first " in line for line in said[1:])
+    calls.clear()
+    outcomes = speed.measure_sean(images, labels, 19, ngf=2, rounds=range(3))
+    assert len(calls) == calibration + 3 * len(outcomes) and [o.repeated for o in outcomes] == [2, 2, 2]
+    assert all(" 2 " in line for line in speed.table(outcomes).splitlines()[1:])
 
 
 def test_a_difference_is_found(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Forms that disagree end the demo with status 1, whichever comparison it is."""
-    outcomes = [speed.Outcome("plain PyTorch, dense", 2.0, 1.0, 0.0, 0.0, parts={"rest": 2.0})]
-    outcomes.append(speed.Outcome("mixsyn_fast", 1.0, 2.0, 0.5, 0.5, parts={"rest": 1.0}))
+    outcomes = [speed.Outcome("plain PyTorch, dense", 2.0, 1, 1.0, 0.0, 0.0, parts={"rest": 2.0})]
+    outcomes.append(speed.Outcome("mixsyn_fast", 1.0, 1, 2.0, 0.5, 0.5, parts={"rest": 1.0}))
     monkeypatch.setattr(demo, "measure_composition", lambda *_: outcomes)
     given = ["demo", *TINY, "--rows", "1", "--model", model, "--out", str(tmp_path / "demo.png")]
     assert cli.main(given) == 1
@@ -261,7 +350,7 @@ def test_variants_share_their_weights_and_agree() -> None:
 def test_parts_add_up() -> None:
     generator, regions, image = _generator()
     with torch.no_grad():
-        parts = speed.time_parts(
+        _, parts = speed.time_parts(
             generator, lambda: generator.forward_features(regions, image, noise=None), torch.device("cpu")
         )
     assert set(parts) == set(speed.PARTS) and all(value >= 0 for value in parts.values())

@@ -1,0 +1,117 @@
+"""How every file of benchmarks/results is made, and the one command that makes them again.
+
+    python -m benchmarks.again                   lists the files: machine, commit, minutes, command
+    python -m benchmarks.again --uncommitted     measures again what says that it was measured with uncommitted changes
+    python -m benchmarks.again FILE.json ...     measures these again
+
+The machine should have nothing else to do. Label maps and pictures come from $MIXSYN_FAST_DATA (celebamask_hq/val,
+samples/ade20k, cmp_facade). Afterwards `make measured` writes the documents anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+
+from . import schema
+from .timing import machine_line
+
+_HALF = (
+    "--seconds 0.5 --repeat 9 --modes forward,backward --cases 'attention_pair/k16/n128|roi_pool/.*k151/4x64|"
+    "roi_pool/mean/k19/1x512|latent_blend|region_norm/table/batch/1x(128|256|512|1024x16)|label_patterns/face/1x256'"
+)
+_AS_ONE_MACHINE = (
+    "--no-published --no-compile --no-float64 --no-memory --repeat 5 --seconds 8 --cases '(sean|spade|clade)/k.*/b1/forward'"
+)
+_FACADES = "--data $MIXSYN_FAST_DATA/cmp_facade --size 128"
+
+# file -> (minutes on two cores, commands without their --out); variables of the environment are filled in
+FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
+    "mixsyn_cpu.json": (9, "run_mixsyn --data $MIXSYN_FAST_DATA/cmp_facade --sizes 256 --repeat 5"),
+    "mixsyn_training_cpu.json": (7, f"run_training --model mixsyn {_FACADES} --batch-size 4"),
+    "models_cpu.json": (9, "run_models --repeat 5 --seconds 30 --cases '^(sean/k19/b[14]|spade/k151/b1)/forward'"),
+    "models_cpu_avx2.json": (2, f"run_models --cpu avx2 {_AS_ONE_MACHINE}"),
+    "models_cpu_avx512.json": (1, f"run_models {_AS_ONE_MACHINE}"),
+    "models_cpu_more.json": (
+        3,
+        "run_models --no-published --no-compile --repeat 5 --seconds 20 "
+        "--cases '^(sean_image/k19/b1|spade/k151/b4|clade/k151/b[14])/forward'",
+    ),
+    "models_cpu_training.json": (
+        4,
+        "run_models --no-published --no-compile --repeat 3 --seconds 30 --cases '^(sean|spade|clade)/.*/b1/training'",
+    ),
+    "ops_cpu.json": (13, "run_ops --seconds 1.5 --repeat 11"),
+    "ops_cpu_all_layouts.json": (
+        4,
+        "run_ops --all --no-compile --modes forward,backward --seconds 0.5 --repeat 9 --cases '^region_norm/'",
+    ),
+    "ops_cpu_avx2.json": (
+        3,
+        "run_ops --cpu avx2 --modes forward,backward --seconds 0.8 --repeat 9 "
+        "--cases '^(?!.*(fusion_hierarchy/faces/b16|label_patterns/(street|face/4|face/1x(128|512))))'",
+    ),
+    "ops_cpu_avx2_bfloat16.json": (1.5, f"run_ops --cpu avx2 --no-compile --dtype bfloat16 {_HALF}"),
+    "ops_cpu_avx2_float16.json": (1.5, f"run_ops --cpu avx2 --no-compile --dtype float16 {_HALF}"),
+    "ops_cpu_baseline.json": (1.5, f"run_ops --cpu baseline {_HALF}"),
+    "ops_cpu_bfloat16.json": (1.5, f"run_ops --no-compile --dtype bfloat16 {_HALF}"),
+    "ops_cpu_float16.json": (1.5, f"run_ops --no-compile --dtype float16 {_HALF}"),
+    "ops_cpu_pooling.json": (1, "run_ops --no-compile --modes forward,backward --seconds 0.8 --repeat 9 --cases roi_pool"),
+    "plot_ops_cpu.json": (2, "plot_ops"),
+    "training_cpu.json": (
+        20,
+        f"run_training --model sean {_FACADES} --batch-size 16 --generator.ngf 64",
+        f"run_training --model sean {_FACADES} --batch-size 8 --generator.ngf 32",
+    ),
+    "winners_cpu.json": (2, "winners --seconds 0.4"),
+    "winners_cpu_avx2.json": (2, "winners --seconds 0.4 --cpu avx2"),
+    "winners_cpu_baseline.json": (2, "winners --seconds 0.4 --cpu baseline"),
+}
+_FOLDERS = {"plot_ops", "winners"}  # commands that know their files' names, and make more than one
+
+
+def command(text: str, name: str) -> list[str]:
+    """Return the arguments of a process that makes the file `name`."""
+    module, *words = shlex.split(os.path.expandvars(text))
+    out = [] if module in _FOLDERS else ["--out", str(schema.RESULTS / name)]
+    return [sys.executable, "-m", f"benchmarks.{module}", *words, *out]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.again", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="*", metavar="FILE.json")
+    parser.add_argument("--uncommitted", action="store_true", help="the files that say uncommitted changes")
+    options = parser.parse_args(arguments)
+    there = schema.committed()
+    wanted = list(options.files)
+    if options.uncommitted:
+        wanted += [name for name, result in there.items() if result["machine"]["uncommitted_changes"] and name not in wanted]
+    unknown = [name for name in wanted if name not in FILES]
+    if unknown:
+        print(f"{unknown[0]}: expected one of {', '.join(FILES)}", file=sys.stderr)
+        return 2
+    if not options.files and not options.uncommitted:
+        for name, (minutes, *commands) in FILES.items():
+            print(f"{name}: about {minutes:g} min; {machine_line(there[name]['machine']) if name in there else 'not there'}")
+            print("".join(f"    python -m benchmarks.{text}\n" for text in commands), end="")
+        return 0
+    if wanted and not os.environ.get("MIXSYN_FAST_DATA"):
+        print("MIXSYN_FAST_DATA: expected the folder of the real label maps, got nothing", file=sys.stderr)
+        return 2
+    print(f"{len(wanted)} files, about {sum(FILES[name][0] for name in wanted):g} minutes", flush=True)
+    for name in wanted:
+        for text in FILES[name][1:]:
+            print(f"python -m benchmarks.{text}", flush=True)
+            if subprocess.call(command(str(text), name)) not in (0, 1):  # 1: a row is lost, which the documents say
+                return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

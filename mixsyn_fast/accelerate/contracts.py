@@ -1,0 +1,453 @@
+"""Kinds of layers of published models: how each is recognised, what its parts must be, and our form of it.
+
+A new family is one more :class:`Contract` in :data:`CONTRACTS`. Attributes, parameters and signature only point to a kind;
+whether the layer computes the published formula is decided by running it (:mod:`.probe`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import layers
+from ..ops.label_patterns import MAX_REGIONS
+from ..ops.masked_roi_pool import masked_roi_pool
+from .maps import NotExact, regions_of
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a swapped class does; together with the original class it determines the swapped class."""
+
+    kind: str
+    noise: str = "published"  # SEAN
+    soft_masks: str = "published"  # SEAN and style encoder
+    num_regions: int | None = None  # a map with one more channel than this carries edges
+    channels_last: bool | None = None  # of the activations; None: on the CPU
+
+
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """Return the module's class as it was before accelerate."""
+    cls = type(module)
+    original: type[nn.Module] = cls.__dict__.get("_mixsyn_original", cls)
+    return original
+
+
+def positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return the parameters of a forward that can be given by position, without self."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p for p in inspect.signature(function).parameters.values() if p.kind in kinds][1:]
+
+
+def required(function: Callable[..., Any]) -> int:
+    """Return how many arguments a forward cannot do without."""
+    return sum(p.default is inspect.Parameter.empty for p in positional(function))
+
+
+def hooked(module: nn.Module) -> bool:
+    """Say whether a call of the module runs a hook."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+# --- what the parts must be -----------------------------------------------------------------------------------------------
+
+
+def _conv_problem(conv: object, name: str, kernel: int = 3) -> str | None:
+    """Return why a convolution is not the plain same-size one of the contract, or None."""
+    if not isinstance(conv, nn.Conv2d) or not (original_class(conv) is nn.Conv2d or isinstance(conv, layers.FastConv2d)):
+        return f"{name} is {type(conv).__name__}, not a plain Conv2d"
+    if conv.kernel_size != (kernel, kernel):
+        return f"{name} has a {conv.kernel_size[0]}x{conv.kernel_size[1]} kernel, ours is for {kernel}x{kernel}"
+    usual = (conv.stride, conv.dilation, conv.groups) == ((1, 1), (1, 1), 1)
+    if not usual or conv.padding not in ((kernel // 2, kernel // 2), "same") or conv.padding_mode != "zeros":
+        return f"{name} has an unusual stride, padding, dilation or groups"
+    return None
+
+
+def _norm_problem(norm: nn.Module) -> str | None:
+    """Return why a normalisation is not a parameter-free batch or instance norm, or None."""
+    reason = layers.unsupported_norm(norm)
+    return None if reason is None else f"param_free_norm is {reason}"
+
+
+def _regions_problem(count: int) -> str | None:
+    return None if count <= MAX_REGIONS else f"it has {count} regions, ours at most {MAX_REGIONS}"
+
+
+def _spade_problem(module: Any, prefix: str = "") -> str | None:
+    shared = module.mlp_shared
+    if not isinstance(shared, nn.Sequential) or len(shared) != 2 or not isinstance(shared[1], nn.ReLU):
+        return f"{prefix}mlp_shared is not a convolution and a ReLU"
+    named = (("mlp_shared.0", shared[0]), ("mlp_gamma", module.mlp_gamma), ("mlp_beta", module.mlp_beta))
+    problems = (_conv_problem(conv, prefix + name) for name, conv in named)
+    return next(filter(None, problems), None) or _regions_problem(module.mlp_shared[0].in_channels)
+
+
+# --- what a call must be --------------------------------------------------------------------------------------------------
+
+
+def _check_map(x: object, segmap: object, channels: int | None = None) -> None:
+    """Raise NotExact unless x and segmap are float batches of the same size on one device."""
+    for name, value in (("x", x), ("the map", segmap)):
+        if not isinstance(value, Tensor) or value.dim() != 4 or not value.is_floating_point():
+            raise NotExact(f"{name} is not a float tensor of four dimensions")
+    assert isinstance(x, Tensor) and isinstance(segmap, Tensor)
+    if x.shape[0] != segmap.shape[0] or x.device != segmap.device:
+        raise NotExact("x and the map differ in batch size or device")
+    if 0 in x.shape or 0 in segmap.shape:
+        raise NotExact("an input is empty")
+    if channels is not None and segmap.shape[1] != channels:
+        raise NotExact(f"the map has {segmap.shape[1]} channels, the layer {channels}")
+    if segmap.shape[1] > MAX_REGIONS:
+        raise NotExact(f"the map has {segmap.shape[1]} channels, ours at most {MAX_REGIONS}")
+
+
+def _check_norm(norm: nn.Module) -> None:
+    """Raise NotExact for a third-party synchronised norm that really synchronises now."""
+    if norm.training and getattr(norm, "_is_parallel", False):
+        raise NotExact(f"{type(norm).__name__} shares statistics between replicas in a way of its own")
+
+
+def _laid_out(x: Tensor, options: Options) -> Tensor:
+    """Return x in the memory layout that kernels and convolutions like best (the residual blocks then stay in it)."""
+    wanted = x.device.type == "cpu" if options.channels_last is None else options.channels_last
+    return x.contiguous(memory_format=torch.channels_last) if wanted else x
+
+
+def _size(x: Tensor) -> tuple[int, int]:
+    return int(x.shape[2]), int(x.shape[3])
+
+
+def _blocks(regions: Sequence[int], count: int, batch: int, size: tuple[int, int]) -> Tensor:
+    """A one-hot map (B, count, *size) of blocks, of some of the regions and of none."""
+    choice = torch.tensor([-1, *regions])
+    blocks = choice[torch.randint(0, len(choice), (batch, 1, 4, 4))]
+    labels = nn.functional.interpolate(blocks.float(), size=size, mode="nearest")
+    return (labels == torch.arange(count).view(1, -1, 1, 1)).float()
+
+
+# --- the contracts --------------------------------------------------------------------------------------------------------
+
+
+class Contract:
+    """One kind of layer.
+
+    Attributes:
+        kind: its key, of :data:`.report.TITLES`.
+        attributes: what a module must have to be taken for one.
+        arguments: how many of the published forward's our form reads.
+        known: what the names of its parameters begin with.
+    """
+
+    kind: str
+    attributes: tuple[str, ...]
+    arguments = 2
+    known: tuple[str, ...]
+
+    def recognises(self, module: nn.Module) -> bool:
+        """Say whether the module's attributes point to this kind."""
+        return not self.missing(module)
+
+    def missing(self, module: nn.Module) -> list[str]:
+        """Return the attributes that it lacks for that."""
+        return [name for name in self.attributes if not hasattr(module, name)]
+
+    def parts(self, module: nn.Module) -> Iterable[nn.Module]:
+        """Return the children that our form reads without calling them."""
+        return module.children()
+
+    def bypassed(self, module: nn.Module) -> Iterator[nn.Module]:
+        """Yield all sub-modules that our form reads without calling them."""
+        for part in self.parts(module):
+            yield from part.modules()
+
+    def signature_fits(self, count: int, least: int) -> bool:
+        """Say whether a forward with so many arguments, so many of them required, is the published one."""
+        return least == 2
+
+    def problem(self, module: Any) -> str | None:
+        """Return which part is outside of the contract, or None."""
+        raise NotImplementedError
+
+    def structure_problem(self, module: nn.Module) -> str | None:
+        """Return why the module is outside of the contract as far as can be seen without running it, or None."""
+        if isinstance(module, torch.jit.ScriptModule):
+            return "it is a ScriptModule"
+        if "forward" in vars(module):
+            return "its forward is an attribute of the object (patched by somebody else)"
+        forward = original_class(module).forward
+        names = [p.name for p in positional(forward)]
+        if not self.signature_fits(len(names), required(forward)):
+            return f"its forward takes ({', '.join(names)}), not the published arguments"
+        if problem := self.problem(module):
+            return problem
+        extra = [name for name, _ in module.named_parameters() if not name.startswith(self.known)]
+        extra += [name for name, _ in module.named_parameters() if name.endswith(("_orig", "_g", "_v", "original"))]
+        extra += [f"{name}.{p}" for name, m in module.named_modules() for p in vars(m).get("parametrizations", ())]
+        if extra:
+            return f"it holds parameters outside of the contract: {', '.join(extra[:4])}"
+        if any(hooked(child) for child in self.bypassed(module)):
+            return "one of its sub-modules has a hook, which our form would not call"
+        if any(t.is_meta for t in module.parameters()):
+            return "its parameters are on the meta device"
+        return None
+
+    def regions(self, module: Any) -> int | None:
+        """Return K where the layer fixes it."""
+        return None
+
+    def inputs(self, module: Any, batch: int, which: Sequence[int] | None = None) -> list[Tensor | None]:
+        """Return small random inputs: a map of blocks with pixels of no region, of the regions ``which``."""
+        regions = self.regions(module)
+        assert regions is not None
+        which = range(regions) if which is None else which
+        return [torch.randn(batch, self.channels(module), 7, 5), _blocks(which, regions, batch, (12, 11))]
+
+    def channels(self, module: Any) -> int:
+        """Return C of x."""
+        raise NotImplementedError
+
+    def variant(self, given: Mapping[str, Any], names: Sequence[str]) -> Hashable:
+        """Return what of a call's arguments decides how the layer's own forward works, beside the state of the layer."""
+        return None
+
+    def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Tensor:
+        """Our form; ``found`` is what the check learned.
+
+        Raises:
+            NotExact: the inputs cannot be treated exactly.
+        """
+        raise NotImplementedError
+
+
+class _Spade(Contract):
+    """SPADE normalisation."""
+
+    kind = "spade"
+    attributes = ("param_free_norm", "mlp_shared", "mlp_gamma", "mlp_beta")
+    known = ("mlp_shared.0.", "mlp_gamma.", "mlp_beta.")
+
+    def problem(self, module: Any) -> str | None:
+        return _norm_problem(module.param_free_norm) or _spade_problem(module)
+
+    def regions(self, module: Any) -> int | None:
+        count: int = module.mlp_shared[0].in_channels
+        return count
+
+    def channels(self, module: Any) -> int:
+        count: int = module.mlp_gamma.out_channels
+        return count
+
+    def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Tensor:
+        x, segmap = inputs
+        _check_map(x, segmap, self.regions(module))
+        _check_norm(module.param_free_norm)
+        regions = regions_of(segmap, _size(x), options.num_regions, edges=True)
+        return layers.spade_norm(module, _laid_out(x, options), regions)
+
+
+@dataclass(frozen=True)
+class CodesAt:
+    """Where in ``obj_dic`` a SEAN layer finds the code of a region: the keys, one of which is the region's number."""
+
+    before: tuple[Hashable, ...]
+    as_text: bool
+    after: tuple[Hashable, ...]
+
+    def code(self, obj_dic: Any, region: int) -> Tensor | None:
+        """Return the code of a region, None where there is none."""
+        at = obj_dic
+        for key in (*self.before, str(region) if self.as_text else region, *self.after):
+            try:
+                at = at[key]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return at if isinstance(at, Tensor) else None
+
+
+def _leaves(at: Any, path: tuple[Hashable, ...] = ()) -> Iterator[tuple[tuple[Hashable, ...], Tensor]]:
+    if isinstance(at, Tensor):
+        yield path, at
+    elif len(path) < 4:
+        pairs = at.items() if isinstance(at, Mapping) else enumerate(at) if isinstance(at, list | tuple) else ()
+        for key, value in pairs:
+            yield from _leaves(value, (*path, key))
+
+
+def codes_in(obj_dic: Any, length: int) -> list[CodesAt]:
+    """Return the places where ``obj_dic`` may hold codes of some length, one per region."""
+    found: dict[CodesAt, None] = {}
+    for path, leaf in _leaves(obj_dic):
+        if leaf.numel() == length:
+            for i, key in enumerate(path):
+                if type(key) is int or (type(key) is str and key.isdigit()):
+                    found[CodesAt(path[:i], type(key) is str, path[i + 1 :])] = None
+    return list(found)
+
+
+class _Sean(Contract):
+    """SEAN normalisation ("ACE")."""
+
+    kind = "sean"
+    attributes = ("Spade", "noise_var", "blending_gamma", "param_free_norm")
+    arguments = 4
+    known = ("Spade.mlp_shared.0.", "Spade.mlp_gamma.", "Spade.mlp_beta.", "blending_", "noise_var", "fc_mu", "conv_")
+
+    def signature_fits(self, count: int, least: int) -> bool:
+        return least in (2, 3, 4) and count >= 3
+
+    def problem(self, module: Any) -> str | None:
+        names = ("mlp_shared", "mlp_gamma", "mlp_beta")
+        if not all(hasattr(module.Spade, name) for name in names) or not hasattr(module, "use_rgb"):
+            return "it lacks attributes of the published layer"
+        problem = _norm_problem(module.param_free_norm) or _spade_problem(module.Spade, "Spade.")
+        if problem is None and module.use_rgb:
+            problem = _conv_problem(module.conv_gamma, "conv_gamma") or _conv_problem(module.conv_beta, "conv_beta")
+            for k in range(module.Spade.mlp_shared[0].in_channels):
+                if type(getattr(module, f"fc_mu{k}", None)) is not nn.Linear:
+                    problem = problem or f"fc_mu{k} is not a Linear"
+        return problem
+
+    def regions(self, module: Any) -> int | None:
+        count: int = module.Spade.mlp_shared[0].in_channels
+        return count
+
+    def channels(self, module: Any) -> int:
+        count: int = module.Spade.mlp_gamma.out_channels
+        return count
+
+    def code_length(self, module: Any) -> int:
+        """Return S."""
+        length: int = module.conv_gamma.in_channels
+        return length
+
+    def inputs(self, module: Any, batch: int, which: Sequence[int] | None = None) -> list[Tensor | None]:
+        x, segmap = super().inputs(module, batch, which)
+        codes = torch.randn(batch, self.regions(module) or 0, self.code_length(module)) if module.use_rgb else None
+        return [x, segmap, codes]
+
+    def variant(self, given: Mapping[str, Any], names: Sequence[str]) -> Hashable:
+        """What is in obj_dic, roughly (paths, codes), and whether there are several images: the published layer's mode for
+        interactive editing knows one.
+        """
+        obj_dic = given.get(names[3]) if len(names) > 3 else None
+        if obj_dic is None:
+            return None
+        several = isinstance(x := given.get(names[0]), Tensor) and x.shape[0] > 1
+        first = next(islice(obj_dic.items(), 1), None) if isinstance(obj_dic, Mapping) else None
+        if isinstance(obj_dic, list | tuple):
+            first = next(islice(enumerate(obj_dic), 1), None)
+        return (several, type(obj_dic), *(() if first is None else map(type, first)))
+
+    def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Tensor:
+        x, segmap, codes, obj_dic = (*inputs, None)[:4]
+        count = self.regions(module)
+        assert count is not None
+        _check_map(x, segmap, count)
+        _check_norm(module.param_free_norm)
+        regions = regions_of(segmap, _size(x), options.num_regions, edges=False)
+        if module.use_rgb:
+            if (regions.is_soft or regions.edges is not None) and options.soft_masks == "published":
+                raise NotExact("the map is soft (accelerate(..., soft_masks='blend') mixes the styles by weight instead)")
+            if isinstance(found, CodesAt):
+                wanted = range(count) if regions.is_soft else regions.present
+                codes = self._stacked(module, found, obj_dic, wanted, x.shape[0])
+            shape = (x.shape[0], count, self.code_length(module))
+            if not isinstance(codes, Tensor) or codes.shape != shape:
+                raise NotExact(f"the style codes are not of shape {shape}")
+        return layers.sean_norm(module, _laid_out(x, options), regions, codes, noise=options.noise)
+
+    def _stacked(self, module: Any, at: CodesAt, obj_dic: Any, wanted: Iterable[int], batch: int) -> Tensor:
+        """The codes of obj_dic, (B, K, S); zeros for regions that no pixel has."""
+        weight, length = module.conv_gamma.weight, self.code_length(module)
+        codes = list(weight.new_zeros((self.regions(module) or 0, length)))
+        for region in wanted:
+            code = at.code(obj_dic, region)
+            if code is None:
+                raise NotExact(f"obj_dic has no style code of region {region}")
+            if code.numel() != length or code.dtype != weight.dtype or code.device != weight.device:
+                raise NotExact(f"obj_dic's code of region {region} is not {length} numbers of the layer's dtype and device")
+            codes[region] = code.reshape(length)
+        return torch.stack(codes).expand(batch, -1, -1)
+
+
+class _Clade(Contract):
+    """CLADE normalisation."""
+
+    kind = "clade"
+    attributes = ("class_specified_affine", "param_free_norm")
+    known = ("class_specified_affine.weight", "class_specified_affine.bias")
+
+    def problem(self, module: Any) -> str | None:
+        affine = module.class_specified_affine
+        weight, bias = getattr(affine, "weight", None), getattr(affine, "bias", None)
+        problem = _norm_problem(module.param_free_norm)
+        if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or weight.dim() != 2 or bias.dim() != 2:
+            return problem or "class_specified_affine does not hold weight and bias (K, C)"
+        return problem or _regions_problem(weight.shape[0])
+
+    def regions(self, module: Any) -> int | None:
+        count: int = module.class_specified_affine.weight.shape[0]
+        return count
+
+    def channels(self, module: Any) -> int:
+        count: int = module.class_specified_affine.weight.shape[1]
+        return count
+
+    def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Tensor:
+        x, segmap = inputs
+        _check_map(x, segmap, self.regions(module))
+        _check_norm(module.param_free_norm)
+        regions = regions_of(segmap, _size(x), options.num_regions, edges=False)
+        if regions.is_soft or regions.edges is not None:
+            raise NotExact("the map is not one-hot")
+        return layers.clade_norm(module, _laid_out(x, options), regions)
+
+
+class _StyleEncoder(Contract):
+    """An encoder (``model``, a Sequential that ends in tanh) whose features are averaged over every region."""
+
+    kind = "style_encoder"
+    attributes = ("model",)
+    known = ("model.",)
+
+    def recognises(self, module: nn.Module) -> bool:
+        model = getattr(module, "model", None)
+        if not isinstance(model, nn.Sequential) or len(model) < 2 or not isinstance(model[-1], nn.Tanh):
+            return False
+        return required(original_class(module).forward) == 2
+
+    def parts(self, module: nn.Module) -> Iterable[nn.Module]:
+        return [child for name, child in module.named_children() if name != "model"]
+
+    def problem(self, module: Any) -> str | None:
+        return None
+
+    def channels(self, module: Any) -> int:
+        return next(m for m in module.model.modules() if isinstance(m, nn.Conv2d)).in_channels
+
+    def inputs(self, module: Any, batch: int, which: Sequence[int] | None = None) -> list[Tensor | None]:
+        return [torch.randn(batch, self.channels(module), 20, 24), _blocks(range(3), 3, batch, (20, 24))]
+
+    def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Tensor:
+        image, segmap = inputs
+        _check_map(image, segmap)
+        regions = regions_of(segmap, _size(image), options.num_regions, edges=False)
+        if (regions.is_soft or regions.edges is not None) and options.soft_masks == "published":
+            raise NotExact("the map is soft (accelerate(..., soft_masks='blend') takes weighted means instead)")
+        pooled: Tensor = masked_roi_pool(module.model(image), regions, mode="mean")[0]
+        return pooled
+
+
+CONTRACTS: dict[str, Contract] = {contract.kind: contract for contract in (_Sean(), _Spade(), _Clade(), _StyleEncoder())}
+
+
+def contract_of(module: nn.Module) -> Contract | None:
+    """Return the contract that the module's attributes point to, or None."""
+    return next((contract for contract in CONTRACTS.values() if contract.recognises(module)), None)

@@ -1,0 +1,409 @@
+"""The check before our form stands for a layer's own forward: both run on a copy with random parameters.
+
+The copy is narrow (every width of more than sixteen becomes a small one) where the layer's own forward allows it, so that a
+check costs milliseconds. A verdict holds for one state of a layer: its class, the classes and settings of its parts, its own
+attributes. Where a call finds another state (a mode switched, a part replaced, a bias gone), the check is made again.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from . import maps
+from .contracts import Contract, Options, codes_in, hooked, original_class, positional
+from .maps import NotExact
+
+_PLAIN = frozenset((str, bool, int, float, type(None)))
+_MOST_STATES = 8
+_WIDE = 16
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found."""
+
+    problem: str | None
+    """Why our form may not stand for the layer's own forward; None: it may."""
+    note: str = ""
+    error: float | None = None
+    """Largest difference of the outputs, relative to the largest output; None: not checked."""
+    found: Any = None
+    """What the contract's forward needs to know."""
+
+
+class _Touched(BaseException):
+    """The layer's own forward looked at what it was not expected to need. No Exception: it must not be caught there."""
+
+
+class _Tripwire:
+    """Stands for an argument and raises at any use. (Nothing is really done with it: a layer may write files.)"""
+
+    def _touch(self, *args: Any, **kwargs: Any) -> Any:
+        raise _Touched
+
+    __getattr__ = __getitem__ = __iter__ = __len__ = __contains__ = __bool__ = __fspath__ = _touch
+    __eq__ = __str__ = __add__ = __radd__ = _touch
+    __hash__ = None  # type: ignore[assignment]
+
+
+# --- states ---------------------------------------------------------------------------------------------------------------
+
+
+def _setting(value: Any) -> Any:
+    """What of an attribute may decide how a forward works: plain values and functions themselves, of all else the class."""
+    if type(value) in _PLAIN or callable(value):
+        return value if not isinstance(value, nn.Module) else type(value)
+    if type(value) in (tuple, list):
+        return tuple(map(_setting, value))
+    return type(value)
+
+
+def _parts(module: nn.Module, contract: Contract) -> Iterator[nn.Module]:
+    yield module
+    waiting = list(contract.parts(module))
+    for part in waiting:
+        yield part
+        waiting.extend(filter(None, part._modules.values()))
+
+
+def state_of(module: nn.Module, contract: Contract) -> Hashable:
+    """Return what decides, beside the values of tensors and whether it trains, how a layer's own forward works.
+
+    Raises:
+        NotExact: a part that our form reads without calling it has a hook.
+    """
+    state: list[Any] = []
+    for part in _parts(module, contract):
+        if part is not module and hooked(part):
+            raise NotExact("one of its sub-modules has a hook now")
+        state.append(type(part))
+        if type(part) is nn.Linear:  # SEAN has dozens; weight and bias say all
+            continue
+        tensors: list[str] = []  # a DataParallel replica has its parameters as attributes
+        for name, value in part.__dict__.items():
+            if name in _PASSED_OVER:
+                if name == "_parameters":
+                    tensors += [key for key, parameter in value.items() if parameter is not None]
+            elif type(value) in _PLAIN:
+                state += name, value
+            elif isinstance(value, Tensor):
+                tensors.append(name)
+            else:
+                state += name, _setting(value)
+        state += sorted(tensors)
+    return tuple(state)
+
+
+# torch's own attributes, and those of replicas; synchronised norms are asked at every call whether they are parallel
+_PASSED_OVER = frozenset((*vars(nn.Module()), "_is_replica", "_former_parameters", "_is_parallel"))
+_verdicts: dict[Hashable, Verdict] = {}
+_states: WeakKeyDictionary[nn.Module, set[Hashable]] = WeakKeyDictionary()
+
+
+def verdict(
+    module: nn.Module, contract: Contract, options: Options, given: Mapping[str, Any], names: Sequence[str]
+) -> Verdict:
+    """Return the verdict for a call of a layer in its present state, from memory or by a check.
+
+    Args:
+        module: the layer.
+        contract: its kind.
+        options: of our form.
+        given: the call's arguments by name.
+        names: the names of the own forward's arguments in order.
+
+    Raises:
+        NotExact: no check is made, for the state changes at every call, or a part has a hook.
+    """
+    state = state_of(module, contract)
+    variant = contract.variant(given, names)
+    key = original_class(module), options, state, variant
+    if key not in _verdicts:
+        seen = _states.setdefault(module, set())
+        if len(seen) >= _MOST_STATES:
+            raise NotExact("its attributes change from call to call")
+        seen.add(key)
+        problem = contract.structure_problem(module)
+        _verdicts[key] = Verdict(problem) if problem else check(module, contract, options, given, names)
+    return _verdicts[key]
+
+
+# --- copies ---------------------------------------------------------------------------------------------------------------
+
+
+def _narrowed(module: nn.Module, contract: Contract) -> dict[int, int]:
+    """Return the small number for every width of a layer: different ones for different widths."""
+    keep = contract.regions(module)
+    widths = sorted({n for p in module.parameters() for n in p.shape if n > _WIDE and n != keep})
+    return {width: 5 + i for i, width in enumerate(widths)}
+
+
+def _shared(value: Any) -> bool:
+    """Say whether an attribute cannot be copied: the copies of a layer then share it (locks, queues)."""
+    if isinstance(value, nn.Module | Tensor | dict):
+        return False
+    try:
+        copy.deepcopy(value)
+    except Exception:
+        return True
+    return False
+
+
+def _twin(module: nn.Module, small: Mapping[int, int]) -> nn.Module:
+    """Return a copy with random parameters and statistics, always the same, so that no zero hides a difference."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, torch.Generator):
+                memo[id(value)] = value.clone_state()
+            elif _shared(value):
+                memo[id(value)] = value
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            shape = [small.get(n, n) for n in tensor.shape]
+            empty = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+            memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+    twin = copy.deepcopy(module, memo)
+    generator = torch.Generator().manual_seed(20)
+    for part in twin.modules():
+        part.__class__ = original_class(part)
+        if hasattr(part, "_is_parallel"):
+            part._is_parallel = False  # type: ignore[assignment]  # it would wait for replicas
+        for name, value in vars(part).items():
+            if type(value) is int:
+                vars(part)[name] = small.get(value, value)
+    for name, value in (*twin.named_parameters(), *twin.named_buffers()):
+        if value.is_floating_point():
+            fan_in = max(value[0].numel() if value.dim() > 1 else 4, 1)
+            drawn = torch.randn(value.shape, generator=generator) / fan_in**0.5
+            value.copy_(torch.rand(value.shape, generator=generator) + 0.5 if name.endswith("running_var") else drawn)
+    return twin
+
+
+@contextmanager
+def _undisturbed(device: torch.device) -> Iterator[None]:
+    """No gradients, no autocast, no maps of a forward that is going on, and no trace in torch's generators."""
+    devices = [device] if device.type == "cuda" else []
+    with (
+        maps.apart(),
+        torch.random.fork_rng(devices=devices),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
+
+
+# --- the check ------------------------------------------------------------------------------------------------------------
+
+
+class _Refused(Exception):
+    """Our form may not stand for the layer; the argument says why."""
+
+
+class _CannotRun(Exception):
+    """The layer's own forward does not run on this machine; the argument says why."""
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+class _Check:
+    """A way, narrow or at full width, to compare a layer with our form."""
+
+    def __init__(self, module: nn.Module, contract: Contract, options: Options, small: Mapping[int, int]) -> None:
+        self.module, self.contract, self.small = module, contract, small
+        # the noise of our form is the published one, seed for seed, whatever it will be in use
+        self.options = replace(options, noise="published")
+        parameter = next(module.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(self.dtype, 5e-2)
+
+    def copy(self, silent: bool = False) -> nn.Module:
+        """Return a copy; ``silent``: whose noise has the factor zero."""
+        try:
+            twin = _twin(self.module, self.small)
+        except Exception as error:
+            raise _Refused(f"it could not be copied for the check ({_first_line(error)})") from error
+        if silent:
+            twin.noise_var.zero_()  # type: ignore[operator]
+        return twin
+
+    def inputs(self, batch: int = 2, which: Sequence[int] | None = None) -> list[Tensor | None]:
+        torch.manual_seed(20)
+        made = self.contract.inputs(self.copy(), batch, which)
+        return [t if t is None else t.to(self.device, self.dtype) for t in made]
+
+    def theirs(self, twin: nn.Module, inputs: Sequence[Any]) -> Any:
+        """Run the layer's own forward, always from the same seed."""
+        torch.manual_seed(21)
+        try:
+            return type(twin).forward(twin, *inputs)
+        except Exception as error:
+            if self.device.type == "cpu" and any(word in str(error) for word in ("CUDA", "NVIDIA", "cuda")):
+                raise _CannotRun(str(error).splitlines()[0]) from error
+            raise _Refused(f"its own forward failed in the check ({_first_line(error)})") from error
+
+    def ours(self, twin: nn.Module, inputs: Sequence[Any], found: Any) -> Tensor:
+        torch.manual_seed(21)
+        try:
+            return self.contract.forward(twin, self.options, found, *inputs)
+        except Exception as error:
+            reason = str(error) if isinstance(error, NotExact) else _first_line(error)
+            raise _Refused(f"our form does not take it ({reason})") from error
+
+    def compare(self, inputs: Sequence[Any], found: Any = None, silent: bool = False) -> float:
+        """Compare outputs and buffers in eval and in training; return the largest relative difference of the outputs."""
+        theirs, ours = self.copy(silent), self.copy(silent)
+        largest = 0.0
+        for training in (False, True):
+            if training and self.device.type == "cpu" and any(isinstance(m, nn.SyncBatchNorm) for m in theirs.modules()):
+                continue  # torch's own does not run there
+            theirs.train(training), ours.train(training)
+            expected, result = self.theirs(theirs, inputs), self.ours(ours, inputs, found)
+            if not isinstance(expected, Tensor) or expected.shape != result.shape:
+                raise _Refused("its forward returns something else than the published layer")
+            errors = [self._difference(expected, result)]
+            errors += map(self._difference, theirs.buffers(), ours.buffers())
+            if not max(errors) <= self.tolerance:
+                mode = "training" if training else "eval"
+                raise _Refused(f"its forward does not compute the published formula (check in {mode} mode)")
+            largest = max(largest, errors[0])
+        return largest
+
+    @staticmethod
+    def _difference(a: Tensor, b: Tensor) -> float:
+        if a.numel() == 0:
+            return 0.0
+        a, b = a.double(), b.double()
+        difference = (a - b).abs().max() / a.abs().max().clamp(min=1e-30)
+        return float("inf") if difference.isnan() else float(difference)
+
+    def noise_problem(self, inputs: Sequence[Any]) -> str | None:
+        """Return how a SEAN layer's noise is another than N(0, 1) per pixel, shared by channels, before the norm; or None.
+
+        In eval the layer is affine in its input, so what its noise adds is a multiple of what its factor adds.
+        """
+        x, *rest = inputs
+        torch.manual_seed(20)
+        x = torch.randn(*x.shape[:2], 32, 32).to(x)  # two thousand numbers: the bounds below are six standard errors
+        inputs = [x, *rest]
+        silent, noisy = self.copy(silent=True).eval(), self.copy().eval()
+        plain = self.theirs(silent, inputs)
+        unit = self.theirs(silent, [x + noisy.noise_var[:, None, None], *rest]) - plain  # type: ignore[index]
+        clear = unit.abs() > 0.1 * unit.abs().max()
+        noise = torch.where(clear, (self.theirs(noisy, inputs) - plain) / unit, torch.nan)
+        one = noise.nanmedian(1, keepdim=True).values
+        known = one[~one.isnan()]
+        if not (torch.where(clear, noise - one, 0).abs() <= 20 * self.tolerance * (1 + one.abs().nan_to_num(0))).all():
+            return "its noise is not one number per pixel, shared by the channels"
+        if not (abs(known.mean()) < 0.14 and 0.9 < known.std() < 1.1):
+            return "its noise is not drawn from N(0, 1)"
+        return None
+
+    def plain(self, any_noise: bool) -> Verdict:
+        """Check a call with the contract's own inputs; ``any_noise``: of a SEAN layer's noise the distribution alone."""
+        inputs = self.inputs()
+        if self.contract.kind != "sean":
+            return Verdict(None, error=self.compare(inputs))
+        if not any_noise:
+            try:
+                return Verdict(None, error=self.compare(inputs))
+            except _Refused:
+                self.compare(inputs, silent=True)  # if this fails too, it is for another reason
+                raise _Refused(
+                    "its noise is not drawn as published (accelerate(..., noise='device') asks for its distribution alone)"
+                ) from None
+        error = self.compare(inputs, silent=True)
+        if problem := self.noise_problem(inputs):
+            raise _Refused(problem)
+        return Verdict(None, error=error)
+
+    def touches(self, inputs: Sequence[Any]) -> bool:
+        """Say whether the layer's own forward looks at one argument more."""
+        try:
+            self.theirs(self.copy(), [*inputs, _Tripwire()])
+        except _Touched:
+            return True
+        return False
+
+    def with_obj_dic(self, obj_dic: Any, batch: int, any_noise: bool) -> Verdict:
+        """Check a call of a SEAN layer with ``obj_dic``: is it passed over, or are style codes read from it, and where?"""
+        inputs = self.inputs(batch)
+        if not self.touches(inputs):
+            return self.plain(any_noise)
+        length = int(self.module.conv_gamma.in_channels) if self.module.use_rgb else 0  # type: ignore[union-attr, arg-type]
+        for at in codes_in(obj_dic, length):
+            which = [k for k in range(self.contract.regions(self.module) or 0) if at.code(obj_dic, k) is not None]
+            if which:
+                inputs = [*self.inputs(batch, which), self._random_codes(obj_dic, length)]
+                try:
+                    return Verdict(None, error=self.compare(inputs, at, silent=any_noise), found=at)
+                except _Refused:
+                    continue
+        raise _Refused("it reads obj_dic for something else than the style codes of the regions")
+
+    def _random_codes(self, at: Any, length: int) -> Any:
+        """The same containers with random codes of the copy's length."""
+        if isinstance(at, Tensor):
+            if at.numel() != length:
+                return at
+            return torch.randn([self.small.get(n, n) for n in at.shape], device=self.device, dtype=self.dtype)
+        if isinstance(at, Mapping):
+            return {key: self._random_codes(value, length) for key, value in at.items()}
+        return [self._random_codes(value, length) for value in at] if isinstance(at, list | tuple) else at
+
+
+def check(
+    module: nn.Module,
+    contract: Contract,
+    options: Options,
+    given: Mapping[str, Any] | None = None,
+    names: Sequence[str] = (),
+) -> Verdict:
+    """Compare our form with the module's own; narrow copies first, and what they refuse at full width.
+
+    Args:
+        module: a layer without a structural problem.
+        contract: its kind.
+        options: of our form.
+        given: the arguments, by name, of the call that is to be made; None: none is.
+        names: the names of the own forward's arguments in order.
+    """
+    given = given or {}
+    obj_dic = given.get(names[3]) if contract.kind == "sean" and len(names) > 3 else None
+    any_noise = options.noise == "device"
+    small = _narrowed(module, contract)
+    with _undisturbed(next(module.parameters()).device):
+        for narrow in (small, {}) if small else ({},):
+            tried = _Check(module, contract, options, narrow)
+            try:
+                if obj_dic is not None:
+                    return tried.with_obj_dic(obj_dic, min(2, len(given[names[0]])), any_noise)
+                return tried.plain(any_noise)
+            except _CannotRun as reason:
+                return Verdict(None, f"unchecked: its own forward needs CUDA ({reason})")
+            except _Refused as reason:
+                problem = str(reason)
+    return Verdict(problem)
+
+
+def reads_obj_dic(module: nn.Module, contract: Contract, options: Options) -> bool:
+    """Say whether a SEAN layer, in its present state, looks at ``obj_dic``: then only a call can tell what for."""
+    if contract.kind != "sean" or len(positional(original_class(module).forward)) < 4:
+        return False
+    with _undisturbed(next(module.parameters()).device):
+        tried = _Check(module, contract, options, _narrowed(module, contract))
+        try:
+            return tried.touches(tried.inputs())
+        except (_Refused, _CannotRun):
+            return False
