@@ -541,11 +541,11 @@ def as_region_map(regions: RegionMap | Tensor, num_regions: int | None = None) -
 
     Raises:
         TypeError: anything else.
+        ValueError: a sparse or a nested tensor.
     """
     if isinstance(regions, RegionMap):
         return regions
-    if not isinstance(regions, Tensor):
-        raise TypeError(f"regions: expected a RegionMap or a tensor (B, K, H, W), got {described(regions)}")
+    check_tensor("as_region_map", "regions", regions, "a RegionMap or a tensor (B, K, H, W)")
     if regions.dim() == 4 and not regions.requires_grad:
         channels = regions.shape[1]
         for count in (channels, channels - 1) if num_regions is None else (num_regions,):

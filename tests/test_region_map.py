@@ -222,6 +222,7 @@ def test_a_sample_tells_maps_that_hardly_repeat() -> None:
         (lambda: RegionMap.soft(torch.zeros(1, 3, 2, 2, device="meta")), ValueError, "weights: .* meta"),
         (lambda: RegionMap(LABELS, 5).labels_at(4), TypeError, r"size: expected two positive integers .* got 4 \(int\)"),
         (lambda: RegionMap(LABELS, 5).labels_at((4, 2.5)), TypeError, "size: expected two positive integers .* got 2.5"),
+        (lambda: as_region_map(torch.ones(1, 3, 2, 2).to_sparse()), ValueError, "as_region_map: regions: .*sparse_coo"),
         (lambda: as_region_map("face"), TypeError, "regions: expected a RegionMap"),  # type: ignore[arg-type]
     ],
 )
