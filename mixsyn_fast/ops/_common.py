@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import math
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from numbers import Real
@@ -17,6 +17,7 @@ from torch.library import CustomOpDef  # type: ignore[attr-defined]  # handed on
 from .. import backend
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_LARGEST = sys.float_info.max
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -91,7 +92,7 @@ def check_labels(op: str, argument: str, t: object, expected: str = "a tensor") 
 
 
 def check_number(
-    op: str, argument: str, value: Any, low: float = -math.inf, high: float = math.inf, expected: str = "a finite number"
+    op: str, argument: str, value: Any, low: float = -_LARGEST, high: float = _LARGEST, expected: str = "a finite number"
 ) -> float:
     """Return an argument that is a number as a float.
 
@@ -99,7 +100,7 @@ def check_number(
         op: what was called.
         argument: its name.
         value: a number of Python or numpy, or a tensor of none dimensions.
-        low: the least value.
+        low: the least value; infinite ones are outside of the defaults.
         high: the largest value.
         expected: the words of the message.
 
@@ -112,7 +113,7 @@ def check_number(
         if not (scalar or isinstance(value, Real | torch.SymFloat | torch.SymInt)) or isinstance(value, bool):
             fail(op, argument, expected, described(value), TypeError)
     number = float(value)
-    if not (low <= number <= high) or math.isinf(number):
+    if not low <= number <= high:  # so is NaN
         fail(op, argument, expected, number)
     return number
 

@@ -14,7 +14,7 @@ import torch
 
 import mixsyn_fast
 from mixsyn_fast import StyleLayout, use_backend
-from mixsyn_fast.ops._common import check_flag, check_integer, check_number
+from mixsyn_fast.ops._common import check_flag, check_integer, check_number, int32
 
 X, LABELS, LAYOUT = torch.randn(2, 4, 3, 3), torch.zeros(2, 3, 3, dtype=torch.int64), StyleLayout.of([4], [2])
 TENSOR, OPTIONAL, INTEGER, NUMBER, POSITIVE, FLAG, CHOICE, OTHER = (
@@ -144,6 +144,25 @@ def test_checks_return_plain_numbers() -> None:
         check_integer("f", "n", 2**100, 1, 5)
     with pytest.raises(TypeError, match=r"^f: n: expected 1 to 5, got '.{40,56}\.\.\. \(str\)$"):
         check_integer("f", "n", "x" * 999, 1, 5)
+
+
+def test_integers_beyond_32_bits_stay_out_of_range() -> None:
+    """On a GPU nothing is looked at on the way: the kernels' own check meets the ends."""
+    wide = torch.tensor([2**32 + 1, -(2**32), -1, 5, 2**31 - 1, 2**63 - 1])
+    assert int32(wide).tolist() == [2**31 - 1, -(2**31), -1, 5, 2**31 - 1, 2**31 - 1]
+    assert int32(wide).dtype == torch.int32
+
+
+def test_checks_are_traced() -> None:
+    """Numbers that change from call to call under torch.compile, without graph break."""
+
+    def f(eps: float, regions: int) -> torch.Tensor:
+        y = mixsyn_fast.region_norm(X, LABELS, CALLS["region_norm"][0]["table"], eps=eps, negative_slope=eps)
+        return y + mixsyn_fast.label_patterns(LABELS, regions, 1, max_rows=99)[0][:, None]
+
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    for eps, regions in ((1e-5, 3), (1.0, 4), (3e-2, 5)):
+        assert torch.equal(compiled(eps, regions), f(eps, regions))
 
 
 def test_messages_of_kernels_name_no_source_file() -> None:
