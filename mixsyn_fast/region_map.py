@@ -29,8 +29,8 @@ from .ops.label_patterns import MAX_REGIONS, label_patterns
 
 Size = tuple[int, int]
 _T = TypeVar("_T")
-_LEAST_SAMPLE = 1024  # pixels; smaller maps are analysed whole, in a fraction of a millisecond
-_HARDLY_REPEATS = 0.85  # distinct 3x3 patterns per pixel of a sample, above which the whole map is taken to be like it
+_LEAST_SAMPLE = 512  # pixels; smaller maps are analysed whole, in a fraction of a millisecond
+_HARDLY_REPEATS = 0.85  # distinct patterns per pixel of a sample, above which the whole map is taken to be like it
 
 
 class Patterns(NamedTuple):
@@ -417,11 +417,15 @@ class RegionMap:
             lambda: Patterns(*label_patterns(labels, self.num_regions, radius, edges=self.edges_at(size), per_image=key[3])),
         )
 
-    def distinct_share(self, size: Size | None = None) -> float:
-        """Return a cheap estimate from below of the 3x3 label patterns per pixel at a size, in [0, 1].
+    def distinct_share(self, size: Size | None = None, radius: int = 2) -> float:
+        """Return a cheap estimate from below of the distinct label neighbourhoods per pixel at a size, in [0, 1].
 
-        On a large map whose 3x3 neighbourhoods, in a band of an eighth of its rows, nearly all differ (label noise), that
-        share; otherwise 0, for a few rows say little of how often the others repeat theirs.
+        On a large map whose neighbourhoods, in a band of an eighth of its rows, nearly all differ (label noise), that share;
+        otherwise 0, for a few rows say little of how often the others repeat theirs.
+
+        Args:
+            size: (h, w), None for full resolution.
+            radius: 0, 1 or 2.
         """
         labels, size = self._hard("distinct_share"), self._checked(size)
         band = size[0] // 8
@@ -433,10 +437,10 @@ class RegionMap:
             sample = self.labels_at(size)[:, first : first + band].contiguous()
             edges = self.edges_at(size)
             edges = None if edges is None else edges[:, first : first + band].contiguous()
-            share = len(label_patterns(sample, self.num_regions, 1, edges=edges)[1]) / sample.numel()
+            share = len(label_patterns(sample, self.num_regions, radius, edges=edges)[1]) / sample.numel()
             return share if share > _HARDLY_REPEATS else 0.0
 
-        return self._cached(("distinct_share", size), make)
+        return self._cached(("distinct_share", size, radius), make)
 
     def plan(self, size: Size | None = None, per_image: bool = False) -> PatternPlan:
         """Return the index tensors of SPADE's (and, ``per_image``, SEAN's) tables at a size; see :class:`PatternPlan`."""

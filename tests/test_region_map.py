@@ -169,13 +169,15 @@ def noise(cell: int, size: int = 96, regions: int = 19) -> torch.Tensor:
 
 
 def test_a_sample_tells_maps_that_hardly_repeat() -> None:
-    assert RegionMap(noise(1), 19).distinct_share() > 0.85
-    assert RegionMap(noise(2), 19).distinct_share() > 0.85
-    assert RegionMap(noise(8), 19).distinct_share() == 0
-    assert RegionMap(noise(1, regions=2), 2).distinct_share() == 0  # 512 patterns of 3x3 at most
+    for radius in (1, 2):
+        assert RegionMap(noise(1), 19).distinct_share(radius=radius) > 0.85
+        assert RegionMap(noise(2), 19).distinct_share(radius=radius) > 0.85
+        assert RegionMap(noise(8), 19).distinct_share(radius=radius) == 0
+    assert RegionMap(noise(4), 19).distinct_share(radius=2) > 0.85 and RegionMap(noise(4), 19).distinct_share(radius=1) == 0
+    assert RegionMap(noise(1, regions=2), 2).distinct_share(radius=1) == 0  # 512 patterns of 3x3 at most
     assert RegionMap(noise(1), 19).distinct_share((16, 16)) == 0  # too few pixels to sample
     with_edges = RegionMap(torch.zeros_like(noise(1)), 1, edges=noise(1, regions=2).bool())
-    assert 0 <= with_edges.distinct_share() < 0.85
+    assert with_edges.distinct_share() > 0.85 and with_edges.distinct_share(radius=1) == 0  # edges are part of a pattern
 
 
 @pytest.mark.parametrize(

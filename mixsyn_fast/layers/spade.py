@@ -104,11 +104,11 @@ def prefers_table(
 
     # Counting the patterns of a map that hardly repeats costs up to a tenth of a layer, so a sample may tell first, and the
     # 3x3 patterns, of which there are never more, before the 5x5 ones.
-    share = pixels * regions.distinct_share(size)
-    if cost(share, share) > bound:
+    wide = pixels * regions.distinct_share(size, 2)
+    if wide > 0 and cost(pixels * regions.distinct_share(size, 1), wide) > bound:
         return False
     near = len(regions.patterns(size, 1, of_classes).patterns)
-    if cost(near, near) > bound:
+    if cost(near, max(near, wide)) > bound:
         return False
     return cost(near, len(regions.patterns(size, 2, per_image or of_classes).patterns)) <= bound
 
