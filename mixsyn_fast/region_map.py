@@ -22,6 +22,7 @@ from .ops._common import (
     check_integer,
     check_labels,
     check_tensor,
+    check_values,
     described,
     fail,
 )
@@ -106,7 +107,7 @@ class RegionMap:
         edges: Tensor | None = None,
     ) -> None:
         check_labels("RegionMap", "labels", labels)
-        _check_values("labels", labels)
+        check_values("RegionMap", "labels", labels)
         num_regions = check_integer("RegionMap", "num_regions", num_regions, 1, MAX_REGIONS)
         if ignore_index is not None:
             ends = torch.iinfo(torch.int64)
@@ -171,7 +172,7 @@ class RegionMap:
         check_tensor("RegionMap", "mask", mask)
         if mask.dim() != 4:
             fail("RegionMap", "mask", "shape (B, K, H, W)", f"shape {tuple(mask.shape)}")
-        _check_values("mask", mask)
+        check_values("RegionMap", "mask", mask)
         regions = check_integer(
             "RegionMap", "num_regions", mask.shape[1] if num_regions is None else num_regions, 1, MAX_REGIONS
         )
@@ -222,7 +223,7 @@ class RegionMap:
         if not 1 <= weights.shape[1] <= MAX_REGIONS:
             fail("RegionMap", "weights", f"1 to {MAX_REGIONS} channels", weights.shape[1])
         if check:
-            _check_values("weights", weights)
+            check_values("RegionMap", "weights", weights)
         if check and weights.numel() and not bool((torch.isfinite(weights) & (weights >= 0)).all()):
             fail("RegionMap", "weights", "finite values, not negative", "other values")
         if weights.is_inference():  # the map may be used in training later
@@ -501,11 +502,6 @@ class RegionMap:
         hidden = shared.patterns + torch.arange(9, device=self.device, dtype=torch.int32) * codes
         centre = own.index.reshape(-1)[pixel]
         return PatternPlan(wide.index, hidden, self._row_index(pixel, size, shared), self._style_index(own), centre)
-
-
-def _check_values(argument: str, t: Tensor) -> None:
-    if t.is_meta:
-        fail("RegionMap", argument, "a tensor with values", "a tensor on the device meta, which has a shape alone")
 
 
 def labels_of_onehot(onehot: Tensor) -> Tensor | None:

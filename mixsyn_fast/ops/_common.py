@@ -81,6 +81,12 @@ def check_tensor(op: str, argument: str, t: object, expected: str = "a tensor") 
         fail(op, argument, f"{expected} with dense memory", kind)
 
 
+def check_values(op: str, argument: str, t: Tensor) -> None:
+    """Raise ValueError for a tensor on the device meta, where its values have to be looked at."""
+    if t.is_meta:
+        fail(op, argument, "a tensor with values", "a tensor on the device meta, which has a shape alone")
+
+
 def check_labels(op: str, argument: str, t: object, expected: str = "a tensor") -> None:
     """Raise unless ``t`` is a label map (B, H, W) of integers: TypeError by type and dtype, ValueError by shape."""
     check_tensor(op, argument, t, expected)

@@ -27,6 +27,7 @@ from ._common import (
     check_integer,
     check_labels,
     check_tensor,
+    check_values,
     explain,
     fail,
     int32,
@@ -162,6 +163,7 @@ def label_patterns(
     """
     op = "label_patterns"
     check_labels(op, "labels", labels)
+    check_values(op, "labels", labels)
     num_regions = check_integer(op, "num_regions", num_regions, 1, MAX_REGIONS)
     radius = check_integer(op, "radius", radius, 0, 2, "0, 1 or 2")
     per_image = check_flag(op, "per_image", per_image)

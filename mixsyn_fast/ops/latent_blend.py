@@ -207,7 +207,8 @@ def _decisive(a: Tensor, b: Tensor, logits: Tensor, channels: Sequence[int], q_o
 def _layer_of_channel(channels: Sequence[int], device: torch.device) -> Tensor:
     """The layer (S,) to which each channel belongs."""
     layers = torch.arange(len(channels), device=device)
-    return layers.repeat_interleave(torch.tensor(list(channels), dtype=torch.int64, device=device))
+    counts = torch.tensor(list(channels), dtype=torch.int64, device=device)
+    return layers.repeat_interleave(counts, output_size=sum(channels))
 
 
 def _flat_decisive(a: Tensor, b: Tensor, logits: Tensor, channels: Sequence[int], q_on_b: bool) -> Tensor:

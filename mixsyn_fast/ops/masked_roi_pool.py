@@ -31,6 +31,7 @@ from ._common import (
     check_kernel_dtype,
     check_labels,
     check_tensor,
+    check_values,
     dense,
     described,
     explain,
@@ -255,6 +256,8 @@ def _check(features: Sequence[Tensor], regions: RegionMapLike | Tensor, num_regi
             fail(op, "regions", "at least one pixel", f"size {tuple(size)}")
         if tensor.shape[2] * tensor.shape[3] >= 2**31:
             fail(op, "features", "fewer than 2^31 pixels", tensor.shape[2] * tensor.shape[3])
+    if isinstance(regions, Tensor):
+        check_values(op, "regions", regions)
     assert count is not None
     return count
 

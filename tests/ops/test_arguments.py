@@ -146,6 +146,23 @@ def test_checks_return_plain_numbers() -> None:
         check_integer("f", "n", "x" * 999, 1, 5)
 
 
+@pytest.mark.parametrize("op", CALLS)
+def test_meta_tensors_alone_give_shapes_or_our_error(op: str) -> None:
+    good, _ = CALLS[op]
+    function: Callable[..., Any] = getattr(mixsyn_fast, op)
+    on_meta = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in good.items()}
+    if op in ("label_patterns", "masked_roi_pool"):
+        with pytest.raises(ValueError, match=rf"^{op}: (labels|regions): expected a tensor with values, got .* device meta"):
+            function(**on_meta)
+        return
+    shapes = []
+    for arguments in (on_meta, good):
+        given = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
+        found = function(**given)
+        shapes.append([t.shape for t in ([found] if isinstance(found, torch.Tensor) else found)])
+    assert shapes[0] == shapes[1]
+
+
 def test_integers_beyond_32_bits_stay_out_of_range() -> None:
     """On a GPU nothing is looked at on the way: the kernels' own check meets the ends."""
     wide = torch.tensor([2**32 + 1, -(2**32), -1, 5, 2**31 - 1, 2**63 - 1])
