@@ -436,6 +436,27 @@ MUTATIONS = [
         "tests/layers/test_fusion.py -k columns",
     ),
     Mutation(
+        "arguments: integers beyond 32 bits wrap",
+        "mixsyn_fast/ops/_common.py",
+        "t = t.clamp(_INT32.min, _INT32.max)",
+        "t = t.clone()",
+        "tests/ops/test_region_norm.py -k out_of_range",
+    ),
+    Mutation(
+        "loader: an order that changed goes on in the middle",
+        "models/data/loader.py",
+        'self._drawn = 0 if changed else int(state["batches"])',
+        'self._drawn = int(state["batches"])',
+        "tests/models/data/test_loader.py -k anew",
+    ),
+    Mutation(
+        "training: other class names are passed over",
+        "models/training/initial.py",
+        "for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b",
+        "for i, (a, b) in enumerate(zip(before, now, strict=True)) if a is None",
+        "tests/models/training/test_loop.py -k class_names",
+    ),
+    Mutation(
         "region map: rule of nearest pixels",
         "mixsyn_fast/nearest.py",
         "source = torch.floor(torch.arange(size, dtype=torch.float32, device=device) * scale).to(torch.int64)",
