@@ -31,6 +31,7 @@ LOOP = {
     "--schedule.warmup": 0, "--schedule.step-size": 10000, "--schedule.gamma": 0.1, "--ema-decay": 0.999,
     "--deterministic": False, "--log-every": 10, "--sheet-every": 500, "--sheet-images": 4, "--validate-every": 1000,
     "--validate-images": 64, "--save-every": 500, "--keep-last": 3, "--best": "psnr", "--resume": "auto",
+    "--drop-last": True, "--rename-classes": False, "--init-from": "",
     "--plan": "auto", "--backend": "auto", "--timeout": 600.0,
 }
 RECONSTRUCTION = {
