@@ -25,12 +25,7 @@ def test_a_file_is_of_the_schema_and_the_tables_print_it(path: Path) -> None:
         assert row["case"].removeprefix(f"{row['op']}/") in printed, row["case"]
 
 
-TO_MEASURE = ("models_cpu.json", "models_cpu_more.json", "models_cpu_training.json", "ops_cpu_all_layouts.json")
-"""Files from before this was asked for: to be measured again, and then this goes."""
-_AGAIN = pytest.mark.xfail(reason="to be measured again: make bench-again", strict=False)
-
-
-@pytest.mark.parametrize("path", [pytest.param(p, id=p.name, marks=[_AGAIN] if p.name in TO_MEASURE else []) for p in FILES])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_file_was_made_from_a_commit(path: Path) -> None:
     """Of code that somebody can check out: `python -m benchmarks.again --uncommitted` measures the others again."""
     assert schema.load(path)["machine"]["uncommitted_changes"] is False

@@ -1199,7 +1199,9 @@ class Optional(nn.Module):
 
 
 def test_layers_that_take_a_map_and_are_not_known_are_listed() -> None:
-    model = nn.ModuleDict({"a": Block(Named(4, 3)), "b": Block(pub.SPADE(4, 3)), "c": Block(nn.Bilinear(2, 2, 2)), "d": Optional()})
+    model = nn.ModuleDict(
+        {"a": Block(Named(4, 3)), "b": Block(pub.SPADE(4, 3)), "c": Block(nn.Bilinear(2, 2, 2)), "d": Optional()}
+    )
     report = accelerate(model)
     told = {entry.name: entry for entry in report.left}
     assert set(told) == {"a.norm", "c", "d"} and report.count("spade") == 1  # the innermost; torch's own are none
@@ -1343,8 +1345,8 @@ class Watched(pub.SPADE):
 
     def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
         factor = self.opt.factor * self.table["factor"] * float(self.number) * float(self.plain)
-        doubled = (self.mode is Mode.B) + ("b" in self.names) + bool(self.switch) + self.opt.inner["on"] + hasattr(self, "later")
-        return super().forward(x, segmap) * factor * (1 + doubled)
+        switches = self.mode is Mode.B, "b" in self.names, bool(self.switch), self.opt.inner["on"], hasattr(self, "later")
+        return super().forward(x, segmap) * factor * (1 + sum(switches))
 
 
 WATCHED = {
