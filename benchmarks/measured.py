@@ -391,9 +391,9 @@ def document(results: Results) -> str:
     """Return docs/measured.md."""
     double = max(float(row["facts"].get("float64_error", 0)) for name in GENERATORS for row in results[name]["rows"])
     parts = {
-        "generators": generators, "instruction_sets": instruction_sets, "foreign": foreign, "ops": ops, "other_rows": other_rows, "lost": lost,
-        "missed": missed, "training": training, "mixsyn": mixsyn, "errors": errors, "choices": choices, "files": files,
-        "temporary": temporary, "rates": rates,
+        "generators": generators, "instruction_sets": instruction_sets, "foreign": foreign, "ops": ops, "lost": lost,
+        "other_rows": other_rows, "missed": missed, "training": training, "mixsyn": mixsyn, "errors": errors,
+        "choices": choices, "files": files, "temporary": temporary, "rates": rates,
     }  # fmt: skip
     text = _TEXT
     for name, make in parts.items():
