@@ -15,10 +15,12 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 from . import schema
 from .timing import machine_line
 
+ROOT = Path(__file__).resolve().parents[1]
 _HALF = (
     "--seconds 0.5 --repeat 9 --modes forward,backward --cases 'attention_pair/k16/n128|roi_pool/.*k151/4x64|"
     "roi_pool/mean/k19/1x512|latent_blend|region_norm/table/batch/1x(128|256|512|1024x16)|label_patterns/face/1x256'"
@@ -30,6 +32,7 @@ _FACADES = "--data $MIXSYN_FAST_DATA/cmp_facade --size 128"
 
 # file -> (minutes on two cores, commands without their --out); variables of the environment are filled in
 FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
+    "accelerate_cpu.json": (3, "run_accelerate --seconds 6 --repeat 15"),
     "mixsyn_cpu.json": (9, "run_mixsyn --data $MIXSYN_FAST_DATA/cmp_facade --sizes 256 --repeat 5"),
     "mixsyn_training_cpu.json": (7, f"run_training --model mixsyn {_FACADES} --batch-size 4"),
     "models_cpu.json": (9, "run_models --repeat 5 --seconds 30 --cases '^(sean/k19/b[14]|spade/k151/b1)/forward'"),
@@ -76,7 +79,7 @@ _FOLDERS = {"plot_ops", "winners"}  # commands that know their files' names, and
 def command(text: str, name: str) -> list[str]:
     """Return the arguments of a process that makes the file `name`."""
     module, *words = shlex.split(os.path.expandvars(text))
-    out = [] if module in _FOLDERS else ["--out", str(schema.RESULTS / name)]
+    out = [] if module in _FOLDERS else ["--out", str((schema.RESULTS / name).relative_to(ROOT))]
     return [sys.executable, "-m", f"benchmarks.{module}", *words, *out]
 
 
@@ -108,7 +111,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name in wanted:
         for text in FILES[name][1:]:
             print(f"python -m benchmarks.{text}", flush=True)
-            if subprocess.call(command(str(text), name)) not in (0, 1):  # 1: a row is lost, which the documents say
+            if subprocess.call(command(str(text), name), cwd=ROOT) not in (
+                0,
+                1,
+            ):  # 1: a row is lost, which the documents say
                 return 2
     return 0
 

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from mixsyn_fast.progress import progress
-from mixsyn_fast.writing import jsonable, written_whole
+from mixsyn_fast.writing import jsonable
 
 from . import run_ops, schema, tables
 from .cases import Labels
+from .figure import save as save_figure
 from .ops.attention import AttentionCase, PairBench
 from .ops.masked_roi_pool import PoolBench, PoolCase
 from .schema import PICTURES, RESULTS
@@ -122,8 +123,7 @@ def plots_of(result: Mapping[str, Any], folder: Path, device: str) -> list[Path]
         axes.legend(fontsize=8)
         figure.text(0.01, -0.02, machine_line(result["machine"]), fontsize=5, color="#555555")
         files.append(folder / f"{stem}_{device}.png")
-        with written_whole(files[-1]) as temporary:
-            figure.savefig(temporary, dpi=150, bbox_inches="tight")
+        save_figure(figure, files[-1], dpi=150, bbox_inches="tight")
         pyplot.close(figure)
     return files
 

@@ -6,14 +6,15 @@ python -m benchmarks.plot_times [--out FILE.png]
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mixsyn_fast.measure.contest import is_ours
-from mixsyn_fast.writing import written_whole
 
 from . import schema
+from .figure import save
 from .tables import seconds
 
 # (text, file, beginning of the case, mode, contender in plain PyTorch)
@@ -47,7 +48,6 @@ def bars(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float, flo
 def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
     """Write the chart, with a palette of few colours; ImportError without matplotlib and pillow."""
     import matplotlib
-    from PIL import Image
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -69,11 +69,7 @@ def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
     names = dict.fromkeys(name for _, name, *_ in BARS)
     machines = dict.fromkeys(f"{results[n]['machine']['cpu']}, {results[n]['machine']['cores']} cores" for n in names)
     figure.supxlabel(f"time of the same work, shorter is better; {'; '.join(machines)}; float32", fontsize=8)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-        with Image.open(temporary) as image:
-            few = image.convert("RGB").quantize(64)
-        few.save(temporary, format="PNG", optimize=True)
+    save(figure, path, dpi=110, shows=json.dumps(found))
     pyplot.close(figure)
     return path
 

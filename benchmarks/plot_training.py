@@ -13,7 +13,7 @@ from typing import Any
 
 from mixsyn_fast.models.training.run import read_log
 
-from mixsyn_fast.writing import written_whole
+from .figure import save
 
 SKIPPED = ("lr/", "loss_scale/")
 
@@ -56,8 +56,7 @@ def plot(runs: list[Path], out: Path) -> None:
         axis.set(title=name.replace("/", ": ").replace("_", " "), xlabel="step")
         axis.grid(alpha=0.3)
     axes.flat[0].legend()
-    with written_whole(out) as temporary:
-        figure.savefig(temporary, dpi=80)
+    save(figure, out, dpi=80)
     pyplot.close(figure)
 
 

@@ -29,7 +29,7 @@ from mixsyn_fast.writing import jsonable
 
 from . import schema, tables
 from .schema import RESULTS, Measured
-from .timing import heading, machine_line, save
+from .timing import heading, machine_line, portable, save
 
 CONTENDERS = {"ours": [], "dense": ["--plan", "dense", "--backend", "reference"]}
 ALLOWED = 1e-3  # relative difference of the first step's losses, float32
@@ -87,8 +87,8 @@ def measure(model: str, options: list[str], *, rounds: int, steps: int) -> dict[
         "images": round(step["images_per_second"] * step["step_ms"] / 1e3),
         "data_s": {name: statistics.median(line["data_ms"] / 1e3 for line in found) for name, found in lines.items()},
     }
-    asked = {"model": model, "options": options}
-    name = f"training/{model}/{shlex.join(options)}"
+    asked = {"model": model, "options": list(map(portable, options))}
+    name = f"training/{model}/{shlex.join(asked['options'])}"
     row = schema.row(op="training", case=name, mode="training", settings=asked, contenders=entries, facts=facts)
     return {**row, "baseline": "dense"}
 

@@ -177,11 +177,17 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     }
 
 
+def portable(text: str) -> str:
+    """Return an argument as it is written down: where the real pictures lie on this machine is nobody's business."""
+    folder = os.environ.get("MIXSYN_FAST_DATA")
+    return text.replace(folder.rstrip("/"), "$MIXSYN_FAST_DATA") if folder else text
+
+
 def heading(kind: str, device: torch.device | str = "cpu", *, labels: str = "", repeat: int | None = None) -> dict[str, Any]:
     """Return a result (benchmarks/schema.py) without rows: its kind, the command that made it, machine, versions, commit."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["python", "-m", module.name] if module is not None else [Path(sys.argv[0]).name]
-    command = shlex.join([*program, *sys.argv[1:]])
+    command = shlex.join(map(portable, [*program, *sys.argv[1:]]))
     lists: dict[str, list[Any]] = {"rows": [], "left_out": [], "losses": [], "wrong": []}
     first = {"kind": kind, "command": command, "machine": machine(device), "rates": {}, "labels": labels, "repeat": repeat}
     return {**first, "seconds": None, **lists}

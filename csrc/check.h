@@ -5,10 +5,10 @@
 
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <optional>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -39,8 +39,19 @@ inline std::string shape_string(const std::vector<int64_t>& shape) {
   return out.str();
 }
 
-#define MIXSYN_CHECK(condition, op, argument, expected, ...) \
-  STD_TORCH_CHECK(condition, "mixsyn_fast::", op, ": ", argument, ": expected ", expected, ", got ", __VA_ARGS__)
+// The error of an argument. Not STD_TORCH_CHECK, which writes the function and the path of the source before the message.
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream out;
+  out << "mixsyn_fast::";
+  (out << ... << parts);
+  throw std::runtime_error(out.str());
+}
+
+#define MIXSYN_CHECK(condition, op, argument, expected, ...)                                                   \
+  do {                                                                                                         \
+    if (!(condition)) ::mixsyn_fast::fail(op, ": ", argument, ": expected ", expected, ", got ", __VA_ARGS__); \
+  } while (false)
 
 // Shape check; a negative entry of `shape` matches any size.
 inline void check_shape(const char* op, const char* argument, const Tensor& t, const std::vector<int64_t>& shape) {

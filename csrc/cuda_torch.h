@@ -46,7 +46,7 @@ class __attribute__((visibility("hidden"))) CudaScope {
 };
 
 inline void check_cuda(cudaError_t status, const char* op) {
-  STD_TORCH_CHECK(status == cudaSuccess, "mixsyn_fast::", op, ": CUDA error: ", cudaGetErrorString(status));
+  if (status != cudaSuccess) fail(op, ": CUDA error: ", cudaGetErrorString(status));
 }
 
 // Uninitialised memory on the device of `like`, from torch's caching allocator (stream-ordered, capturable).

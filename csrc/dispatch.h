@@ -3,10 +3,11 @@
 
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
 #include <type_traits>
+
+#include "check.h"
 
 namespace mixsyn_fast {
 
@@ -33,8 +34,8 @@ auto dispatch_floating(torch::headeronly::ScalarType dtype, const char* op, cons
     case ScalarType::BFloat16:
       return body(TypeTag<c10::BFloat16>{});
     default:
-      STD_TORCH_CHECK(false, "mixsyn_fast::", op, ": ", argument,
-                      ": expected float64, float32, float16 or bfloat16, got ", torch::headeronly::toString(dtype));
+      fail(op, ": ", argument, ": expected float64, float32, float16 or bfloat16, got ",
+           torch::headeronly::toString(dtype));
   }
 }
 

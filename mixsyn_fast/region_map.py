@@ -8,7 +8,7 @@ pixel rule of ``F.interpolate(mode="nearest")``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -16,7 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .nearest import resize_nearest
-from .ops._common import FLOATING, INTEGERS, fail
+from .ops._common import (
+    FLOATING,
+    check_flag,
+    check_integer,
+    check_labels,
+    check_tensor,
+    check_values,
+    described,
+    fail,
+)
 from .ops.label_patterns import MAX_REGIONS, label_patterns
 
 Size = tuple[int, int]
@@ -76,14 +85,14 @@ class RegionMap:
 
     Args:
         labels: (B, H, W) integer, values in [0, num_regions), or ``ignore_index``.
-        num_regions: K, 1 to 512.
+        num_regions: K, 1 to 512; an integer of Python or numpy, or a tensor of no dimensions.
         ignore_index: label of pixels that belong to no region (an all-zero one-hot). They add nothing to a neighbour but
             have a hidden value of their own, relu(bias + ...): another case than outside the image.
         edges: (B, H, W) bool, integer or floating with values 0 and 1: one binary channel behind the one-hot map.
 
     Raises:
-        ValueError: wrong rank or shape, labels out of range, edges not binary.
-        TypeError: labels not integer.
+        ValueError: wrong rank or shape, labels out of range, edges not binary, sparse or meta tensors.
+        TypeError: an argument of another type, labels not integer.
 
     Everything is checked once, here. Instances pickle (data-loader workers), move with :meth:`to` and pin with
     :meth:`pin_memory`; the cache travels too. Do not modify the tensors of a map: make a new map.
@@ -97,14 +106,13 @@ class RegionMap:
         ignore_index: int | None = None,
         edges: Tensor | None = None,
     ) -> None:
-        if not isinstance(labels, Tensor):
-            fail("RegionMap", "labels", "a tensor", type(labels).__name__, TypeError)
-        if labels.dim() != 3:
-            fail("RegionMap", "labels", "shape (B, H, W)", f"shape {tuple(labels.shape)}")
-        if labels.dtype not in INTEGERS:
-            fail("RegionMap", "labels", "an integer dtype", labels.dtype, TypeError)
-        if not isinstance(num_regions, int) or not 1 <= num_regions <= MAX_REGIONS:
-            fail("RegionMap", "num_regions", f"1 to {MAX_REGIONS}", num_regions)
+        check_labels("RegionMap", "labels", labels)
+        check_values("RegionMap", "labels", labels)
+        num_regions = check_integer("RegionMap", "num_regions", num_regions, 1, MAX_REGIONS)
+        if ignore_index is not None:
+            ends = torch.iinfo(torch.int64)
+            expected = "None or an integer of 64 bits"
+            ignore_index = check_integer("RegionMap", "ignore_index", ignore_index, ends.min, ends.max, expected)
         wide = labels.to(torch.int64)
         ignored = wide == ignore_index if ignore_index is not None else None
         wrong = (wide < 0) | (wide >= num_regions)
@@ -122,6 +130,7 @@ class RegionMap:
     def _binary(edges: Tensor | None, labels: Tensor) -> Tensor | None:
         if edges is None:
             return None
+        check_tensor("RegionMap", "edges", edges)
         if edges.shape != labels.shape:
             fail("RegionMap", "edges", f"shape {tuple(labels.shape)}", f"shape {tuple(edges.shape)}")
         if edges.device != labels.device:
@@ -160,9 +169,13 @@ class RegionMap:
         Raises:
             ValueError: wrong rank, or a pixel that is not one-hot.
         """
+        check_tensor("RegionMap", "mask", mask)
         if mask.dim() != 4:
             fail("RegionMap", "mask", "shape (B, K, H, W)", f"shape {tuple(mask.shape)}")
-        regions = mask.shape[1] if num_regions is None else num_regions
+        check_values("RegionMap", "mask", mask)
+        regions = check_integer(
+            "RegionMap", "num_regions", mask.shape[1] if num_regions is None else num_regions, 1, MAX_REGIONS
+        )
         if mask.shape[1] - regions not in (0, 1):
             fail("RegionMap", "mask", f"{regions} channels, or one more for edges", mask.shape[1])
         onehot = mask[:, :regions]
@@ -176,8 +189,6 @@ class RegionMap:
             )
         assert found is not None
         made = cls.__new__(cls)
-        if not 1 <= regions <= MAX_REGIONS:
-            fail("RegionMap", "num_regions", f"1 to {MAX_REGIONS}", regions)
         made._setup(
             regions,
             labels=found,
@@ -203,12 +214,16 @@ class RegionMap:
             ValueError: wrong rank, a negative weight or one that is not finite.
             TypeError: weights not floating.
         """
+        check_tensor("RegionMap", "weights", weights)
+        check = check_flag("RegionMap.soft", "check", check)
         if weights.dim() != 4:
             fail("RegionMap", "weights", "shape (B, K, H, W)", f"shape {tuple(weights.shape)}")
         if weights.dtype not in FLOATING:
             fail("RegionMap", "weights", "a floating dtype", weights.dtype, TypeError)
         if not 1 <= weights.shape[1] <= MAX_REGIONS:
             fail("RegionMap", "weights", f"1 to {MAX_REGIONS} channels", weights.shape[1])
+        if check:
+            check_values("RegionMap", "weights", weights)
         if check and weights.numel() and not bool((torch.isfinite(weights) & (weights >= 0)).all()):
             fail("RegionMap", "weights", "finite values, not negative", "other values")
         if weights.is_inference():  # the map may be used in training later
@@ -311,9 +326,13 @@ class RegionMap:
     def _checked(self, size: Size | None) -> Size:
         if size is None:
             return self.size
-        if len(size) != 2 or min(size) < 1:
-            fail("RegionMap", "size", "two positive numbers (h, w)", tuple(size))
-        return int(size[0]), int(size[1])
+        expected = "two positive integers (h, w)"
+        if not isinstance(size, Sequence):
+            fail("RegionMap", "size", expected, described(size), TypeError)
+        if len(size) != 2:
+            fail("RegionMap", "size", expected, tuple(size))
+        height, width = (check_integer("RegionMap", "size", side, 1, None, expected) for side in size)
+        return height, width
 
     def labels_at(self, size: Size | None = None) -> Tensor:
         """Return (B, h, w) int32 labels at a size, -1 where a pixel belongs to no region."""
@@ -522,11 +541,11 @@ def as_region_map(regions: RegionMap | Tensor, num_regions: int | None = None) -
 
     Raises:
         TypeError: anything else.
+        ValueError: a sparse or a nested tensor.
     """
     if isinstance(regions, RegionMap):
         return regions
-    if not isinstance(regions, Tensor):
-        raise TypeError(f"regions: expected a RegionMap or a tensor (B, K, H, W), got {type(regions).__name__}")
+    check_tensor("as_region_map", "regions", regions, "a RegionMap or a tensor (B, K, H, W)")
     if regions.dim() == 4 and not regions.requires_grad:
         channels = regions.shape[1]
         for count in (channels, channels - 1) if num_regions is None else (num_regions,):

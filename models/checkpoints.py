@@ -7,8 +7,11 @@ verified before the first value is copied.
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,16 +23,79 @@ from torch import Tensor, nn
 OPTIONAL = (r".*\.num_batches_tracked",)
 
 
-def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the state_dict in a file, tensors on the CPU.
+_PAGE = re.compile(rb"\s*(<!--.*?-->\s*)?<(!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
+_POINTER = re.compile(rb"version https://git-lfs[^\n]*\n(?:[^\n]*\n)*?size (\d+)")
+_GLOBAL = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class|tried to load) ([\w.]+)")
+
+
+def refuse_other_files(path: str | os.PathLike[str], expected: str = "a file of weights") -> None:
+    """Look at the first bytes of a file of weights for what downloads leave in its place.
+
+    Args:
+        path: of the file, which is there.
+        expected: the words of the message.
+
+    Raises:
+        ValueError: an empty file, a web page, a git-lfs pointer, an archive or a safetensors file that ends early; the
+            message names the file, what it is and what to do.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    found = ""
+    if size == 0:
+        found = "an empty file: download it again"
+    elif _PAGE.match(start.removeprefix(b"\xef\xbb\xbf")):
+        found = (
+            "a web page (HTML): the page about the file was saved, or a page that asks to log in or to confirm; "
+            "download the file itself"
+        )
+    elif start.startswith(b"version https://git-lfs"):
+        pointer = _POINTER.match(start)
+        whole = f" of {int(pointer[1]):,} bytes" if pointer else ""
+        found = f"a git-lfs pointer, which stands for a file{whole}: fetch that with `git lfs pull`, or download it"
+    elif start.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
+        found = f"an archive that ends early, after {size:,} bytes: the download was cut off; download it again"
+    elif start[8:9] == b"{" and (whole_size := _safetensors_size(path, size)) > size:
+        found = (
+            f"a safetensors file that ends early, after {size:,} of {whole_size:,} bytes: the download was cut off; "
+            "download it again"
+        )
+    if found:
+        raise ValueError(f"{os.fspath(path)}: expected {expected}, got {found}")
+
+
+def _safetensors_size(path: str | os.PathLike[str], size: int) -> int:
+    """Bytes that a safetensors file has by its own header; 0 where there is no such header."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > 100_000_000:  # the format's own limit
+            return 0
+        if 8 + length > size:
+            return 8 + length if file.read(2) == b'{"' else 0
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return 0
+    return 8 + length + max(ends, default=0)
+
+
+def read_content(path: str | os.PathLike[str], expected: str = "a state_dict (torch.save or safetensors)") -> Any:
+    """Return whatever tensors and plain containers a file of weights holds, on the CPU; no code of it runs.
+
+    Args:
+        path: .safetensors, or a file of torch.save of any other name (read with weights_only=True).
+        expected: the words of the message.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file holds anything else than one plain state_dict.
+        ValueError: the file is something else, damaged or cut off, or holds more than tensors and plain containers.
         ImportError: a .safetensors file, and safetensors is not installed.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{os.fspath(path)}: no such file (expected a state_dict: .pth or .safetensors)")
+        raise FileNotFoundError(f"{os.fspath(path)}: no such file (expected {expected})")
+    refuse_other_files(path, expected)
     if os.fspath(path).endswith(".safetensors"):
         try:
             from safetensors.torch import load_file
@@ -42,9 +108,31 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             return torch.load(path, map_location="cpu", weights_only=True)
 
     try:
-        state = read(path)
+        return read(path)
     except Exception as error:  # whatever the readers raise on bytes that are not theirs (IndexError, UnpicklingError ...)
-        raise ValueError(f"{os.fspath(path)}: expected a state_dict (torch.save or safetensors), got: {error}") from error
+        raise ValueError(f"{os.fspath(path)}: expected {expected}, got {_other_content(path, error)}") from error
+
+
+def _other_content(path: str | os.PathLike[str], error: Exception) -> str:
+    """Say what a reader met. Never in torch's words for a pickle, which advise to run the code of the file."""
+    named = _GLOBAL.search(str(error))
+    if named:
+        return f"a file that names {named[1]}: only tensors in plain containers are read, no code of a file is run"
+    with open(path, "rb") as file:
+        start = file.read(16)
+    reason = "" if isinstance(error, pickle.UnpicklingError) else str(error).strip().split("\n")[0]
+    return f"a file that is none, or is damaged ({reason or 'it begins with ' + repr(start)})"
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the state_dict in a file, tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file holds anything else than one plain state_dict.
+        ImportError: a .safetensors file, and safetensors is not installed.
+    """
+    state = read_content(path)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         what = (
             f"a mapping with the keys {sorted(map(str, state))[:8]}" if isinstance(state, Mapping) else type(state).__name__

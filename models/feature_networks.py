@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoints import read_state
+from .checkpoints import read_state, refuse_other_files
 
 Kind = Literal["vgg16", "vgg19", "alexnet"]
 
@@ -183,6 +183,8 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         ValueError: it is no pickle, names anything else, or holds something else than floating arrays in dicts.
     """
+    if os.path.isfile(path):
+        refuse_other_files(path, "a pickle of numpy arrays")
     try:
         with open(path, "rb") as file:
             content = _ArrayUnpickler(file).load()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mixsyn_fast.writing import write_whole
 
-from .checkpoints import load_checked
+from .checkpoints import load_checked, refuse_other_files
 from .settings import from_dict, to_dict
 
 C = TypeVar("C")
@@ -119,12 +119,15 @@ class ModelFile(Generic[C]):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file (expected a file of {self.model}.save, or a run folder)")
         library = _safetensors()
+        refuse_other_files(path, f"a safetensors file of {self.model}.save")
         try:
             with library.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (library.SafetensorError, ValueError, OSError) as error:
-            raise ValueError(f"{path}: expected a safetensors file of {self.model}.save: {error}") from error
+            raise ValueError(
+                f"{path}: expected a safetensors file of {self.model}.save, got a file that is none, or is damaged ({error})"
+            ) from error
         for key, expected in (("format", self.format), ("version", self.version)):
             if metadata.get(key) != expected:
                 raise ValueError(

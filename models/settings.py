@@ -31,6 +31,8 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
 
+from mixsyn_fast.reading import read_text
+
 C = TypeVar("C")
 _NONE = type(None)
 _SCALARS = (bool, int, float, str, Path, _NONE)
@@ -225,9 +227,28 @@ def _how(kind: Any) -> dict[str, str]:
 
 
 def spelled(message: str, kind: type) -> str:
-    """Write the field at the beginning of an error message as its option: "batch_size: ..." as "--batch-size: ..."."""
+    """Write the fields of an error message as options.
+
+    The one at its beginning, "batch_size: ..." as "--batch-size: ...", and advice: "drop_last=False" as "--no-drop-last".
+    """
     name, found, rest = _leading(message, kind)
-    return f"{'' if found == 'positional' else '--'}{name.replace('_', '-')}: {rest}" if name else message
+    if name:
+        message = f"{'' if found == 'positional' else '--'}{name.replace('_', '-')}: {rest}"
+    for flag in _flags(kind):
+        option = flag.replace("_", "-")
+        message = re.sub(rf"\b{flag}=True\b", f"--{option}", message)
+        message = re.sub(rf"\b{flag}=False\b", f"--no-{option}", message)
+    return message
+
+
+def _flags(kind: Any) -> Iterator[str]:
+    """Names of the fields that are options --flag and --no-flag, without a section's prefix."""
+    how = _how(kind)
+    for name, hint in _hints(kind).items():
+        if how.get(name) == "flat":
+            yield from _flags(hint)
+        elif hint is bool:
+            yield name
 
 
 def _leading(message: str, kind: Any) -> tuple[str, str, str]:
@@ -545,7 +566,7 @@ def _values(config: Any) -> dict[str, Any]:
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object; ValueError or FileNotFoundError names the file."""
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file (expected a JSON file of options)") from None
     except ValueError as error:

@@ -18,6 +18,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("mixsyn_fast.progress",),
         ("mixsyn_fast.commands",),
         ("mixsyn_fast.writing",),
+        ("mixsyn_fast.reading",),
         ("mixsyn_fast.machine",),
         ("mixsyn_fast.nearest",),
     ),
@@ -127,6 +128,18 @@ def test_no_op_imports_another() -> None:
     ops.discard("mixsyn_fast.ops.triton_kernels")
     for op in ops:
         assert not set(GRAPH[op]) & ops, f"{op} imports another op"
+
+
+def test_pictures_and_people_s_text_are_opened_in_one_place() -> None:
+    """Each way to open a picture or a list of names would need every kind of file that people have mended anew."""
+    rooms = ("mixsyn_fast.models.data", "mixsyn_fast.models.pictures", "mixsyn_fast.models.evaluation")
+    opening, elsewhere = ("Image.open", "os.walk"), ("read_text", "glob", "rglob")
+    for module, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and module.startswith("mixsyn_fast.models."):
+                found = ast.unparse(node)
+                assert found not in opening or module == "mixsyn_fast.models.data.files", f"{module}: {found}"
+                assert node.attr not in elsewhere or not module.startswith(rooms), f"{module}: {found}"
 
 
 def test_one_file_imports_the_extension_and_one_folder_calls_its_ops() -> None:

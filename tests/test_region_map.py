@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -204,12 +205,42 @@ def test_a_sample_tells_maps_that_hardly_repeat() -> None:
         (lambda: RegionMap(LABELS, 5).weights_at(), TypeError, "expected a soft map"),
         (lambda: RegionMap.soft(torch.zeros(1, 3, 2, 2)).labels_at(), TypeError, "expected a hard map"),
         (lambda: RegionMap.soft(torch.zeros(1, 3, 2, 2)).plan(), TypeError, "expected a hard map"),
+        (lambda: RegionMap(LABELS.to("meta"), 5), ValueError, "labels: expected a tensor with values, got .* meta"),
+        (lambda: RegionMap(LABELS.to_sparse(), 5), ValueError, "labels: .* got a tensor of layout torch.sparse_coo"),
+        (lambda: RegionMap(LABELS + 2**32, 5), ValueError, r"labels: expected values in \[0, 5\), got 42949672"),
+        (lambda: RegionMap(LABELS.to(torch.uint16), 5), TypeError, "labels: expected an integer dtype .int64"),
+        (lambda: RegionMap(LABELS, 2.5), TypeError, r"num_regions: expected 1 to 512, got 2.5 \(float\)"),
+        (lambda: RegionMap(LABELS, True), TypeError, r"num_regions: expected 1 to 512, got True \(bool\)"),
+        (lambda: RegionMap(LABELS, None), TypeError, "num_regions: expected 1 to 512, got None"),
+        (lambda: RegionMap(LABELS, 5, ignore_index=0.5), TypeError, r"ignore_index: .* got 0.5 \(float\)"),
+        (lambda: RegionMap(LABELS, 5, ignore_index="a"), TypeError, r"ignore_index: .* got 'a' \(str\)"),
+        (lambda: RegionMap(LABELS, 5, ignore_index=False), TypeError, "ignore_index: .* got False"),
+        (lambda: RegionMap(LABELS, 5, ignore_index=2**70), ValueError, "ignore_index: .* of 64 bits, got 1180591620"),
+        (lambda: RegionMap(LABELS, 5, edges=1), TypeError, "edges: expected a tensor, got 1"),
+        (lambda: RegionMap.from_onehot(None), TypeError, "mask: expected a tensor, got None"),
+        (lambda: RegionMap.from_onehot(torch.zeros(1, 5, 2, 2), num_regions=4.5), TypeError, "num_regions: .* 4.5"),
+        (lambda: RegionMap.from_onehot(torch.zeros(1, 5, 2, 2, device="meta")), ValueError, "mask: .* meta"),
+        (lambda: RegionMap.soft(3), TypeError, "weights: expected a tensor, got 3"),
+        (lambda: RegionMap.soft(torch.zeros(1, 3, 2, 2, device="meta")), ValueError, "weights: .* meta"),
+        (lambda: RegionMap(LABELS, 5).labels_at(4), TypeError, r"size: expected two positive integers .* got 4 \(int\)"),
+        (lambda: RegionMap(LABELS, 5).labels_at((4, 2.5)), TypeError, "size: expected two positive integers .* got 2.5"),
+        (lambda: as_region_map(torch.ones(1, 3, 2, 2).to_sparse()), ValueError, "as_region_map: regions: .*sparse_coo"),
         (lambda: as_region_map("face"), TypeError, "regions: expected a RegionMap"),  # type: ignore[arg-type]
     ],
 )
 def test_bad_input(make: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         make()
+
+
+def test_numbers_of_numpy_and_of_tensors() -> None:
+    expected = RegionMap(LABELS, 5, ignore_index=2)
+    for five, two in ((np.int64(5), np.uint8(2)), (LABELS.max() + 1, torch.tensor(2))):
+        regions = RegionMap(LABELS, five, ignore_index=two)
+        assert type(regions.num_regions) is int and torch.equal(regions.labels_at(), expected.labels_at())
+        onehot = RegionMap.from_onehot(expected.onehot(), num_regions=five)
+        assert type(onehot.num_regions) is int and torch.equal(onehot.labels_at(), expected.labels_at())
+    assert RegionMap(LABELS, 5).labels_at(torch.Size([2, 3])).shape[1:] == (2, 3)
 
 
 def test_ignored_label_may_lie_anywhere() -> None:

@@ -10,19 +10,24 @@ is analysed once for each forward of the model (:mod:`.maps`).
 from __future__ import annotations
 
 import functools
+import inspect
+import re
 import warnings
 
 import torch
 from torch import nn
 
 from .. import layers
+from ..layers.conv import settings_are_pairs
 from . import maps
-from .contracts import CONTRACTS, Options, contract_of, original_class, positional, required
-from .probe import check, reads_obj_dic
+from .contracts import CONTRACTS, Options, contract_of, original_class, required
+from .probe import first_verdict, reads_obj_dic
 from .report import IDENTICAL, REORDERED, AccelerationReport, Entry
 from .swap import is_swapped, spectral_hook, swap, unswap
 
 __all__ = ["AccelerationReport", "Entry", "accelerate", "restore"]
+
+_MAP = re.compile("map|mask|seg|label|cond|layout|semantic")  # in the name of an argument that may be one
 
 
 def accelerate(
@@ -59,8 +64,8 @@ def accelerate(
         ignore_obj_dic: of no use any more, and warned of: what a SEAN layer does with obj_dic is found out.
 
     Returns:
-        AccelerationReport: what was changed, what was left and why: every layer of a known kind, and every other module
-        with parameters whose forward takes two arguments or more (a picture and a map, it may be).
+        AccelerationReport: what was changed, what was left and why: every layer of a known kind, and every other innermost
+        module whose forward cannot do without two arguments, or has one that is called like a map.
 
     Raises:
         ValueError: for an unknown `noise` or `soft_masks`.
@@ -125,9 +130,7 @@ def accelerate(
 def _checked(module: nn.Module, name: str, options: Options) -> Entry:
     """Return the entry of a layer: with an exactness, or with the reason why it is left."""
     contract = CONTRACTS[options.kind]
-    if problem := contract.structure_problem(module):
-        return Entry(name, options.kind, problem)
-    result = check(module, contract, options)
+    result = first_verdict(module, contract, options)
     if result.problem is None:
         notes = [result.note] if result.note else []
         if options.kind == "sean" and options.noise == "device":
@@ -135,7 +138,7 @@ def _checked(module: nn.Module, name: str, options: Options) -> Entry:
         if options.kind in ("sean", "style_encoder") and options.soft_masks == "blend":
             notes.append("soft maps are blended by weight, another formula than the published one")
         return Entry(name, options.kind, "; ".join(notes), REORDERED, result.error)
-    if reads_obj_dic(module, contract, options):
+    if contract.structure_problem(module) is None and reads_obj_dic(module, contract, options):
         return Entry(name, options.kind, "in its present mode it reads obj_dic: checked at the first call", REORDERED)
     return Entry(name, options.kind, result.problem)
 
@@ -155,13 +158,14 @@ def _unrecognised(model: nn.Module, inside: set[int], report: AccelerationReport
         if id(module) in inside or any(other == name or other.startswith(within) for other in told):
             continue
         cls = original_class(module)
-        if cls.__module__.startswith(("torch.", "mixsyn_fast.")) or not any(True for _ in module.parameters()):
+        if cls.__module__.startswith(("torch.", "mixsyn_fast.")):
             continue
         try:
-            arguments = [p.name for p in positional(cls.forward)]
-            if required(cls.forward) < 2:
-                continue
+            arguments = list(inspect.signature(cls.forward).parameters)[1:]
+            several = required(cls.forward) >= 2 and any(True for _ in module.parameters())
         except (TypeError, ValueError):  # a forward without a signature
+            continue
+        if not several and not any(map(_MAP.search, arguments[1:])):
             continue
         # how near it comes to a known kind
         missing = {kind: CONTRACTS[kind].missing(module) for kind in CONTRACTS if kind != "style_encoder"}
@@ -184,7 +188,7 @@ def _prepack_problem(conv: nn.Module) -> str | None:
 def _packed_error(kind: str, conv: nn.Module) -> float | None:
     """Return the error of a prepacked convolution like this one; None where none is packed."""
     assert isinstance(conv, nn.Conv2d)
-    if conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+    if conv.groups != 1 or conv.padding_mode != "zeros" or not settings_are_pairs(conv):
         return None
     return _error_of_packing(kind, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -189,14 +188,13 @@ class Contract:
             return problem
         extra = [name for name, _ in module.named_parameters() if not name.startswith(self.known)]
         extra += [name for name, _ in module.named_parameters() if name.endswith(("_orig", "_g", "_v", "original"))]
-        extra += [f"{name}.{p}" for name, m in module.named_modules() for p in vars(m).get("parametrizations", ())]
         if extra:
             return f"it holds parameters outside of the contract: {', '.join(extra[:4])}"
         if any(hooked(child) for child in self.bypassed(module)):
             return "one of its sub-modules has a hook, which our form would not call"
         if any(t.is_meta for t in module.parameters()):
             return "its parameters are on the meta device"
-        return None
+        return None if any(True for _ in module.parameters()) else "it has no parameters"
 
     def regions(self, module: Any) -> int | None:
         """Return K where the layer fixes it."""
@@ -280,6 +278,19 @@ def _leaves(at: Any, path: tuple[Hashable, ...] = ()) -> Iterator[tuple[tuple[Ha
             yield from _leaves(value, (*path, key))
 
 
+def _structure(at: Any, depth: int = 0) -> Hashable:
+    """Keys, shapes and numbers in ``obj_dic``; of text (paths) only that it is text."""
+    if isinstance(at, Tensor):
+        return at.shape, at.dtype, at.device
+    if type(at) in (bool, int, float):
+        return at
+    if isinstance(at, Mapping) and depth < 4:
+        return type(at), tuple((str(key), _structure(value, depth + 1)) for key, value in at.items())
+    if isinstance(at, list | tuple) and depth < 4:  # one path a picture: as many as there are pictures
+        return type(at), *dict.fromkeys(_structure(value, depth + 1) for value in at)
+    return type(at)
+
+
 def codes_in(obj_dic: Any, length: int) -> list[CodesAt]:
     """Return the places where ``obj_dic`` may hold codes of some length, one per region."""
     found: dict[CodesAt, None] = {}
@@ -340,10 +351,7 @@ class _Sean(Contract):
         if obj_dic is None:
             return None
         several = isinstance(x := given.get(names[0]), Tensor) and x.shape[0] > 1
-        first = next(islice(obj_dic.items(), 1), None) if isinstance(obj_dic, Mapping) else None
-        if isinstance(obj_dic, list | tuple):
-            first = next(islice(enumerate(obj_dic), 1), None)
-        return (several, type(obj_dic), *(() if first is None else map(type, first)))
+        return several, _structure(obj_dic)
 
     def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Tensor:
         x, segmap, codes, obj_dic = (*inputs, None)[:4]
@@ -427,6 +435,8 @@ class _StyleEncoder(Contract):
         return [child for name, child in module.named_children() if name != "model"]
 
     def problem(self, module: Any) -> str | None:
+        if not any(isinstance(m, nn.Conv2d) for m in module.model.modules()):
+            return "its model has no convolution"
         return None
 
     def channels(self, module: Any) -> int:

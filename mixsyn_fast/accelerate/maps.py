@@ -61,9 +61,11 @@ class _Analysed:
 
     def still_holds(self, size: tuple[int, int]) -> bool:
         """Say whether the map still holds the labels, at the pixels that a layer of this size sees."""
-        if self.regions is None or self.regions.is_soft or self.segmap.device.type != "cpu":
-            return True  # the weights of a soft map are the map itself
+        if self.regions is None or self.segmap.device.type != "cpu":
+            return True
         segmap = self.segmap.detach()
+        if self.regions.weights is not None:  # as a rule the map itself; of an inference tensor a copy
+            return self.regions.weights.data_ptr() == segmap.data_ptr() or torch.equal(self.regions.weights, segmap)
         if size not in self._pixels:
             self._pixels[size] = _Pixels(segmap, self.regions, size)
         return self._pixels[size].hold(segmap)

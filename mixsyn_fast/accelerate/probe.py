@@ -8,12 +8,17 @@ attributes. Where a call finds another state (a mode switched, a part replaced, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import enum
+import random
+import types
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +27,8 @@ from .contracts import Contract, Options, codes_in, hooked, original_class, posi
 from .maps import NotExact
 
 _PLAIN = frozenset((str, bool, int, float, type(None)))
+_DEEPEST = 2  # of the objects that a layer holds (a config, the model's options), whose plain values are part of its state
+_MOST_VALUES = 256  # of one object: what holds more (a data set) is no setting
 _MOST_STATES = 8
 _WIDE = 16
 
@@ -44,26 +51,68 @@ class _Touched(BaseException):
 
 
 class _Tripwire:
-    """Stands for an argument and raises at any use. (Nothing is really done with it: a layer may write files.)"""
+    """Stands for an argument: remembers any use of it, and raises, for a layer may write files."""
+
+    touched = False
 
     def _touch(self, *args: Any, **kwargs: Any) -> Any:
+        type(self).touched = True
         raise _Touched
 
     __getattr__ = __getitem__ = __iter__ = __len__ = __contains__ = __bool__ = __fspath__ = _touch
-    __eq__ = __str__ = __add__ = __radd__ = _touch
+    __eq__ = __str__ = __repr__ = __add__ = __radd__ = __reversed__ = __or__ = __ror__ = _touch  # type: ignore[assignment]
+    get = keys = values = items = copy = index = count = pop = setdefault = update = append = _touch
     __hash__ = None  # type: ignore[assignment]
+
+
+def _tripwire(like: Any) -> Any:
+    """A new tripwire that is an instance of what it stands for, a mapping or a sequence."""
+    bases = next(((_Tripwire, kind) for kind in (dict, list, tuple) if isinstance(like, kind)), (_Tripwire,))
+    return type("_Tripwire", bases, {"touched": False})()
 
 
 # --- states ---------------------------------------------------------------------------------------------------------------
 
 
-def _setting(value: Any) -> Any:
-    """What of an attribute may decide how a forward works: plain values and functions themselves, of all else the class."""
-    if type(value) in _PLAIN or callable(value):
-        return value if not isinstance(value, nn.Module) else type(value)
-    if type(value) in (tuple, list):
-        return tuple(map(_setting, value))
-    return type(value)
+def _setting(value: Any, depth: int = 0) -> Any:
+    """What of an attribute may decide how a forward works: plain values, those of containers and of objects with attributes
+    (a config that the model shares), two levels deep; of all else the class. Nothing of it keeps an object alive.
+    """
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if isinstance(value, enum.Enum):
+        return kind, value.name
+    if isinstance(value, np.generic):
+        return kind, value.item()
+    if isinstance(value, Tensor):
+        return kind, value.shape, value.dtype, _contents(value)
+    if isinstance(value, nn.Module | type) or depth > _DEEPEST:
+        return kind
+    if isinstance(value, types.MethodType):
+        return kind, value.__func__.__code__, _setting(value.__self__, depth + 1)
+    if isinstance(value, types.FunctionType):
+        cells = tuple(_setting(cell.cell_contents, depth + 1) for cell in value.__closure__ or ())
+        return kind, value.__code__, cells
+    if isinstance(value, Mapping):
+        pairs: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, set | frozenset):
+        pairs = ((None, inner) for inner in sorted(value, key=repr))
+    elif isinstance(value, list | tuple):
+        pairs = enumerate(value)
+    else:
+        pairs = vars(value).items() if hasattr(value, "__dict__") else ()
+    first = list(islice(pairs, _MOST_VALUES + 1))
+    if len(first) > _MOST_VALUES:
+        return kind
+    return kind, tuple((str(key), _setting(inner, depth + 1)) for key, inner in first)
+
+
+def _contents(value: Tensor) -> Hashable:
+    """What tells the contents of a tensor that is no parameter: a few numbers by value, of more whether they were edited."""
+    if value.device.type == "cpu" and value.numel() <= _WIDE:
+        return tuple(value.flatten().tolist())
+    return None if value.is_inference() else value._version
 
 
 def _parts(module: nn.Module, contract: Contract) -> Iterator[nn.Module]:
@@ -80,22 +129,33 @@ def state_of(module: nn.Module, contract: Contract) -> Hashable:
     Raises:
         NotExact: a part that our form reads without calling it has a hook.
     """
-    state: list[Any] = []
+    if nn.modules.module._has_any_global_hook():
+        raise NotExact("a hook of all modules is registered")
+    own = original_class(module)
+    state: list[Any] = [own.forward.__code__]
+    state += [(name, value) for name, value in vars(own).items() if type(value) in _PLAIN and name[:2] != "__"]
     for part in _parts(module, contract):
         if part is not module and hooked(part):
             raise NotExact("one of its sub-modules has a hook now")
-        state.append(type(part))
-        if type(part) is nn.Linear:  # SEAN has dozens; weight and bias say all
+        state += type(part), part.training is module.training
+        attributes = part.__dict__
+        if type(part) is nn.Linear and "forward" not in attributes:  # SEAN has dozens; weight and bias say all
             continue
-        tensors: list[str] = []  # a DataParallel replica has its parameters as attributes
-        for name, value in part.__dict__.items():
+        replica = "_is_replica" in attributes
+        is_norm = isinstance(part, nn.modules.batchnorm._NormBase)
+        tensors: list[str] = []
+        for name, value in attributes.items():
             if name in _PASSED_OVER:
                 if name == "_parameters":
                     tensors += [key for key, parameter in value.items() if parameter is not None]
+                elif name == "_buffers" and value and not is_norm:
+                    state += [(key, _setting(buffer)) for key, buffer in value.items()]
+            elif is_norm and name in ("momentum", "eps"):
+                continue  # our form reads them at every call
             elif type(value) in _PLAIN:
                 state += name, value
-            elif isinstance(value, Tensor):
-                tensors.append(name)
+            elif replica and isinstance(value, Tensor):
+                tensors.append(name)  # a DataParallel replica has its parameters as attributes
             else:
                 state += name, _setting(value)
         state += sorted(tensors)
@@ -127,12 +187,29 @@ def verdict(
     variant = contract.variant(given, names)
     key = original_class(module), options, state, variant
     if key not in _verdicts:
+        x = given[names[0]]
+        if not isinstance(x, Tensor) or x.dim() != 4 or 0 in x.shape:
+            raise NotExact("x is no batch of feature maps, or an empty one")  # and nothing is learned from it
         seen = _states.setdefault(module, set())
         if len(seen) >= _MOST_STATES:
             raise NotExact("its attributes change from call to call")
         seen.add(key)
         problem = contract.structure_problem(module)
         _verdicts[key] = Verdict(problem) if problem else check(module, contract, options, given, names)
+    return _verdicts[key]
+
+
+def first_verdict(module: nn.Module, contract: Contract, options: Options) -> Verdict:
+    """Return the verdict for a layer as it is now, called with its map alone; a call finds it again."""
+    problem = contract.structure_problem(module)
+    if problem:
+        return Verdict(problem)
+    try:
+        key = original_class(module), options, state_of(module, contract), None
+    except NotExact as reason:
+        return Verdict(str(reason))
+    if key not in _verdicts:
+        _verdicts[key] = check(module, contract, options)
     return _verdicts[key]
 
 
@@ -146,26 +223,26 @@ def _narrowed(module: nn.Module, contract: Contract) -> dict[int, int]:
     return {width: 5 + i for i, width in enumerate(widths)}
 
 
-def _shared(value: Any) -> bool:
-    """Say whether an attribute cannot be copied: the copies of a layer then share it (locks, queues)."""
-    if isinstance(value, nn.Module | Tensor | dict):
-        return False
+def _second(value: Any) -> Any:
+    """A copy of what a layer holds beside tensors and modules, one level deep: it may hold a data set, or a whole model.
+
+    What cannot be copied is shared (locks, queues).
+    """
+    if isinstance(value, torch.Generator):
+        return value.clone_state()
     try:
-        copy.deepcopy(value)
+        return copy.copy(value)
     except Exception:
-        return True
-    return False
+        return value
 
 
 def _twin(module: nn.Module, small: Mapping[int, int]) -> nn.Module:
     """Return a copy with random parameters and statistics, always the same, so that no zero hides a difference."""
     memo: dict[int, Any] = {}
     for part in module.modules():
-        for value in vars(part).values():
-            if isinstance(value, torch.Generator):
-                memo[id(value)] = value.clone_state()
-            elif _shared(value):
-                memo[id(value)] = value
+        for name, value in vars(part).items():
+            if name not in _PASSED_OVER and type(value) not in _PLAIN and not isinstance(value, nn.Module | Tensor):
+                memo[id(value)] = _second(value)
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.is_floating_point():
             shape = [small.get(n, n) for n in tensor.shape]
@@ -189,11 +266,22 @@ def _twin(module: nn.Module, small: Mapping[int, int]) -> nn.Module:
 
 
 @contextmanager
+def _random_numbers_of_others() -> Iterator[None]:
+    pythons, numpys = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)
+
+
+@contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
     """No gradients, no autocast, no maps of a forward that is going on, and no trace in torch's generators."""
     devices = [device] if device.type == "cuda" else []
     with (
         maps.apart(),
+        _random_numbers_of_others(),
         torch.random.fork_rng(devices=devices),
         torch.inference_mode(False),
         torch.no_grad(),
@@ -238,6 +326,11 @@ class _Check:
             twin.noise_var.zero_()  # type: ignore[operator]
         return twin
 
+    def in_mode(self, twin: nn.Module, training: bool) -> None:
+        """Let a copy train or not; parts that do otherwise than the layer (frozen norms) do so in the copy."""
+        for own, part in zip(self.module.modules(), twin.modules(), strict=True):
+            part.training = training if own.training is self.module.training else not training
+
     def inputs(self, batch: int = 2, which: Sequence[int] | None = None) -> list[Tensor | None]:
         torch.manual_seed(20)
         made = self.contract.inputs(self.copy(), batch, which)
@@ -268,23 +361,62 @@ class _Check:
         for training in (False, True):
             if training and self.device.type == "cpu" and any(isinstance(m, nn.SyncBatchNorm) for m in theirs.modules()):
                 continue  # torch's own does not run there
-            theirs.train(training), ours.train(training)
-            expected, result = self.theirs(theirs, inputs), self.ours(ours, inputs, found)
-            if not isinstance(expected, Tensor) or expected.shape != result.shape:
-                raise _Refused("its forward returns something else than the published layer")
-            errors = [self._difference(expected, result)]
-            errors += map(self._difference, theirs.buffers(), ours.buffers())
-            if not max(errors) <= self.tolerance:
-                mode = "training" if training else "eval"
+            self.in_mode(theirs, training), self.in_mode(ours, training)
+            before = state_of(theirs, self.contract)
+            result = self.passes(ours, inputs, training, found, True, silent)
+            expected = self.passes(theirs, inputs, training, found, False, silent)
+            if state_of(theirs, self.contract) != before:
+                raise _Refused("its forward changes attributes of its own")
+            mode = "training" if training else "eval"
+            if self._difference(expected[0], result[0]) > self.tolerance or not all(
+                self._difference(*both) <= self.tolerance for both in zip(theirs.buffers(), ours.buffers(), strict=True)
+            ):
                 raise _Refused(f"its forward does not compute the published formula (check in {mode} mode)")
-            largest = max(largest, errors[0])
+            # relative to the largest of all, for some are zero but for rounding (a bias before a norm); batch statistics
+            # amplify it
+            size = max((float(grad.abs().max()) for grad in expected[1:] if grad.numel()), default=0.0)
+            for theirs_grad, ours_grad in zip(expected[1:], result[1:], strict=True):
+                if not ((theirs_grad - ours_grad).abs() <= 10 * self.tolerance * size).all():
+                    raise _Refused("its gradients are not those of the published formula")
+            largest = max(largest, self._difference(expected[0], result[0]))
         return largest
+
+    def passes(
+        self, twin: nn.Module, inputs: Sequence[Any], training: bool, found: Any, own: bool, silent: bool
+    ) -> list[Tensor]:
+        """Run a copy's own forward or (``own``) ours: the output and, in training, the gradients of x and the parameters.
+
+        Those of the noise's factor depend on the draw: ``silent`` leaves them out.
+        """
+        x, *rest = (value.clone() if isinstance(value, Tensor) else value for value in inputs)
+        parameters = [p for name, p in twin.named_parameters() if not (silent and name == "noise_var")]
+        with torch.set_grad_enabled(training):
+            for tensor in (x, *parameters):
+                tensor.requires_grad_(training)
+            # a forward that writes into its input must do so where the caller sees it: not into a leaf
+            given = x + 0 if training else x
+            kept = given.detach().clone()
+            y = self.ours(twin, [given, *rest], found) if own else self.theirs(twin, [given, *rest])
+            if not isinstance(y, Tensor) or y.shape != inputs[0].shape and self.contract.kind != "style_encoder":
+                raise _Refused("its forward returns something else than the published layer")
+            if not torch.equal(given.detach(), kept):
+                raise _Refused("its forward changes its input")
+            if not training:
+                return [y]
+            if not y.requires_grad:
+                raise _Refused("its gradients are not those of the published formula")
+            weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(22)).to(y)
+            grads = torch.autograd.grad((y * weights).sum(), [x, *parameters], allow_unused=True)
+        missing = [torch.zeros_like(tensor) for tensor in (x, *parameters)]
+        return [y.detach(), *(zero if g is None else g for g, zero in zip(grads, missing, strict=True))]
 
     @staticmethod
     def _difference(a: Tensor, b: Tensor) -> float:
         if a.numel() == 0:
             return 0.0
-        a, b = a.double(), b.double()
+        if a.shape != b.shape:
+            return float("inf")
+        a, b = a.detach().double(), b.detach().double()
         difference = (a - b).abs().max() / a.abs().max().clamp(min=1e-30)
         return float("inf") if difference.isnan() else float(difference)
 
@@ -310,9 +442,9 @@ class _Check:
             return "its noise is not drawn from N(0, 1)"
         return None
 
-    def plain(self, any_noise: bool) -> Verdict:
-        """Check a call with the contract's own inputs; ``any_noise``: of a SEAN layer's noise the distribution alone."""
-        inputs = self.inputs()
+    def plain(self, any_noise: bool, inputs: Sequence[Any] | None = None) -> Verdict:
+        """Check a call with inputs (the contract's own); ``any_noise``: of a SEAN layer's noise the distribution alone."""
+        inputs = self.inputs() if inputs is None else inputs
         if self.contract.kind != "sean":
             return Verdict(None, error=self.compare(inputs))
         if not any_noise:
@@ -328,19 +460,20 @@ class _Check:
             raise _Refused(problem)
         return Verdict(None, error=error)
 
-    def touches(self, inputs: Sequence[Any]) -> bool:
-        """Say whether the layer's own forward looks at one argument more."""
+    def touches(self, inputs: Sequence[Any], like: Any) -> bool:
+        """Say whether the layer's own forward looks at one argument more, a thing like ``like``."""
+        wire = _tripwire(like)
         try:
-            self.theirs(self.copy(), [*inputs, _Tripwire()])
-        except _Touched:
-            return True
-        return False
+            self.theirs(self.copy(), [*inputs, wire])
+        except (_Touched, _Refused):
+            return bool(type(wire).touched)
+        return bool(type(wire).touched)
 
     def with_obj_dic(self, obj_dic: Any, batch: int, any_noise: bool) -> Verdict:
         """Check a call of a SEAN layer with ``obj_dic``: is it passed over, or are style codes read from it, and where?"""
         inputs = self.inputs(batch)
-        if not self.touches(inputs):
-            return self.plain(any_noise)
+        if not self.touches(inputs, obj_dic):  # its presence alone may matter all the same
+            return self.plain(any_noise, [*inputs, _tripwire(obj_dic)])
         length = int(self.module.conv_gamma.in_channels) if self.module.use_rgb else 0  # type: ignore[union-attr, arg-type]
         for at in codes_in(obj_dic, length):
             which = [k for k in range(self.contract.regions(self.module) or 0) if at.code(obj_dic, k) is not None]
@@ -404,6 +537,6 @@ def reads_obj_dic(module: nn.Module, contract: Contract, options: Options) -> bo
     with _undisturbed(next(module.parameters()).device):
         tried = _Check(module, contract, options, _narrowed(module, contract))
         try:
-            return tried.touches(tried.inputs())
+            return tried.touches(tried.inputs(), {})
         except (_Refused, _CannotRun):
             return False

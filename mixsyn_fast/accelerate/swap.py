@@ -36,6 +36,8 @@ def _run(
             raise NotExact("it is called with further arguments")
         if ours[0] not in given or ours[1] not in given:
             raise NotExact("it is called without its map")
+        if torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0:
+            raise NotExact("torch.func and forward-mode differentiation need its own operations")
         checked = verdict(module, contract, options, given, names)
         if checked.problem is not None:
             raise NotExact(checked.problem)

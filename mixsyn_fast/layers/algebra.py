@@ -1,4 +1,4 @@
-"""Exact algebra shared by the table layers: gather-sums, convolution weights as stacks of taps, and the matrix product.
+"""Algebra shared by the table layers: gather-sums, convolution weights as stacks of taps, and the matrix product.
 
 A 3x3 convolution of a piecewise-constant map is a sum over its nine taps of rows of a small table (docs/exact_algebra.md).
 """

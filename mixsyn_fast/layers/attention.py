@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops._common import check_integer, check_tensor, fail
 from ..ops.channel_attention_spread import channel_attention_maps, channel_attention_spread
-from ..ops.spatial_attention_pool import spatial_attention_pool
+from ..ops.spatial_attention_pool import MAX_MAPS, spatial_attention_pool
 from .algebra import low_rank_conv2d
 
 
@@ -38,24 +39,26 @@ def folded_conv2d(
     Raises:
         ValueError: a shape does not fit; the message names the argument.
     """
-
-    def fail(argument: str, expected: str, got: object) -> None:
-        raise ValueError(f"folded_conv2d: {argument}: expected {expected}, got {got}")
+    op = "folded_conv2d"
+    given = {"values": values, "maps": maps, "weight": weight, "bias": bias, "condition": condition}
+    for name, tensor in given.items():
+        if tensor is not None or name in ("values", "maps", "weight"):
+            check_tensor(op, name, tensor)
 
     if values.dim() != 3:
-        fail("values", "shape (B, K, N)", tuple(values.shape))
+        fail(op, "values", "shape (B, K, N)", tuple(values.shape))
     batch, count, features = values.shape
     if maps.dim() != 4 or tuple(maps.shape[:2]) != (batch, count):
-        fail("maps", f"shape ({batch}, {count}, H, W)", tuple(maps.shape))
+        fail(op, "maps", f"shape ({batch}, {count}, H, W)", tuple(maps.shape))
     extra = 0 if condition is None or condition.dim() != 4 else condition.shape[1]
     if condition is not None and tuple(condition.shape) != (batch, extra, *maps.shape[2:]):
-        fail("condition", f"shape ({batch}, M, {maps.shape[2]}, {maps.shape[3]})", tuple(condition.shape))
+        fail(op, "condition", f"shape ({batch}, M, {maps.shape[2]}, {maps.shape[3]})", tuple(condition.shape))
     if weight.dim() != 4 or weight.shape[1] != features + extra:
-        fail("weight", f"shape (O, {features + extra}, kh, kw)", tuple(weight.shape))
+        fail(op, "weight", f"shape (O, {features + extra}, kh, kw)", tuple(weight.shape))
     if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
-        fail("weight", "an odd kernel", tuple(weight.shape[2:]))
+        fail(op, "weight", "an odd kernel", tuple(weight.shape[2:]))
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
-        fail("bias", f"shape ({weight.shape[0]},)", tuple(bias.shape))
+        fail(op, "bias", f"shape ({weight.shape[0]},)", tuple(bias.shape))
     dtype = values.dtype
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     y = low_rank_conv2d(values, maps, weight[:, :features])
@@ -107,19 +110,14 @@ class SpatialChannelAttention(nn.Module):
     ) -> None:
         super().__init__()
         target_channels = condition_channels if target_channels is None else target_channels
-        if not 1 <= maps <= 64:
-            raise ValueError(f"SpatialChannelAttention: maps: expected 1 to 64, got {maps}")
+        own = "SpatialChannelAttention"
+        maps = check_integer(own, "maps", maps, 1, MAX_MAPS)
+        features = check_integer(own, "features", features, 1, None)
+        condition_channels = check_integer(own, "condition_channels", condition_channels, 1, None)
+        target_channels = check_integer(own, "target_channels", target_channels, 1, None)
         self.features, self.condition_channels, self.target_channels = features, condition_channels, target_channels
         both = condition_channels + target_channels
-        hidden = max(maps, both // 4) if hidden is None else hidden
-        for name, number in (
-            ("features", features),
-            ("condition_channels", condition_channels),
-            ("target_channels", target_channels),
-            ("hidden", hidden),
-        ):
-            if number < 1:
-                raise ValueError(f"SpatialChannelAttention: {name}: expected at least 1, got {number}")
+        hidden = max(maps, both // 4) if hidden is None else check_integer(own, "hidden", hidden, 1, None)
         self.spatial_weight = nn.Parameter(torch.empty(maps, features + condition_channels))
         self.channel_weight = nn.Parameter(torch.empty(maps, target_channels))
         self.gate = nn.Sequential(nn.Linear(both, hidden), nn.ReLU(), nn.Linear(hidden, maps))
@@ -139,6 +137,7 @@ class SpatialChannelAttention(nn.Module):
             ("condition", condition, self.condition_channels),
             ("target_condition", target_condition, self.target_channels),
         ):
+            check_tensor("SpatialChannelAttention", name, tensor)
             if tensor.dim() != 4 or tensor.shape[1] != channels:
                 raise ValueError(
                     f"SpatialChannelAttention: {name}: expected shape (B, {channels}, H, W), got {tuple(tensor.shape)}"

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops._common import check_integer, check_number, check_tensor
 from ..ops.masked_roi_pool import masked_roi_pool
 from ..region_map import RegionMap, as_region_map
 
@@ -76,10 +77,12 @@ class ClassCodes(nn.Module):
         super().__init__()
         if len(channels) == 0:
             raise ValueError("ClassCodes: channels: expected at least one level, got none")
-        self.channels, self.code_length, self.negative_slope = tuple(channels), code_length, negative_slope
+        self.channels = tuple(check_integer("ClassCodes", "channels", width, 1, None) for width in channels)
+        self.code_length = check_integer("ClassCodes", "code_length", code_length, 1, None)
+        self.negative_slope = check_number("ClassCodes", "negative_slope", negative_slope)
         for level, width in enumerate(self.channels, 1):
-            setattr(self, f"fc_mu{level}", nn.Linear(width, code_length))
-            setattr(self, f"fc_var{level}", nn.Linear(width, code_length))
+            setattr(self, f"fc_mu{level}", nn.Linear(width, self.code_length))
+            setattr(self, f"fc_var{level}", nn.Linear(width, self.code_length))
 
     def forward(self, levels: Sequence[Tensor], regions: RegionMap | Tensor) -> ClassLatents:
         """Return the distributions of all codes.
@@ -94,6 +97,7 @@ class ClassCodes(nn.Module):
         if len(levels) != len(self.channels):
             raise ValueError(f"ClassCodes: levels: expected {len(self.channels)}, got {len(levels)}")
         for number, (level, width) in enumerate(zip(levels, self.channels, strict=True), 1):
+            check_tensor("ClassCodes", f"levels[{number - 1}]", level)
             if level.dim() != 4 or level.shape[1] != width:
                 raise ValueError(
                     f"ClassCodes: levels[{number - 1}]: expected shape (B, {width}, H, W), got {tuple(level.shape)}"
@@ -135,7 +139,10 @@ class ClassEmbedding(nn.Embedding):
     """
 
     def __init__(self, num_classes: int, code_length: int) -> None:
-        super().__init__(num_classes, code_length)
+        super().__init__(
+            check_integer("ClassEmbedding", "num_classes", num_classes, 1, None),
+            check_integer("ClassEmbedding", "code_length", code_length, 1, None),
+        )
 
     def forward(self, codes: Tensor) -> Tensor:
         """Return the vectors (B, K, N) of latent codes (B, K, N).
@@ -143,6 +150,7 @@ class ClassEmbedding(nn.Embedding):
         Raises:
             ValueError: the codes have another shape.
         """
+        check_tensor("ClassEmbedding", "codes", codes)
         if codes.dim() != 3 or tuple(codes.shape[1:]) != tuple(self.weight.shape):
             shape = ", ".join(str(n) for n in self.weight.shape)
             raise ValueError(f"ClassEmbedding: codes: expected shape (B, {shape}), got {tuple(codes.shape)}")

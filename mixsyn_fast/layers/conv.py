@@ -11,6 +11,11 @@ from ..backend import current_backend
 from .derived import derived, may_keep
 
 
+def settings_are_pairs(module: nn.Conv2d) -> bool:
+    """Say whether stride, padding and dilation are pairs of numbers, as the packed convolution wants them."""
+    return all(isinstance(value, tuple) for value in (module.stride, module.padding, module.dilation))
+
+
 def _can_prepack(module: nn.Conv2d, x: Tensor) -> bool:
     weight = module.weight
     return (
@@ -25,7 +30,7 @@ def _can_prepack(module: nn.Conv2d, x: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and module.groups == 1
         and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
+        and settings_are_pairs(module)
         and current_backend() != "reference"
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backend import current_backend, current_plan
+from ..ops._common import check_integer, check_number, check_tensor, described, fail
 from ..ops.latent_blend import StyleLayout, latent_blend
 from .algebra import linear, packed
 from .derived import derived, may_keep
@@ -57,6 +58,11 @@ class EqualizedLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, lr_mul: float = 0.01) -> None:
         super().__init__()
+        in_features = check_integer("EqualizedLinear", "in_features", in_features, 1, None)
+        out_features = check_integer("EqualizedLinear", "out_features", out_features, 1, None)
+        lr_mul = check_number("EqualizedLinear", "lr_mul", lr_mul)
+        if lr_mul <= 0:
+            fail("EqualizedLinear", "lr_mul", "a positive number", lr_mul)
         self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_mul)
         self.bias = nn.Parameter(torch.zeros(out_features))
         self.scale = lr_mul / math.sqrt(in_features)
@@ -151,9 +157,9 @@ def _activated(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class LatentBlender(nn.Module):
     """Latent Blender (Sec. 4.3, Appendix A.3): predicts q per channel from two codes and interpolates between them.
 
-    The network sees, per layer of the layout, both vectors nearest-upsampled to ``depth``, the indicator of the layer
-    ((one-hot of ``num_layers``, RGB bit), ``repeats`` times as a whole; layers are counted within their own list, conv or
-    RGB) and, with ``extra_layers``, a third vector. state_dict names are those of the published weights:
+    The network sees, per layer of the layout and in this order, both vectors nearest-upsampled to ``depth``, with
+    ``extra_layers`` a third one, and the indicator of the layer ((one-hot of ``num_layers``, RGB bit), ``repeats`` times as
+    a whole; layers are counted within their own list, conv or RGB). Names and columns are those of the published weights:
     ``disentangle_net.{0..4}.{weight,bias}``.
 
     Args:
@@ -187,6 +193,13 @@ class LatentBlender(nn.Module):
         q_on: str = "b",
     ) -> None:
         super().__init__()
+        own = "LatentBlender"
+        if not isinstance(layout, StyleLayout):
+            fail(own, "layout", "a StyleLayout", described(layout), TypeError)
+        hidden = check_integer(own, "hidden", hidden, 1, None)
+        depth = check_integer(own, "depth", depth, 1, None)
+        num_layers = check_integer(own, "num_layers", num_layers, 1, None)
+        repeats = check_integer(own, "repeats", repeats, 0, None)
         if not layout.layers:
             raise ValueError("LatentBlender: layout: expected at least one layer, got none")
         for layer, width in enumerate(layout.channels):
@@ -195,15 +208,15 @@ class LatentBlender(nn.Module):
         for kind, layers in (("conv", layout.conv_layers), ("rgb", layout.rgb_layers)):
             if len(layers) > num_layers:
                 raise ValueError(f"LatentBlender: layout: expected at most {num_layers} {kind} layers, got {len(layers)}")
-        for layer in extra_layers or ():
-            if not 0 <= layer < len(layout.layers):
-                raise ValueError(
-                    f"LatentBlender: extra_layers: expected positions in [0, {len(layout.layers)}), got {layer}"
-                )
+        if extra_layers is not None:
+            expected = f"positions in [0, {len(layout.layers)})"
+            extra_layers = tuple(
+                check_integer(own, "extra_layers", layer, 0, len(layout.layers) - 1, expected) for layer in extra_layers
+            )
         if q_on not in ("a", "b"):
             raise ValueError(f"LatentBlender: q_on: expected 'a' or 'b', got {q_on!r}")
         self.layout, self.hidden, self.depth, self.q_on = layout, hidden, depth, q_on
-        self.extra_layers = None if extra_layers is None else tuple(extra_layers)
+        self.extra_layers = extra_layers
         self.num_layers, self.repeats = num_layers, repeats
         inputs = 2 * depth + (num_layers + 1) * repeats + (0 if extra_layers is None else depth)
         sizes = (inputs, hidden, hidden, hidden, depth, depth)
@@ -232,17 +245,17 @@ class LatentBlender(nn.Module):
         return [layer for layer in self.disentangle_net if isinstance(layer, EqualizedLinear)]
 
     def columns(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Split a first weight (H, inputs) into its parts for a, b, the indicator and the extra input (possibly empty)."""
+        """Split a first weight (H, inputs) into its parts for a, b, the extra input (possibly empty) and the indicator."""
         indicator = self.indicator.shape[2]
         rest = weight.shape[1] - 2 * self.depth - indicator
-        a, b, bits, extra = weight.split([self.depth, self.depth, indicator, rest], 1)
-        return a, b, bits, extra
+        a, b, extra, bits = weight.split([self.depth, self.depth, rest, indicator], 1)
+        return a, b, extra, bits
 
     def fold(self, rgb_bit: bool, finish: Callable[[Tensor], Tensor]) -> _Chain:
         """Fold upsampling, indicator and all factors into the weights, differentiable; ``finish`` packs a matrix."""
         weights = [layer.folded() for layer in self.linears]
         weight, bias = weights[0]
-        for_a, for_b, for_indicator, for_extra = self.columns(weight)
+        for_a, for_b, for_extra, for_indicator = self.columns(weight)
 
         def summed(part: Tensor, width: int) -> Tensor:
             return part if width == self.depth else part.unflatten(1, (width, self.depth // width)).sum(2)
@@ -283,7 +296,7 @@ class LatentBlender(nn.Module):
         return x if self.in_order else x.index_select(1, self.order)
 
     def upsampled(self, codes: Codes, rgb_bit: bool) -> Iterator[list[Tensor]]:
-        """Per layer the inputs of the network as published: a, b, indicator and extra, each (B, length)."""
+        """Per layer the inputs of the network as published: a, b, extra and indicator, each (B, length)."""
         a, b, extra = codes
         for layer, (start, width) in enumerate(zip(self.layout.offsets, self.layout.channels, strict=True)):
             vectors = [a, b]
@@ -293,7 +306,7 @@ class LatentBlender(nn.Module):
                 F.interpolate(v[:, None, start : start + width], size=self.depth, mode="nearest")[:, 0] for v in vectors
             ]
             hot = self.indicator[int(rgb_bit), layer].to(a.dtype).expand(a.shape[0], -1)
-            yield [*parts[:2], hot, *parts[2:]]
+            yield [*parts, hot]
 
     def plain_blend(self, codes: Codes, rgb_bit: bool) -> tuple[Tensor, Tensor]:
         """As published: every layer of every sample through the network on its own, blended at ``depth``, max-pooled."""
@@ -337,6 +350,8 @@ class LatentBlender(nn.Module):
 
 
 def _check_codes(where: str, codes: Sequence[tuple[str, Tensor]], layout: StyleLayout) -> None:
+    for name, code in codes:
+        check_tensor(where, name, code)
     name, like = codes[0]
     if like.dim() != 2 or like.shape[1] != layout.size:
         raise ValueError(f"{where}: {name}: expected shape (B, {layout.size}), got {tuple(like.shape)}")
@@ -388,7 +403,7 @@ def _stack(blenders: Sequence[LatentBlender], rgb_bit: bool, has_extra: bool) ->
     for blender in blenders:
         weights = [layer.folded() for layer in blender.linears]
         weight, bias = weights[0]
-        for_a, for_b, for_indicator, for_extra = blender.columns(weight)
+        for_a, for_b, for_extra, for_indicator = blender.columns(weight)
         per_layer = bias + F.linear(blender.indicator[int(rgb_bit)].to(weight.dtype), for_indicator)  # (L, H)
         parts = [for_a, for_b, for_extra] if has_extra else [for_a, for_b]
         rows = torch.cat([*(part.t() for part in parts), per_layer])
@@ -527,8 +542,9 @@ class FusionNet(nn.Module):
         super().__init__()
         self.layout = StyleLayout.stylegan2() if layout is None else layout
         self.q_on = q_on
-        if coarse < 1:
-            raise ValueError(f"FusionNet: coarse: expected at least 1, got {coarse}")
+        if not isinstance(self.layout, StyleLayout):
+            fail("FusionNet", "layout", "None or a StyleLayout", described(layout), TypeError)
+        coarse = check_integer("FusionNet", "coarse", coarse, 1, None)
         self.coarse_layers = tuple(sorted(self.layout.conv_layers[:coarse] + self.layout.rgb_layers[:coarse]))
         common: dict[str, Any] = {"hidden": hidden, "depth": depth, "num_layers": num_layers, "q_on": q_on}
         self.blender_common = LatentBlender(self.layout.select(self.coarse_layers), **common)

@@ -1,4 +1,4 @@
-"""SEAN normalisation with exact label-pattern tables, blended from styles per region and SPADE (:mod:`.spade`)."""
+"""SEAN normalisation with tables of label patterns, blended from styles per region and SPADE (:mod:`.spade`)."""
 
 from __future__ import annotations
 

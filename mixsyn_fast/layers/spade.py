@@ -1,10 +1,10 @@
-"""SPADE normalisation with exact label-pattern tables.
+"""SPADE normalisation with tables of label patterns.
 
 :func:`spade_norm` works on any module that has the attributes of the published layer (:class:`SpadeLike`), so
 :func:`mixsyn_fast.accelerate` can bind it to somebody else's; :class:`SPADENorm` is a layer with exactly those attributes
 and state_dict names.
 
-Three plans, all with the same result up to rounding (docs/exact_algebra.md):
+Three plans, the same mathematics in another order (docs/exact_algebra.md):
 
 * ``table``: for a hard map, gamma and beta take one row per distinct 5x5 label pattern. SPADE's hidden activation has one
   row per distinct 3x3 pattern (Q of them); its second convolution becomes one product of those Q rows with all nine taps
@@ -69,7 +69,7 @@ def shared_conv(spade: SpadeLike) -> nn.Conv2d:
 
 
 def table_fits(spade: SpadeLike) -> bool:
-    """True where the table plan is exact for a SPADE: three 3x3 convolutions with zero padding 1, stride and dilation 1."""
+    """True where the table plan computes what SPADE does: three 3x3 convolutions, zero padding 1, stride and dilation 1."""
 
     def fits(conv: nn.Module) -> bool:
         return (

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import operator
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from numbers import Real
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, get_type_hints
 
 import torch
@@ -14,6 +17,7 @@ from torch.library import CustomOpDef  # type: ignore[attr-defined]  # handed on
 from .. import backend
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_LARGEST = sys.float_info.max
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -52,6 +56,140 @@ def dense(t: Tensor, like: Tensor | None = None) -> Tensor:
 def fail(op: str, argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> NoReturn:
     """Raise the error of an argument that does not fit: its name, what was expected and what came."""
     raise error(f"{op}: {argument}: expected {expected}, got {got}")
+
+
+def described(value: object) -> str:
+    """What came, for a message: a number or a text as it is written, with its type; of anything else the type."""
+    if value is None:
+        return "None"
+    if isinstance(value, Tensor):
+        kind = str(value.dtype) if value.layout is torch.strided else str(value.layout)
+        return f"a tensor of shape {tuple(value.shape)} ({kind})"
+    kind = type(value).__name__
+    if isinstance(value, str | bytes | int | float | complex | Real):
+        text = repr(value) if isinstance(value, str | bytes) else str(value)
+        return f"{text if len(text) <= 60 else text[:57] + '...'} ({kind})"
+    return kind
+
+
+def check_tensor(op: str, argument: str, t: object, expected: str = "a tensor") -> None:
+    """Raise TypeError unless ``t`` is a tensor, ValueError unless it has dense memory (not sparse, not nested)."""
+    if not isinstance(t, Tensor):
+        fail(op, argument, expected, described(t), TypeError)
+    if t.layout is not torch.strided or t.is_nested:
+        kind = "a nested tensor" if t.is_nested else f"a tensor of layout {t.layout}"
+        fail(op, argument, f"{expected} with dense memory", kind)
+
+
+def check_values(op: str, argument: str, t: Tensor) -> None:
+    """Raise ValueError for a tensor on the device meta, where its values have to be looked at."""
+    if t.is_meta:
+        fail(op, argument, "a tensor with values", "a tensor on the device meta, which has a shape alone")
+
+
+def check_labels(op: str, argument: str, t: object, expected: str = "a tensor") -> None:
+    """Raise unless ``t`` is a label map (B, H, W) of integers: TypeError by type and dtype, ValueError by shape."""
+    check_tensor(op, argument, t, expected)
+    assert isinstance(t, Tensor)
+    if t.dim() != 3:
+        fail(op, argument, "shape (B, H, W)", f"shape {tuple(t.shape)}")
+    if t.dtype not in INTEGERS:
+        fail(op, argument, "an integer dtype (int64, int32, int16, int8 or uint8)", t.dtype, TypeError)
+
+
+def check_number(
+    op: str, argument: str, value: Any, low: float = -_LARGEST, high: float = _LARGEST, expected: str = "a finite number"
+) -> float:
+    """Return an argument that is a number as a float.
+
+    Args:
+        op: what was called.
+        argument: its name.
+        value: a number of Python or numpy, or a tensor of none dimensions.
+        low: the least value; infinite ones are outside of the defaults.
+        high: the largest value.
+        expected: the words of the message.
+
+    Raises:
+        TypeError: not a number (True and False are none).
+        ValueError: not finite, or outside of [low, high].
+    """
+    if not isinstance(value, float):
+        scalar = isinstance(value, Tensor) and value.dim() == 0 and value.dtype not in (torch.bool, *_COMPLEX)
+        if not (scalar or isinstance(value, Real | torch.SymFloat | torch.SymInt)) or isinstance(value, bool):
+            fail(op, argument, expected, described(value), TypeError)
+    number = float(value)
+    if not low <= number <= high:  # so is NaN
+        fail(op, argument, expected, number)
+    return number
+
+
+def check_integer(op: str, argument: str, value: Any, low: int, high: int | None, expected: str | None = None) -> int:
+    """Return an argument that is an integer as an int.
+
+    Args:
+        op: what was called.
+        argument: its name.
+        value: an integer of Python or numpy, or an integer tensor of none dimensions.
+        low: the least value.
+        high: the largest value, None for none.
+        expected: the words of the message; None for those of the range.
+
+    Raises:
+        TypeError: not an integer (True and False are none, nor is 2.0).
+        ValueError: outside of [low, high].
+    """
+    expected = expected or (f"an integer of at least {low}" if high is None else f"{low} to {high}")
+    if isinstance(value, int | torch.SymInt):
+        number = value
+        wrong = isinstance(value, bool)
+    else:
+        wrong = not hasattr(value, "__index__") or (isinstance(value, Tensor) and _no_integer(value))
+        number = -1 if wrong else operator.index(value)
+    if wrong:
+        fail(op, argument, expected, described(value), TypeError)
+    if number < low or (high is not None and number > high):
+        fail(op, argument, expected, number)
+    return number  # type: ignore[return-value]  # a SymInt stands for an int while a graph is traced
+
+
+_COMPLEX = (torch.complex64, torch.complex128, torch.complex32)
+
+
+def _no_integer(t: Tensor) -> bool:
+    return t.dim() != 0 or t.dtype.is_floating_point or t.dtype.is_complex or t.dtype == torch.bool
+
+
+def check_flag(op: str, argument: str, value: Any) -> bool:
+    """Return an argument that is True or False (numpy's as well) as a bool; TypeError for anything else."""
+    if isinstance(value, bool):
+        return value
+    if type(value).__name__ not in ("bool", "bool_"):  # numpy's type, under its two names
+        fail(op, argument, "True or False", described(value), TypeError)
+    return bool(value)
+
+
+def int32(t: Tensor) -> Tensor:
+    """Convert integers to int32; those beyond it become its ends, which no range holds, rather than wrap into one."""
+    if t.dtype == torch.int64:
+        t = t.clamp(_INT32.min, _INT32.max)
+    return t.to(torch.int32)
+
+
+_INT32 = torch.iinfo(torch.int32)
+
+
+def explain(op: str, argument: str, t: Tensor | None, low: int, high: int, expected: str) -> None:
+    """Raise the error of the first value outside of [low, high), where there is one, as it was given.
+
+    For a kernel that has just failed: it saw the values after :func:`int32`. Nothing is looked at on other devices than the
+    CPU, for there a failed assertion ends the process's use of the device.
+    """
+    if t is not None and t.device.type == "cpu":
+        wrong = ((t < low) | (t >= high)).nonzero()
+        if len(wrong):
+            at = tuple(wrong[0].tolist())
+            raise ValueError(f"{op}: {argument}: expected {expected}, got {int(t[at])} at {at}") from None
 
 
 def check_kernel_dtype(op: str, argument: str, t: Tensor) -> None:

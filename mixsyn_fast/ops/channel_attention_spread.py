@@ -26,7 +26,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import Kernels, Op, acc_dtype, check_device, check_floating, check_kernel_dtype, dense, fail
+from ._common import (
+    Kernels,
+    Op,
+    acc_dtype,
+    check_device,
+    check_floating,
+    check_kernel_dtype,
+    check_tensor,
+    dense,
+    fail,
+)
 
 __all__ = ["channel_attention_maps", "channel_attention_spread"]
 
@@ -139,6 +149,8 @@ _OP = Op(
 
 
 def _check(op: str, condition: Tensor, weight: Tensor) -> None:
+    check_tensor(op, "condition", condition)
+    check_tensor(op, "weight", weight)
     if condition.dim() != 4:
         fail(op, "condition", "shape (B, M, H, W)", f"shape {tuple(condition.shape)}")
     check_kernel_dtype(op, "condition", condition)
@@ -152,6 +164,7 @@ def _check(op: str, condition: Tensor, weight: Tensor) -> None:
 
 def _check_values(values: Tensor, condition: Tensor, weight: Tensor) -> None:
     op, leading = "channel_attention_spread", (condition.shape[0], weight.shape[0])
+    check_tensor(op, "values", values)
     if values.dim() != 3 or tuple(values.shape[:2]) != leading:
         fail(op, "values", f"shape ({leading[0]}, {leading[1]}, N)", f"shape {tuple(values.shape)}")
     check_floating(op, "values", values)

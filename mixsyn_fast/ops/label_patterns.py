@@ -1,8 +1,8 @@
-"""Distinct label neighbourhoods of a label map: the plan behind the exact tables of SPADE, SEAN and CLADE layers.
+"""Distinct label neighbourhoods of a label map: the plan behind the tables of SPADE, SEAN and CLADE layers.
 
 Two pixels with equal (2r+1) x (2r+1) label neighbourhoods get equal modulation from any stack of convolutions with that
-receptive field, so one table row serves both. This op numbers the distinct neighbourhoods of a batch. It is exact: hashes
-may propose, labels decide; rows are in order of first appearance (image, y, x), whatever the backend or thread count.
+receptive field, so one table row serves both. This op numbers the distinct neighbourhoods of a batch. All backends are
+bit-identical: hashes may propose, labels decide; rows are in order of first appearance (image, y, x), for any thread count.
 
 Codes in ``patterns``, with K = num_regions: region k is k; a pixel outside the image is K; a pixel of no region is K + 1
 (another case than outside: a convolution's hidden value is relu(bias + ...) there and zero outside); a set edge bit adds
@@ -20,7 +20,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import INTEGERS, Op, check_device, fail
+from ._common import (
+    Op,
+    check_device,
+    check_flag,
+    check_integer,
+    check_labels,
+    check_tensor,
+    check_values,
+    explain,
+    fail,
+    int32,
+)
 
 __all__ = ["label_patterns"]
 
@@ -143,36 +154,34 @@ def label_patterns(
         row_image (P,) int32: the image in which the row first appears. With ``max_rows``, unused rows hold K and -1.
 
     Raises:
-        ValueError: wrong shape, ``num_regions`` or ``radius``; a device that differs.
-        TypeError: labels not integer, edges neither bool nor uint8.
-        RuntimeError: a label out of range, or more patterns than ``max_rows`` (on CUDA a device-side assertion).
+        ValueError: wrong shape, ``num_regions`` or ``radius``; a device that differs; a label out of range (on CUDA a
+            device-side assertion, under ``torch.compile`` a RuntimeError).
+        TypeError: an argument of another type, labels not integer, edges neither bool nor uint8.
+        RuntimeError: more patterns than ``max_rows`` (on CUDA a device-side assertion).
 
     Deterministic: rows are in order of first appearance in raster order (image, y, x).
     """
     op = "label_patterns"
-    if labels.dim() != 3:
-        fail(op, "labels", "shape (B, H, W)", f"shape {tuple(labels.shape)}")
-    if labels.dtype not in INTEGERS:
-        fail(op, "labels", "an integer dtype", labels.dtype, TypeError)
-    if not 1 <= num_regions <= MAX_REGIONS:
-        fail(op, "num_regions", f"1 to {MAX_REGIONS}", num_regions)
-    if radius not in (0, 1, 2):
-        fail(op, "radius", "0, 1 or 2", radius)
+    check_labels(op, "labels", labels)
+    check_values(op, "labels", labels)
+    num_regions = check_integer(op, "num_regions", num_regions, 1, MAX_REGIONS)
+    radius = check_integer(op, "radius", radius, 0, 2, "0, 1 or 2")
+    per_image = check_flag(op, "per_image", per_image)
     if edges is not None:
+        check_tensor(op, "edges", edges)
         if edges.shape != labels.shape:
             fail(op, "edges", f"shape {tuple(labels.shape)}", f"shape {tuple(edges.shape)}")
         if edges.dtype not in (torch.bool, torch.uint8):
             fail(op, "edges", "bool or uint8", edges.dtype, TypeError)
         check_device(op, "edges", edges, labels.device)
         edges = edges.contiguous()
-    if max_rows is not None and max_rows < 0:
-        fail(op, "max_rows", "None or a number of rows", max_rows)
-    if labels.dtype == torch.int64 and labels.device.type == "cpu":
-        # a value beyond int32 must not wrap into the range
-        labels = labels.clamp(-2, num_regions)
-    labels = labels.to(torch.int32).contiguous()
-    cap = -1 if max_rows is None else max_rows
+    cap = -1 if max_rows is None else check_integer(op, "max_rows", max_rows, 0, None, "None or a number of rows")
+    given, labels = labels, int32(labels).contiguous()
     kernels = _OP.kernels(labels)
     forward = label_patterns_reference if kernels is None else kernels.forward
-    index, patterns, row_image = forward(labels, edges, num_regions, radius, per_image, cap)
+    try:
+        index, patterns, row_image = forward(labels, edges, num_regions, radius, per_image, cap)
+    except (RuntimeError, ValueError):
+        explain(op, "labels", given, -1, num_regions, f"values in [0, {num_regions}) or -1 for no region")
+        raise
     return index, patterns, row_image

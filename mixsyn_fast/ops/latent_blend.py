@@ -29,7 +29,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import Kernels, Op, acc_dtype, check_device, check_kernel_dtype, fail
+from ._common import (
+    Kernels,
+    Op,
+    acc_dtype,
+    check_device,
+    check_flag,
+    check_integer,
+    check_kernel_dtype,
+    check_tensor,
+    described,
+    fail,
+)
 
 __all__ = ["StyleLayout", "latent_blend"]
 
@@ -52,10 +63,9 @@ class StyleLayer:
     kind: str = "conv"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.channels, int) or self.channels < 1:
-            raise ValueError(f"StyleLayer: channels: expected an int of at least 1, got {self.channels!r}")
+        object.__setattr__(self, "channels", check_integer("StyleLayer", "channels", self.channels, 1, None))
         if self.kind not in KINDS:
-            raise ValueError(f"StyleLayer: kind: expected 'conv' or 'rgb', got {self.kind!r}")
+            fail("StyleLayer", "kind", "'conv' or 'rgb'", described(self.kind))
 
 
 @dataclass(frozen=True)
@@ -92,12 +102,11 @@ class StyleLayout:
         Raises:
             ValueError: another size or a multiplier below 1.
         """
-        if size not in (4, 8, 16, 32, 64, 128, 256, 512, 1024):
-            raise ValueError(f"StyleLayout.stylegan2: size: expected a power of two from 4 to 1024, got {size!r}")
-        if not isinstance(channel_multiplier, int) or channel_multiplier < 1:
-            raise ValueError(
-                f"StyleLayout.stylegan2: channel_multiplier: expected an int of at least 1, got {channel_multiplier!r}"
-            )
+        where, expected = "StyleLayout.stylegan2", "a power of two from 4 to 1024"
+        size = check_integer(where, "size", size, 4, 1024, expected)
+        if size.bit_count() != 1:
+            fail(where, "size", expected, size)
+        channel_multiplier = check_integer(where, "channel_multiplier", channel_multiplier, 1, None)
         sides = [4 * 2**i for i in range((size // 4).bit_length())]
         widths = {side: 512 if side <= 32 else 16384 // side * channel_multiplier for side in sides}
         conv = [widths[4]]
@@ -198,7 +207,8 @@ def _decisive(a: Tensor, b: Tensor, logits: Tensor, channels: Sequence[int], q_o
 def _layer_of_channel(channels: Sequence[int], device: torch.device) -> Tensor:
     """The layer (S,) to which each channel belongs."""
     layers = torch.arange(len(channels), device=device)
-    return layers.repeat_interleave(torch.tensor(list(channels), dtype=torch.int64, device=device))
+    counts = torch.tensor(list(channels), dtype=torch.int64, device=device)
+    return layers.repeat_interleave(counts, output_size=sum(channels))
 
 
 def _flat_decisive(a: Tensor, b: Tensor, logits: Tensor, channels: Sequence[int], q_on_b: bool) -> Tensor:
@@ -324,9 +334,11 @@ _OP = Op(
 def _check(a: Tensor, b: Tensor, logits: Tensor, layout: StyleLayout, q_on: str) -> None:
     op = "latent_blend"
     if not isinstance(layout, StyleLayout):
-        fail(op, "layout", "a StyleLayout", type(layout).__name__, TypeError)
+        fail(op, "layout", "a StyleLayout", described(layout), TypeError)
     if q_on not in ("a", "b"):
-        fail(op, "q_on", "'a' or 'b'", repr(q_on))
+        fail(op, "q_on", "'a' or 'b'", described(q_on))
+    for name, tensor in (("a", a), ("b", b), ("logits", logits)):
+        check_tensor(op, name, tensor)
     if a.dim() != 2 or a.shape[1] != layout.size:
         fail(op, "a", f"shape (B, {layout.size})", f"shape {tuple(a.shape)}")
     check_kernel_dtype(op, "a", a)
@@ -375,6 +387,7 @@ def latent_blend(
     for float64). A NaN among the logits of a group makes the channel NaN. Deterministic on every backend: nothing is summed.
     """
     _check(a, b, logits, layout, q_on)
+    check_flag("latent_blend", "return_q", return_q)
     on_b = q_on == "b"
     kernels = _OP.kernels(a)
     if kernels is None:

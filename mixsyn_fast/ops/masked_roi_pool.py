@@ -24,13 +24,19 @@ from torch import Tensor
 
 from ..nearest import resize_nearest
 from ._common import (
-    INTEGERS,
     Kernels,
     Op,
     acc_dtype,
+    check_integer,
     check_kernel_dtype,
+    check_labels,
+    check_tensor,
+    check_values,
     dense,
+    described,
+    explain,
     fail,
+    int32,
     is_channels_last,
 )
 
@@ -221,17 +227,13 @@ def _check(features: Sequence[Tensor], regions: RegionMapLike | Tensor, num_regi
     """Check all arguments; returns K."""
     op = "masked_roi_pool"
     if mode not in MODES:
-        fail(op, "mode", "'max' or 'mean'", repr(mode))
+        fail(op, "mode", "'max' or 'mean'", described(mode))
     if len(features) == 0:
         fail(op, "features", "a tensor or at least one", "an empty sequence")
     if isinstance(regions, Tensor):
-        if regions.dim() != 3:
-            fail(op, "regions", "labels of shape (B, h, w), or a RegionMap", f"shape {tuple(regions.shape)}")
-        if regions.dtype not in INTEGERS:
-            fail(op, "regions", "an integer dtype, or a RegionMap", regions.dtype, TypeError)
-        if not isinstance(num_regions, int) or isinstance(num_regions, bool) or num_regions < 1:
-            fail(op, "num_regions", "a positive number with labels", num_regions)
-        count, batch = num_regions, regions.shape[0]
+        check_labels(op, "regions", regions, "labels (B, h, w) or a RegionMap")
+        count = check_integer(op, "num_regions", num_regions, 1, None, "a positive number with labels")
+        batch = regions.shape[0]
     elif hasattr(regions, "labels_at"):
         count, batch = regions.num_regions, regions.batch_size
         if num_regions is not None and num_regions != count:
@@ -239,10 +241,9 @@ def _check(features: Sequence[Tensor], regions: RegionMapLike | Tensor, num_regi
         if regions.is_soft and mode == "max":
             fail(op, "mode", "'mean' with a soft region map", "'max'")
     else:
-        fail(op, "regions", "labels (B, h, w) or a RegionMap", type(regions).__name__, TypeError)
+        fail(op, "regions", "labels (B, h, w) or a RegionMap", described(regions), TypeError)
     for tensor in features:
-        if not isinstance(tensor, Tensor):
-            fail(op, "features", "a tensor or a sequence of tensors", type(tensor).__name__, TypeError)
+        check_tensor(op, "features", tensor, "a tensor or a sequence of tensors")
         if tensor.dim() != 4:
             fail(op, "features", "shape (B, C, H, W)", f"shape {tuple(tensor.shape)}")
         check_kernel_dtype(op, "features", tensor)
@@ -255,6 +256,8 @@ def _check(features: Sequence[Tensor], regions: RegionMapLike | Tensor, num_regi
             fail(op, "regions", "at least one pixel", f"size {tuple(size)}")
         if tensor.shape[2] * tensor.shape[3] >= 2**31:
             fail(op, "features", "fewer than 2^31 pixels", tensor.shape[2] * tensor.shape[3])
+    if isinstance(regions, Tensor):
+        check_values(op, "regions", regions)
     assert count is not None
     return count
 
@@ -276,20 +279,24 @@ def _pool(features: Tensor, regions: RegionMapLike | Tensor, num_regions: int, m
         else:
             pooled = _weighted_mean(features, regions.weights_at(size))
         return pooled, torch.empty(0, dtype=torch.int32, device=features.device)
+    given = None
     if isinstance(regions, Tensor):
-        # a value beyond int32 must not wrap into the range
-        labels = regions.clamp(-2, num_regions) if regions.dtype == torch.int64 else regions
-        labels = resize_nearest(labels, size).to(torch.int32)
+        given = resize_nearest(regions, size)
+        labels = int32(given)
     elif features.numel() == 0:  # a map has no level without pixels
         labels = torch.full((features.shape[0], *size), -1, dtype=torch.int32, device=features.device)
     else:
         labels = regions.labels_at(size)
     labels = labels.contiguous()
     kernels = _OP.kernels(features)
-    if kernels is None:
-        pooled, position, _ = masked_roi_pool_reference(features, labels, num_regions, maximum)
-    else:
-        pooled, position, _ = kernels.forward(dense(features), labels, num_regions, maximum)
+    try:
+        if kernels is None:
+            pooled, position, _ = masked_roi_pool_reference(features, labels, num_regions, maximum)
+        else:
+            pooled, position, _ = kernels.forward(dense(features), labels, num_regions, maximum)
+    except (RuntimeError, ValueError):
+        explain("masked_roi_pool", "regions", given, -1, num_regions, f"labels in [0, {num_regions}) or -1")
+        raise
     return pooled, position
 
 
@@ -328,10 +335,10 @@ def masked_roi_pool(
         the mean. With several levels: two lists.
 
     Raises:
-        ValueError: a shape, ``num_regions``, ``mode`` or a device does not fit; the message names the argument.
+        ValueError: a shape, ``num_regions``, ``mode`` or a device does not fit, or a label is out of range (on CUDA a
+            device-side assertion, under ``torch.compile`` a RuntimeError); the message names the argument.
         TypeError: a dtype or type does not fit.
-        RuntimeError: a label is out of range (CPU; ValueError from the reference; on CUDA a device-side assertion), or a
-            second backward is asked of the kernels.
+        RuntimeError: a second backward is asked of the kernels.
 
     A NaN counts as larger than any number: a region that holds one gives NaN, at the position of its first. Gradients reach
     the features (and the weights of a soft map); an absent region gives none. On a soft map every region sees every pixel,
@@ -339,8 +346,8 @@ def masked_roi_pool(
     features, whatever K is, and no host synchronisation; a soft map costs a matrix product with K rows. Under autocast the
     op runs in the features' dtype.
     """
-    several = not isinstance(features, Tensor)
-    levels = [features] if isinstance(features, Tensor) else list(features)
+    several = isinstance(features, Sequence) and not isinstance(features, str)
+    levels: list[Any] = list(features) if several else [features]
     count = _check(levels, regions, num_regions, mode)
     results = [_pool(level, regions, count, mode == "max") for level in levels]
     if several:

@@ -30,7 +30,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ._common import Op, acc_dtype, check_device, check_floating, check_kernel_dtype, custom_op, declared, dense, fail
+from ._common import (
+    Op,
+    acc_dtype,
+    check_device,
+    check_flag,
+    check_floating,
+    check_kernel_dtype,
+    check_number,
+    check_tensor,
+    custom_op,
+    declared,
+    dense,
+    described,
+    explain,
+    fail,
+    int32,
+)
 
 __all__ = ["region_norm"]
 
@@ -424,12 +440,14 @@ def _check(
     process_group: Any,
 ) -> None:
     op, x, index, table = "region_norm", a.x, a.index, a.table
+    check_tensor(op, "x", x)
     if x.dim() != 4:
         fail(op, "x", "shape (B, C, H, W)", f"shape {tuple(x.shape)}")
     check_kernel_dtype(op, "x", x)
     batch, channels, height, width = x.shape
-    if norm not in _NORMS:
-        fail(op, "norm", "'instance', 'batch' or 'none'", repr(norm))
+    if a.norm == NORM_GIVEN:
+        fail(op, "norm", "'instance', 'batch' or 'none'", described(norm))
+    check_flag(op, "training", training)
     pairs = (("index", index, "table", table), ("scale", a.scale, "shift", a.shift))
     for one, first, other, second in (*pairs, ("noise", a.noise, "noise_scale", a.noise_scale)):
         if (first is None) != (second is None):
@@ -439,6 +457,8 @@ def _check(
     if index is not None and table is not None:
         if a.scale is not None:
             fail(op, "index and scale", "a table or dense maps", "both")
+        check_tensor(op, "index", index)
+        check_tensor(op, "table", table)
         if index.shape != (batch, height, width):
             fail(op, "index", f"shape {(batch, height, width)}", f"shape {tuple(index.shape)}")
         if index.dtype not in (torch.int32, torch.int64):
@@ -459,6 +479,7 @@ def _check(
         )
         for name, tensor, shape in shapes:
             if tensor is not None:
+                check_tensor(op, name, tensor)
                 if tensor.shape != shape:
                     fail(op, name, f"shape {shape}", f"shape {tuple(tensor.shape)}")
                 check_floating(op, name, tensor)
@@ -503,8 +524,8 @@ def region_norm(
     Args:
         x: (B, C, H, W), float32, float64, float16 or bfloat16; contiguous and channels_last are read as they are, other
             strides are made dense first. B may be 0.
-        index: (B, H, W) int32 (int64 is converted), values in [0, R); checked by the CPU kernel, by a device-side
-            assertion on CUDA.
+        index: (B, H, W) int32 (int64 is converted, and a value beyond int32 stays out of range), values in [0, R); checked
+            on the CPU, by a device-side assertion on CUDA.
         table: (R, 2C) floating: scale, then shift.
         scale: (B, C, H, W) floating; converted to x's dtype.
         shift: (B, C, H, W) floating; converted to x's dtype.
@@ -513,7 +534,7 @@ def region_norm(
         running_var: (C,), unbiased, as torch's batch norm keeps it.
         training: with ``norm="batch"``: use the statistics of the batch and update the running ones.
         momentum: weight of the new value in the running statistics, in [0, 1].
-        eps: added to the variance.
+        eps: added to the variance; finite, not negative.
         noise: (B, 1, H, W), one value per pixel shared by all channels, added to x before the statistics; needs no
             gradient.
         noise_scale: (C,), factor of the noise per channel.
@@ -524,16 +545,20 @@ def region_norm(
         (B, C, H, W), dtype and memory layout of ``x``.
 
     Raises:
-        ValueError: a shape, a combination of arguments or a device does not fit; the message names the argument.
-        TypeError: a dtype does not fit.
-        RuntimeError: an index is out of range (CPU), or a second backward is asked of the kernels.
+        ValueError: a shape, a number, a combination of arguments or a device does not fit, or an index is out of range (on
+            the CPU); the message names the argument.
+        TypeError: a type or a dtype does not fit.
+        RuntimeError: a second backward is asked of the kernels; an index out of range under ``torch.compile``.
 
     Gradients reach x, table or scale and shift, and noise_scale. The backward of the kernels cannot be differentiated
     again (a clear error); the ``reference`` backend can. Results are deterministic on every backend for a fixed number
     of threads. Sums and statistics are float32 (float64 for float64), so half precision loses nothing but the final
     rounding. Under autocast the op runs in x's dtype.
     """
-    mode = _NORMS.get(norm, NORM_GIVEN)
+    mode = _NORMS.get(norm, NORM_GIVEN) if isinstance(norm, str) else NORM_GIVEN
+    eps = check_number("region_norm", "eps", eps, 0.0, expected="a finite number, not negative")
+    if negative_slope is not None:
+        negative_slope = check_number("region_norm", "negative_slope", negative_slope, expected="a finite number or None")
     a = Arguments(x, None, None, index, table, scale, shift, noise, noise_scale, mode, eps, negative_slope)
     _check(a, norm, running_mean, running_var, training, process_group)
     acc = acc_dtype(x.dtype)
@@ -546,22 +571,30 @@ def region_norm(
         noise, noise_scale = noise.to(x.dtype).contiguous(), noise_scale.to(x.dtype).contiguous()
     if scale is not None and shift is not None:
         scale, shift = scale.to(x.dtype), shift.to(x.dtype)
+    if running_mean is not None:
+        momentum = check_number("region_norm", "momentum", momentum, 0.0, 1.0, "a number in [0, 1]")
+    given = index
     kernels = _OP.kernels(x)
     if kernels is not None or process_group is not None:
         x = dense(x)
-        index = None if index is None else index.to(torch.int32).contiguous()
+        index = None if index is None else int32(index).contiguous()
         table = None if table is None else table.to(acc).contiguous()
         scale, shift = (None if t is None else dense(t, x) for t in (scale, shift))
     a = Arguments(x, mean, variance, index, table, scale, shift, noise, noise_scale, mode, eps, negative_slope)
     y: Tensor
     total: Tensor | None = None
-    if process_group is not None:
-        # plain autograd does not reach over a group: the reference takes the bodies of the kernels there
-        y, new_mean, new_variance, total = _SynchronisedRegionNorm.apply(process_group, kernels or _REFERENCE, *a)
-    elif kernels is None:
-        y, new_mean, new_variance = region_norm_reference(a)
-    else:
-        y, new_mean, new_variance = kernels.forward(*a)
+    try:
+        if process_group is not None:
+            # plain autograd does not reach over a group: the reference takes the bodies of the kernels there
+            y, new_mean, new_variance, total = _SynchronisedRegionNorm.apply(process_group, kernels or _REFERENCE, *a)
+        elif kernels is None:
+            y, new_mean, new_variance = region_norm_reference(a)
+        else:
+            y, new_mean, new_variance = kernels.forward(*a)
+    except (RuntimeError, IndexError):
+        rows = 0 if table is None else table.shape[0]
+        explain("region_norm", "index", given, 0, rows, f"values in [0, {rows})")
+        raise
     if norm == "batch" and training and running_mean is not None and running_var is not None and x.numel() > 0:
         count = float(_count(x, False)) if total is None else float(total)
         with torch.no_grad():

@@ -31,7 +31,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import Kernels, Op, acc_dtype, check_device, check_floating, check_kernel_dtype, custom_op, declared, fail
+from ._common import (
+    Kernels,
+    Op,
+    acc_dtype,
+    check_device,
+    check_flag,
+    check_floating,
+    check_kernel_dtype,
+    check_tensor,
+    custom_op,
+    declared,
+    fail,
+)
 
 __all__ = ["spatial_attention_pool"]
 
@@ -246,6 +258,14 @@ def _check(
     features: Tensor, condition: Tensor, weight_features: Tensor, weight_condition: Tensor, mask: Tensor | None
 ) -> None:
     op = "spatial_attention_pool"
+    for name, tensor in (
+        ("features", features),
+        ("condition", condition),
+        ("weight_features", weight_features),
+        ("weight_condition", weight_condition),
+        *(() if mask is None else (("mask", mask),)),
+    ):
+        check_tensor(op, name, tensor)
     if features.dim() != 4:
         fail(op, "features", "shape (B, N, H, W)", f"shape {tuple(features.shape)}")
     check_kernel_dtype(op, "features", features)
@@ -325,6 +345,7 @@ def spatial_attention_pool(
     and sums are float32 in any case.
     """
     _check(features, condition, weight_features, weight_condition, mask)
+    return_maps = check_flag("spatial_attention_pool", "return_maps", return_maps)
     acc = acc_dtype(features.dtype)
     condition = condition.to(features.dtype)
     weight_features, weight_condition = weight_features.to(acc), weight_condition.to(acc)

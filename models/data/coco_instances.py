@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from mixsyn_fast.commands import guarded, run_command
+from mixsyn_fast.reading import read_text
 
 from ..settings import positional
-from .source import read_ids
+from .files import LOSSLESS, find, read_ids
 
 
 def write_instance_maps(
@@ -40,30 +41,35 @@ def write_instance_maps(
 
     Raises:
         FileNotFoundError: a file or folder is missing, or there is no label map.
-        ValueError: not such a JSON file, or a label map of another size; the message names the file.
+        ValueError: not such a JSON file, or a label map of another size or without a number for its name; the message names
+            the file.
     """
     try:
         from PIL import Image, ImageDraw
     except ImportError as error:  # pragma: no cover - depends on the installation
         raise ImportError("drawing instance maps needs pillow: pip install 'mixsyn_fast[models]'") from error
-    source, maps, target = Path(annotations), sorted(Path(labels).glob("*.png")), Path(out)
+    source, target = Path(annotations), Path(out)
+    maps = find(Path(labels), LOSSLESS, flat=True, deep=False).named
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file")
     if not maps:
         raise FileNotFoundError(f"{os.fspath(labels)}: holds no label map (*.png)")
     objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
     try:
-        data = json.loads(source.read_text(encoding="utf-8"))
+        data = json.loads(read_text(source))
         for thing in data["annotations"]:
             if not thing["iscrowd"]:
                 objects[int(thing["image_id"])].append({"area": float(thing["area"]), "polygons": thing["segmentation"]})
         sizes = {int(image["id"]): (image["width"], image["height"]) for image in data["images"]}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{source}: not a COCO instances file ({error!r})") from error
+    for name, path in maps.items():
+        if not name.isdecimal():
+            raise ValueError(f"{path}: expected a name that is the number of COCO's picture, 000000000009.png")
     target.mkdir(parents=True, exist_ok=True)
-    for path in maps:
+    for name, path in maps.items():
         plane = read_ids(path)
-        number = int(path.stem)
+        number = int(name)
         if sizes.get(number) != plane.shape[::-1]:
             raise ValueError(f"{path}: expected width and height {sizes.get(number)}, got {plane.shape[::-1]}")
         canvas = Image.fromarray(plane)  # 32-bit
@@ -71,7 +77,7 @@ def write_instance_maps(
         for n, thing in enumerate(sorted(objects[number], key=lambda thing: -thing["area"])):
             for polygon in thing["polygons"]:
                 draw.polygon(polygon, fill=256 + n)
-        Image.fromarray(np.asarray(canvas).astype(np.uint16)).save(target / path.name)
+        Image.fromarray(np.asarray(canvas).astype(np.uint16)).save(target / f"{path.stem}.png")
     return len(maps)
 
 

@@ -12,12 +12,16 @@ import numpy as np
 
 from ..settings import at_least, positional
 from ..sheets import contact_sheet, legend, save_png
+from .blended import ADVICE
 from .dataset import RegionDataset
+from .files import plain_name, summary
 from .options import ReaderOptions
 from .palette import colorize, palette
-from .sets import KINDS, open_source
-from .source import Source
+from .sets import KINDS, opened
+from .source import FileSource, Source
 from .statistics import Statistics, statistics
+
+_NAMED = 20  # files that are left over for one reason, by name
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def main(options: Options) -> int:
     Raises:
         ValueError: bad options. FileNotFoundError: files are missing. ImportError: no Pillow.
     """
-    source = open_source(options.directory, options.kind, options.split, options.unknown, **options.reader_options())
+    source = opened(options.directory, options.kind, options.split, options.unknown, **options.reader_options())
     found = statistics(source, options.limit, _progress(len(source), options.limit))
     print(f"{source.name}, split {options.split}: {found.count} pictures, {len(source.classes)} classes")
     sizes = list(found.sizes.items())
@@ -59,7 +63,15 @@ def main(options: Options) -> int:
     print("stored sizes (height x width): " + ", ".join(f"{size} ({n})" for size, n in sizes[:5]) + more)
     print(found.table())
     for name, reason in found.bad:
-        print(f"bad: {name}: {reason}")
+        print(f"bad: {name}: {plain_name(reason)}")
+    for name, share in found.blended:
+        print(
+            f"warning: {name}: {100 * share:.1f} % of the pixels lie in thin bands of ids between those on their two sides: "
+            f"{ADVICE}"
+        )
+    if isinstance(source, FileSource):
+        for line in summary(source.left, _NAMED):
+            print(f"left over: {line}")
     print(f"{len(found.bad)} bad of {found.count + len(found.bad)}")
     if options.json is not None:
         found.save(options.json)

@@ -1,15 +1,19 @@
 """Batches in an order that any number of processes and workers agrees on, and that a resumed run goes on with exactly.
 
 Epoch e is the permutation drawn from (seed, e). Batch n of all processes together is a slice of the epochs' concatenation;
-every process takes its contiguous part of it.
+every process takes its contiguous part of it. Where pictures, batch size or seed have changed at a resume, the order begins
+anew.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import signal
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,14 @@ from .dataset import Plans, TrainingSet
 _SECONDS_AFTER_SIGTERM = 60
 Keys = list[tuple[int, int]]
 """(epoch, index) of every item of a batch."""
+ORDER: dict[str, Callable[[Any, Any], str]] = {
+    "length": "{} -> {} pictures".format,
+    "pictures": lambda before, now: "other pictures",
+    "batch_size": "batches of {} -> {} pictures".format,
+    "seed": "seed {} -> {}".format,
+    "drop_last": "drop_last {} -> {}".format,
+}
+"""What the order is made from: name in a loader's state -> words for a change of it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,7 @@ class Order:
     seed: int
     shuffle: bool
     drop_last: bool
+    first_epoch: int = 0  # number of the first epoch: after a resume with another order, one that was not begun before
 
     @property
     def used(self) -> int:
@@ -57,6 +70,7 @@ class Order:
             keys = []
             for position in range(start, start + share):
                 number, within = divmod(position, self.used)
+                number += self.first_epoch
                 if number not in epochs:
                     epochs = {number: self.epoch(number)}
                 keys.append((number, int(epochs[number][within])))
@@ -187,27 +201,42 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs, as JSON: batches drawn so far (not those that workers hold ready), and of what."""
-        return {
-            "seed": self.order.seed,
-            "batches": self._drawn,
-            "batch_size": self.order.batch_size,
-            "length": self.order.length,
-        }
+        order = {name: getattr(self.order, name) for name in ("seed", "batch_size", "length", "drop_last", "first_epoch")}
+        return {**order, "batches": self._drawn, "pictures": self._pictures}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    @cached_property
+    def _pictures(self) -> str | None:
+        """What tells a set of pictures from another of the same length: a hash of their names, where it has names."""
+        names = getattr(getattr(self.dataset, "source", None), "names", None)
+        return None if names is None else hashlib.sha256("\0".join(names()).encode()).hexdigest()[:16]
+
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Continue at the batch after the last one that was drawn; the number of workers and processes may differ.
 
+        Where the order cannot go on, because what it is made from has changed (:data:`ORDER`), it begins anew, with an epoch
+        that was not begun before: crops and flips are other ones.
+
+        Returns:
+            What has changed; empty where the order goes on.
+
         Raises:
-            ValueError: another seed, batch size or number of pictures, or entries are missing.
+            ValueError: entries are missing.
         """
         mine = self.state_dict()
-        if set(state) != set(mine):
-            raise ValueError(f"state: expected {', '.join(mine)}, got {', '.join(map(str, state))}")
-        for key in ("seed", "batch_size", "length"):
-            if state[key] != mine[key]:
-                raise ValueError(f"state: expected {key} {mine[key]}, got {state[key]}")
+        missing = [key for key in ("seed", "batches", "batch_size", "length") if key not in state]
+        if missing:
+            raise ValueError(f"state: expected {', '.join(mine)}, got none of {', '.join(missing)}")
+        # checkpoints of earlier versions lack the other entries: as they were then
+        state = {"drop_last": True, "first_epoch": 0, "pictures": mine["pictures"], **state}
+        changed = [key for key in ORDER if state[key] != mine[key]]
+        if "length" in changed and "pictures" in changed:  # more of them are others as well
+            changed.remove("pictures")
+        before = replace(self.order, **{key: state[key] for key in ("batch_size", "length", "drop_last", "first_epoch")})
+        begun = math.ceil(state["batches"] * before.batch_size / before.used) if changed else 0
         self.close()
-        self._drawn = int(state["batches"])
+        self.order = replace(self.order, first_epoch=before.first_epoch + begun)
+        self._drawn = 0 if changed else int(state["batches"])
+        return [ORDER[key](state[key], mine[key]) for key in changed]
 
 
 def _begin_worker(worker: int) -> None:

@@ -20,7 +20,7 @@ class ReaderOptions(Checked):
     unknown_id: int | None = None  # kind folder: stored id of pixels without a class, often 255
     first_id: int | None = None  # kind folder: stored id of the first class; none: 0
     partition: str | None = None  # celebamask_hq, ffhq: how the set is split; none: as CelebA is (see docs/training.md)
-    names: str | None = None  # file with the stems of the pictures to take, one per line; none: all
+    names: str | None = None  # file with the names of the pictures to take, one per line; none: all
 
     def reader_options(self) -> dict[str, Any]:
         """Return those that were given, for :func:`open_source`."""

@@ -4,14 +4,19 @@ Every reader takes the set's original layout and the *simple layout* `root/<spli
 with the original ids (or `root/images` + `root/labels`, which is split "train"). Split "all" is all there is. Sizes are
 those of the papers, (H, W). Flips exchange left and right classes by name; sets without such classes exchange nothing.
 Every reader raises FileNotFoundError, naming what is missing, and ValueError for an option that it does not know.
+
+Files are found as files.py says (suffixes in either case, linked folders, no hidden files). A picture without a label map, a
+label map without a picture and what is neither are left over: `Records.left`.
 """
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+
+from mixsyn_fast.reading import read_text
 
 from .classes import (
     ADE20K,
@@ -28,8 +33,21 @@ from .classes import (
     GTA5,
     LAPA,
 )
-from .layouts import SPLITS, Found, by_number, files, is_simple, listed, listing, pairs, simple, split_folders
-from .source import LabelSet, Record, read_matlab
+from .files import LeftOver, find, plain_name, read_matlab
+from .layouts import (
+    SPLITS,
+    Found,
+    Records,
+    by_number,
+    is_simple,
+    joined,
+    label_maps,
+    listed,
+    pairs,
+    simple,
+    split_folders,
+)
+from .source import LabelSet, Record
 
 # --- faces ------------------------------------------------------------------------------------------------------------
 
@@ -49,42 +67,69 @@ def celebamask_hq(root: Path, split: str, partition: str = "celeba") -> Found:
     """
     pictures = root / "CelebA-HQ-img"
     if not pictures.is_dir():
-        return _FACES, simple(root, split)
-    images = files(pictures)
-    if split != "all":
-        train, val = range(28000), range(28000, 30000)
-        number = {stem: int(stem) for stem in images}
-        if partition == "celeba":
-            train, val = range(162771), range(162771, 182638)
-            number = _celeba_numbers(root / "CelebA-HQ-to-CelebA-mapping.txt")
-        elif partition != "first_28000":
-            raise ValueError(f"partition: expected 'celeba' or 'first_28000', got {partition!r}")
-        for stem, path in list(images.items()):
-            if stem not in number:
-                raise ValueError(f"{root / 'CelebA-HQ-to-CelebA-mapping.txt'}: has no line for {path.name}")
-            part = "train" if number[stem] in train else "val" if number[stem] in val else "test"
-            if part != split:
-                del images[stem]
+        return _FACES, simple(root, split, "CelebA-HQ-img/*.jpg with CelebAMask-HQ-mask-anno/")
+    if partition not in ("celeba", "first_28000"):
+        raise ValueError(f"partition: expected 'celeba' or 'first_28000', got {partition!r}")
     if (root / "CelebAMaskHQ-mask").is_dir():
-        return _FACES, pairs(images, files(root / "CelebAMaskHQ-mask"), root / "CelebAMaskHQ-mask")
-    folder = root / "CelebAMask-HQ-mask-anno"
-    masks = files(folder)
-    records = []
-    for stem, image in images.items():
-        parts = [(k, f"{int(stem):05d}_{part}") for k, part in enumerate(FACE_CLASSES) if k]
-        present = tuple((k, masks[name]) for k, name in parts if name in masks)
-        if not present:
-            raise FileNotFoundError(f"{folder}: no part masks for {image} (expected {int(stem):05d}_skin.png ...)")
-        records.append(Record(stem, image, present))
-    return _FACES, records
+        found = pairs(find(pictures, flat=True), label_maps(root / "CelebAMaskHQ-mask", flat=True))
+    else:
+        found = _face_parts(pictures, root / "CelebAMask-HQ-mask-anno")
+    if split == "all":
+        return _FACES, found
+    if partition == "first_28000":
+        return _FACES, by_number(found, split, range(28000), range(28000, 30000))
+    mapping = root / "CelebA-HQ-to-CelebA-mapping.txt"
+    number = _celeba_numbers(mapping)
+    for record in found.records:
+        if record.name not in number:
+            raise ValueError(f"{mapping}: has no line for {record.image.name} (or take split 'all')")
+
+    def part(record: Record) -> str:
+        return "train" if number[record.name] < 162771 else "val" if number[record.name] < 182638 else "test"
+
+    return _FACES, found.only(lambda record: part(record) == split)
+
+
+def _face_parts(pictures: Path, folder: Path) -> Records:
+    """Pictures with the masks of their parts: `3.jpg` with `00003_skin.png` and so on, `anna.jpg` with `anna_skin.png`."""
+    images, masks = find(pictures, flat=True), label_maps(folder, flat=True)
+    if not images.named:
+        raise FileNotFoundError(f"{pictures}: holds no picture")
+    records: list[Record] = []
+    left = [*images.left, *masks.left]
+    used = set()
+    missing = []
+    for stem, image in images.named.items():
+        beginning = f"{int(stem):05d}" if re.fullmatch("[0-9]+", stem) else stem
+        parts = [(k, f"{beginning}_{part}") for k, part in enumerate(FACE_CLASSES) if k]
+        present = tuple((k, masks.named[name]) for k, name in parts if name in masks.named)
+        used |= {name for _, name in parts}
+        if present:
+            records.append(Record(stem, image, present))
+        else:
+            missing.append((image, beginning))
+    if not records:
+        image, beginning = missing[0]
+        raise FileNotFoundError(f"{folder}: no part masks for {image} (expected {beginning}_skin.png ...)")
+    left += (LeftOver(image, "without part masks") for image, _ in missing)
+    left += (LeftOver(file, "without a part or a picture") for name, file in masks.named.items() if name not in used)
+    return Records(tuple(records), tuple(left))
 
 
 def _celeba_numbers(path: Path) -> dict[str, int]:
     """Number of the CelebA picture, from 1, behind every CelebA-HQ picture."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: needed for CelebA's partition (or partition='first_28000', or split 'all')")
-    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-    return {row[0]: int(Path(row[2]).stem) for row in rows if len(row) == 3 and row[0].isdigit()}
+    found = {}
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        row = line.split()
+        if len(row) == 3 and re.fullmatch("[0-9]+", row[0]):
+            if not re.fullmatch("[0-9]+", Path(row[2]).stem):
+                raise ValueError(
+                    f"{path}: expected the number of CelebA's picture in line {number}, 000001.jpg, got {row[2]!r}"
+                )
+            found[row[0]] = int(Path(row[2]).stem)
+    return found
 
 
 def ffhq(root: Path, split: str, partition: str = "ffhq", labels: str = "labels") -> Found:
@@ -97,14 +142,13 @@ def ffhq(root: Path, split: str, partition: str = "ffhq", labels: str = "labels"
     """
     pictures = next((d for d in (root / "images1024x1024", root / "thumbnails128x128") if d.is_dir()), None)
     if pictures is None:
-        return _FACES, simple(root, split)
+        return _FACES, simple(root, split, f"images1024x1024/**/*.png with {labels}/")
     if partition not in ("ffhq", "first_2000"):
         raise ValueError(f"partition: expected 'ffhq' or 'first_2000', got {partition!r}")
     train = range(60000) if partition == "ffhq" else range(2000, 70000)
     val = range(60000, 70000) if partition == "ffhq" else range(2000)
-    images = files(pictures)
-    records = pairs(images, files(root / labels), root / labels)
-    return _FACES, by_number(records, split, train, val)
+    found = pairs(find(pictures, flat=True), label_maps(root / labels, flat=True))
+    return _FACES, by_number(found, split, train, val)
 
 
 _LAPA = LabelSet(LAPA, (256, 256))
@@ -127,21 +171,21 @@ def helen(root: Path, split: str) -> Found:
     Size 256 x 256. Eyebrows and eyes swap.
     """
     if not (root / "exemplars.txt").is_file():
-        return _LAPA, simple(root, split)
+        return _LAPA, simple(root, split, "exemplars.txt with images/ and labels/<name>/<name>_lbl00.png ...")
     lists = {"train": "exemplars.txt", "val": "tuning.txt", "test": "testing.txt"}
-    images = files(root / "images")
-    if split in lists:
-        wanted = listed(root / lists[split])
-        images = {stem: path for stem, path in images.items() if stem in wanted}
-    masks = files(root / "labels")
-    records = []
-    for stem, image in images.items():
+    images, masks = find(root / "images", flat=True), label_maps(root / "labels", flat=True)
+    wanted = listed(root / lists[split]) if split in lists else set(images.named)
+    records, used = [], set()
+    for stem, image in images.named.items():
         names = [f"{stem}_lbl{k:02d}" for k in range(len(LAPA))]
-        missing = [name for name in names if name not in masks]
-        if missing:
+        used |= set(names)
+        missing = [name for name in names if name not in masks.named]
+        if missing and stem in wanted:
             raise FileNotFoundError(f"{root / 'labels' / stem / missing[0]}.png: no such part mask for {image}")
-        records.append(Record(stem, image, tuple((k, masks[name]) for k, name in enumerate(names))))
-    return replace(_LAPA, soft_parts=True), records
+        if stem in wanted:
+            records.append(Record(stem, image, tuple((k, masks.named[name]) for k, name in enumerate(names))))
+    others = [LeftOver(file, "without a part or a picture") for name, file in masks.named.items() if name not in used]
+    return replace(_LAPA, soft_parts=True), Records(tuple(records), (*images.left, *masks.left, *others))
 
 
 # --- facades ----------------------------------------------------------------------------------------------------------
@@ -155,7 +199,7 @@ def cmp_facade(root: Path, split: str) -> Found:
     Layout: `base/cmp_b0001.jpg` with `base/cmp_b0001.png` beside it (also without `base/`). The set has no published split;
     ours goes by number: 1..280 train, 281..320 val, 321..378 test. Size 256 x 256. Nothing swaps.
     """
-    return _FACADES, _facade_files(root, split, "base", "cmp_b*.jpg", range(1, 281), range(281, 321))
+    return _FACADES, _facade_files(root, split, "base", "cmp_b", range(1, 281), range(281, 321))
 
 
 def cmp_facade_extended(root: Path, split: str) -> Found:
@@ -164,16 +208,21 @@ def cmp_facade_extended(root: Path, split: str) -> Found:
     Layout: `extended/cmp_x0001.jpg` + `.png`. Our split: 1..188 train, 189..228 val, none for test.
     Size 256 x 256. Nothing swaps.
     """
-    return _FACADES, _facade_files(root, split, "extended", "cmp_x*.jpg", range(1, 189), range(189, 229))
+    return _FACADES, _facade_files(root, split, "extended", "cmp_x", range(1, 189), range(189, 229))
 
 
-def _facade_files(root: Path, split: str, part: str, pattern: str, train: range, val: range) -> list[Record]:
+def _facade_files(root: Path, split: str, part: str, beginning: str, train: range, val: range) -> Records:
     folder = root / part if (root / part).is_dir() else root
-    images = {path.stem: path for path in sorted(folder.glob(pattern))}
-    if not images:
-        return simple(root, split)
-    labels = {path.stem: path for path in folder.glob("*.png")}
-    return by_number(pairs(images, labels, folder), split, train, val)
+    companions = (".jpg", ".jpeg", ".png", ".xml")  # of each other, and the set's own notes
+    images = find(folder, (".jpg", ".jpeg"), deep=False, companions=companions)
+    if not any(name.startswith(beginning) for name in images.named):
+        return simple(root, split, f"{part}/{beginning}0001.jpg with .png beside it")
+    labels = find(folder, (".png",), deep=False, companions=companions)
+    of_set = (
+        replace(files, named={name: file for name, file in files.named.items() if name.startswith(beginning)})
+        for files in (images, replace(labels, left=()))
+    )
+    return by_number(pairs(*of_set), split, train, val)
 
 
 # --- scenes -----------------------------------------------------------------------------------------------------------
@@ -210,12 +259,10 @@ def coco_stuff(root: Path, split: str) -> Found:
     }
     found = split_folders(root, options, split)
     if not found:
-        return _COCO_STUFF, simple(root, split)
-    return _COCO_STUFF, [
-        record
-        for images, labels, instances in found
-        for record in pairs(files(images), files(labels), labels, files(instances))
-    ]
+        return _COCO_STUFF, simple(root, split, "train2017/*.jpg with stuffthingmaps/train2017/*.png")
+    return _COCO_STUFF, joined(
+        [(part, pairs(find(images), label_maps(labels), label_maps(more))) for part, (images, labels, more) in found]
+    )
 
 
 def ade20k(root: Path, split: str) -> Found:
@@ -230,8 +277,8 @@ def ade20k(root: Path, split: str) -> Found:
     }
     found = split_folders(root, options, split)
     if not found:
-        return _ADE20K, simple(root, split)
-    return _ADE20K, [record for images, labels in found for record in pairs(files(images), files(labels), labels)]
+        return _ADE20K, simple(root, split, "images/training/*.jpg with annotations/training/*.png")
+    return _ADE20K, joined([(part, pairs(find(images), label_maps(labels))) for part, (images, labels) in found])
 
 
 def cityscapes(root: Path, split: str) -> Found:
@@ -242,15 +289,19 @@ def cityscapes(root: Path, split: str) -> Found:
     never drawn but counted by the published models. Size 256 x 512. Nothing swaps.
     """
     if not (root / "leftImg8bit").is_dir():
-        return _CITYSCAPES, simple(root, split)
-    records = []
+        original = "leftImg8bit/<split>/<city>/*_leftImg8bit.png with gtFine/<split>/<city>/*_gtFine_labelIds.png"
+        return _CITYSCAPES, simple(root, split, original)
+    found = []
+    others = ("labelids.png", "instanceids.png", "labeltrainids.png", "color.png", "polygons.json")  # of one picture
     for part in SPLITS if split == "all" else (split,):
-        labels = root / "gtFine" / part
-        images = files(root / "leftImg8bit" / part, ending="_leftImg8bit")
-        if images or split != "all":
-            maps = (files(labels, ending=f"_gtFine_{kind}Ids") for kind in ("label", "instance"))
-            records += pairs(images, next(maps), labels, next(maps))
-    return _CITYSCAPES, records
+        images = find(root / "leftImg8bit" / part, ending="_leftImg8bit", flat=True)
+        if images.named or split != "all":
+            maps = (
+                label_maps(root / "gtFine" / part, ending=f"_gtFine_{kind}Ids", flat=True, companions=others)
+                for kind in ("label", "instance")
+            )
+            found.append((part, pairs(images, *maps)))
+    return _CITYSCAPES, joined(found)
 
 
 def gta5(root: Path, split: str) -> Found:
@@ -260,19 +311,20 @@ def gta5(root: Path, split: str) -> Found:
     "others"), and `split.mat` (read with scipy). In the simple layout, with other names, ids are 0..19 as in the prepared
     set of the class-wise VAE, whose test part is the val split here. Size 256 x 512. Nothing swaps.
     """
-    original = {stem: path for stem, path in files(root / "images").items() if len(stem) == 5 and stem.isdigit()}
-    if not original:
-        return LabelSet(GTA5, (256, 512), unknown=19), simple(root, split)
+    images = find(root / "images", flat=True)
+    if not any(re.fullmatch("[0-9]{5}", stem) for stem in images.named):
+        return LabelSet(GTA5, (256, 512), unknown=19), simple(root, split, "images/00001.png with labels/ and split.mat")
+    found = pairs(images, label_maps(root / "labels", flat=True))
     if split != "all":
         listing = root / "split.mat"
         if not listing.is_file():
             raise FileNotFoundError(f"{listing}: needed for split {split!r} (or take split 'all')")
         wanted = {f"{int(n):05d}" for n in read_matlab(listing, f"{split}Ids").ravel()}
-        original = {stem: path for stem, path in original.items() if stem in wanted}
+        found = found.only(lambda record: record.name in wanted)
     kept = [(i,) for i in CITYSCAPES_TRAIN_IDS]
     others = tuple(i for i in range(len(CITYSCAPES)) if i not in CITYSCAPES_TRAIN_IDS)
     label_set = LabelSet(GTA5, (256, 512), ids=(*kept, others), unknown=others[0])
-    return label_set, pairs(original, files(root / "labels"), root / "labels")
+    return label_set, found
 
 
 def camvid(root: Path, split: str) -> Found:
@@ -284,13 +336,13 @@ def camvid(root: Path, split: str) -> Found:
     """
     found = split_folders(root, {part: [(part, f"{part}annot")] for part in SPLITS}, split)
     if found:
-        return _CAMVID, [record for images, labels in found for record in pairs(files(images), files(labels), labels)]
+        return _CAMVID, joined([(part, pairs(find(images), label_maps(labels))) for part, (images, labels) in found])
     images, labels = root / "701_StillsRaw_full", root / "LabeledApproved_full"
     if not images.is_dir():
-        return _CAMVID, simple(root, split)
+        return _CAMVID, simple(root, split, "train/*.png with trainannot/*.png, or 701_StillsRaw_full/ (split all)")
     if split != "all":
         raise ValueError(f"split: {images} has no split: expected 'all' (with `names` for a part of it), got {split!r}")
-    return _CAMVID, pairs(files(images), files(labels, ending="_L"), labels)
+    return _CAMVID, pairs(find(images), label_maps(labels, ending="_L"))
 
 
 # --- clothes ----------------------------------------------------------------------------------------------------------
@@ -313,33 +365,26 @@ def deepfashion(root: Path, split: str) -> Found:
     """
     pictures = next((d for d in (root / "img_highres", root / "img") if d.is_dir()), None)
     if pictures is None:
-        return _DEEPFASHION, simple(root, split)
-    found = {}
-    for base in (pictures, root / "img_highres_seg"):
-        for where, _, names in os.walk(base):
-            for name in names:
-                if name.endswith("_segment.png"):
-                    found[Path(where, name).relative_to(base).as_posix().removesuffix("_segment.png")] = Path(where, name)
+        return _DEEPFASHION, simple(root, split, "img_highres/**/id_<8 digits>/<view>.jpg with <view>_segment.png")
+    images = find(pictures, (".jpg", ".jpeg"), companions=("_segment.png",))
+    beside = find(pictures, (".png",), ending="_segment", companions=(".jpg", ".jpeg"))
+    apart = find(root / "img_highres_seg", (".png",), ending="_segment")
+    found = pairs(images, replace(apart, folder=pictures, named=beside.named | apart.named))
     if split != "all":
         listing = next((p for p in (root / "Eval", root / "Anno", root) if (p / "list_eval_partition.txt").is_file()), root)
         part = _deepfashion_parts(listing / "list_eval_partition.txt")
-        found = {key: path for key, path in found.items() if part.get(key) == split}
-    records = []
-    for key, labels in found.items():
-        image = pictures / f"{key}.jpg"
-        if not image.is_file():
-            raise FileNotFoundError(f"{image}: no picture for {labels}")
-        records.append(Record("_".join(key.split("/")[-2:]), image, labels))
-    if not records:
+        found = found.only(lambda record: part.get(record.name) == split)
+    if not found.records:
         raise FileNotFoundError(f"{pictures}: holds no parsing map (*_segment.png) of split {split!r}")
-    return _DEEPFASHION, records
+    named = (replace(record, name="_".join(record.name.split("/")[-2:])) for record in found.records)
+    return _DEEPFASHION, replace(found, records=tuple(named))
 
 
 def _deepfashion_parts(path: Path) -> dict[str, str]:
     """Picture, as a path without the first folder and the suffix -> "train" or "val"."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: needed to split DeepFashion (or take split 'all')")
-    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [line.split() for line in read_text(path).split("\n")]
     known = {"train": "train", "query": "val", "gallery": "val"}
     return {
         Path(*Path(r[0]).parts[1:]).with_suffix("").as_posix(): known[r[2]] for r in rows if len(r) == 3 and r[2] in known
@@ -354,9 +399,9 @@ def ccp(root: Path, split: str) -> Found:
     """
     labels = root / "annotations" / "pixel-level"
     if not (root / "photos").is_dir():
-        return _CCP, simple(root, split)
-    records = pairs(files(root / "photos"), files(labels, (".mat",)), labels)
-    return _CCP, by_number(records, split, range(1, 801), range(801, 901))
+        return _CCP, simple(root, split, "photos/*.jpg with annotations/pixel-level/*.mat")
+    found = pairs(find(root / "photos"), find(labels, (".mat",)))
+    return _CCP, by_number(found, split, range(1, 801), range(801, 901))
 
 
 # --- a user's own ------------------------------------------------------------------------------------------------------
@@ -373,9 +418,9 @@ def folder(
     """Your own pictures, in the simple layout.
 
     Layout: `[<split>/]images/*`, `labels/*.png` (palette or grey, pixel value = class id), and where there are such:
-    `instances/*.png` (pixel value = object) or `edges/*.png` (non-zero = edge). Class names: one per line, in the order
-    of the ids, in `root/classes.txt` (or `label_list.txt`; a leading number on every line is skipped); or option `classes`,
-    names or their number. `unknown_id`: stored id of pixels without a class. `first_id`: stored id of the first class.
+    `instances/*.png` (pixel value = object) or `edges/*.png` (non-zero = edge); subfolders as you like, the same in each.
+    Class names: `root/classes.txt` (or `label_list.txt`), see :func:`class_names`; or option `classes`, names or their
+    number. `unknown_id`: stored id of pixels without a class. `first_id`: stored id of the first class.
     Classes named l_x and r_x, or left... and right..., swap in a flip.
     """
     listing = class_listing(root)
@@ -384,7 +429,7 @@ def folder(
     elif classes is not None:
         names = [str(name) for name in classes]
     elif listing is not None:
-        names = class_names(listing)
+        names = class_names(listing, first_id)
     else:
         raise FileNotFoundError(f"{root / 'classes.txt'}: expected the class names, one per line (or option classes)")
     if not names or len(set(names)) < len(names):
@@ -407,18 +452,16 @@ def images(root: Path, split: str, size: tuple[int, int] = (256, 256)) -> Found:
         if folders[0] not in splits:
             have = ", ".join(place.name for place in splits) or "train"
             raise FileNotFoundError(f"{folders[0]}: no such folder of pictures; there is: {have}")
-    found: dict[str, Path] = {}
+    records: list[Record] = []
+    left: list[LeftOver] = []
     for folder in folders:
-        place = folder / "images" if is_simple(folder) else folder
-        where = root if len(folders) > 1 else place
-        for path in listing(place):
-            name = path.relative_to(where).with_suffix("").as_posix()
-            if name in found:
-                raise ValueError(f"{place}: expected one picture per name, got {found[name].name} and {path.name}")
-            found[name] = path
-    if not found:
+        found = find(folder / "images" if is_simple(folder) else folder)
+        before = f"{found.folder.relative_to(root).as_posix()}/" if len(folders) > 1 else ""
+        records += [Record(before + name, path, None) for name, path in found.named.items()]
+        left += found.left
+    if not records:
         raise FileNotFoundError(f"{folders[0]}: holds no picture")
-    return LabelSet((), size), [Record(name, path, None) for name, path in found.items()]
+    return LabelSet((), size), Records(tuple(records), tuple(left))
 
 
 def class_listing(root: Path) -> Path | None:
@@ -426,13 +469,51 @@ def class_listing(root: Path) -> Path | None:
     return next((p for p in (root / "classes.txt", root / "label_list.txt") if p.is_file()), None)
 
 
-def class_names(path: Path) -> list[str]:
-    """Read class names, one per line; a leading number on every line, counting from 0, is skipped."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    numbered = [line.split(maxsplit=1) for line in lines]
-    if all(len(parts) == 2 and parts[0] == str(k) for k, parts in enumerate(numbered)):
-        return [parts[1] for parts in numbered]
-    return lines
+# a number, and what parts it from a name: "0 sky", "0: sky", "0,sky", "0. sky"; not "3d model" and not "7-eleven"
+_NUMBERED = re.compile(r"([0-9]+)(?:\s*[:,;=]\s*|\s*[.)-]\s+|\s+)(.*)")
+
+
+def class_names(path: Path, first: int = 0) -> list[str]:
+    """Read class names, one per line, in the order of their ids.
+
+    Either every line begins with its id (`0 sky`, `0: sky`, `0,sky`), counting from `first` (or from 0, which numbers the
+    classes), and the names are what follows; then lines that are blank or begin with # say nothing. Or no line does, and the
+    line says the id: a blank or # line above the last name might stand for an id or not, and is refused.
+
+    Args:
+        path: the file, in UTF-8, or as the byte order mark at its beginning says.
+        first: stored id of the first class.
+
+    Raises:
+        ValueError: ids that are not consecutive, on some lines only, or without a name; a blank or # line among
+            names without ids; another encoding. The message names file and line.
+    """
+    lines = [plain_name(line.strip()) for line in read_text(path).split("\n")]
+    named = [(k, line) for k, line in enumerate(lines, 1) if line and not line.startswith("#")]
+    numbers = [(k, line, _NUMBERED.fullmatch(line)) for k, line in named]
+    if not any(match for _, _, match in numbers):
+        lines = lines[: named[-1][0] if named else 0]
+        for k, line in enumerate(lines, 1):
+            if not line or line.startswith("#"):
+                what = "a blank line" if not line else repr(line)
+                raise ValueError(
+                    f"{path}: expected a class name in line {k}, got {what}, which may stand for an id or not: remove it, "
+                    f"or begin every line with its id ('0: {named[0][1]}')"
+                )
+        return lines
+    names: list[str] = []
+    begin = 0 if numbers[0][2] is not None and int(numbers[0][2][1]) == 0 else first
+    for wanted, (k, line, match) in enumerate(numbers, begin):
+        if match is None or not match[2] or int(match[1]) != wanted:
+            hint = ""
+            if match is not None and match[2] and wanted == begin:
+                hint = f"; ids that begin at {match[1]} are read with --first-id {match[1]}"
+            raise ValueError(
+                f"{path}: either every line begins with its id or none does: expected '{wanted}: name' in line {k}, "
+                f"got {line!r}{hint}"
+            )
+        names.append(match[2])
+    return names
 
 
 READERS: dict[str, Callable[..., Found]] = {

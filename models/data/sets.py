@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from mixsyn_fast.reading import read_text
+
 from .classes import FACADE_CLASSES, FACE_CLASSES, left_right_pairs
 from .drawn.facades import draw_facade
 from .drawn.faces import draw_face
-from .files import IMAGE_SUFFIXES
+from .files import PICTURES, partners, plain_name, say_left_over, walk
 from .layouts import SPLITS
 from .readers import LABEL_SETS as _STORED
 from .readers import READERS
@@ -104,7 +106,7 @@ class JoinedSource:
         return len(self._where)
 
     def names(self) -> list[str]:
-        """Stem of every picture, sorted."""
+        """Name of every picture, sorted."""
         return [name for name, _, _ in self._where]
 
     def read(self, index: int) -> Sample:
@@ -145,16 +147,33 @@ def open_source(
         split: "train", "val", "test" or "all"; sets drawn by code have none and take `seed`.
         unknown: what pixels without a class become: "class" (one more class, as the published SPADE code does), "none" (-1),
             or the name of a class; see :meth:`LabelSet.resolve`.
-        names: only the pictures of these stems: a list, or a text file with one stem per line.
+        names: only the pictures of these names: a list, or a text file with one per line, with or without suffixes.
         options: of the reader (`celebamask_hq(partition=...)`, `folder(classes=...)`) or of :class:`ProceduralSource`.
 
     Returns:
-        A picklable source; no picture has been read.
+        A picklable source; no picture has been read. Files of its folders that nothing is made of (a picture without a label
+        map, say) are named once in a warning, and all in its `left`.
 
     Raises:
         ValueError: unknown kind, split, option or policy, undecided "auto", names that the set does not have.
         FileNotFoundError: a folder, a list or a label map that should be there is missing.
     """
+    source = opened(root, kind, split, unknown, names=names, **options)
+    if isinstance(source, FileSource):
+        say_left_over(os.fspath(root or ""), source.left, "; mixsyn-fast data inspect names them")
+    return source
+
+
+def opened(
+    root: str | os.PathLike[str] | None,
+    kind: str = "auto",
+    split: str = "train",
+    unknown: str = "class",
+    *,
+    names: Sequence[str] | str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Source:
+    """Open a data set as :func:`open_source` does, without a word about files that are left over."""
     if split not in (*SPLITS, "all"):
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, all, got {split!r}")
     where = Path(root) if root else None
@@ -177,25 +196,30 @@ def open_source(
         raise ValueError(f"root: {kind} needs a folder, got {root!r}")
     if not where.is_dir():
         raise FileNotFoundError(f"{where}: no such folder")
-    label_set, records = READERS[kind](where, split, **options)
+    label_set, found = READERS[kind](where, split, **options)
     if names is not None:
-        wanted = _names(names)
-        missing = sorted(wanted - {record.name for record in records})
+        have = {record.name for record in found.records}
+        wanted = _names(names, have)
+        theirs = partners(wanted, have)
+        missing = sorted(wanted - set(theirs))
         if missing:
             raise ValueError(f"names: {len(missing)} not in split {split!r} of {where}: {', '.join(missing[:5])}")
-        records = [record for record in records if record.name in wanted]
-    if not records:
+        kept = set(theirs.values())
+        found = found.only(lambda record: record.name in kept)
+    if not found.records:
         raise ValueError(f"{where}: {kind} has no picture in split {split!r}")
-    return FileSource(kind, label_set, records, unknown)
+    return FileSource(kind, label_set, found.records, unknown, found.left)
 
 
-def _names(names: Sequence[str] | str | os.PathLike[str]) -> set[str]:
-    if not isinstance(names, (str, os.PathLike)):
-        return set(names)
-    path = Path(names)
-    if not path.is_file():
-        raise FileNotFoundError(f"names: {path}: no such file")
-    return set(path.read_text(encoding="utf-8").split("\n")) - {""}
+def _names(names: Sequence[str] | str | os.PathLike[str], have: set[str]) -> set[str]:
+    """Names of a list or of a file's lines; a picture's suffix behind one is taken off."""
+    if isinstance(names, (str, os.PathLike)):
+        path = Path(names)
+        if not path.is_file():
+            raise FileNotFoundError(f"names: {path}: no such file")
+        names = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    plain = (plain_name(name) for name in names)
+    return {os.path.splitext(n)[0] if n not in have and n.lower().endswith(PICTURES) else n for n in plain}
 
 
 # (a folder or file that only this set has) and (stems that only this set has, in the simple layout)
@@ -249,12 +273,8 @@ def guess_kind(root: str | os.PathLike[str], stem: str | None = None) -> str:
         if (where / mark).exists():
             return kind
     for folder in (where, *(where / part for part in ("base", "extended", "images", *(f"{s}/images" for s in SPLITS)))):
-        found = (
-            (path.stem for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES)
-            if folder.is_dir()
-            else ()
-        )
-        name = next(iter(found), None) if stem is None else stem
+        found = (plain_name(path.stem) for path in walk(folder, deep=False) if path.suffix.lower() in PICTURES)
+        name = next(found, None) if stem is None else stem
         for pattern, kind in _STEMS if name is not None else ():
             if re.fullmatch(pattern, name):
                 return kind

@@ -14,8 +14,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from .blended import ADVICE, blended
 from .classes import left_right_pairs
-from .files import LABEL_MODES, open_picture
+from .files import LeftOver, open_picture, read_ids, read_mask
 
 _RANGE = 1 << 16  # stored ids of 16-bit label maps
 _NOT_A_CLASS = -2
@@ -32,7 +33,7 @@ class Sample:
     instances: np.ndarray | None
     """(H, W) int32 instance ids (equal ids = one object), or None. Edges are taken from them at the final size."""
     name: str
-    """Stem of the picture's file."""
+    """The picture's name: its path in the folder of pictures, without the suffix."""
     edges: np.ndarray | None = None
     """(H, W) bool, a ready-made edge map, or None."""
 
@@ -53,7 +54,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def names(self) -> list[str]:
-        """Stem of every picture, sorted, in the order of :meth:`read`."""
+        """Name of every picture, sorted, in the order of :meth:`read`."""
         ...
 
     def read(self, index: int) -> Sample:
@@ -143,16 +144,25 @@ class FileSource:
         label_set: its classes.
         records: files of every sample; they are sorted by name.
         unknown: see :meth:`LabelSet.resolve`.
+        left: files of its folders that nothing is made of.
 
     Raises:
         ValueError: no records, unknown policy.
     """
 
-    def __init__(self, name: str, label_set: LabelSet, records: Sequence[Record], unknown: str = "class") -> None:
+    def __init__(
+        self,
+        name: str,
+        label_set: LabelSet,
+        records: Sequence[Record],
+        unknown: str = "class",
+        left: Sequence[LeftOver] = (),
+    ) -> None:
         if not records:
             raise ValueError(f"{name}: expected at least one picture, got none")
         self.name = name
         self.label_set = label_set
+        self.left = tuple(left)
         self.records = sorted(records, key=lambda record: record.name)
         self.classes, self._table = label_set.resolve(unknown)
         pairs = left_right_pairs(label_set.classes) if label_set.swaps is None else label_set.swaps
@@ -163,7 +173,7 @@ class FileSource:
         return len(self.records)
 
     def names(self) -> list[str]:
-        """Stem of every picture, sorted."""
+        """Name of every picture, sorted."""
         return [record.name for record in self.records]
 
     def read(self, index: int) -> Sample:
@@ -179,7 +189,7 @@ class FileSource:
         if not 0 <= index < len(self.records):
             raise IndexError(f"index: expected 0 to {len(self.records) - 1}, got {index}")
         record = self.records[index]
-        picture = open_picture(record.image).convert("RGB")
+        picture = open_picture(record.image)
         if record.labels is None:
             nowhere = np.broadcast_to(np.int32(-1), picture.size[::-1])  # a view of one number
             return Sample(np.asarray(picture), nowhere, None, record.name)
@@ -210,54 +220,28 @@ class FileSource:
         if bad.any():
             row, column = (int(v) for v in np.argwhere(bad)[0])
             known = _ranges(np.flatnonzero(self._table > _NOT_A_CLASS))
+            share = blended(stored)
+            hint = f" ({100 * share:.1f} % of its pixels lie in thin bands of ids: {ADVICE})" if share else ""
+            if self.name == "folder" and not hint:
+                hint = self._hint(np.unique(stored).tolist())
             raise ValueError(
-                f"{file}: expected class ids {known}, got {int(stored[row, column])} at row {row}, column {column}"
+                f"{file}: expected class ids {known}, got {int(stored[row, column])} at row {row}, column {column}{hint}"
             )
         return labels
 
-
-def read_ids(path: Path, colours: Mapping[tuple[int, int, int], int] | None = None) -> np.ndarray:
-    """Read a label or instance map: (H, W) int32 of stored ids.
-
-    Args:
-        path: palette or grey PNG (8, 16 or 32 bit), or a MATLAB file with a variable `groundtruth`.
-        colours: RGB -> id, to read colour files as well.
-
-    Raises:
-        ValueError: not readable, colour file without `colours`, or a colour that is not in it; names the file.
-    """
-    if path.suffix == ".mat":
-        return read_matlab(path, "groundtruth").astype(np.int32)
-    plane = open_picture(path)
-    if plane.mode in LABEL_MODES:
-        return np.asarray(plane).astype(np.int32)
-    if colours is None or plane.mode not in ("RGB", "RGBA"):
-        raise ValueError(f"{path}: expected a palette or grey PNG (pixel value = class id), got mode {plane.mode}")
-    rgb = np.asarray(plane.convert("RGB")).astype(np.int32)
-    code = (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
-    codes = np.array([(r << 16) | (g << 8) | b for r, g, b in colours], np.int32)
-    order = np.argsort(codes)
-    at = np.clip(np.searchsorted(codes, code, sorter=order), 0, len(codes) - 1)
-    found = order[at]
-    wrong = codes[found] != code
-    if wrong.any():
-        row, column = (int(v) for v in np.argwhere(wrong)[0])
-        raise ValueError(
-            f"{path}: RGB {tuple(rgb[row, column].tolist())} at row {row}, column {column} is no class's colour"
-        )
-    return np.array(list(colours.values()), np.int32)[found]
-
-
-def read_matlab(path: Path, variable: str) -> np.ndarray:
-    """Read a variable of a MATLAB file. ValueError, naming the file, when that fails; ImportError without scipy."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:  # pragma: no cover - depends on the installation
-        raise ImportError("reading .mat files needs scipy: pip install 'mixsyn_fast[models]'") from error
-    try:
-        return np.asarray(loadmat(path)[variable])
-    except Exception as error:  # scipy raises many kinds on a damaged file
-        raise ValueError(f"{path}: not a MATLAB file with a variable {variable!r} ({error})") from error
+    def _hint(self, ids: list[int]) -> str:
+        """Say which options of kind "folder" would take these stored ids."""
+        first, count = self.label_set.first, len(self.label_set.classes)
+        options, own = [], range(first, first + count)
+        if first + count in ids and first not in ids:
+            own = range(first + 1, first + 1 + count)
+            options.append(f"--first-id {first + 1} if class 0 is stored as {first + 1}")
+        others = [one for one in ids if one not in own and one != self.label_set.unknown]
+        if len(others) == 1 and self.label_set.unknown is None:
+            options.append(f"--unknown-id {others[0]} if {others[0]} marks pixels of no class")
+        elif others:
+            options = [f"it has the ids {_ranges(np.array(ids))}: name every class in classes.txt"]
+        return f" ({' and '.join(options)})"
 
 
 def _merged_parts(parts: tuple[tuple[int, Path], ...], soft: bool) -> np.ndarray:
@@ -265,7 +249,7 @@ def _merged_parts(parts: tuple[tuple[int, Path], ...], soft: bool) -> np.ndarray
     merged = np.zeros(0, np.int32)
     strongest = np.zeros(0, np.uint8)
     for k, (stored_id, path) in enumerate(parts):
-        mask = np.asarray(open_picture(path).convert("L"))
+        mask = read_mask(path)
         if k == 0:
             merged, strongest = np.zeros(mask.shape, np.int32), np.zeros(mask.shape, np.uint8)
         elif mask.shape != merged.shape:
@@ -292,8 +276,10 @@ def _square(sample: Sample, colour: tuple[int, int, int]) -> Sample:
 
 
 def _sizes_differ(file: Path, size: tuple[int, ...], other: Path, other_size: tuple[int, ...]) -> str:
+    turned = "; one is turned: files are read upright, as their EXIF orientation says" if size[::-1] == other_size else ""
     return (
         f"{file}: label map is {size[0]} x {size[1]} but {other.name} is {other_size[0]} x {other_size[1]} (width x height)"
+        f"{turned}"
     )
 
 

@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mixsyn_fast.machine import cores
+from mixsyn_fast.reading import read_text
 from mixsyn_fast.writing import write_json
 
+from .blended import blended
 from .source import Source
 
 
@@ -42,6 +43,8 @@ class Statistics:
     """Stored size "H x W" -> pictures, the most frequent first."""
     bad: list[tuple[str, str]]
     """(name, reason) of the pictures that cannot be used."""
+    blended: list[tuple[str, float]]
+    """(name, share of the pixels) of the pictures whose label map looks as if it was resized bilinearly: :func:`blended`."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON, whole or not at all."""
@@ -51,11 +54,12 @@ class Statistics:
     def load(cls, path: str | os.PathLike[str]) -> Statistics:
         """Read what :meth:`save` wrote. ValueError, naming the file, for anything else."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(read_text(path))
             if set(data) != {part.name for part in fields(cls)}:
                 raise ValueError(f"expected {', '.join(part.name for part in fields(cls))}")
             data["presence"] = {int(k): list(indices) for k, indices in data["presence"].items()}
-            data["bad"] = [(name, reason) for name, reason in data["bad"]]
+            for pairs in ("bad", "blended"):
+                data[pairs] = [(name, what) for name, what in data[pairs]]
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{os.fspath(path)}: not saved statistics ({error})") from error
         return cls(**data)
@@ -92,13 +96,15 @@ def statistics(source: Source, limit: int | None = None, progress: Callable[[int
     pixels, presence = np.zeros(regions + 1, np.int64), {k: [] for k in range(regions)}  # type: ignore[var-annotated]
     sizes: Counter[str] = Counter()
     bad: list[tuple[str, str]] = []
+    mixed: list[tuple[str, float]] = []
 
-    def count(index: int) -> tuple[np.ndarray, str] | str:
+    def count(index: int) -> tuple[np.ndarray, str, float] | str:
         try:
             labels = source.read(index).labels
         except (ValueError, OSError) as error:
             return str(error)
-        return np.bincount(labels.ravel() + 1, minlength=regions + 1), f"{labels.shape[0]} x {labels.shape[1]}"
+        counts = np.bincount(labels.ravel() + 1, minlength=regions + 1)
+        return counts, f"{labels.shape[0]} x {labels.shape[1]}", blended(labels)
 
     for index, result in enumerate(_in_threads(count, total)):
         if isinstance(result, str):
@@ -108,6 +114,8 @@ def statistics(source: Source, limit: int | None = None, progress: Callable[[int
             sizes[result[1]] += 1
             for k in np.flatnonzero(result[0][1:]).tolist():
                 presence[k].append(index)
+            if result[2]:
+                mixed.append((names[index], result[2]))
         if progress is not None:
             progress(index + 1)
     good = total - len(bad)
@@ -122,6 +130,7 @@ def statistics(source: Source, limit: int | None = None, progress: Callable[[int
         presence=presence,
         sizes=dict(sizes.most_common()),
         bad=bad,
+        blended=mixed,
     )
 
 

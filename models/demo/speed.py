@@ -133,7 +133,7 @@ class Form:
         return output
 
     def report(self, outcome: Outcome, device: torch.device) -> None:
-        """Write the run with the median time into an outcome; on a GPU, which clocks within would slow, the parts of one more."""
+        """Write the run with the median time into an outcome. Clocks within slow a GPU: there, the parts of one more run."""
         runs = sorted(self.runs[1:] or self.runs, key=lambda run: run[0])
         outcome.repeated = len(self.runs) - 1
         outcome.seconds, outcome.parts = runs[len(runs) // 2]

@@ -6,9 +6,10 @@
     mixsyn-fast evaluate --samples draws --metrics diversity                    draws/<input>/*.png, several each
     torchrun --nproc-per-node 2 -m mixsyn_fast.cli evaluate --run runs/sean --device cuda     the work shared
 
-Outputs and references belong together by the stem of their names. Writes report.json, report.md, plots, and the best and
-worst pictures. What cannot be computed is listed with its reason; a metric whose files you name must work. Exit status 1:
-files are missing, left over, unreadable or of another size (all named), or nothing at all could be computed.
+Outputs and references belong together by their names: the path in their folder, without the suffix. Writes report.json,
+report.md, plots, and the best and worst pictures. What cannot be computed is listed with its reason; a metric whose files
+you name must work. Exit status 1: files are missing, left over, unreadable or of another size (all named), or nothing at
+all could be computed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import mixsyn_fast
 from mixsyn_fast.progress import progress
 
 from ..data import DataOptions, ReaderOptions, RegionDataset, open_source
+from ..data.files import partners
 from ..metrics.diversity import class_diversity, pairwise_lpips, top1_similarity
 from ..metrics.lpips import LPIPS
 from ..metrics.score import Score
@@ -249,7 +251,11 @@ class _Inputs:
                 raise ValueError(f"data: expected the classes of the run, {expected}, got {got}")
         elif options.reference:
             reference = PictureReference(options.reference)
-        return cls(trained, reference, list_pictures(options.images) if options.images else {}, world)
+        outputs = list_pictures(options.images, without=options.out) if options.images else {}
+        if reference is not None:  # outputs go by the names of their references
+            theirs = partners(outputs, reference.names())
+            outputs = {theirs.get(name, name): file for name, file in outputs.items()}
+        return cls(trained, reference, outputs, world)
 
     def draw(self, options: Options, problems: list[str], draws: int = 1) -> Iterator[Drawn]:
         """Run the model on the data set."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..data import Collate, RegionDataset, Source
+from ..data.files import is_hidden, plain_name
 from ..pictures.files import list_pictures, read_image
 from ..sheets import to_uint8
 from .compare import Compared
@@ -29,7 +30,7 @@ class Reference(Protocol):
     """Names of the regions; empty where there are no label maps."""
 
     def names(self) -> list[str]:
-        """Return the stems, sorted."""
+        """Return the names, sorted."""
         ...
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -46,7 +47,7 @@ class PictureReference:
         self.files = list_pictures(folder)
 
     def names(self) -> list[str]:
-        """Return the stems, sorted."""
+        """Return the names, sorted."""
         return list(self.files)
 
     def read(self, name: str) -> tuple[np.ndarray, None]:
@@ -69,7 +70,7 @@ class DataReference:
             dataset.on_error = "raise"
 
     def names(self) -> list[str]:
-        """Return the stems, sorted."""
+        """Return the names, sorted."""
         return list(self.index)
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -175,19 +176,21 @@ def samples_of_folder(
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
-    inputs = sorted(p for p in root.iterdir() if p.is_dir())[:limit]
+    inputs = _folders(root)[:limit]
     if not inputs:
         raise FileNotFoundError(f"{root}: expected one subfolder per input, with several outputs each")
     known = set(reference.names()) if reference is not None else set()
     classes = reference.classes if reference is not None else ()
     for place in inputs[rank::size]:
+        input_name = plain_name(place.name)
         try:
-            target, labels = reference.read(place.name) if reference is not None and place.name in known else (None, None)
-            drawn = Drawn(place.name, _pictures_in(place), target, labels)
-            for inner in sorted(p for p in place.iterdir() if p.is_dir()):
-                region = classes.index(inner.name) if inner.name in classes else None
-                if inner.name.isdigit() and int(inner.name) < len(classes):
-                    region = int(inner.name)
+            target, labels = reference.read(input_name) if reference is not None and input_name in known else (None, None)
+            drawn = Drawn(input_name, _pictures_in(place), target, labels)
+            for inner in _folders(place):
+                name = plain_name(inner.name)
+                region = classes.index(name) if name in classes else None
+                if name.isdecimal() and int(name) < len(classes):
+                    region = int(name)
                 if region is None or labels is None:
                     problems.append(f"{inner}: " + ("no class of this name" if labels is not None else "no label map"))
                     continue
@@ -198,13 +201,17 @@ def samples_of_folder(
             if len({p.shape for p in (*sized, *drawn.outputs, *(p for ps in drawn.by_class.values() for p in ps))}) > 1:
                 raise ValueError(f"{place}: expected pictures of one size, that of the reference")
         except (ValueError, OSError) as error:
-            problems.append(f"{place.name}: {error}")
+            problems.append(f"{input_name}: {error}")
             continue
         yield drawn
 
 
+def _folders(folder: Path) -> list[Path]:
+    return sorted(place for place in folder.iterdir() if place.is_dir() and not is_hidden(place.name))
+
+
 def _pictures_in(folder: Path) -> list[np.ndarray]:
     try:
-        return [read_image(path) for path in list_pictures(folder).values()]
+        return [read_image(path) for path in list_pictures(folder, deep=False).values()]
     except FileNotFoundError:
         return []

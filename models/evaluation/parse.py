@@ -20,6 +20,7 @@ import numpy as np
 from mixsyn_fast.writing import write_whole
 
 from ..data import FACE_CLASSES, colorize
+from ..data.files import plain_name
 from ..face_parser import FaceParser, load_face_parser
 from ..pictures.files import list_pictures, read_image, save_image, save_labels
 from ..settings import Checked, at_least, positional
@@ -46,19 +47,24 @@ class Options(Checked):
         at_least(self, size=32, save_size=32)
 
 
-def find_photos(given: Sequence[str]) -> dict[str, Path]:
-    """Map stem -> file for photos and folders of photos.
+def find_photos(given: Sequence[str], without: str | os.PathLike[str] | None = None) -> dict[str, Path]:
+    """Map name -> file for photos and folders of photos; a name is the stem, in a folder the path in there.
+
+    Args:
+        given: files and folders.
+        without: a folder that is passed over: where the command writes to.
 
     Raises:
         FileNotFoundError: no such file or folder, or a folder without a picture.
-        ValueError: two photos with one stem.
+        ValueError: two photos with one name.
     """
     found: dict[str, Path] = {}
     for name in given:
         path = Path(name)
         if not path.is_dir() and not path.is_file():
             raise FileNotFoundError(f"{path}: no such photo or folder")
-        for stem, photo in (list_pictures(path) if path.is_dir() else {path.stem: path}).items():
+        photos = list_pictures(path, without=without) if path.is_dir() else {plain_name(path.stem): path}
+        for stem, photo in photos.items():
             if stem in found:
                 raise ValueError(f"photos: expected different names, got {found[stem]} and {photo}")
             found[stem] = photo
@@ -98,21 +104,21 @@ def parse_photos(
     """Write image, label map and overlay of every photo below a folder, and say on stdout what regions it has.
 
     Args:
-        photos: stem -> file.
+        photos: name -> file.
         parser: the network.
         out: folder to write to.
         size: shorter side in pixels at which the network sees a photo.
         save_size: shorter side in pixels to which larger photos are reduced before they are saved.
 
     Returns:
-        Stem -> problem of the photos that could not be read (these are not written) or show no face.
+        Name -> problem of the photos that could not be read (these are not written) or show no face.
     """
     folder = Path(out)
     write_whole(folder / "classes.txt", "\n".join(FACE_CLASSES) + "\n")
     problems: dict[str, str] = {}
     for stem, path in photos.items():
         try:
-            photo = _reduced(read_image(path, upright=True), save_size)
+            photo = _reduced(read_image(path), save_size)
         except ValueError as error:
             problems[stem] = str(error)
             print(error, file=sys.stderr)
@@ -134,7 +140,7 @@ def main(options: Options) -> int:
     """Parse every photo; 1 when one could not be read or shows no face (all others are written), 2 by the caller for bad
     arguments (ValueError, FileNotFoundError).
     """
-    photos = find_photos(options.photos)
+    photos = find_photos(options.photos, options.out)
     parser = load_face_parser(options.weights).to(options.device)
     problems = parse_photos(photos, parser, options.out, size=options.size, save_size=options.save_size)
     print(f"{options.out}: {len(photos)} photos, {len(problems)} with a problem")

@@ -1,7 +1,7 @@
 """How much several outputs of one input differ: mean pairwise LPIPS, for the picture, one class, or all other classes.
 
-Everything here comes from one exact identity. LPIPS is a weighted squared distance of features, and the mean squared
-distance over all N (N - 1) / 2 pairs is twice the unbiased variance:
+Everything here comes from one identity, in floating point the same mathematics in another order. LPIPS is a weighted squared
+distance of features, and the mean squared distance over all N (N - 1) / 2 pairs is twice the unbiased variance:
 
     2 / (N (N - 1)) sum_{i<j} |f_i - f_j|^2 = 2 / (N - 1) sum_i |f_i - mean|^2
 
@@ -14,6 +14,7 @@ Zhu, Xu, You, Bai: Semantically Multi-modal Image Synthesis, CVPR 2020.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
@@ -21,17 +22,24 @@ import torch
 from torch import Tensor
 
 from .lpips import LPIPS, Maps
+from .pixels import warn_if_not_negative
+
+_MEND = "scale them by 2 x - 1"
 
 
-def _spread(lpips: LPIPS, outputs: Iterable[Tensor]) -> Maps:
-    """Mean pairwise distance at every position of one input's outputs, by Welford's recurrence."""
-    count, mean, sums, size = 0, [], [], (0, 0)
+def _spread(lpips: LPIPS, outputs: Iterable[Tensor], metric: str = "") -> Maps:
+    """Mean pairwise distance at every position of one input's outputs, by Welford's recurrence.
+
+    With the name of a metric, outputs without a value below 0 get a warning.
+    """
+    count, mean, sums, size, least = 0, [], [], (0, 0), math.inf
     for output in outputs:
         if output.dim() != 3 or (count and tuple(output.shape[1:]) != size):
             expected = f"(3, {size[0]}, {size[1]}), as the first output" if count else "(3, H, W)"
             raise ValueError(f"outputs: expected shape {expected}, got {tuple(output.shape)}")
         size = (int(output.shape[1]), int(output.shape[2]))
         features = lpips.features(output[None])
+        least = min(least, float(output.min())) if metric else least
         count += 1
         if count == 1:
             mean, sums = [f.clone() for f in features], [torch.zeros_like(f) for f in features]
@@ -41,6 +49,8 @@ def _spread(lpips: LPIPS, outputs: Iterable[Tensor]) -> Maps:
             s += away * (f - m)
     if count < 2:
         raise ValueError(f"outputs: expected at least 2 of one input, got {count}")
+    if metric:
+        warn_if_not_negative(metric, "outputs", least, _MEND)
     return Maps(lpips.weighted([s * (2 / (count - 1)) for s in sums]), size)
 
 
@@ -54,7 +64,7 @@ def pairwise_lpips(lpips: LPIPS, outputs: Iterable[Tensor]) -> float:
     Raises:
         ValueError: fewer than two, or different sizes.
     """
-    return float(lpips.mean(_spread(lpips, outputs)))
+    return float(lpips.mean(_spread(lpips, outputs, "pairwise_lpips")))
 
 
 class ClassDiversity(NamedTuple):
@@ -93,14 +103,18 @@ def class_diversity(
     inside = labels == region
     if not bool(inside.any()):
         raise ValueError(f"region: expected a class with pixels in labels, got {region}")
+    if rule not in ("masked", "mean"):
+        raise ValueError(f"rule: expected 'masked' or 'mean', got {rule!r}")
+    if len(outputs):
+        warn_if_not_negative("class_diversity", "outputs", float(outputs.min()), _MEND)
     if rule == "mean":
         # region 0 = outside, 1 = inside; NaN where a region is absent
         other, specific = lpips.region_means(_spread(lpips, outputs), inside[None].long(), 2)[0].tolist()
         return ClassDiversity(specific, other)
-    if rule != "masked":
-        raise ValueError(f"rule: expected 'masked' or 'mean', got {rule!r}")
-    specific = pairwise_lpips(lpips, outputs * inside)
-    return ClassDiversity(specific, float("nan") if bool(inside.all()) else pairwise_lpips(lpips, outputs * ~inside))
+    specific, other = (
+        float(lpips.mean(_spread(lpips, outputs * part))) if bool(part.any()) else math.nan for part in (inside, ~inside)
+    )
+    return ClassDiversity(specific, other)
 
 
 def top1_similarity(lpips: LPIPS, outputs: Tensor, target: Tensor) -> float:

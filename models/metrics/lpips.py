@@ -135,7 +135,7 @@ class LPIPS(nn.Module):
 
     def maps(self, images: Tensor, targets: Tensor, *, value_range: tuple[float, float] = (-1.0, 1.0)) -> Maps:
         """Return the distance at every position; arguments as :meth:`forward`."""
-        both = torch.cat(scaled(images, targets, value_range)).float() * 2 - 1
+        both = torch.cat(scaled("LPIPS", images, targets, value_range)).float() * 2 - 1
         layers = [y.tensor_split(2) for y in self.features(both)]
         return Maps(self.weighted([(a - b).square_() for a, b in layers]), tuple(images.shape[2:]))
 

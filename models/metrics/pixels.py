@@ -4,10 +4,14 @@
     ssim(outputs, targets, labels, num_regions=19)          # (B, 19), NaN where a region is absent
     intervals(values)                                       # per column: mean and its 95 % interval
 
-All arithmetic is float64 on values scaled to [0, 1], so neither the scale of the input nor TensorFloat-32 matters.
+All arithmetic is float64 on values scaled to [0, 1], so neither the scale of the input nor TensorFloat-32 matters. Pictures
+without a value below 0 where [-1, 1] is expected get a warning (once for each place that calls), here and in LPIPS.
 """
 
 from __future__ import annotations
+
+import sys
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +22,37 @@ SSIM_RADIUS = 5  # pixels, so the window is 11 x 11
 SSIM_STABILISERS = (0.01**2, 0.03**2)  # C1 and C2 for a value range of 1
 
 
-def scaled(images: Tensor, targets: Tensor, value_range: tuple[float, float]) -> tuple[Tensor, Tensor]:
+def warn_if_not_negative(metric: str, argument: str, least: float, mend: str) -> None:
+    """Warn of pictures that are in [0, 1], as it seems, where a metric expects [-1, 1].
+
+    The text is the same at every call, so Python shows it once for each place that calls a metric.
+
+    Args:
+        metric: its name.
+        argument: what came.
+        least: the least value of all of it.
+        mend: what to do where they are in [0, 1].
+    """
+    if least >= 0:
+        warnings.warn(
+            f"{metric}: {argument}: expected values in [-1, 1], got none below 0: where they are in [0, 1], {mend}",
+            stacklevel=_frames_to_the_caller(),
+        )
+
+
+def _frames_to_the_caller() -> int:
+    """Stack level, for warn_if_not_negative, of the first frame outside of this package's metrics and torch's modules."""
+    frame, level = sys._getframe(2), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith((__package__, "torch.")):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def scaled(metric: str, images: Tensor, targets: Tensor, value_range: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Check two batches of pictures and scale both to float64 in [0, 1].
 
     Args:
+        metric: its name, for the warning about pictures in [0, 1] with the range (-1, 1).
         images: (B, C, H, W), any real dtype.
         targets: the same shape.
         value_range: (low, high) of both: (-1, 1), (0, 1), (0, 255).
@@ -46,6 +77,9 @@ def scaled(images: Tensor, targets: Tensor, value_range: tuple[float, float]) ->
             least, most = (float(v) * (high - low) + low for v in (values.min(), values.max()))
             raise ValueError(f"{name}: expected finite values in [{low}, {high}] (value_range), got {least} to {most}")
         both.append(values.clamp(0, 1))
+    if (low, high) == (-1, 1) and images.numel() > 0:
+        least = min(float(values.min()) for values in both)
+        warn_if_not_negative(metric, "images and targets", 2 * least - 1, "pass value_range=(0, 1)")
     return both[0], both[1]
 
 
@@ -79,8 +113,8 @@ def mean_over(values: Tensor, labels: Tensor | None = None, num_regions: int | N
     return (sums / areas)[:, 1:]  # 0 / 0 = NaN: absent
 
 
-def _squared_error(images: Tensor, targets: Tensor, value_range: tuple[float, float]) -> Tensor:
-    a, b = scaled(images, targets, value_range)
+def _squared_error(metric: str, images: Tensor, targets: Tensor, value_range: tuple[float, float]) -> Tensor:
+    a, b = scaled(metric, images, targets, value_range)
     return (a - b).square().mean(1)
 
 
@@ -104,7 +138,7 @@ def rmse(
     Returns:
         (B,) or (B, K) float64, NaN where a region is absent. ValueError as :func:`scaled` and :func:`mean_over`.
     """
-    return mean_over(_squared_error(images, targets, value_range), labels, num_regions).sqrt()
+    return mean_over(_squared_error("rmse", images, targets, value_range), labels, num_regions).sqrt()
 
 
 def psnr(
@@ -119,7 +153,7 @@ def psnr(
 
     Arguments and result as :func:`rmse`.
     """
-    return -10 * torch.log10(mean_over(_squared_error(images, targets, value_range), labels, num_regions))
+    return -10 * torch.log10(mean_over(_squared_error("psnr", images, targets, value_range), labels, num_regions))
 
 
 def ssim_map(images: Tensor, targets: Tensor, *, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
@@ -132,7 +166,7 @@ def ssim_map(images: Tensor, targets: Tensor, *, value_range: tuple[float, float
     Raises:
         ValueError: pictures smaller than 11 x 11 pixels, or as :func:`scaled`.
     """
-    a, b = scaled(images, targets, value_range)
+    a, b = scaled("ssim", images, targets, value_range)
     batch, channels, height, width = a.shape
     if min(height, width) < 2 * SSIM_RADIUS + 1:
         raise ValueError(f"images: SSIM needs at least 11 x 11 pixels, got {height} x {width}")

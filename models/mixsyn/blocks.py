@@ -10,7 +10,7 @@ processing for all of our networks":
 with leaky ReLU (slope 0.2); conv_s is 1 x 1 without bias and is there where the widths differ. The paper names the parts but
 not the order of sampling and convolution; it is the usual one of pre-activation residual blocks.
 
-Exact algebra; the first two are left out with ``use_plan("dense")``:
+The same mathematics in another order (docs/exact_algebra.md, 8); the first two are left out with ``use_plan("dense")``:
 
 * Average pooling after a 3 x 3 convolution is one 4 x 4 convolution of stride 2 with the 3 x 3 weight summed over four
   shifts and divided by 4: 16 instead of 36 multiplications per output, and the tensor at full size never exists.

@@ -8,8 +8,8 @@ With images I, their masks M, the generated compositions known M' = G_M(M') and 
 on known images G_I(I, M), approximated ones G_I(I, M') and random ones G_I(I*, M''). The gradient of the images reaches the
 structure generator through the soft map that normalisation and segments read.
 
-Exact algebra: codes depend on one picture and one region, so a random composition *gathers* codes that the known one has
-computed already, structure and style; no encoder runs twice on the same segment.
+Algebra (docs/exact_algebra.md, 9): codes depend on one picture and one region, so a random composition *gathers* codes that
+the known one has computed already, structure and style; no encoder runs twice on the same segment.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Folders of pictures: listing them by stem, reading them as arrays, writing pictures and label maps."""
+"""Folders of pictures: listing them by name, reading them as arrays, writing pictures and label maps."""
 
 from __future__ import annotations
 
@@ -12,47 +12,50 @@ from torch import Tensor
 from mixsyn_fast.writing import written_whole
 
 from ..data import palette
-from ..data.files import IMAGE_SUFFIXES, open_picture
+from ..data.files import PICTURES, find, open_picture, say_left_over
+from ..data.layouts import SPLITS, is_simple
 
 
-def list_pictures(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Map stem -> file for the pictures right inside a folder, sorted; of its subfolder images/ when it holds none itself.
+def list_pictures(
+    folder: str | os.PathLike[str], *, deep: bool = True, without: str | os.PathLike[str] | None = None
+) -> dict[str, Path]:
+    """Map name -> file for the pictures of a folder, sorted; of its subfolder images/ when it has one and holds none itself.
+
+    A name is the path in the folder without the suffix. Files that are no pictures are named once, in a warning.
+
+    Args:
+        folder: where.
+        deep: in subfolders too.
+        without: a folder that is passed over: where the command writes to.
 
     Raises:
         FileNotFoundError: no such folder, or no picture in it.
-        ValueError: two files with one stem.
+        ValueError: two files with one name.
     """
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
-    for place in (root, root / "images"):
-        found: dict[str, Path] = {}
-        for path in sorted(place.iterdir()) if place.is_dir() else ():
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-                if path.stem in found:
-                    raise ValueError(f"{place}: expected one picture per name, got {found[path.stem].name}, {path.name}")
-                found[path.stem] = path
-        if found:
-            return found
-    raise FileNotFoundError(f"{root}: holds no picture ({', '.join(IMAGE_SUFFIXES)})")
+    place = root
+    if not find(root, deep=False).named:
+        split = next((split for split in SPLITS if is_simple(root / split)), None)
+        if split is not None:
+            example = root / split / "images"
+            raise FileNotFoundError(f"{root}: holds no picture itself, but a data set: expected {example}, say")
+        place = root / "images" if find(root / "images", deep=deep).named else root
+    found = find(place, deep=deep, without=None if without is None else Path(without))
+    if not found.named:
+        raise FileNotFoundError(f"{root}: holds no picture ({', '.join(PICTURES)})")
+    say_left_over(place, found.left)
+    return found.named
 
 
-def read_image(path: str | os.PathLike[str], *, upright: bool = False) -> np.ndarray:
-    """Read a picture as (H, W, 3) uint8 RGB.
-
-    Args:
-        path: the file.
-        upright: turn a photo as its camera noted (EXIF orientation); else the stored rows are taken as they are.
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a picture as (H, W, 3) uint8 RGB, as a viewer shows it: see :func:`~mixsyn_fast.models.data.files.open_picture`.
 
     Raises:
         ValueError: not readable as an image; the message names the file. ImportError without pillow.
     """
-    picture = open_picture(Path(path))
-    if upright:
-        from PIL import ImageOps
-
-        picture = ImageOps.exif_transpose(picture)
-    return np.asarray(picture.convert("RGB"))
+    return np.asarray(open_picture(Path(path)))
 
 
 def to_tensor(pictures: list[np.ndarray]) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data import FACE_CLASSES, LABEL_SETS, FileSource, LabelSet, Record, RegionDataset, Sample, Source, guess_kind
 from ..data.dataset import resample
+from ..data.files import LOSSLESS, PICTURES, plain_name, walk
 from ..data.readers import class_listing, class_names
 from ..data.region_types import base_classes, merge_of, region_types
 from ..data.sets import classes_differ
@@ -71,8 +72,9 @@ def read_picture(
     """Read an image and its label map.
 
     The label map is the file `labels`; without it the first of these that exists, for an image `photos/a.jpg`:
-    `photos/a_labels.png`, `photos/a.labels.png`, `labels/a.png` (beside the folder `photos`), `photos/a.png` (if the image
-    itself is no PNG); without any of them, what `parser` finds.
+    `photos/a_labels.png`, `photos/a.labels.png`, `labels/a.png` (beside the folder `photos`; for `images/cat/a.jpg` also
+    `labels/cat/a.png`), `photos/a.png` (if the image itself is no PNG); without any of them, what `parser` finds. Suffixes
+    may be upper-case, and BMP and TIFF do as well as PNG, but for the last.
 
     What a stored id means says the kind of the label map, as in training: see models/data/readers.py. So does what happens
     to sizes that differ: an image of kind celebamask_hq or ffhq is scaled to its map, any other is an error.
@@ -110,8 +112,7 @@ def read_picture(
     types = None if merge == "none" else region_types(base, merge)
     if labels is not None and not Path(labels).is_file():
         raise FileNotFoundError(f"{labels}: no such label map")
-    places = label_map_places(file)
-    found = Path(labels) if labels is not None else next((place for place in places if place.is_file()), None)
+    found = Path(labels) if labels is not None else _label_map(file)
     if found is not None:
         kind, label_set, policy = _label_set(file, found, kind, base, unknown, unknown_id, first_id)
         sample = FileSource(kind, label_set, [Record(file.stem, file, found)], policy).read(0)
@@ -119,18 +120,46 @@ def read_picture(
         sample = _parsed(file, parser, base)
     else:
         raise FileNotFoundError(
-            f"{file}: has no label map; looked for {', '.join(map(str, places))}; name the file, or give a face parser "
-            f"(--parser) for photos of faces"
+            f"{file}: has no label map; looked for {', '.join(map(str, label_map_places(file)))}; name the file, or give a "
+            f"face parser (--parser) for photos of faces"
         )
-    return Picture(sample.image, sample.labels if types is None else types.apply(sample.labels), file.stem)
+    return Picture(sample.image, sample.labels if types is None else types.apply(sample.labels), plain_name(file.stem))
 
 
 def label_map_places(image: Path) -> list[Path]:
     """Return where the label map of an image is looked for, in the order of the search."""
     places = [image.with_name(f"{image.stem}{ending}.png") for ending in ("_labels", ".labels")]
     beside = image.absolute().parent.parent / "labels"  # absolute: "a.jpg" alone has a folder above it as well
-    places += [beside / f"{image.stem}.png", image.with_name(f"{image.stem}.png")]
+    places.append(beside / f"{image.stem}.png")
+    around = _images_folder(image)
+    if around is not None and around != image.absolute().parent:
+        places.append(around.parent / "labels" / image.absolute().relative_to(around).with_suffix(".png"))
+    places.append(image.with_name(f"{image.stem}.png"))
     return [place for place in places if place.absolute() != image.absolute()]
+
+
+def _label_map(image: Path) -> Path | None:
+    """Return the first label map of an image: at one of its places, or there in another spelling or a lossless format."""
+    for place in label_map_places(image):
+        if place.is_file():
+            return place
+        # beside the image, one of the same stem may be a picture as well
+        same = plain_name(place.stem) == plain_name(image.stem) and place.absolute().parent == image.absolute().parent
+        found = [
+            file
+            for file in walk(place.parent, deep=False)
+            if plain_name(file.stem) == plain_name(place.stem)
+            and file.suffix.lower() in ((".png",) if same else PICTURES)
+            and file.absolute() != image.absolute()
+        ]
+        if found:  # a JPEG is said to be none when it is read
+            return min(found, key=lambda file: file.suffix.lower() not in LOSSLESS)
+    return None
+
+
+def _images_folder(image: Path) -> Path | None:
+    """Return the folder images/ around an image that has labels/ beside it."""
+    return next((f for f in image.absolute().parents if f.name == "images" and (f.parent / "labels").is_dir()), None)
 
 
 def _label_set(
@@ -159,10 +188,9 @@ def _label_set(
         kind = "folder"
     if kind == "folder":
         listing = next((found for found in map(class_listing, folders) if found is not None), None)
-        if listing is not None and tuple(class_names(listing)) != own.classes:
-            raise ValueError(
-                f"{listing}: expected the model's classes, got {classes_differ(class_names(listing), own.classes)}"
-            )
+        if listing is not None and tuple(class_names(listing, own.first)) != own.classes:
+            difference = classes_differ(class_names(listing, own.first), own.classes)
+            raise ValueError(f"{listing}: expected the model's classes, got {difference}")
         return kind, own, policy
     chosen = _policy(LABEL_SETS[kind], base, unknown)
     if chosen is None:
@@ -188,7 +216,9 @@ def _policy(label_set: LabelSet, base: tuple[str, ...], unknown: str | None) -> 
 
 def _folders(image: Path) -> list[Path]:
     """Return the folders that may tell what set an image is of: its own, and around `[<split>/]images` the set's."""
-    parent = image.resolve().parent
+    parent, around = image.resolve().parent, _images_folder(image)
+    if around is not None and around != parent:
+        return [parent, around, *around.parents[:2]]
     return [parent, *parent.parents[:2]] if parent.name == "images" else [parent]
 
 
@@ -207,7 +237,7 @@ def _parsed(file: Path, parser: FaceParser, base: tuple[str, ...]) -> Sample:
             f"{file}: has no label map, and the parser of faces does not find the model's classes but "
             f"{classes_differ(FACE_CLASSES, base)}"
         )
-    photo = read_image(file, upright=True)
+    photo = read_image(file)
     height, width = photo.shape[:2]
     if min(height, width) > _PARSED_SIDE:
         scale = _PARSED_SIDE / min(height, width)

@@ -6,24 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mixsyn_fast import StyleLayout
 from mixsyn_fast.layers import FusionNet
 
+from ..checkpoints import read_content
+
 _BLENDERS = ("blender_common", "blender_segments")
 _ENTRIES = tuple(f"disentangle_net.{i}.{kind}" for i in range(5) for kind in ("weight", "bias"))
-
-
-def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise ImportError(f"{path}: reading it needs safetensors (pip install safetensors)") from error
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_fusion_net(
@@ -43,11 +34,17 @@ def load_fusion_net(
         the network, in eval mode, in the file's dtype.
 
     Raises:
-        ValueError: entries are missing or unexpected, or have shapes that fit no FusionNet; nothing is half loaded.
+        FileNotFoundError: no such file.
+        ValueError: the file is something else; entries are missing or unexpected, or have shapes that fit no FusionNet;
+            nothing is half loaded.
         ImportError: a ``.safetensors`` file without safetensors installed.
     """
     where = "load_fusion_net"
-    state = _read(Path(source)) if isinstance(source, str | Path) else source
+    state = (
+        read_content(source, "the weights of a FusionNet (torch.save or safetensors)")
+        if isinstance(source, str | Path)
+        else source
+    )
     while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping):

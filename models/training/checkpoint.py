@@ -346,6 +346,11 @@ def _listed(folder: Path) -> dict[int, Path]:
     return {int(match[1]): path for path, match in matches if match and path.is_dir()}
 
 
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Return whether a folder is that of a checkpoint, verified or not."""
+    return (Path(path) / _MANIFEST).is_file()
+
+
 def steps(folder: str | os.PathLike[str]) -> list[int]:
     """Return the steps of which `folder` has a checkpoint, ascending; none are verified."""
     return sorted(_listed(Path(folder)))

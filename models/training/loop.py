@@ -21,6 +21,7 @@ from mixsyn_fast.runtime import keep_memory
 from ..data import TrainingSet
 from . import checkpoint, distributed
 from .distributed import World
+from .initial import find_weights, read_weights
 from .meter import Meter
 from .options import Options
 from .run import Run
@@ -52,6 +53,7 @@ def train(
 
     Raises:
         FileExistsError: resume "no" in a run folder that holds checkpoints.
+        FileNotFoundError: init_from names nothing that is there.
         ValueError: the folder cannot be written, or is too small for the checkpoints, or the data have no label maps and the
             task needs them (before anything is trained); the checkpoint does not fit the model or the data.
         CheckpointError: a checkpoint could not be written later; the last good one is whole.
@@ -73,7 +75,7 @@ def train(
     ):
         keep_memory()
         resumed = find_checkpoint(options.resume, saves, world)
-        notes = trainer.load(resumed) if resumed else []
+        notes = trainer.load(resumed) if resumed else begin(trainer, options.init_from)
         if main and options.save_every:
             checkpoint.preflight(saves, trainer.bytes_to_save() * (options.keep_last + 2) - checkpoint.bytes_there(saves))
         newest = resumed.path if resumed and main else None
@@ -105,6 +107,17 @@ def train(
                 where = f"saved as {newest}" if newest else "nothing saved, as --save-every 0 says"
                 run.message(f"stopped as asked after step {trainer.step}; {where}")
     return newest
+
+
+def begin(trainer: Trainer, init_from: str) -> list[str]:
+    """Begin a run with the weights that Options.init_from names, if any; return notes for the user.
+
+    The first process looks for them, and the others take what it found.
+    """
+    if not init_from:
+        return []
+    path = Path(distributed.from_first(str(find_weights(init_from)) if trainer.world.rank == 0 else ""))
+    return trainer.begin_with(read_weights(path, trainer.task.networks, trainer.task.averaged))
 
 
 def due(every: int, step: int, last: bool) -> bool:

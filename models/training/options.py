@@ -16,6 +16,7 @@ class Options:
     steps: int = 100_000  # optimiser steps of every phase
     batch_size: int = 8  # images per step, over all processes and micro-batches
     accumulate: int = 1  # micro-batches per step: their gradients are averaged
+    drop_last: bool = True  # leave out an epoch's pictures that fill no batch; no: fill it from the next epoch
     workers: int = 1  # data processes per training process; 0 reads in the training process itself
     seed: int = 0  # of weights, data order, crops, noise
     device: str = "auto"  # cpu, cuda, or auto: a GPU if there is one
@@ -35,6 +36,8 @@ class Options:
     keep_last: int = 3  # newest checkpoints kept
     best: str = "psnr"  # figure of the validation whose best checkpoint is kept; - before it: smaller is better
     resume: str = "auto"  # auto: from the run folder's newest valid checkpoint; no; or a checkpoint folder
+    rename_classes: bool = False  # resume although the classes have other names now (never with another number of them)
+    init_from: str = ""  # begin with the weights alone of a run folder, a checkpoint folder or a file of weights
     plan: Literal["auto", "table", "dense"] = "auto"  # algebra of the layers; dense computes as published
     backend: Literal["auto", "native", "triton", "reference"] = "auto"  # kernels of the ops
     timeout: float = 600.0  # seconds that a process waits for the others, sheets and saving by the first one included
@@ -51,5 +54,7 @@ class Options:
             raise ValueError(f"timeout: expected a positive number of seconds, got {self.timeout}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected 0 <= decay < 1, got {self.ema_decay}")
+        if self.init_from and self.resume not in ("auto", "no"):
+            raise ValueError(f"init_from: expected none with resume {self.resume}, got {self.init_from}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size: expected a multiple of accumulate {self.accumulate}, got {self.batch_size}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +57,7 @@ def load_trained(
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file (expected a run folder of mixsyn-fast train)")
-    whole = json.loads(path.read_text())
+    whole = config.read_json(path)
     description = trainable(whole["model"])
     task = description.build(config.from_dict(description.config, whole["task"]), False)
     task.classes = tuple(whole["classes"])

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..checkpoints import load_checked
 from ..data import Loader, TrainingSet
 from . import checkpoint, distributed, packing
 from .distributed import World
 from .ema import EMA
+from .initial import Weights, classes_of, other_classes
 from .options import Options
 from .task import Phase, Task
 
@@ -65,6 +67,7 @@ class Trainer:
         self.step = 0
         self.ran: list[str] = []  # phases of the last step
         self.best: float | None = None
+        self.init_from = ""  # where the first weights of the run came from; "": drawn at random
         task.to(world.device)
         if options.channels_last:
             for network in task.networks.values():
@@ -110,6 +113,7 @@ class Trainer:
             rank=world.rank,
             world=world.size,
             seed=options.seed,
+            drop_last=options.drop_last,
             plans=task.plans if options.plan != "dense" else (),
             device=world.device,
         )
@@ -203,6 +207,8 @@ class Trainer:
             "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()},
             "task": self.task.state(),
             "optimizers": {},
+            "classes": list(self.task.classes),
+            "init_from": self.init_from,
         }
         for name, optimizer in self.optimizers.items():
             tensors[f"optimizer.{name}"], state["optimizers"][name] = packing.pack_optimizer(optimizer.state_dict())
@@ -214,15 +220,30 @@ class Trainer:
     def load(self, saved: checkpoint.Checkpoint) -> list[str]:
         """Take everything back from a checkpoint.
 
-        Learning rates, betas and weight decay are those of the task, which may have changed since.
+        Learning rates, betas and weight decay are those of the task, which may have changed since. So may pictures, batch
+        size and seed: the data order then begins anew (:data:`mixsyn_fast.models.data.loader.ORDER`).
 
         Returns:
             Notes for the user.
 
         Raises:
-            ValueError: the checkpoint is of other networks, phases or data; the message names its folder.
+            ValueError: the checkpoint is of other networks, phases or classes, or of a run that began otherwise than
+                Options.init_from says; the message names its folder.
         """
         state, notes = saved.state, [f"resumed from {saved.path}"]
+        began = state.get("init_from", "")
+        if self.options.init_from not in ("", began):
+            raise ValueError(
+                f"init_from: expected {began or 'none'}, from which the run of {saved.path} began, got "
+                f"{self.options.init_from}: choose another --out, or go on without init_from"
+            )
+        renamed = other_classes(classes_of(saved), self.task.classes, saved.path)
+        if renamed and not self.options.rename_classes:
+            raise ValueError(
+                f"{saved.path}: its classes have other names ({renamed}): go on under the new names with "
+                "rename_classes=True; if they are other classes, choose another --out"
+            )
+        notes += [f"classes renamed: {renamed}"] if renamed else []
         try:
             for name, network in self.task.networks.items():
                 network.load_state_dict(saved.tensors(f"network.{name}"))
@@ -232,7 +253,7 @@ class Trainer:
             for name, scaler in self.scalers.items():
                 if scaler.is_enabled() and state["scalers"][name]:
                     scaler.load_state_dict(state["scalers"][name])
-            self.loader.load_state_dict(state["loader"])
+            changes = self.loader.load_state_dict(state["loader"])
             self.task.load_state(state["task"])
             if self.ema and "average" in saved.groups:
                 self.ema.load_state_dict(saved.tensors("average"))
@@ -243,8 +264,33 @@ class Trainer:
         if self.ema and "average" not in saved.groups:
             self.ema = EMA({name: self.task.networks[name] for name in self.task.averaged}, self.options.ema_decay)
             notes.append("the checkpoint has no averaged weights: the average begins with the weights as they are")
+        if changes:
+            notes.append(f"the data order begins anew: {', '.join(changes)}")
         packing.set_rng_state(saved.tensors("random"), state["random"])
-        self.step, self.best = state["step"], state["best"]
+        self.step, self.best, self.init_from = state["step"], state["best"], began
+        return notes
+
+    def begin_with(self, weights: Weights) -> list[str]:
+        """Take weights alone: optimisers, step, data order and random numbers are those of a new run.
+
+        Returns:
+            Notes for the user.
+
+        Raises:
+            ValueError: they do not fit the networks.
+        """
+        for name, state in weights.networks.items():
+            load_checked(self.task.networks[name], state, source=f"init_from: {weights.path} ({name})")
+        if self.ema:
+            self.ema = EMA({name: self.task.networks[name] for name in self.task.averaged}, self.options.ema_decay)
+        self.init_from = self.options.init_from
+        said = [f"{name} (averaged)" if name in weights.averaged else name for name in weights.networks]
+        notes = [f"begins with the weights of {weights.path}: {', '.join(said)}"]
+        fresh = [name for name in self.task.networks if name not in weights.networks]
+        notes += [f"not there, begun with random weights: {', '.join(fresh)}"] if fresh else []
+        if weights.classes and self.task.classes and len(weights.classes) == len(self.task.classes):
+            renamed = other_classes(weights.classes, self.task.classes, weights.path)
+            notes += [f"its classes had other names: {renamed}"] if renamed else []
         return notes
 
     def save(self, folder: Path, *, best: bool = False) -> Path:

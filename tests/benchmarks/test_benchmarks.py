@@ -208,6 +208,9 @@ def test_a_result_says_which_command_made_it(monkeypatch: pytest.MonkeyPatch) ->
     first = timing.heading("ops")
     schema.check(first)
     assert first["command"].endswith(" --cases 'a b'") and "/some/where" not in first["command"]
+    monkeypatch.setenv("MIXSYN_FAST_DATA", "/home/somebody/pictures/")
+    monkeypatch.setattr("sys.argv", ["tool.py", "--data", "/home/somebody/pictures/cmp_facade"])
+    assert timing.heading("ops")["command"].endswith(" --data '$MIXSYN_FAST_DATA/cmp_facade'")
 
 
 def test_results_and_documents_are_no_uncommitted_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -330,12 +330,13 @@ def test_newer_torch_is_named_when_the_compiler_fails(csrc, environ, tmp_path):
         assert words in caught.value.hint
 
 
-def test_tried_releases_are_those_of_the_readme(repository):
-    """The matrix names each release from the oldest to the newest that the loader calls tried."""
-    text = (repository / "README.md").read_text()
+def test_tried_releases_are_those_of_the_documents(repository):
+    """The matrix names each release from the oldest to the newest that the loader calls tried; the front page the range."""
+    text = (repository / "docs/install.md").read_text()
     (major, oldest), (_, newest) = _build.OLDEST_TORCH, _build.NEWEST_TORCH
     rows = re.findall(rf"^\| {major}\.(\d+)[.\d]* \|", text, re.MULTILINE)
     assert [int(row) for row in rows] == list(range(oldest, newest + 1))
+    assert f"| torch | {major}.{oldest} to {major}.{newest} |" in (repository / "README.md").read_text()
 
 
 def incremental(tmp_path: Path, csrc: Path) -> list[str]:

@@ -48,9 +48,10 @@ class Blender(nn.Module):
         marks = torch.zeros(1, 19, dtype=a.dtype)
         marks[0, number] = 1
         marks[0, 18] = float(rgb_bit)
-        inputs = [a, b, torch.cat([marks] * 10, 1)]
+        inputs = [a, b]
         if self.with_extra:
             inputs.append(torch.zeros_like(a) if extra is None else self.upsample(extra))
+        inputs.append(torch.cat([marks] * 10, 1))
         q = torch.sigmoid(self.disentangle_net(torch.cat(inputs, 1)))
         mixed = (1 - q) * a + q * b if on_b else q * a + (1 - q) * b
         return F.max_pool1d(mixed, self.depth // width)

@@ -161,8 +161,8 @@ def test_state_dict_and_words() -> None:
     [
         ({"maps": 0}, "maps: expected 1 to 64, got 0"),
         ({"maps": 65}, "maps: expected 1 to 64, got 65"),
-        ({"features": 0}, "features: expected at least 1"),
-        ({"hidden": 0}, "hidden: expected at least 1"),
+        ({"features": 0}, "features: expected an integer of at least 1, got 0"),
+        ({"hidden": 0}, "hidden: expected an integer of at least 1, got 0"),
     ],
 )
 def test_bad_numbers(arguments: dict[str, int], words: str) -> None:

@@ -337,6 +337,35 @@ def test_extra_input() -> None:
         assert [i for i, d in enumerate(differs) if d] == [0, 2, 9], way
 
 
+def test_columns_of_the_first_weight() -> None:
+    """first, second, extra, indicator: published files of equal shapes would load in any other order without a word."""
+    net = randomised(FusionNet(LAYOUT, hidden=8, depth=DEPTH).double())
+    blender = net.blender_segments
+    weight = blender.linears[0].weight
+    assert weight.shape[1] == 3 * DEPTH + 190
+    a, b, extra = codes(LAYOUT.size)
+    conv, rgb = LAYOUT.conv_layers, LAYOUT.rgb_layers
+    coarse = set(conv[:5] + rgb[:5])
+    every = set(range(len(LAYOUT.layers)))
+    indicator = 3 * DEPTH
+    cases = (
+        (slice(DEPTH), every),
+        (slice(DEPTH, 2 * DEPTH), every),
+        (slice(2 * DEPTH, 3 * DEPTH), coarse),
+        (slice(indicator + 3, None, 19), {conv[3], rgb[3]}),  # ten repeats of (18 layers, RGB bit)
+        (slice(indicator + 18, None, 19), set()),
+    )
+    for way, enter in WAYS.items():
+        with enter(), torch.no_grad():
+            before = blender(a, b, extra)[1].split(LAYOUT.channels, 1)
+            for part, expected in cases:
+                kept = weight[:, part].clone()
+                weight[:, part] *= -1
+                after = blender(a, b, extra)[1].split(LAYOUT.channels, 1)
+                weight[:, part] = kept
+                assert {i for i in every if not torch.equal(before[i], after[i])} == expected, (way, part)
+
+
 # --- hierarchy -------------------------------------------------------------------------------------------------------
 
 
@@ -521,7 +550,7 @@ def test_bad_arguments() -> None:
         (lambda: LatentBlender(StyleLayout.of([4] * 19), hidden=8), ValueError, "at most 18 conv layers, got 19"),
         (lambda: LatentBlender(LAYOUT, hidden=8, extra_layers=(99,)), ValueError, "extra_layers: expected positions"),
         (lambda: LatentBlender(LAYOUT, hidden=8, q_on="x"), ValueError, "q_on: expected 'a' or 'b'"),
-        (lambda: FusionNet(LAYOUT, hidden=8, coarse=0), ValueError, "coarse: expected at least 1"),
+        (lambda: FusionNet(LAYOUT, hidden=8, coarse=0), ValueError, "coarse: expected an integer of at least 1"),
         (lambda: net(a, b, c[:1]), ValueError, r"FusionNet: s_align: expected shape \(2, 824\), got \(1, 824\)"),
         (lambda: net(a[:, :5], b, c), ValueError, r"FusionNet: s0: expected shape \(B, 824\)"),
         (lambda: net(a, b.double(), c), TypeError, "s1: expected torch.float32 as s0"),

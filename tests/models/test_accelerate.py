@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+import enum
+import gc
 import importlib
 import io
 import pickle
+import random
 import threading
+import types
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import published as pub
 import pytest
 import torch
@@ -1185,11 +1191,20 @@ class Block(nn.Module):
         return self.norm(x, segmap)
 
 
+class Optional(nn.Module):
+    """Needs no map, and has no parameters."""
+
+    def forward(self, x: Tensor, *, segmap: Tensor | None = None) -> Tensor:
+        return x
+
+
 def test_layers_that_take_a_map_and_are_not_known_are_listed() -> None:
-    model = nn.ModuleDict({"a": Block(Named(4, 3)), "b": Block(pub.SPADE(4, 3)), "c": Block(nn.Bilinear(2, 2, 2))})
+    model = nn.ModuleDict(
+        {"a": Block(Named(4, 3)), "b": Block(pub.SPADE(4, 3)), "c": Block(nn.Bilinear(2, 2, 2)), "d": Optional()}
+    )
     report = accelerate(model)
     told = {entry.name: entry for entry in report.left}
-    assert set(told) == {"a.norm", "c"} and report.count("spade") == 1  # the innermost; torch's own are none
+    assert set(told) == {"a.norm", "c", "d"} and report.count("spade") == 1  # the innermost; torch's own are none
     assert told["a.norm"].kind == "unrecognised" and told["a.norm"].note.endswith("for SPADE it lacks param_free_norm")
     assert "takes (x, segmap)" in told["c"].note
     assert "layer that takes a map: its forward takes (x, segmap)" in str(report)
@@ -1298,10 +1313,258 @@ def test_batches_are_counted_where_the_original_counts_them() -> None:
         assert torch.allclose(plain.param_free_norm.running_var, fast.param_free_norm.running_var)
 
 
+class Unchecked(pub.SPADE):
+    """Of a class that no other test has checked."""
+
+
 def test_our_form_failing_in_the_check_is_a_reason_not_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*args, **kw):
         raise AssertionError("broken")
 
     monkeypatch.setattr("mixsyn_fast.layers.spade_norm", failing)
-    report = accelerate(nn.ModuleList([pub.SPADE(4, 3)]))
+    report = accelerate(nn.ModuleList([Unchecked(4, 3)]))
     assert report.left[0].note == "our form does not take it (AssertionError: broken)"
+
+
+# --- what a review found --------------------------------------------------------------------------------------------------
+
+
+class Mode(enum.Enum):
+    A = 1
+    B = 2
+
+
+class Watched(pub.SPADE):
+    """A layer whose output depends on something; which is its class's business."""
+
+    def __init__(self, *args, **kw) -> None:
+        super().__init__(*args, **kw)
+        self.mode, self.opt, self.table = Mode.A, types.SimpleNamespace(factor=1.0, inner={"on": False}), {"factor": 1.0}
+        self.names, self.number, self.plain = {"a"}, np.float32(1), torch.ones(1)
+        self.register_buffer("switch", torch.tensor(False))
+
+    def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
+        factor = self.opt.factor * self.table["factor"] * float(self.number) * float(self.plain)
+        switches = self.mode is Mode.B, "b" in self.names, bool(self.switch), self.opt.inner["on"], hasattr(self, "later")
+        return super().forward(x, segmap) * factor * (1 + sum(switches))
+
+
+WATCHED = {
+    "enum": lambda layer: setattr(layer, "mode", Mode.B),
+    "field of an object": lambda layer: setattr(layer.opt, "factor", 2.0),
+    "entry of an object's dict": lambda layer: layer.opt.inner.update(on=True),
+    "entry of a dict": lambda layer: layer.table.update(factor=2.0),
+    "set": lambda layer: layer.names.add("b"),
+    "numpy": lambda layer: setattr(layer, "number", np.float32(2)),
+    "tensor": lambda layer: layer.plain.fill_(2),
+    "buffer": lambda layer: layer.switch.fill_(True),
+    "new buffer": lambda layer: layer.register_buffer("later", torch.zeros(1)),
+}
+
+
+@pytest.mark.parametrize("change", WATCHED.values(), ids=WATCHED.keys())
+def test_what_a_layer_holds_is_part_of_its_state(change, lenient: None) -> None:
+    plain = pub.randomise(Watched(4, K)).double().eval()
+    plain.switch.fill_(False)
+    plain.opt.inner["on"] = False
+    fast = copy.deepcopy(plain)
+    assert accelerate(fast).count("spade") == 1
+    inputs = layer_inputs()
+    with torch.no_grad():
+        assert close(fast(*inputs), plain(*inputs))
+        change(plain), change(fast)
+        with pytest.warns(FallbackWarning, match="published formula"):
+            assert close(fast(*inputs), plain(*inputs))
+
+
+def test_forwards_and_hooks_that_others_patch(lenient: None) -> None:
+    plain = pub.randomise(pub.ACE(4, K, STYLE)).double().eval()
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    x, segmap = layer_inputs()
+    inputs = x, segmap, torch.randn(2, K, STYLE).double()
+    with torch.no_grad():
+        assert close(run(fast, *inputs), run(plain, *inputs))
+        for layer in (plain, fast):
+            layer.fc_mu0.forward = lambda code, layer=layer: 2 * F.linear(code, layer.fc_mu0.weight, layer.fc_mu0.bias)
+        with pytest.warns(FallbackWarning):
+            assert close(run(fast, *inputs), run(plain, *inputs))
+        del plain.fc_mu0.forward, fast.fc_mu0.forward
+        handle = nn.modules.module.register_module_forward_hook(
+            lambda module, args, y: y * 2 if isinstance(module, nn.Conv2d) else None
+        )
+        try:
+            with pytest.warns(FallbackWarning, match="hook of all modules"):
+                assert close(run(fast, *inputs), run(plain, *inputs))
+        finally:
+            handle.remove()
+
+
+class Peeking(pub.ACE):
+    """Uses obj_dic in a way of its own: `how`."""
+
+    how = ""
+
+    def forward(self, x: Tensor, segmap: Tensor, style_codes: Tensor | None = None, obj_dic=None) -> Tensor:
+        codes = style_codes
+        if self.how == "presence" and obj_dic is not None:
+            codes = codes * 2
+        elif self.how == "isinstance" and isinstance(obj_dic, dict):
+            codes = torch.stack([obj_dic[str(k)]["ACE"] for k in range(self.label_nc)]).expand(len(x), -1, -1)
+        elif self.how == "except":
+            try:
+                codes = torch.stack([obj_dic[str(k)]["ACE"] for k in range(self.label_nc)]).expand(len(x), -1, -1)
+            except BaseException:
+                pass
+        elif self.how == "edited" and obj_dic is not None:
+            codes = [obj_dic[str(k)].get("edited", obj_dic[str(k)]["ACE"]) for k in range(self.label_nc)]
+            codes = torch.stack(codes).expand(len(x), -1, -1)
+        elif self.how == "strength" and obj_dic is not None:
+            codes = codes * obj_dic.get("strength", 1.0)
+        return super().forward(x, segmap, codes)
+
+
+@pytest.mark.parametrize("how", ["presence", "isinstance", "except", "edited", "strength"])
+def test_obj_dic_used_in_other_ways(how: str, lenient: None) -> None:
+    """Whatever a layer does with obj_dic, and whatever is added to it later: the layer's own numbers."""
+    plain = pub.randomise(Peeking(4, K, STYLE)).double().eval()
+    plain.how = how
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    x, segmap = layer_inputs()
+    codes, stored = torch.randn(2, K, STYLE).double(), stored_codes()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            assert close(run(fast, x, segmap, codes, stored), run(plain, x, segmap, codes, stored))
+            assert close(run(fast, x, segmap, codes), run(plain, x, segmap, codes)) or how == "edited"
+        stored["strength"] = 0.5
+        for k in range(K):
+            stored[str(k)]["edited"] = torch.randn(STYLE).double()
+        assert close(run(fast, x, segmap, codes, stored), run(plain, x, segmap, codes, stored))
+
+
+class Detached(pub.SPADE):
+    """The published output with other gradients."""
+
+    def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
+        with torch.no_grad():
+            hidden = self.mlp_shared(F.interpolate(segmap, size=x.shape[2:], mode="nearest"))
+        return self.param_free_norm(x) * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
+
+
+class Writing(pub.SPADE):
+    """Changes its input."""
+
+    def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
+        return super().forward(x.clamp_(-1, 1), segmap)
+
+
+class Counting(pub.SPADE):
+    """Counts its calls."""
+
+    calls = 0
+
+    def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x, segmap)
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"), [(Detached, "gradients"), (Writing, "changes its input"), (Counting, "changes attributes")]
+)
+def test_effects_beyond_the_output_are_part_of_the_check(layer: type[pub.SPADE], words: str) -> None:
+    assert words in accelerate(nn.ModuleList([layer(4, K)])).left[0].note
+
+
+def test_frozen_norms_of_a_layer_in_training() -> None:
+    plain = pub.randomise(pub.SPADE(4, K)).double().train()
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    inputs = layer_inputs()
+    for layer in (plain, fast):
+        layer.param_free_norm.eval()
+    assert close(fast(*inputs), plain(*inputs))
+    assert torch.equal(fast.param_free_norm.running_mean, plain.param_free_norm.running_mean)
+
+
+@pytest.mark.parametrize("edit", [lambda m: m.mul_(0.3), lambda m: m.copy_(F.one_hot(m.argmax(1), K).permute(0, 3, 1, 2))])
+def test_soft_inference_map_edited_within_a_forward(edit) -> None:
+    plain = TwoLayers().eval()
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    x, segmap = layer_inputs()
+    with torch.inference_mode():
+        soft = torch.softmax(segmap, 1)
+        assert close(fast(x, soft.clone(), edit), plain(x, soft.clone(), edit))
+
+
+def test_models_that_only_look_like_a_style_encoder() -> None:
+    class Conditional(nn.Module):
+        def __init__(self, *layers: nn.Module) -> None:
+            super().__init__()
+            self.model = nn.Sequential(*layers, nn.Tanh())
+
+        def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+            return self.model(torch.cat((noise, labels), 1))
+
+    assert "no convolution" in accelerate(Conditional(nn.Linear(4, 4))).left[0].note
+    assert "no" in accelerate(Conditional(nn.ReLU())).left[0].note
+    strange = nn.Sequential(nn.Conv2d(4, 4, 3)).eval()
+    strange[0].dilation = strange[0].stride = 1  # legal for torch
+    plain = copy.deepcopy(strange)
+    accelerate(strange)
+    x = torch.randn(1, 4, 8, 8).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert close(strange(x), plain(x), 1e-5)
+
+
+def test_nothing_is_learned_from_an_empty_batch_or_inside_torch_func(lenient: None) -> None:
+    layer = pub.randomise(Unchecked(4, K, hidden=8)).double().eval()
+    layer.another = "state"
+    plain = copy.deepcopy(layer)
+    accelerate(layer)
+    x, segmap = layer_inputs()
+    layer.another = plain.another = "and yet another"
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer(x[:0], segmap[:0])
+        torch.func.vmap(lambda a, b: layer(a[None], b[None])[0])(x, segmap)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert close(layer(x, segmap), plain(x, segmap))
+    with torch.autograd.forward_ad.dual_level(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        assert torch.autograd.forward_ad.unpack_dual(layer(dual, segmap)).tangent is not None
+
+
+def test_the_check_leaves_nothing_behind() -> None:
+    """No stream of random numbers moves, and nothing that a layer holds is kept alive."""
+
+    class Owner:
+        def act(self) -> None: ...
+
+    class Drawing(pub.SPADE):
+        def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
+            random.random(), np.random.rand()
+            return super().forward(x, segmap)
+
+    layer, owner = Drawing(4, K), Owner()
+    layer.act, layer.more = owner.act, [owner]
+    before = random.getstate(), np.random.get_state()[1].copy()
+    assert accelerate(layer).count("spade") == 1
+    assert random.getstate() == before[0] and np.array_equal(np.random.get_state()[1], before[1])
+    alive = weakref.ref(owner)
+    del layer, owner
+    gc.collect()
+    assert alive() is None
+
+
+def test_the_first_call_finds_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = importlib.import_module("mixsyn_fast.accelerate.probe")
+    layer = pub.SPADE(4, K).double().eval()
+    accelerate(layer)
+    monkeypatch.setattr(probe, "check", lambda *args: pytest.fail("checked again"))
+    with torch.no_grad():
+        layer(*layer_inputs())

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import published as pub
 import pytest
 import torch
 from mixsyn_fast.models import clade, sean, spade
+from mixsyn_fast.models.checkpoints import read_state
+from mixsyn_fast.models.face_parser import load_face_parser
+from mixsyn_fast.models.feature_networks import load_feature_network, lpips_heads
+from mixsyn_fast.models.metrics import InceptionFeatures
+from mixsyn_fast.models.mixsyn.model import FILE as MIXSYN
+from mixsyn_fast.models.stylefusion import load_fusion_net
 from torch import Tensor, nn
 
 from mixsyn_fast import models
@@ -176,10 +183,63 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         models.load_published(tmp_path / "other.pth")
 
     torch.save({"a": Path("x")}, tmp_path / "code.pth")
-    with pytest.raises(Exception, match=r"(?i)weights.only"):
+    with pytest.raises(ValueError, match=r"code.pth: expected .*, got a file that names pathlib.\w+: only tensors in plain"):
         models.load_published(tmp_path / "code.pth")
     path = save(published_sean(), tmp_path / "g.pth")
     with pytest.raises(TypeError, match="image_size"):
         models.load_published(path, config=sean.Config(), image_size=64)
     with pytest.raises(TypeError, match="model is given"):
         models.load_published(path, nn.Identity(), image_size=64)
+
+
+PAGE = b"\n<!DOCTYPE html>\n<html><head><title>weights.pth</title></head><body>Sign in</body></html>"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 178257920\n"
+READERS: dict[str, Callable[[Path], object]] = {
+    "published.pth": models.load_published,
+    "published.safetensors": models.load_published,
+    "features.pth": load_feature_network,
+    "features.ckpt": load_feature_network,
+    "heads.ckpt": lpips_heads,
+    "parser.pth": load_face_parser,
+    "fusion.pt": load_fusion_net,
+    "model.safetensors": lambda path: MIXSYN.load(path, lambda config: {}),
+    "inception.pt": InceptionFeatures,
+    "weights.pth": read_state,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (PAGE, r"got a web page \(HTML\): .* download the file itself"),
+        (b"\xef\xbb\xbf<!-- saved -->\n<HTML lang='en'>", r"got a web page \(HTML\)"),
+        (POINTER, "got a git-lfs pointer, which stands for a file of 178,257,920 bytes: .*git lfs pull"),
+        (b"", "got an empty file: download it again"),
+        (b"PK\x03\x04" + bytes(300), "got an archive that ends early, after 304 bytes: .*download it again"),
+        (b"no weights", "got"),
+        (bytes(range(256)), "got"),
+    ],
+    ids=["page", "other page", "lfs", "empty", "cut off", "text", "bytes"],
+)
+def test_what_downloads_leave_in_place_of_weights(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    """Our sentence: the file, what it is, what to do. No word of torch's about weights_only."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=words) as caught:
+        READERS[name](path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: expected ") and "weights_only" not in message and "\n" not in message, message
+
+
+def test_safetensors_that_end_early(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.safetensors"
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file({"a": torch.zeros(1000), "b": torch.ones(3)}, whole)
+    size = whole.stat().st_size
+    assert len(read_state(whole)) == 2
+    for length in (size - 1, size - 2000, 40):
+        part = tmp_path / "part.safetensors"
+        part.write_bytes(whole.read_bytes()[:length])
+        with pytest.raises(ValueError, match=f"a safetensors file that ends early, after {length:,} of [0-9,]+ bytes"):
+            read_state(part)

@@ -31,6 +31,7 @@ LOOP = {
     "--schedule.warmup": 0, "--schedule.step-size": 10000, "--schedule.gamma": 0.1, "--ema-decay": 0.999,
     "--deterministic": False, "--log-every": 10, "--sheet-every": 500, "--sheet-images": 4, "--validate-every": 1000,
     "--validate-images": 64, "--save-every": 500, "--keep-last": 3, "--best": "psnr", "--resume": "auto",
+    "--drop-last": True, "--rename-classes": False, "--init-from": "",
     "--plan": "auto", "--backend": "auto", "--timeout": 600.0,
 }
 RECONSTRUCTION = {
@@ -51,8 +52,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "demo": {
         **READER,
         "--data": None, "--kind": "auto", "--model": None, "--out": "outputs/demo.png", "--rows": 5, "--size": 256,
-        "--batch": 1, "--ngf": 64, "--seed": 0, "--repeat": 3, "--device": "cpu", "--compile": False,
-        "--compile-seconds": 300.0,
+        "--batch": 1, "--ngf": 64, "--seed": 0, "--repeat": 3, "--seconds": 120.0, "--device": "cpu",
+        "--compile": False, "--compile-seconds": 300.0,
     },
     "mixsyn compose": {
         **PICTURES,

@@ -234,6 +234,9 @@ def test_messages_are_spelled_as_options() -> None:
     assert spelled("first: expected: x", both) == "first: expected: x"
     assert spelled("out: is: a folder", both) == "--out: is: a folder"
     assert spelled("other: expected", both) == "other: expected"
+    flags = together("All", options=make_dataclass("Options", [("batch_size", int, 4), ("drop_last", bool, True)]))
+    assert spelled("batch_size: few (or drop_last=False)", flags) == "--batch-size: few (or --no-drop-last)"
+    assert spelled("a: drop_last=True, last=True, batch_size=1", flags) == "a: --drop-last, last=True, batch_size=1"
 
 
 def test_without_tyro_the_command_to_install_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

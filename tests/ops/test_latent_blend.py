@@ -435,10 +435,10 @@ def test_pack_and_split() -> None:
 def test_bad_layouts() -> None:
     layout = StyleLayout.of([4, 3], [2])
     for bad, words in (
-        (lambda: StyleLayer(0), "channels: expected an int of at least 1, got 0"),
+        (lambda: StyleLayer(0), "channels: expected an integer of at least 1, got 0"),
         (lambda: StyleLayer(4, "style"), "kind: expected 'conv' or 'rgb', got 'style'"),
         (lambda: StyleLayout.stylegan2(1000), "size: expected a power of two"),
-        (lambda: StyleLayout.stylegan2(64, 0), "channel_multiplier: expected an int"),
+        (lambda: StyleLayout.stylegan2(64, 0), "channel_multiplier: expected an integer"),
         (lambda: layout.pack([torch.zeros(1, 4)], [torch.zeros(1, 2)]), "conv: expected 2 vectors, got 1"),
         (lambda: layout.pack([torch.zeros(1, 4), torch.zeros(1, 4)], [torch.zeros(1, 2)]), "layer 1 .conv.: expected"),
         (lambda: layout.split(torch.zeros(1, 8)), r"code: expected shape \(B, 9\), got \(1, 8\)"),

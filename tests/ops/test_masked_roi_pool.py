@@ -295,11 +295,11 @@ F, L = torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
     [
         ((F[0], L, 3), ValueError, r"features: expected shape \(B, C, H, W\)"),
         ((F.int(), L, 3), TypeError, "features: expected float32"),
-        ((F, L[0], 3), ValueError, r"regions: expected labels of shape \(B, h, w\)"),
+        ((F, L[0], 3), ValueError, r"regions: expected shape \(B, H, W\)"),
         ((F, L.float(), 3), TypeError, "regions: expected an integer dtype"),
-        ((F, L), ValueError, "num_regions: expected a positive number with labels, got None"),
+        ((F, L), TypeError, "num_regions: expected a positive number with labels, got None"),
         ((F, L, 0), ValueError, "num_regions"),
-        ((F, L, 2.5), ValueError, "num_regions"),
+        ((F, L, 2.5), TypeError, "num_regions: expected a positive number with labels, got 2.5"),
         ((F, L, 3, "median"), ValueError, "mode: expected 'max' or 'mean', got 'median'"),
         ((F[:1], L, 3), ValueError, "regions: expected batch 1"),
         ((F, L.to("meta"), 3), ValueError, "regions: expected device cpu"),
@@ -322,7 +322,8 @@ def test_bad_arguments(arguments: Any, error: type[Exception], words: str) -> No
 def test_label_out_of_range(backend: str, value: int) -> None:
     labels = L.clone()
     labels[1, 2, 3] = value
-    with use_backend(backend), pytest.raises((RuntimeError, ValueError), match=r"labels: expected values in \[0, 3\)"):
+    words = rf"^masked_roi_pool: regions: expected labels in \[0, 3\) or -1, got {value} at \(1, 2, 3\)$"
+    with use_backend(backend), pytest.raises(ValueError, match=words):
         masked_roi_pool(F, labels, 3)
 
 

@@ -364,12 +364,18 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], words: st
         region_norm(**(GOOD | change))
 
 
-@pytest.mark.parametrize("value", [-1, 5, 2**31 - 1])
-def test_index_out_of_range(value: int) -> None:
-    index = INDEX.clone()
+@pytest.mark.parametrize("value", [-1, 5, 2**31 - 1, 2**32 + 1, -(2**32)])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_index_out_of_range(backend: str, value: int) -> None:
+    """Beyond 32 bits as well, where a narrower integer would be another row."""
+    index = INDEX.to(torch.int64 if abs(value) > 2**31 else torch.int32).clone()
     index[1, 2, 2] = value
-    with pytest.raises((RuntimeError, IndexError), match="index"):
+    words = rf"^region_norm: index: expected values in \[0, 5\), got {value} at \(1, 2, 2\)$"
+    with use_backend(backend), pytest.raises(ValueError, match=words):
         region_norm(GOOD["x"], index, TABLE)
+    compiled = torch.compile(region_norm, fullgraph=True, backend="aot_eager")
+    with use_backend(backend), pytest.raises((RuntimeError, IndexError), match="index"):
+        compiled(GOOD["x"], index, TABLE)
 
 
 @pytest.mark.parametrize("instruction_set", ["avx2", "baseline"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import unicodedata
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mixsyn_fast.models.data import KINDS, RegionDataset, Source, guess_kind, open_source
+from mixsyn_fast.models.data import KINDS, FileSource, RegionDataset, Source, guess_kind, open_source
 from mixsyn_fast.models.data.classes import (
     ADE20K,
     CAMVID_COLOURS,
@@ -19,6 +21,7 @@ from mixsyn_fast.models.data.classes import (
     left_right_pairs,
 )
 from mixsyn_fast.models.data.coco_instances import write_instance_maps
+from mixsyn_fast.models.data.readers import class_names
 
 Image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
 
@@ -156,7 +159,8 @@ def test_celebamask_hq(tmp_path: Path) -> None:
     harmonized = open_source(tmp_path, "celebamask_hq", "val", partition="first_28000")
     assert harmonized.names() == ["28001"]
     plane(tmp_path / "CelebAMaskHQ-mask" / "0.png", 17)
-    assert corner(open_source(tmp_path)) == (17, 17)  # merged maps come first
+    with pytest.warns(UserWarning, match=r"3 files are left over \(3 without a label map: "):
+        assert corner(open_source(tmp_path)) == (17, 17)  # merged maps come first
     with pytest.raises(ValueError, match="partition: expected 'celeba' or 'first_28000', got 'half'"):
         open_source(tmp_path, partition="half")
     (tmp_path / "CelebA-HQ-to-CelebA-mapping.txt").unlink()
@@ -174,6 +178,32 @@ def test_celebamask_hq_with_missing_parts(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"no part masks for .*3.jpg .expected 00003_skin.png"):
         open_source(tmp_path)
+
+
+def test_celebamask_hq_with_other_names(tmp_path: Path) -> None:
+    celeba(tmp_path, [(3, 5)])
+    picture(tmp_path / "CelebA-HQ-img" / "anna.JPG", (2 * H, 2 * W))
+    masks = tmp_path / "CelebAMask-HQ-mask-anno" / "0"
+    plane(masks / "anna_hair.png", 255)
+    beard, copy = masks / "00003_beard.png", tmp_path / "CelebA-HQ-img" / "copy of 3.jpg"
+    plane(beard, 255)
+    picture(copy)
+    with pytest.warns(UserWarning, match=r"1 without part masks: .*copy of 3.jpg; 1 without a part or a picture: .*beard"):
+        source = open_source(tmp_path, split="all")
+    assert source.names() == ["3", "anna"] and corner(source, 1) == (13, 13)
+    for path in (beard, copy):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"mapping.txt: has no line for anna.JPG .or take split 'all'"):
+        open_source(tmp_path)
+    with pytest.warns(UserWarning, match="1 without a number in its name: .*anna.JPG"):
+        assert open_source(tmp_path, partition="first_28000").names() == ["3"]
+    (tmp_path / "CelebA-HQ-to-CelebA-mapping.txt").write_text("idx orig_idx orig_file\n3 4 first.jpg\n")
+    with pytest.raises(ValueError, match=r"mapping.txt: expected the number of CelebA's picture in line 2, .*'first.jpg'"):
+        open_source(tmp_path)
+    picture(masks / "00003_skin.jpg")
+    (masks / "00003_skin.png").unlink()
+    with pytest.raises(ValueError, match="00003_skin.jpg: expected a label map as PNG"):
+        open_source(tmp_path, "celebamask_hq", "all", names=["3"]).read(0)
 
 
 def test_ffhq(tmp_path: Path) -> None:
@@ -283,6 +313,12 @@ def test_coco_instance_maps_from_polygons(tmp_path: Path) -> None:
         write_instance_maps(file, labels, out)
     with pytest.raises(FileNotFoundError, match="holds no label map"):
         write_instance_maps(file, tmp_path, out)
+    file.write_text(json.dumps(data))
+    (labels / "._000000000007.png").write_bytes(b"")
+    plane(labels / "street.png", 3)
+    with pytest.raises(ValueError, match=r"street.png: expected a name that is the number of COCO's picture"):
+        write_instance_maps(file, labels, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
     with pytest.raises(FileNotFoundError, match="gone.json: no such file"):
         write_instance_maps(tmp_path / "gone.json", labels, out)
 
@@ -295,6 +331,16 @@ def test_ade20k(tmp_path: Path) -> None:
     assert source.names() == ["ADE_val_00000001"] and corner(source) == (150, 149)
     assert source.classes == (*ADE20K, "unknown") and len(open_source(tmp_path, split="all")) == 2
     assert corner(open_source(tmp_path, unknown="none")) == (-1, 149)
+    maps = tmp_path / "annotations" / "training"
+    (maps / "ADE_train_00000001.png").rename(maps / "ADE_train_00000001_seg.png")
+    with pytest.raises(FileNotFoundError, match=r"looked for .*annotations/training/ADE_train_00000001.png"):
+        open_source(tmp_path)
+    maps.rename(tmp_path / "masks")
+    with pytest.raises(FileNotFoundError, match=r"annotations/training: no such folder of label maps for .*images/training"):
+        open_source(tmp_path, "ade20k")
+    (tmp_path / "images").rename(tmp_path / "photos")
+    with pytest.raises(FileNotFoundError, match=r"or .*images/training/\*.jpg with annotations/training/\*.png"):
+        open_source(tmp_path, "ade20k")
 
 
 def test_cityscapes(tmp_path: Path) -> None:
@@ -310,6 +356,20 @@ def test_cityscapes(tmp_path: Path) -> None:
     instances = source.read(0).instances
     assert instances is not None and instances[0, -1] == 26001
     assert len(open_source(tmp_path, split="all")) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the set's other maps are not left over
+        open_source(tmp_path)
+    path = tmp_path / "gtFine" / "train" / "aachen" / "aachen_000000_000019_gtFine_labelIds.png"
+    path.rename(path.with_name("aachen_000000_000019_gtFine_labelTrainIds.png"))
+    with pytest.raises(FileNotFoundError, match=r"looked for .*gtFine/train/\*\*/aachen_000000_000019_gtFine_labelIds.png"):
+        open_source(tmp_path)
+    path = tmp_path / "leftImg8bit" / "val" / "munster" / "munster_000001_000019_leftImg8bit.png"
+    path.rename(path.with_name("munster_000001_000019.png"))
+    with pytest.raises(FileNotFoundError, match=r"leftImg8bit/val: holds no picture; looked for .*/\*_leftImg8bit\.\*"):
+        open_source(tmp_path, split="val")
+    (tmp_path / "leftImg8bit").rename(tmp_path / "leftImg8bit_trainvaltest")
+    with pytest.raises(FileNotFoundError, match=r"or .*leftImg8bit/<split>/<city>/\*_leftImg8bit.png with gtFine/"):
+        open_source(tmp_path, "cityscapes")
 
 
 def test_gta5(tmp_path: Path) -> None:
@@ -369,7 +429,9 @@ def test_deepfashion(tmp_path: Path) -> None:
     (tmp_path / "Eval").mkdir()
     rows = [f"img/{n}.jpg id {part}" for n, part in zip(names, ("train", "query", "gallery"), strict=True)]
     (tmp_path / "Eval" / "list_eval_partition.txt").write_text("3\nimage_name item_id evaluation_status\n" + "\n".join(rows))
-    assert open_source(tmp_path, "deepfashion").names() == ["id_00000001_01_1_front"]
+    with pytest.warns(UserWarning, match=r"1 without a label map: id_00000001/01_4_full.jpg"):
+        assert open_source(tmp_path, "deepfashion").names() == ["id_00000001_01_1_front"]
+    (tmp_path / "img_highres" / "MEN/Shirts/id_00000001/01_4_full.jpg").unlink()
     val = open_source(tmp_path, "deepfashion", "val")
     assert val.names() == ["id_00000002_02_3_back", "id_00000003_01_2_side"]
     sample = val.read(0)
@@ -377,7 +439,7 @@ def test_deepfashion(tmp_path: Path) -> None:
     assert (sample.image[:, 3:-3] < 100).all()
     assert np.unique(sample.labels[:, 3:-3]).tolist() == [9] and not sample.labels[:, :3].any()
     (tmp_path / "img_highres" / f"{names[0]}.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match="01_1_front.jpg: no picture for"):
+    with pytest.raises(FileNotFoundError, match=r"img_highres: holds no parsing map \(\*_segment.png\) of split 'train'"):
         open_source(tmp_path, "deepfashion")
 
 
@@ -439,8 +501,9 @@ def test_own_folder_with_edges_and_instances(own: Path) -> None:
 
 
 def test_names_restrict_a_set(own: Path) -> None:
-    (own / "list.txt").write_text("b\n")
-    assert open_source(own, names=own / "list.txt").names() == ["b"] == open_source(own, names=["b"]).names()
+    for text in ("b\n", "\ufeffb\r\n\r\n", "  b.PNG \n"):
+        (own / "list.txt").write_bytes(text.encode())
+        assert open_source(own, names=own / "list.txt").names() == ["b"] == open_source(own, names=["b"]).names()
     with pytest.raises(ValueError, match="names: 2 not in split 'train' of .*: c, z"):
         open_source(own, names=["b", "c", "z"])
     with pytest.raises(FileNotFoundError, match="gone.txt: no such file"):
@@ -488,6 +551,153 @@ def test_grey_and_transparent_pictures_become_rgb(own: Path) -> None:
         assert open_source(own).read(0).image.shape == (H, W, 3)
 
 
+def test_stems_in_subfolders(own: Path) -> None:
+    for k, part in enumerate(("cat", "dog")):
+        picture(own / "train" / "images" / part / "t0.JPG", colour=50 * k)
+        plane(own / "train" / "labels" / part / "t0.png", k)
+    picture(own / "train" / "images" / "sorted" / "alone.jpg")
+    plane(own / "train" / "labels" / "alone.PNG", 2)  # label maps need not be sorted, where no name comes twice
+    source = open_source(own)
+    assert source.names() == ["a", "b", "cat/t0", "dog/t0", "sorted/alone"]
+    assert [corner(source, k) for k in (2, 3, 4)] == [(0, 0), (1, 1), (2, 2)]
+    assert [int(source.read(k).image[0, 0, 0]) // 49 for k in (2, 3)] == [0, 1]
+    assert open_source(own, names=["alone", "dog/t0"]).names() == ["dog/t0", "sorted/alone"]
+    (own / "train" / "labels" / "cat" / "t0.png").unlink()
+    with pytest.warns(UserWarning, match=r"1 without a label map: cat/t0.JPG"):
+        assert open_source(own).names() == ["a", "b", "dog/t0", "sorted/alone"]  # dog's is not cat's
+    picture(own / "train" / "images" / "b.jpg")
+    with pytest.raises(ValueError, match=r"train/images: expected one picture per name, got b.jpg and b.png"):
+        open_source(own)
+
+
+def test_names_of_two_splits(own: Path) -> None:
+    picture(own / "val" / "images" / "a.png")
+    plane(own / "val" / "labels" / "a.png", 1)
+    assert open_source(own, split="all").names() == ["train/a", "train/b", "val/a", "val/c"]
+    assert open_source(own, "images", "all").names() == ["train/images/a", "train/images/b", "val/images/a", "val/images/c"]
+
+
+def test_names_in_two_unicode_forms(own: Path) -> None:
+    picture(own / "train" / "images" / f"{unicodedata.normalize('NFD', 'größe')}.jpg")
+    plane(own / "train" / "labels" / f"{unicodedata.normalize('NFC', 'größe')}.png", 1)
+    name = unicodedata.normalize("NFC", "größe")
+    assert open_source(own).names() == ["a", "b", name]
+    assert open_source(own, names=[unicodedata.normalize("NFD", name)]).names() == [name]
+
+
+def test_files_that_are_left_over(own: Path) -> None:
+    (own / "train" / "images" / "._a.png").write_bytes(b"\0\5\x16\7")
+    (own / "train" / "labels" / "._a.png").write_bytes(b"\0\5\x16\7")
+    (own / "train" / "images" / "d.heic").write_bytes(b"")
+    picture(own / "train" / "images" / "e.jpg")
+    plane(own / "train" / "labels" / "f.png", 0)
+    picture(own / "train" / "labels" / "a.webp")
+    plane(own / "train" / "edges" / "a.png", 0)
+    plane(own / "train" / "edges" / "b.png", 0)
+    plane(own / "train" / "edges" / "g.png", 0)
+    with pytest.warns(UserWarning) as caught:
+        source = open_source(own)
+    assert len(caught) == 1 and source.names() == ["a", "b"] and isinstance(source, FileSource)
+    message = str(caught[0].message)
+    assert message.startswith(f"{own}: 5 files are left over (1 not .jpg") and "data inspect" in message
+    assert {one.file.name: one.reason.split(",")[0] for one in source.left} == {
+        "d.heic": "not .jpg",
+        "a.webp": "beside one that is taken (.png",
+        "e.jpg": "without a label map",
+        "f.png": "without a picture",
+        "g.png": "without a picture",
+    }
+
+
+def test_lossy_label_maps_are_bad(own: Path) -> None:
+    for name in "ab":
+        path = own / "train" / "labels" / f"{name}.png"
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+    source = open_source(own)
+    for index, name in enumerate("ab"):
+        with pytest.raises(ValueError, match=rf"labels/{name}.jpg: expected a label map as PNG .*got JPEG: a lossy format"):
+            source.read(index)
+
+
+def test_messages_name_the_option_that_helps(own: Path) -> None:
+    labels = own / "train" / "labels" / "a.png"
+    for left, right, hint in (
+        (0, 255, r" \(--unknown-id 255 if 255 marks pixels of no class\)"),
+        (1, 3, r" \(--first-id 1 if class 0 is stored as 1\)"),
+        (0, 3, r" \(--unknown-id 3 if 3 marks pixels of no class\)"),
+    ):
+        plane(labels, halves(left, right))
+        with pytest.raises(ValueError, match=rf"labels/a.png: expected class ids 0..2, got {right} at .*{hint}$"):
+            open_source(own).read(0)
+    values = halves(1, 3)
+    values[0] = 255
+    plane(labels, values)
+    with pytest.raises(ValueError, match=r"--first-id 1 if class 0 is stored as 1 and --unknown-id 255 if 255 marks"):
+        open_source(own).read(0)
+    assert corner(open_source(own, first_id=1, unknown_id=255)) == (3, 3)
+    plane(labels, halves(7, 9))
+    with pytest.raises(ValueError, match=r"it has the ids 7, 9: name every class in classes.txt"):
+        open_source(own).read(0)
+    picture(own / "train" / "images" / "a.png", (W, H))
+    plane(labels, 0)
+    with pytest.raises(ValueError, match=r"is 12 x 16 .width x height.; one is turned: files are read upright"):
+        open_source(own).read(0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sky\nred door\n3d model\n",
+        "sky\r\nred door\r\n3d model\r\n\r\n# the end\r\n",
+        "0: sky\n1: red door\n2: 3d model\n",
+        "0 sky\n1 red door\n2\t3d model",
+        "0,sky\n1, red door\n2 , 3d model\n",
+        "0. sky\n1) red door\n2 - 3d model\n",
+        "# mine\n\n0: sky\n\n1: red door\n# more\n2: 3d model\n",  # with ids nothing can shift
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_class_names(text: str, encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "classes.txt"
+    path.write_bytes(text.encode(encoding))
+    assert class_names(path) == ["sky", "red door", "3d model"]
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "message"),
+    [
+        ("sky\n\ngrass\n", 0, r"expected a class name in line 2, got a blank line, which may stand for an id or not"),
+        ("sky\n# grass\nroad\n", 0, r"expected a class name in line 2, got '# grass', .* begin every line with its id"),
+        ("# classes\nsky\n", 0, r"in line 1, got '# classes'.*\('0: sky'\)"),
+        ("0: sky\n2: grass\n", 0, r"expected '1: name' in line 2, got '2: grass'$"),
+        ("0: sky\ngrass\n", 0, r"either every line begins with its id or none does: .* in line 2, got 'grass'"),
+        ("sky\n1: grass\n", 0, r"expected '0: name' in line 1, got 'sky'"),
+        ("0: sky\n1:\n", 0, r"expected '1: name' in line 2, got '1:'"),
+        ("1: sky\n2: grass\n", 0, r"in line 1, got '1: sky'; ids that begin at 1 are read with --first-id 1"),
+        ("id,name\n0,sky\n", 0, r"expected '0: name' in line 1, got 'id,name'"),
+        ("5: sky\n6: grass\n", 1, r"--first-id 5"),
+    ],
+)
+def test_class_names_never_shift(text: str, first: int, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "classes.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"classes.txt: .*{message}"):
+        class_names(path, first)
+
+
+def test_class_names_with_ids_from_one(own: Path) -> None:
+    (own / "classes.txt").write_text("1: wall\n2: l_door\n3: r_door\n")
+    with pytest.raises(ValueError, match=r"classes.txt: .* --first-id 1"):
+        open_source(own)
+    plane(own / "train" / "labels" / "a.png", halves(1, 3))
+    source = open_source(own, first_id=1)
+    assert source.classes == ("wall", "l_door", "r_door") and corner(source) == (0, 2)
+    (own / "classes.txt").write_bytes("Stra\xdfe\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="classes.txt: expected UTF-8 text, got other bytes in line 1"):
+        open_source(own)
+
+
 def test_what_is_not_there_is_named(own: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         open_source(own / "nowhere")
@@ -503,8 +713,9 @@ def test_what_is_not_there_is_named(own: Path, tmp_path_factory: pytest.TempPath
         open_source(own, "imagenet")
     with pytest.raises(ValueError, match="partition: not an option of folder; it has: classes, unknown_id, first_id, size"):
         open_source(own, partition="celeba")
-    (own / "train" / "labels" / "a.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"labels: no label map for .*a.png"):
+    for name in "ab":
+        (own / "train" / "labels" / f"{name}.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"labels: no label map for .*a.png .and 1 more.; looked for .*labels/a.png"):
         open_source(own)
     (own / "classes.txt").write_text("wall\nwall\n")
     with pytest.raises(ValueError, match="classes.txt: expected one or more class names, all different"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mixsyn_fast.models.data import Statistics, inspect, open_source, palette, statistics
+from mixsyn_fast.models.data import Statistics, draw, inspect, open_source, palette, statistics
+from mixsyn_fast.models.data.blended import blended
 from mixsyn_fast.models.settings import read
 from mixsyn_fast.models.sheets import contact_sheet, legend, text
 
@@ -90,6 +92,73 @@ def test_real_statistics(data_folder: Path) -> None:
     assert share["skin"] == 1 and share["nose"] > 0.9 and share["hat"] < 0.3
 
 
+def test_maps_that_were_resized_bilinearly() -> None:
+    """Real label maps and drawings have no such trace, at any size; the same ones, resized bilinearly, do."""
+    for kind in ("face", "facade", "street"):
+        for seed in range(2):
+            drawn = draw(kind, seed, (96, 128))[1]
+            assert blended(drawn) == 0 and blended(draw(kind, seed, 256)[1]) == 0
+            for size in ((64, 48), (173, 130), (256, 192), (384, 288)):
+                plane = Image.fromarray(drawn.astype(np.uint8))
+                resized = {
+                    name: blended(np.asarray(plane.resize(size, getattr(Image.Resampling, name))).astype(np.int32))
+                    for name in ("NEAREST", "BILINEAR", "BICUBIC")
+                }
+                assert resized["NEAREST"] == 0 and 0.005 < resized["BILINEAR"] < 0.4 and resized["BICUBIC"] > 0, (kind, size)
+
+
+def test_a_blended_map_that_is_bad_says_so(folder: Path) -> None:
+    """Between 1 and 255 lie ids that no class has."""
+    ids = np.zeros((48, 64), np.uint8)
+    ids[:, 20:], ids[10:30, 10:50] = 1, 255
+    stored = Image.fromarray(ids)
+    for how, message in (
+        (
+            Image.Resampling.BILINEAR,
+            r"got \d+ at .* % of its pixels lie in thin bands of ids: was the label map resized bilin",
+        ),
+        (Image.Resampling.NEAREST, r"got 255 at .*--unknown-id 255"),
+    ):
+        stored.resize((100, 80), how).save(folder / "labels" / "p0.png")
+        Image.new("RGB", (100, 80)).save(folder / "images" / "p0.png")
+        with pytest.raises(ValueError, match=message):
+            open_source(folder).read(0)
+
+
+def test_what_only_looks_like_bands() -> None:
+    outlined = np.zeros((64, 64), np.int32)  # class 2 with an outline of class 1, as in maps of objects and their borders
+    outlined[16:48, 16:48], outlined[17:47, 17:47] = 1, 2
+    assert blended(outlined) == 0
+    steps = np.repeat(np.arange(16, dtype=np.int32), 8)[None].repeat(64, 0)  # classes side by side, 8 pixels each
+    assert blended(steps) == 0 and blended(steps - 1) == 0
+    for tiny in (np.zeros((1, 1), np.int32), np.arange(3, dtype=np.int32)[None], np.zeros((0, 5), np.int32)):
+        assert blended(tiny) == 0
+    assert blended(draw("facade", 3, 32)[1]) == 0  # where everything is thin
+    unlabelled = np.full((64, 64), -1, np.int32)
+    unlabelled[:, 32] = 3
+    unlabelled[:, 33:] = 9
+    assert blended(unlabelled) == 0  # -1 is no class with a place among the ids
+
+
+def test_share_of_blended_pixels() -> None:
+    labels = np.zeros((64, 64), np.int32)
+    labels[:, 20], labels[:, 21:] = 3, 9
+    labels[:32, 20] = 5
+    assert blended(labels) == 1 / 64
+    labels[:, 21] = labels[:, 20]  # two pixels wide
+    assert blended(labels) == 2 / 64
+    labels[:, 22] = labels[:, 20]
+    assert blended(labels) == 0
+    assert blended(np.ascontiguousarray(labels.T)) == 0
+
+
+def test_real_maps_are_not_blended(data_folder: Path) -> None:
+    for name in ("celebamask_hq", "cmp_facade", "camvid", "ccp", "samples/ade20k", "samples/cityscapes", "samples/gta5"):
+        source = open_source(data_folder / name, split="all")
+        for index in range(0, len(source), max(1, len(source) // 12)):
+            assert blended(source.read(index).labels) == 0, (name, index)
+
+
 # --- sheets -----------------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +238,26 @@ def test_inspect_reports_bad_files(folder: Path, tmp_path: Path, capsys: pytest.
         path.write_bytes(b"")
     sheet.unlink()
     assert run(folder, "--out", sheet) == 1 and not sheet.exists()
+
+
+def test_inspect_names_what_it_warns_of(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for k in range(30):
+        (folder / "images" / f"more{k:02d}.heic").write_bytes(b"")
+    labels = np.zeros((50, 50), np.uint8)
+    labels[:, 20], labels[:, 21:], labels[20:, 20] = 3, 9, 5
+    Image.fromarray(labels).save(folder / "labels" / "p5.png")
+    Image.fromarray(np.zeros((50, 50, 3), np.uint8)).save(folder / "images" / "p5.png")
+    (folder / "labels" / "p0.png").unlink()
+    (folder / "classes.txt").write_text("\n".join(f"class {k}" for k in range(10)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is printed, not warned of
+        assert run(folder, "--unknown-id", 255, "--json", tmp_path / "counts.json") == 0
+    printed = capsys.readouterr().out.splitlines()
+    named = ", ".join(f"images/more{k:02d}.heic" for k in range(20))
+    assert f"left over: 30 not .jpg, .jpeg, .jfif, .png, .webp, .bmp, .tif or .tiff: {named}, ..." in printed
+    assert "left over: 1 without a label map: images/p0.png" in printed
+    assert any(line.startswith("warning: p5: 2.0 % of the pixels lie in thin bands") for line in printed)
+    assert Statistics.load(tmp_path / "counts.json").blended == [("p5", 0.02)]
 
 
 def test_inspect_draws_without_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

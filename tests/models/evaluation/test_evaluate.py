@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,53 @@ def test_bad_outputs_are_named_and_left_out(data: Path, outputs: Path, tmp_path:
         "stray: an output, but no reference of this name",
     ):
         assert part in error and part in "\n".join(found["problems"]) and part in (tmp_path / "out/report.md").read_text()
+
+
+def test_folders_as_people_have_them(data: Path, outputs: Path, tmp_path: Path) -> None:
+    """Hidden files, links, subfolders, suffixes of either case, EXIF orientation, 16-bit grey, the report inside."""
+    words = ("--images", outputs, "--data", data, "--kind", "folder", "--metrics", "rmse")
+    nfc, nfd = (unicodedata.normalize(form, "größe") for form in ("NFC", "NFD"))
+    images, labels = data / "val" / "images", data / "val" / "labels"
+    grey = np.tile(np.linspace(0, 65535, SIZE).astype(np.uint16), (SIZE, 1))
+    eight = Image.fromarray(np.tile(np.round(np.linspace(0, 255, SIZE)).astype(np.uint8), (SIZE, 1))).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in NAMES:
+        (outputs / f"{name}.png").unlink()
+    for folder in (outputs, images):
+        (folder / "._a.png").write_bytes(b"\0\5\x16\7")
+    Image.open(images / "a.png").save(outputs / "a.PNG")
+    upright = Image.open(images / "b.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(outputs / "b.png", exif=exif)
+    Image.fromarray(grey).save(outputs / "c.png")
+    eight.save(images / "c.png")
+    (images / "d.png").rename(images / f"{nfd}.png")
+    (labels / "d.png").rename(labels / f"{nfc}.png")
+    Image.open(images / f"{nfd}.png").save(outputs / f"{nfc}.tif")
+    far = tmp_path / "far"
+    far.mkdir()
+    Image.open(images / "e.png").save(far / "e.png")
+    (outputs / "part1").symlink_to(far)
+    for k, part in enumerate(("cat", "dog")):
+        for folder in (images, outputs):
+            save(folder / part / "t0.png", np.full((SIZE, SIZE, 3), 50 * k, np.uint8))
+        save(labels / part / "t0.png", np.zeros((SIZE, SIZE), np.uint8))
+    for _ in range(2):  # the second time, the first report lies among the outputs
+        status, found = run(outputs / "report", *words)
+        pictures = found["metrics"]["rmse"]["pictures"]
+        assert status == 0 and found["problems"] == []
+        assert pictures == dict.fromkeys(["a", "b", "c", "cat/t0", "dog/t0", "e", nfc], 0)
+    status, found = run(tmp_path / "out", "--images", outputs, "--reference", images, "--metrics", "rmse")
+    assert found["metrics"]["rmse"]["count"] == 7 and found["metrics"]["rmse"]["mean"] == 0
+    (outputs / "notes.txt").write_text("notes")
+    (labels / "a.png").unlink()
+    with pytest.warns(UserWarning) as caught:
+        status, found = run(tmp_path / "out", *words)
+    told = [str(one.message) for one in caught if "left over" in str(one.message)]
+    assert len(told) == 2 and any("notes.txt" in one for one in told) and any("images/a.png" in one for one in told)
+    assert found["metrics"]["rmse"]["count"] == 6
+    with pytest.raises(FileNotFoundError, match=r"holds no picture itself, but a data set: expected .*val/images, say"):
+        run(tmp_path / "out", "--images", outputs, "--reference", data, "--metrics", "rmse")
 
 
 def test_limit_and_size(data: Path, outputs: Path, tmp_path: Path) -> None:
@@ -352,6 +400,8 @@ def test_several_outputs_per_input(
         save(tmp_path / "draws" / "a" / "skin" / f"{i}.png", picture)
         save(tmp_path / "draws" / "a" / "2" / f"{i}.png", picture)
         save(tmp_path / "draws" / "a" / "beard" / f"{i}.png", picture)
+    save(tmp_path / "draws" / ".cache" / "0.png", made["a"][0])  # passed over
+    (tmp_path / "draws" / "a" / "._0.png").write_bytes(b"")
     save(tmp_path / "draws" / "c" / "0.png", made["a"][0])
     save(tmp_path / "draws" / "d" / "0.png", made["a"][0])
     save(tmp_path / "draws" / "d" / "1.png", made["a"][0][:32])
@@ -437,7 +487,7 @@ def test_bad_input_is_named(
 
 def test_two_outputs_of_one_name(data: Path, outputs: Path, tmp_path: Path) -> None:
     Image.open(outputs / "a.png").save(outputs / "a.jpg")
-    with pytest.raises(ValueError, match="expected one picture per name, got a.jpg, a.png"):
+    with pytest.raises(ValueError, match="expected one picture per name, got a.jpg and a.png"):
         run(tmp_path / "out", "--images", outputs, "--reference", data / "val")
 
 

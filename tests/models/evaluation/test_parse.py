@@ -131,6 +131,30 @@ def test_command_writes_a_data_set(weights: Path, tmp_path: Path, capsys: pytest
     assert "three.png (64 x 128): " in capsys.readouterr().out
 
 
+def test_photos_as_people_have_them(weights: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    Image.new("RGBA", (40, 48), (90, 90, 90, 0)).save(touched(photos / "cut.PNG"))
+    Image.fromarray(np.tile(np.linspace(0, 65535, 48).astype(np.uint16), (40, 1))).save(touched(photos / "x-ray.tif"))
+    Image.fromarray(draw("face", 1, 48)[0]).save(touched(photos / "friends" / "one.jfif"), "JPEG")
+    touched(photos / "._one.jpg").write_bytes(b"")
+    touched(photos / "clip.mov").write_bytes(b"")
+    out = photos / "faces"
+    for _ in range(2):  # what was written is not read again
+        with pytest.warns(UserWarning, match=r"photos: 1 file is left over \(1 not .*: photos/clip.mov\)"):
+            assert run([photos], weights=weights, out=out, size=32) in (0, 1)
+        found = sorted(path.relative_to(out).as_posix() for path in (out / "images").rglob("*.png"))
+        assert found == ["images/cut.png", "images/friends/one.png", "images/x-ray.png"]
+    assert (np.asarray(Image.open(out / "images" / "cut.png")) == 255).all()
+    ramp = np.asarray(Image.open(out / "images" / "x-ray.png"))[0, :, 0]
+    assert np.array_equal(ramp, np.round(np.linspace(0, 255, 48)))
+    assert open_source(out, "folder").names() == ["cut", "friends/one", "x-ray"]
+
+
+def touched(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def test_command_goes_on_after_a_bad_photo(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     Image.fromarray(draw("face", 1, 64)[0]).save(tmp_path / "good.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 
 import pytest
 import torch
@@ -64,6 +65,24 @@ def test_nearest_output_counts(random_lpips: LPIPS) -> None:
     drawn = outputs(3)
     target = (drawn[1] * 0.95).clamp(-1, 1)
     assert top1_similarity(random_lpips, drawn, target) == float(random_lpips(drawn[1:2], target[None]))
+
+
+def test_pictures_in_0_1_get_a_warning(random_lpips: LPIPS) -> None:
+    drawn, labels = halves()
+    unsigned = (drawn + 1) / 2
+    words = r"{}: .*: expected values in \[-1, 1\], got none below 0"
+    with pytest.warns(UserWarning, match=words.format("pairwise_lpips")):
+        pairwise_lpips(random_lpips, unsigned)
+    with pytest.warns(UserWarning, match=words.format("class_diversity")) as caught:
+        class_diversity(random_lpips, unsigned, labels, 4)
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match=words.format("LPIPS")):
+        top1_similarity(random_lpips, unsigned, unsigned[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pairwise_lpips(random_lpips, drawn)
+        bright = torch.cat((drawn[:, :, :, :20].abs(), drawn[:, :, :, 20:]), 3)
+        class_diversity(random_lpips, bright, labels, 4)  # the class alone is bright
 
 
 def test_bad_input_is_named(random_lpips: LPIPS) -> None:

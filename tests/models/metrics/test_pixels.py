@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,14 +85,14 @@ def test_a_region_sees_its_own_error_only() -> None:
     target = torch.zeros(1, 3, 32, 32)
     image, labels = target.clone(), torch.zeros(1, 32, 32, dtype=torch.int32)
     labels[:, 16:] = 1
-    image[:, :, 16:] = 0.5  # a quarter of the range
+    image[:, :, 16:] = -0.5  # a quarter of the range
     assert rmse(image, target, labels, 2)[0].tolist() == [0.0, 0.25]
     assert psnr(image, target, labels, 2)[0, 0] == math.inf
     assert psnr(image, target, labels, 2)[0, 1].item() == pytest.approx(20 * math.log10(4))
 
 
 def test_equal_pictures() -> None:
-    image, _, _ = pictures()
+    image = pictures()[0] * 2 - 1
     assert (psnr(image, image) == math.inf).all() and (rmse(image, image) == 0).all()
     torch.testing.assert_close(ssim(image, image), torch.ones(3, dtype=torch.float64))
     assert psnr(image[:0], image[:0]).shape == (0,)
@@ -114,8 +116,30 @@ def test_equal_pictures() -> None:
     ],
 )
 def test_bad_input_is_named(change, message: str) -> None:
+    image, target, labels = pictures()
     with pytest.raises(ValueError, match=message):
-        change(*pictures())
+        change(image * 2 - 1, target * 2 - 1, labels)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim, rmse])
+def test_pictures_in_0_1_get_a_warning(metric) -> None:
+    """Where [-1, 1] is expected and neither batch has a value below 0; once for each place that calls, in Python's way."""
+    image, target, _ = pictures()
+    words = rf"{metric.__name__}: images and targets: expected values in \[-1, 1\], got none below 0: .*value_range=\(0, 1\)"
+    with pytest.warns(UserWarning, match=words) as caught:
+        metric(image, target)
+    assert [Path(each.filename).name for each in caught] == ["test_pixels.py"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            metric(image, target)
+        assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric(image, target, value_range=(0, 1))
+        metric((image * 255).byte(), (target * 255).byte(), value_range=(0, 255))
+        metric(image * 2 - 1, target)  # one of them has
+        metric(image[:0], target[:0])
 
 
 def test_interval_of_a_normal_sample_is_the_textbook_one() -> None:

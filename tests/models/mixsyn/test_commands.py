@@ -381,10 +381,11 @@ ROOT = Path(__file__).parents[3]
 
 
 def _printed(command: str) -> list[tuple[str, str]]:
-    """All examples of a command in docstrings, which are its help, and in the READMEs: (where, line)."""
+    """All examples of a command in docstrings, which are its help, and in the documents: (where, line)."""
     texts = {"help": {"compose": compose, "edit": edit}[command].__doc__ or ""}
     texts |= {
-        str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "README.md", ROOT / "models/mixsyn/README.md")
+        str(path.relative_to(ROOT)): path.read_text()
+        for path in (ROOT / "docs/compose.md", ROOT / "models/mixsyn/README.md")
     }
     joined = {where: text.replace("\\\n", " ") for where, text in texts.items()}
     return [
@@ -407,7 +408,7 @@ def test_printed_commands_run(command: str, where: str, line: str, model: str, t
 
 def test_commands_are_printed() -> None:
     for command in ("compose", "edit"):
-        assert [where for where, _ in _printed(command)] == ["help", "README.md", "models/mixsyn/README.md"]
+        assert [where for where, _ in _printed(command)] == ["help", "docs/compose.md", "models/mixsyn/README.md"]
 
 
 def _with(regions: tuple[str, ...]) -> list[int]:

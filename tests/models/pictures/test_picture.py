@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,31 @@ def test_an_image_is_not_its_own_label_map(tmp_path: Path) -> None:
         read_picture(grey, classes=OWN)
     places = [tmp_path / "labels" / name for name in ("a_labels.png", "a.labels.png")]
     assert f"looked for {places[0]}, {places[1]};" in str(caught.value)
+
+
+def test_label_maps_in_other_spellings(tmp_path: Path) -> None:
+    """Suffixes in upper case, names in NFD and NFC, lossless formats, subfolders of images/, hidden files."""
+    nfc, nfd = (unicodedata.normalize(form, "größe") for form in ("NFC", "NFD"))
+    photo = image(tmp_path / "photos" / f"{nfd}.JPG")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / f"._{nfc}.png").write_bytes(b"")
+    for k, place in enumerate((f"photos/{nfc}.PNG", f"labels/{nfc}.PNG", f"photos/{nfc}_labels.tif")):
+        plane(tmp_path / place, k)
+        picture = read_picture(photo, classes=OWN)
+        assert (picture.labels == k).all() and picture.name == nfc
+    for place in (f"photos/{nfc}.PNG", f"labels/{nfc}.PNG", f"photos/{nfc}_labels.tif"):
+        (tmp_path / place).unlink()
+    image(tmp_path / "labels" / f"{nfc}.jpg")
+    with pytest.raises(ValueError, match=r"\.jpg: expected a label map as PNG .*a lossy format cannot hold class ids"):
+        read_picture(photo, classes=OWN)
+    for k, part in enumerate(("cat", "dog")):
+        image(tmp_path / "set" / "val" / "images" / part / "t0.jpg")
+        plane(tmp_path / "set" / "val" / "labels" / part / "t0.png", k)
+    (tmp_path / "set" / "classes.txt").write_bytes("1: wall\r\n2: door\r\n3: roof\r\n".encode("utf-16"))
+    dog = tmp_path / "set" / "val" / "images" / "dog" / "t0.jpg"
+    assert (read_picture(dog, classes=OWN, first_id=1).labels == 0).all()
+    with pytest.raises(ValueError, match=r"classes.txt: .*ids that begin at 1 are read with --first-id 1"):
+        read_picture(dog, classes=OWN)
 
 
 def test_a_bare_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,6 +295,32 @@ def test_merged_label_maps(merge: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="kind celebamask_hq has 19 classes instead of"):  # says nothing of merging
         read_picture(photo, classes=types.names, kind="celebamask_hq")
     assert (read_picture(photo, classes=FACE_CLASSES, merge="auto").labels == FACE_CLASSES.index("u_lip")).all()
+
+
+def test_pictures_are_read_as_a_viewer_shows_them(tmp_path: Path) -> None:
+    """Upright, 16-bit grey scaled, what is transparent white: with a label map and parsed alike."""
+    ramp = np.tile(np.linspace(0, 65535, W).astype(np.uint16), (H, 1))
+    turned = Image.fromarray((np.arange(H * W * 3).reshape(W, H, 3) % 251).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    cut_out = np.zeros((H, W, 4), np.uint8)
+    cut_out[:, : W // 2] = (9, 8, 7, 255)
+    stored = {"ramp": Image.fromarray(ramp), "turned": turned, "cut": Image.fromarray(cut_out)}
+    for name, picture in stored.items():
+        path = tmp_path / "images" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        picture.save(path, **({"exif": exif} if name == "turned" else {}))
+        parsed = read_picture(path, classes=FACE_CLASSES, parser=Parser()).image
+        plane(tmp_path / "labels" / f"{name}.png", 1)
+        read = read_picture(path, classes=OWN).image
+        source = open_source(tmp_path, "folder", classes=list(OWN), names=[name])
+        assert np.array_equal(read, source.read(0).image) and np.array_equal(read, parsed) and read.shape == (H, W, 3)
+        if name == "turned":
+            assert np.array_equal(read, np.rot90(np.asarray(turned), -1))
+        elif name == "ramp":
+            assert np.array_equal(read[0, :, 1], np.round(np.linspace(0, 255, W)))
+        else:
+            assert (read[:, W // 2 :] == 255).all() and (read[:, : W // 2] == (9, 8, 7)).all()
 
 
 def test_parsed_photos(tmp_path: Path) -> None:

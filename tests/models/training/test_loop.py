@@ -21,6 +21,8 @@ pytest.importorskip("PIL", reason="pillow is not installed")
 from mixsyn_fast.models.data import RegionDataset, open_source
 from mixsyn_fast.models.training import Options, Phase, Schedule, Task, checkpoint, train
 from mixsyn_fast.models.training.distributed import World
+from mixsyn_fast.models.training.initial import find_weights, read_weights
+from mixsyn_fast.models.training.loop import begin
 from mixsyn_fast.models.training.trainer import Trainer
 
 from mixsyn_fast import cli
@@ -370,10 +372,151 @@ def test_nothing_is_overwritten(tmp_path):
     assert weights(tmp_path)["step"] == 2
 
 
-def test_another_batch_size_cannot_be_resumed(tmp_path):
+@pytest.mark.parametrize(
+    ("count", "changes", "words"),
+    [
+        (16, {}, "the data order begins anew: 12 -> 16 pictures"),
+        (12, {"batch_size": 6}, "the data order begins anew: batches of 4 -> 6 pictures"),
+        (12, {"workers": 1}, ""),
+    ],
+)
+def test_more_pictures_and_another_batch_size(tmp_path, capsys, count, changes, words):
+    """Weights, moments, average and step go on, the data order begins anew, a note says so once."""
     train(TinyGan(), options(tmp_path, steps=2), faces())
-    with pytest.raises(ValueError, match="batch_size"):
-        train(TinyGan(), options(tmp_path, steps=4, batch_size=6), faces())
+    before = weights(tmp_path)
+    trainer = Trainer(TinyGan(), options(tmp_path, steps=4, **changes), faces(count), WORLD)
+    notes = trainer.load(checkpoint.newest_valid(tmp_path / "checkpoints"))
+    assert trainer.step == 2 and [note for note in notes if "anew" in note] == ([words] if words else [])
+    tensors, _ = trainer.state()
+    there = {f"{group}.{key}": value for group, entries in tensors.items() for key, value in entries.items()}
+    same(before, {key: there.get(key, value) for key, value in before.items()})
+    trainer.close()
+    capsys.readouterr()
+    again = TinyGan()
+    train(again, options(tmp_path, steps=4, **changes), faces(count))
+    assert len(again.seen) == 2 and capsys.readouterr().err.count("begins anew") == bool(words)
+    assert [line["step"] for line in log(tmp_path)] == [1, 2, 3, 4]
+    if words:
+        train(TinyGan(), options(tmp_path, steps=5, **changes), faces(count))  # and then it goes on exactly
+        assert "begins anew" not in capsys.readouterr().err
+
+
+def named(*classes: str) -> TinyGan:
+    task = TinyGan()
+    task.classes = classes
+    return task
+
+
+def test_other_class_names_are_refused_unless_told_to(tmp_path, capsys):
+    train(named("sky", "door"), options(tmp_path, steps=2), faces())
+    for classes, words in (
+        (("sky", "window"), r"step_00000002: its classes have other names \(1: door -> window\): .*rename_classes=True"),
+        (("door", "sky"), r"0: sky -> door, 1: door -> sky"),
+        (("sky", "door", "tree"), r"expected its 2 classes \(sky, door\), got 3 \(sky, door, tree\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            train(named(*classes), options(tmp_path, steps=4), faces())
+    with pytest.raises(ValueError, match="expected its 2 classes"):
+        train(named("sky"), options(tmp_path, steps=4, rename_classes=True), faces())
+    assert weights(tmp_path)["step"] == 2
+    train(named("sky", "window"), options(tmp_path, steps=4, rename_classes=True), faces())
+    assert "classes renamed: 1: door -> window" in capsys.readouterr().err
+    train(named("sky", "window"), options(tmp_path, steps=5), faces())  # the new names stand in the checkpoint
+    assert weights(tmp_path)["step"] == 5
+
+
+def test_classes_of_a_checkpoint_without_them_are_those_of_its_run(tmp_path):
+    train(TinyGan(), options(tmp_path, steps=2), faces(), config={"classes": ["sky", "door"]})
+    saved = checkpoint.newest_valid(tmp_path / "checkpoints")
+    del saved.state["classes"]
+    trainer = Trainer(named("sky", "window"), options(tmp_path), faces(), WORLD)
+    with pytest.raises(ValueError, match="1: door -> window"):
+        trainer.load(saved)
+    trainer.close()
+
+
+def test_weights_alone(tmp_path, capsys):
+    """--init-from: averaged weights where there are, step 0, fresh moments; the same command then goes on."""
+    train(TinyGan(), options(tmp_path / "a", steps=3, ema_decay=0.9), faces())
+    old = weights(tmp_path / "a")
+    for source in ("a", "a/checkpoints/step_00000003"):
+        trainer = Trainer(TinyGan(), options(tmp_path / "b"), faces(14), WORLD)
+        notes = trainer.begin_with(
+            read_weights(find_weights(tmp_path / source), trainer.task.networks, trainer.task.averaged)
+        )
+        assert trainer.step == 0 and not any(optimizer.state for optimizer in trainer.optimizers.values())
+        assert notes[0].endswith("step_00000003: generator (averaged), discriminator") and len(notes) == 1
+        new = nn.ModuleDict(trainer.task.networks).state_dict()
+        for key, value in new.items():
+            part = "average" if key.startswith("generator") else "network"
+            assert torch.equal(value, old[f"{part}.{key}"]), key
+        for key, value in trainer.ema.state_dict().items():
+            assert torch.equal(value, new[key])
+        trainer.close()
+    run = options(tmp_path / "b", steps=2, init_from=str(tmp_path / "a"))
+    task = TinyGan()
+    train(task, run, faces(14))
+    assert len(task.seen) == 2 and weights(tmp_path / "b")["step"] == 2
+    assert "begins with the weights of" in capsys.readouterr().err
+    again = TinyGan()
+    train(again, dataclasses.replace(run, steps=3), faces(14))  # the same command goes on, from its own checkpoint
+    assert len(again.seen) == 1 and "resumed from" in capsys.readouterr().err
+    train(TinyGan(), options(tmp_path / "b", steps=4), faces(14))  # without the option, too
+    for folder in ("b", "a"):  # of runs that began otherwise it is refused
+        with pytest.raises(ValueError, match="init_from: expected .* got elsewhere: choose another --out"):
+            train(TinyGan(), options(tmp_path / folder, steps=9, init_from="elsewhere"), faces(14))
+
+
+def test_weights_of_a_file(tmp_path):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(8)
+    other = TinyGan().networks
+    for p in (p for network in other.values() for p in network.parameters()):
+        torch.nn.init.normal_(p)
+    save_file(nn.ModuleDict({"generator": other["generator"]}).state_dict(), tmp_path / "model.safetensors")
+    torch.save(other["discriminator"].state_dict(), tmp_path / "latest_net_D.pth")
+    for file, there, fresh in (
+        ("model.safetensors", "generator", "discriminator"),
+        ("latest_net_D.pth", "discriminator", "generator"),
+    ):
+        trainer = Trainer(TinyGan(), options(tmp_path / "run"), faces(), WORLD)
+        kept = {key: value.clone() for key, value in trainer.task.networks[fresh].state_dict().items()}
+        notes = begin(trainer, str(tmp_path / file))
+        assert notes == [
+            f"begins with the weights of {tmp_path / file}: {there}",
+            f"not there, begun with random weights: {fresh}",
+        ]
+        same(dict(trainer.task.networks[there].state_dict()), dict(other[there].state_dict()))
+        same(dict(trainer.task.networks[fresh].state_dict()), kept)
+        trainer.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda path: None, FileNotFoundError, "no such file or folder .expected a run folder, a checkpoint folder or a"),
+        (lambda path: path.mkdir(), FileNotFoundError, "no valid checkpoint there"),
+        (lambda path: path.write_text("<!DOCTYPE html><html>"), ValueError, "got a web page"),
+        (lambda path: torch.save({"a": torch.zeros(1)}, path), ValueError, "of generator, discriminator, got none of them"),
+        (lambda path: torch.save({"generator.0.weight": torch.zeros(1)}, path), ValueError, "(?s)does not fit .* missing"),
+    ],
+)
+def test_weights_that_cannot_be_begun_with(tmp_path, make, error, words):
+    make(tmp_path / "there")
+    with pytest.raises(error, match=words):
+        train(TinyGan(), options(tmp_path / "run", init_from=str(tmp_path / "there")), faces())
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_an_epoch_smaller_than_a_batch(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"batch_size: expected at most the 3 pictures there are \(or drop_last=False\), got 4"
+    ):
+        train(TinyGan(), options(tmp_path, steps=2), faces(3))
+    task = TinyGan()
+    train(task, options(tmp_path, steps=2, drop_last=False), faces(3))
+    assert len(task.seen) == 2
 
 
 def test_resume_from_a_folder_of_another_run(tmp_path):
@@ -408,6 +551,7 @@ def test_no_checkpoints_when_none_are_wanted(tmp_path):
         ({"workers": -1}, "workers"),
         ({"sheet_images": 0}, "sheet_images"),
         ({"timeout": 0.0}, "timeout"),
+        ({"init_from": "a", "resume": "b"}, "init_from: expected none with resume b, got a"),
     ],
 )
 def test_options_are_checked(tmp_path, changes, message):
@@ -530,7 +674,8 @@ def own_set(folder: Path, *, spoil: bool = False) -> Path:
             Image.fromarray((labels * 60).numpy()).convert("RGB").save(folder / split / "images" / f"{i}.jpg")
             Image.fromarray(labels.numpy()).save(folder / split / "labels" / f"{i}.png")
     if spoil:
-        (folder / "val" / "labels" / "0.png").unlink()
+        for i in range(4):
+            (folder / "val" / "labels" / f"{i}.png").unlink()
     return folder
 
 
@@ -543,6 +688,34 @@ def test_a_set_of_ones_own_with_unknown_pixels(tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(["data", "inspect", str(tmp_path / "set"), *where[2:]]) == 0
     assert "0 bad of 4" in capsys.readouterr().out
+
+
+def test_a_set_of_ones_own_grows_and_its_classes_are_renamed(tmp_path, capsys):
+    """More pictures, a batch larger than an epoch, other names, and another run begun with the weights."""
+    folder = own_set(tmp_path / "set")
+    where = ["--data", str(folder), "--kind", "folder", "--unknown-id", "255", "--first-id", "1", "--validation", "none"]
+    command = ["train", "spade", *SMALL, *where, "--ema-decay", "0.9", "--out", str(tmp_path / "run")]
+    assert cli.main(command) == 0
+    for part, kind in (("images", "jpg"), ("labels", "png")):
+        (folder / "train" / part / f"9.{kind}").write_bytes((folder / "train" / part / f"0.{kind}").read_bytes())
+    assert cli.main([*command, "--steps", "4"]) == 0
+    assert "the data order begins anew: 4 -> 5 pictures" in capsys.readouterr().err
+    (folder / "classes.txt").write_text("wall\ndoor\n")
+    assert cli.main([*command, "--steps", "6"]) == 2
+    message = capsys.readouterr().err
+    assert "1: window -> door" in message and "--rename-classes" in message
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["classes"][1] == "window"
+    assert cli.main([*command, "--steps", "6", "--rename-classes", "--batch-size", "8"]) == 2
+    assert "--batch-size: expected at most the 5 pictures there are (or --no-drop-last), got 8" in capsys.readouterr().err
+    assert cli.main([*command, "--steps", "6", "--rename-classes", "--batch-size", "8", "--no-drop-last"]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["classes"][1] == "door"
+    assert [line["step"] for line in log(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    capsys.readouterr()
+    other = [*command[:-1], str(tmp_path / "other"), "--init-from", str(tmp_path / "run")]
+    assert cli.main(other) == 0
+    assert "step_00000006: generator (averaged), discriminator" in capsys.readouterr().err
+    assert cli.main([*other, "--generator.ngf", "4", "--out", str(tmp_path / "wide")]) == 2
+    assert "does not fit" in capsys.readouterr().err
 
 
 def test_a_validation_set_that_cannot_be_opened_is_said(tmp_path):
