@@ -12,6 +12,7 @@ MODULES = {
     "clade": "mixsyn_fast.models.reconstruction",
     "sean": "mixsyn_fast.models.reconstruction",
     "mixsyn": "mixsyn_fast.models.mixsyn.task",
+    "clvae": "mixsyn_fast.models.clvae.task",
 }
 
 
