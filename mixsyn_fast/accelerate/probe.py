@@ -137,7 +137,7 @@ def state_of(module: nn.Module, contract: Contract) -> Hashable:
     for part in _parts(module, contract):
         if part is not module and hooked(part):
             raise NotExact("one of its sub-modules has a hook now")
-        state += type(part), part.training is module.training
+        state += original_class(part), part.training is module.training
         attributes = part.__dict__
         if type(part) is nn.Linear and "forward" not in attributes:  # SEAN has dozens; weight and bias say all
             continue
