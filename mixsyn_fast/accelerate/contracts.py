@@ -278,7 +278,7 @@ def _leaves(at: Any, path: tuple[Hashable, ...] = ()) -> Iterator[tuple[tuple[Ha
             yield from _leaves(value, (*path, key))
 
 
-def _structure(at: Any, depth: int = 0) -> Hashable:
+def _structure(at: Any, depth: int = 0) -> Any:
     """Keys, shapes and numbers in ``obj_dic``; of text (paths) only that it is text."""
     if isinstance(at, Tensor):
         return at.shape, at.dtype, at.device

@@ -60,7 +60,7 @@ class _Tripwire:
         raise _Touched
 
     __getattr__ = __getitem__ = __iter__ = __len__ = __contains__ = __bool__ = __fspath__ = _touch
-    __eq__ = __str__ = __repr__ = __add__ = __radd__ = __reversed__ = __or__ = __ror__ = _touch  # type: ignore[assignment]
+    __eq__ = __str__ = __repr__ = __add__ = __radd__ = __reversed__ = __or__ = __ror__ = _touch
     get = keys = values = items = copy = index = count = pop = setdefault = update = append = _touch
     __hash__ = None  # type: ignore[assignment]
 
@@ -137,7 +137,7 @@ def state_of(module: nn.Module, contract: Contract) -> Hashable:
     for part in _parts(module, contract):
         if part is not module and hooked(part):
             raise NotExact("one of its sub-modules has a hook now")
-        state += type(part), part.training is module.training
+        state += original_class(part), part.training is module.training
         attributes = part.__dict__
         if type(part) is nn.Linear and "forward" not in attributes:  # SEAN has dozens; weight and bias say all
             continue
@@ -361,7 +361,8 @@ class _Check:
         for training in (False, True):
             if training and self.device.type == "cpu" and any(isinstance(m, nn.SyncBatchNorm) for m in theirs.modules()):
                 continue  # torch's own does not run there
-            self.in_mode(theirs, training), self.in_mode(ours, training)
+            self.in_mode(theirs, training)
+            self.in_mode(ours, training)
             before = state_of(theirs, self.contract)
             result = self.passes(ours, inputs, training, found, True, silent)
             expected = self.passes(theirs, inputs, training, found, False, silent)
