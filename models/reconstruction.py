@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -141,12 +141,17 @@ def initialise(network: nn.Module, gain: float) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def plans_of(generator: RegionGenerator) -> tuple[tuple[Size, bool], ...]:
-    """Return the (size, per_image) of every label analysis (`RegionMap.plan`) that a generator's layers ask for."""
+def plans_of(generator: RegionGenerator, without: Collection[str] = ()) -> tuple[tuple[Size, bool], ...]:
+    """Return the (size, per_image) of every label analysis (`RegionMap.plan`) that a generator's layers ask for.
+
+    Args:
+        generator: the generator.
+        without: blocks that ask for none.
+    """
     height, width = generator.config.start_size
     found: dict[tuple[Size, bool], None] = {}
     for name in generator.block_names:
-        for layer in getattr(generator, name).children():
+        for layer in getattr(generator, name).children() if name not in without else ():
             if isinstance(layer, SEANNorm):
                 found[(height, width), layer.use_rgb] = None
             elif isinstance(layer, SPADENorm) and table_fits(layer):

@@ -1,5 +1,6 @@
 """Settings of the class- and layer-wise VAE: Endo and Kanamori, "Diversifying Semantic Image Synthesis and Editing via Class-
-and Layer-wise VAEs", 2020. Defaults are the paper's; what it leaves open is in the README."""
+and Layer-wise VAEs", 2020. Defaults are the paper's; what it leaves open is in the README.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ class GeneratorConfig(spade.Config):
         super().__post_init__()
         _check_levels(self.num_levels)
         if self.code_length < 0:
-            raise ValueError(f"code_length: expected a positive number, or 0 for the number of classes, got {self.code_length}")
+            raise ValueError(
+                f"code_length: expected a positive number, or 0 for the number of classes, got {self.code_length}"
+            )
         if not self.use_vae:
             raise ValueError("use_vae: expected True, for the first code is the global one (Eq. 10); got False")
         if self.edges:

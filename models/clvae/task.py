@@ -78,6 +78,13 @@ class CLVAETask(reconstruction.ReconstructionTask):
 
     config: Config
 
+    def __init__(self, config: Config, training: bool = True) -> None:
+        super().__init__(config, training)
+        generator = self.networks["generator"]
+        assert isinstance(generator, Generator)
+        # blocks that read codes ask for `RegionMap.class_plan`, which the data workers do not make
+        self.plans = reconstruction.plans_of(generator, without=config.generator.level_of_block)
+
     def make_generators(self) -> dict[str, nn.Module]:
         """Return the generator and the encoder."""
         return {"generator": Generator(self.config.generator), "encoder": Encoder(self.config.encoder)}
