@@ -1,5 +1,7 @@
-"""Settings of the class- and layer-wise VAE: Endo and Kanamori, "Diversifying Semantic Image Synthesis and Editing via Class-
-and Layer-wise VAEs", 2020. Defaults are the paper's; what it leaves open is in the README.
+"""Settings of the class- and layer-wise VAE.
+
+Endo and Kanamori, "Diversifying Semantic Image Synthesis and Editing via Class- and Layer-wise VAEs", 2020. Defaults are the
+paper's.
 """
 
 from __future__ import annotations
