@@ -1,4 +1,4 @@
-"""The networks of the class- and layer-wise VAE: an encoder of a code per class and level, a SPADE generator that reads them.
+"""The networks of the class- and layer-wise VAE: encoder of a code per class and level, SPADE generator that reads them.
 
 Names of modules and of state_dict entries are the published ones. No map of latent codes exists anywhere: a block gets a
 table of vectors, one per class (Eq. 12), and its normalisations put them into their pattern tables (docs/exact_algebra.md).
@@ -115,9 +115,10 @@ class Encoder(ClassCodes):
 class Generator(RegionGenerator):
     """SPADE generator whose blocks read vectors of classes, embedding plus latent code (Fig. 3, 4 and Eq. 10, 12).
 
-    forward(regions, codes=None): `regions` is a RegionMap of K = Config.label_nc regions or a float map (B, K, h, w), one-hot
-    or soft, of any size (in a soft one the vectors are mixed by weight); `codes` as `Encoder` gives them, drawn from the prior
-    (Eq. 3, 11) when left out. Returns (B, 3, H, W) in (-1, 1). Raises ValueError for a map or codes that do not fit.
+    forward(regions, codes=None): `regions` is a RegionMap of K = Config.label_nc regions or a float map (B, K, h, w),
+    one-hot or soft, of any size (in a soft one the vectors are mixed by weight); `codes` as `Encoder` gives them, drawn from
+    the prior (Eq. 3, 11) when left out. Returns (B, 3, H, W) in (-1, 1). Raises ValueError for a map or codes that do not
+    fit.
     """
 
     config: GeneratorConfig
