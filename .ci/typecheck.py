@@ -37,6 +37,7 @@ STRICT = (
     "models/data/classes.py",
     "models/data/files.py",
     "models/data/layouts.py",
+    "models/clvae/",
     "models/mixsyn/discriminator.py",
     "models/settings.py",
     "models/training/command.py",
