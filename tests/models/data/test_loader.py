@@ -280,6 +280,28 @@ def test_a_killed_worker_is_an_error_and_no_hang() -> None:
     loader.close()
 
 
+def test_a_worker_that_dies_while_it_hands_a_batch_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its half-open connection raises is told as what it is; what the data raises stays as it is."""
+
+    def broken(error: Exception) -> Loader:
+        def batches() -> Iterator[Any]:
+            raise error
+            yield
+
+        monkeypatch.setattr(Loader, "_open", lambda self, keys: batches())
+        return Loader(dataset(4), 2, workers=1)
+
+    monkeypatch.setattr(multiprocessing, "active_children", lambda: [None])
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    for error in (ConnectionResetError(104, "Connection reset by peer"), EOFError()):
+        with pytest.raises(RuntimeError, match="worker exited unexpectedly while it handed over"):
+            next(broken(error))
+        with pytest.raises(RuntimeError, match="worker exited unexpectedly while it handed over"):
+            list(broken(error).once())
+    with pytest.raises(EOFError, match="of the data"):
+        next(broken(EOFError("Caught EOFError in DataLoader worker process 0: of the data")))
+
+
 def children() -> int:
     return len(multiprocessing.active_children())
 
