@@ -98,7 +98,7 @@ class CLVAETask(reconstruction.ReconstructionTask):
         return networks["generator"](regions, codes), {"kld": self.config.kld * latents.kld()}
 
 
-_DECIDED = ("label_nc", "image_size", "aspect_ratio", "edges")
+_DECIDED = ("label_nc", "image_size", "aspect_ratio", "edges", "use_vae")
 _SHARED = ("z_dim", "image_size", "code_length", "num_levels", "class_wise", "layer_wise")
 
 TRAINABLES = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -85,7 +84,7 @@ class Order:
             yield [(0, index) for index in range(start, min(start + share, count))]
 
 
-def _told(batches: Iterator[Any]) -> Iterator[Any]:
+def _told(batches: Iterator[Any], workers: int) -> Iterator[Any]:
     """Iterate; a worker that dies while it hands a batch over is an error that says so, not one of a connection."""
     while True:
         try:
@@ -93,9 +92,7 @@ def _told(batches: Iterator[Any]) -> Iterator[Any]:
         except StopIteration:
             return
         except (ConnectionError, EOFError) as error:
-            if (
-                "Caught" in str(error) or not multiprocessing.active_children()
-            ):  # one of the data, in a worker or without any
+            if workers == 0 or str(error).startswith("Caught"):  # of the data, here or in a worker
                 raise
             time.sleep(1)  # torch's own handler of the child's death, if it comes, raises its own error here
             raise RuntimeError("DataLoader worker exited unexpectedly while it handed over a batch") from error
@@ -189,7 +186,7 @@ class Loader:
         if self._batches is None:
             self._batches = self._open(self.order.keys_from(self._drawn))
         try:
-            batch = next(_told(self._batches))
+            batch = next(_told(self._batches, self.workers))
         except BaseException:
             self.close()  # so that another `next` begins anew at the same batch
             raise
@@ -207,7 +204,7 @@ class Loader:
         """
         length = self.order.length
         batches = self._open(self.order.keys_once(length if count is None else min(count, length)))
-        for batch in _told(batches):
+        for batch in _told(batches, self.workers):
             self.dataset.announce(list(zip(batch.skipped, batch.reasons, strict=True)))
             yield batch
 

@@ -108,6 +108,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--generator.hidden": 128, "--generator.style-length": 512, "--generator.encoder-width": 32,
         "--generator.unstyled": ["up_3"],
     },
+    "train clvae": {
+        **LOOP,
+        **{k: v for k, v in (RECONSTRUCTION | LATENT).items() if k not in ("--instance-edges", "--generator.use-vae")},
+        "--generator.hidden": 128, "--generator.kernel-size": 3, "--generator.code-length": 0, "--generator.num-levels": 6,
+        "--generator.class-wise": True, "--generator.layer-wise": True, "--rates": "code",
+    },
     "train mixsyn": {
         **LOOP,
         "--coupled": "auto", "--structure.width": 16, "--structure.code-channels": 128, "--structure.code-size": 16,

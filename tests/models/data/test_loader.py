@@ -10,7 +10,7 @@ import signal
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -283,21 +283,22 @@ def test_a_killed_worker_is_an_error_and_no_hang() -> None:
 def test_a_worker_that_dies_while_it_hands_a_batch_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """What its half-open connection raises is told as what it is; what the data raises stays as it is."""
 
-    def broken(error: Exception) -> Loader:
+    def broken(error: Exception, workers: int = 1) -> Loader:
         def batches() -> Iterator[Any]:
             raise error
             yield
 
         monkeypatch.setattr(Loader, "_open", lambda self, keys: batches())
-        return Loader(dataset(4), 2, workers=1)
+        return Loader(dataset(4), 2, workers=workers)
 
-    monkeypatch.setattr(multiprocessing, "active_children", lambda: [None])
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     for error in (ConnectionResetError(104, "Connection reset by peer"), EOFError()):
         with pytest.raises(RuntimeError, match="worker exited unexpectedly while it handed over"):
             next(broken(error))
         with pytest.raises(RuntimeError, match="worker exited unexpectedly while it handed over"):
             list(broken(error).once())
+    with pytest.raises(EOFError, match="here"):
+        next(broken(EOFError("here"), workers=0))
     with pytest.raises(EOFError, match="of the data"):
         next(broken(EOFError("Caught EOFError in DataLoader worker process 0: of the data")))
 
