@@ -466,8 +466,8 @@ MUTATIONS = [
     Mutation(
         "region map: a tap beyond the image",
         "mixsyn_fast/region_map.py",
-        "inside = ((ys >= 0) & (ys < height) & (xs >= 0) & (xs < width)).reshape(-1, 9)",
-        "inside = ((ys >= 0) & (ys < height) & (xs >= 0) & (xs <= width)).reshape(-1, 9)",
+        "framed = F.pad(fine.index, (1, 1, 1, 1), value=len(fine.patterns))",
+        "framed = F.pad(fine.index, (1, 1, 1, 1), value=0)",
         "tests/layers/test_norms.py tests/test_region_map.py",
     ),
     Mutation(
@@ -529,7 +529,7 @@ MUTATIONS = [
     Mutation(
         "accelerate: the check trips over obj_dic before a file is written",
         "mixsyn_fast/accelerate/probe.py",
-        "if not self.touches(inputs):",
+        "if not self.touches(inputs, obj_dic):",
         "if False:",
         "tests/models/test_accelerate.py -k obj_dic",
     ),
