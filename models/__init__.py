@@ -11,7 +11,7 @@ from torch import nn
 
 from . import clade, sean, spade
 from .blocks import GeneratorConfig, RegionGenerator
-from .checkpoints import fold_spectral_norm, load_checked, read_state
+from .checkpoints import Family, fold_spectral_norm, load_checked, load_family
 from .clade import CLADEGenerator
 from .sean import SEANGenerator, StyleEncoder
 from .spade import Encoder, SPADEGenerator
@@ -29,12 +29,11 @@ __all__ = [
     "load_published",
 ]
 
-# (does the file hold this model, Config from its shapes, model, entries that nothing reads)
 _FAMILIES = (
-    (sean.recognises, sean.config_from_state, SEANGenerator, sean.TOLERATED),
-    (clade.recognises, clade.config_from_state, CLADEGenerator, ()),
-    (spade.recognises, spade.config_from_state, SPADEGenerator, ()),
-    (spade.encoder_recognises, spade.encoder_config_from_state, Encoder, ()),
+    Family(sean.recognises, sean.config_from_state, SEANGenerator, sean.TOLERATED),
+    Family(clade.recognises, clade.config_from_state, CLADEGenerator),
+    Family(spade.recognises, spade.config_from_state, SPADEGenerator),
+    Family(spade.encoder_recognises, spade.encoder_config_from_state, Encoder),
 )
 
 
@@ -57,19 +56,12 @@ def load_published(
     norm, to train on. A `model` or `config` that is given decides for itself. Raises ValueError, listing the
     keys, when anything is missing, unexpected or of another shape; then nothing was loaded.
     """
-    state = read_state(path)
-    source = os.fspath(path)
-    found = next((family for family in _FAMILIES if family[0](state)), None)
-    if found is None:
-        raise ValueError(f"{source}: not a SPADE, CLADE or SEAN generator or image encoder; keys: {sorted(state)[:8]} ...")
-    _, infer, build, tolerated = found
-    if model is None:
-        if config is None:
-            config = infer(state, **({"spectral_norm": not fold_spectral_norm} | fields))
-        elif fields:
-            raise TypeError(f"config is given, so {sorted(fields)} cannot be given too")
-        model = build(config).eval()
-    elif config is not None or fields:
-        raise TypeError("model is given, so neither config nor its fields can be given too")
-    load_checked(model, state, tolerated=tolerated, source=source)
-    return model
+    return load_family(
+        path,
+        _FAMILIES,
+        "a SPADE, CLADE or SEAN generator or image encoder (of a class- and layer-wise VAE: clvae.published.load_published)",
+        model,
+        config,
+        fold_spectral_norm=fold_spectral_norm,
+        fields=fields,
+    )

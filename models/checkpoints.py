@@ -12,8 +12,8 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -209,3 +209,60 @@ def load_checked(
         for name, value in target.items():
             if name in state:
                 value.copy_(state[name])
+
+
+class Family(NamedTuple):
+    """A kind of published file, and the model that it is of."""
+
+    recognises: Callable[[Mapping[str, Tensor]], bool]
+    """Whether a state_dict is one."""
+    config: Callable[..., Any]
+    """(state_dict, **fields) -> the Config that its shapes imply; `fields` win."""
+    build: Callable[[Any], nn.Module]
+    """Config -> model."""
+    tolerated: tuple[str, ...] = ()
+    """Patterns of entries that nothing reads."""
+
+
+def load_family(
+    path: str | os.PathLike[str],
+    families: Iterable[Family],
+    expected: str,
+    model: nn.Module | None,
+    config: Any,
+    *,
+    fold_spectral_norm: bool,
+    fields: Mapping[str, Any],
+) -> nn.Module:
+    """Load a published file into `model`, or into the model that `config`, or else the shapes in the file, describe.
+
+    Args:
+        path: the file.
+        families: the first that recognises it is taken.
+        expected: what the file should be, for messages.
+        model: load into it; None: build one, in eval mode.
+        config: its Config; None: found out.
+        fold_spectral_norm: build for inference, weight = weight_orig / sigma; else with spectral norm.
+        fields: of the Config, that override what no shape tells.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no family recognises the file, or anything is missing, unexpected or of another shape; then nothing was
+            loaded.
+        TypeError: `config` or `fields` beside what decides for itself.
+    """
+    state = read_state(path)
+    source = os.fspath(path)
+    found = next((family for family in families if family.recognises(state)), None)
+    if found is None:
+        raise ValueError(f"{source}: not {expected}; keys: {sorted(state)[:8]} ...")
+    if model is None:
+        if config is None:
+            config = found.config(state, **({"spectral_norm": not fold_spectral_norm} | dict(fields)))
+        elif fields:
+            raise TypeError(f"config is given, so {sorted(fields)} cannot be given too")
+        model = found.build(config).eval()
+    elif config is not None or fields:
+        raise TypeError("model is given, so neither config nor its fields can be given too")
+    load_checked(model, state, tolerated=found.tolerated, source=source)
+    return model

@@ -124,7 +124,7 @@ def reparameterize(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 def recognises(state: Mapping[str, Tensor]) -> bool:
     """Say whether a state_dict is one of a SPADE generator."""
-    return "head_0.norm_0.mlp_shared.0.weight" in state
+    return "head_0.norm_0.mlp_shared.0.weight" in state and "embedding.weight" not in state  # that is models/clvae's
 
 
 def config_from_state(state: Mapping[str, Tensor], **given: Any) -> Config:
@@ -153,7 +153,9 @@ def config_from_state(state: Mapping[str, Tensor], **given: Any) -> Config:
 
 def encoder_recognises(state: Mapping[str, Tensor]) -> bool:
     """Say whether a state_dict is one of the image encoder."""
-    return "fc_mu.weight" in state and "fc_var.weight" in state and any(n.startswith("layer1.0.weight") for n in state)
+    if "fc_mu1.weight" in state:  # that is models/clvae's
+        return False
+    return {"fc_mu.weight", "fc_var.weight"} <= state.keys() and any(n.startswith("layer1.0.weight") for n in state)
 
 
 def encoder_config_from_state(state: Mapping[str, Tensor], **given: Any) -> EncoderConfig:
