@@ -34,6 +34,7 @@ class GeneratorConfig:
 
     label_nc: int = 19  # number of regions K; a "don't care" class of the dataset counts as one of them
     ngf: int = 64  # width of the network: the blocks have 16, 16, 16, 8, 4, 2, 1 times as many channels
+    largest: int = 0  # most channels of any block, for small models; 0: no limit (published)
     image_size: int = 256  # width of the image in pixels
     aspect_ratio: float = 1.0  # width / height: 1 for square images, 2 for Cityscapes
     num_upsampling_layers: str = "normal"  # "normal", "more", "most": first layer at 1/32, 1/64, 1/128
@@ -50,6 +51,8 @@ class GeneratorConfig:
         for name in ("label_nc", "ngf", "image_size", "aspect_ratio"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)!r}")
+        if self.largest < 0:
+            raise ValueError(f"largest: expected a positive number, or 0 for no limit, got {self.largest!r}")
         height, width = self.start_size
         if min(height, width) < 1:
             raise ValueError(
@@ -61,6 +64,10 @@ class GeneratorConfig:
     def semantic_nc(self) -> int:
         """Channels of the one-hot map that the first layer reads."""
         return self.label_nc
+
+    def channels(self, multiple: float) -> int:
+        """Return the channels of a block that has `multiple` times ngf of them, within the limit."""
+        return min(int(multiple * self.ngf), self.largest or int(multiple * self.ngf))
 
     @property
     def start_size(self) -> tuple[int, int]:
@@ -191,17 +198,16 @@ class RegionGenerator(nn.Module):
         super().__init__()
         self.config = config
         self.z_dim = z_dim
-        ngf = config.ngf
         height, width = config.start_size
         if z_dim:
-            self.fc: nn.Module = nn.Linear(z_dim, 16 * ngf * height * width)
+            self.fc: nn.Module = nn.Linear(z_dim, config.channels(16) * height * width)
         else:
-            self.fc = make_conv(config.semantic_nc, 16 * ngf, 3)
-        widths = [("head_0", 16, 16), ("G_middle_0", 16, 16), ("G_middle_1", 16, 16)]
+            self.fc = make_conv(config.semantic_nc, config.channels(16), 3)
+        widths: list[tuple[str, float, float]] = [("head_0", 16, 16), ("G_middle_0", 16, 16), ("G_middle_1", 16, 16)]
         widths += [("up_0", 16, 8), ("up_1", 8, 4), ("up_2", 4, 2), ("up_3", 2, 1)]
-        blocks = [(name, fin * ngf, fout * ngf) for name, fin, fout in widths]
         if config.num_upsampling_layers == "most":
-            blocks.append(("up_4", ngf, ngf // 2))
+            widths.append(("up_4", 1, 0.5))
+        blocks = [(name, config.channels(fin), config.channels(fout)) for name, fin, fout in widths]
         for name, fin, fout in blocks:
 
             def make(channels: int, block: str = name) -> nn.Module:

@@ -76,6 +76,7 @@ class EncoderConfig:
     """Settings of the image encoder."""
 
     ndf: int = 64  # width: the layers have 1, 2, 4, 8, 8 (, 8) times as many channels
+    largest: int = 0  # most channels of any layer, for small models; 0: no limit (published)
     z_dim: int = 256  # length of the latent code
     image_size: int = 256  # images are resized to it (bilinear): 256 (six layers) or 128 (five)
     spectral_norm: bool = False  # True for training: the convolutions hold weight_orig, weight_u, weight_v
@@ -84,6 +85,14 @@ class EncoderConfig:
         """Check the size."""
         if self.image_size not in (128, 256):
             raise ValueError(f"image_size: expected 128 or 256, got {self.image_size}")
+        if self.largest < 0:
+            raise ValueError(f"largest: expected a positive number, or 0 for no limit, got {self.largest}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the image and after each of six layers, of which an encoder has the first few."""
+        limit = self.largest or 8 * self.ndf
+        return (3, *(min(limit, m * self.ndf) for m in (1, 2, 4, 8, 8, 8)))
 
 
 class Encoder(nn.Module):
@@ -94,10 +103,8 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or EncoderConfig()
-        widths = [3] + [config.ndf * m for m in (1, 2, 4, 8, 8)]
-        if config.image_size == 256:
-            widths.append(8 * config.ndf)
-        self.depth = len(widths) - 1
+        self.depth = 6 if config.image_size == 256 else 5
+        widths = config.widths[: self.depth + 1]
         kind = SpectralConv2d if config.spectral_norm else nn.Conv2d
         for i in range(self.depth):
             conv = kind(widths[i], widths[i + 1], 3, stride=2, padding=1, bias=False)

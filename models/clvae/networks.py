@@ -70,7 +70,7 @@ class Encoder(ClassCodes):
 
     def __init__(self, config: EncoderConfig | None = None) -> None:
         config = config or EncoderConfig()
-        widths = [3, *(config.ndf * m for m in (1, 2, 4, 8, 8, 8)[: config.depth])]
+        widths = config.widths[: config.depth + 1]
         if config.levels:
             channels = [widths[level] for level in config.levels]
             super().__init__(channels, config.code_length, negative_slope=SLOPE)
