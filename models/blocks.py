@@ -186,6 +186,9 @@ class ResidualBlock(nn.Module):
 class RegionGenerator(nn.Module):
     """The skeleton: fc, head_0, G_middle_0, G_middle_1, up_0 .. up_3 (up_4), conv_img, tanh."""
 
+    blocks_of_vectors: frozenset[str] = frozenset()
+    """Names of the blocks whose normalisations are given `class_vectors`."""
+
     def __init__(
         self,
         config: GeneratorConfig,

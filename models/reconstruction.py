@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mixsyn_fast.layers import SEANNorm, SPADENorm, table_fits
-from mixsyn_fast.region_map import RegionMap, Size
+from mixsyn_fast.region_map import Kind, Plan, RegionMap, Size
 
 from . import clade, sean, spade
 from .blocks import GeneratorConfig, RegionGenerator
@@ -141,21 +141,22 @@ def initialise(network: nn.Module, gain: float) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def plans_of(generator: RegionGenerator, without: Collection[str] = ()) -> tuple[tuple[Size, bool], ...]:
-    """Return the (size, per_image) of every label analysis (`RegionMap.plan`) that a generator's layers ask for.
+def plans_of(generator: RegionGenerator, edges: bool) -> tuple[Plan, ...]:
+    """Return every label analysis that a generator's layers ask for.
 
     Args:
         generator: the generator.
-        without: blocks that ask for none.
+        edges: it is given maps with edges, where the data has them.
     """
     height, width = generator.config.start_size
-    found: dict[tuple[Size, bool], None] = {}
+    found: dict[Plan, None] = {}
     for name in generator.block_names:
-        for layer in getattr(generator, name).children() if name not in without else ():
+        for layer in getattr(generator, name).children():
             if isinstance(layer, SEANNorm):
-                found[(height, width), layer.use_rgb] = None
+                found[Plan((height, width), "image" if layer.use_rgb else "shared", edges)] = None
             elif isinstance(layer, SPADENorm) and table_fits(layer):
-                found[(height, width), False] = None
+                kind: Kind = "classes" if name in generator.blocks_of_vectors else "shared"
+                found[Plan((height, width), kind, edges)] = None
         if name in generator.doubled_after:
             height, width = 2 * height, 2 * width
     return tuple(found)
@@ -186,7 +187,7 @@ class ReconstructionTask(Task):
                 initialise(network, config.init_gain)
         generator = self.networks["generator"]
         assert isinstance(generator, RegionGenerator)
-        self.plans = plans_of(generator)
+        self.plans = plans_of(generator, config.discriminator.edges)
         self._fakes: list[tuple[int, Tensor, Tensor]] = []  # step, real and generated images, from one phase to the next
 
     @abstractmethod
@@ -207,7 +208,6 @@ class ReconstructionTask(Task):
 
     def regions(self, batch: Batch) -> RegionMap:
         """Return the region maps as the networks read them: without edges where they read none."""
-        # the plans that came with the batch know edges: those of the bare map are made anew
         return batch.regions if self.config.discriminator.edges else batch.regions.without_edges()
 
     def generate(self, batch: Batch, networks: Mapping[str, nn.Module]) -> Tensor:

@@ -132,6 +132,7 @@ class Generator(RegionGenerator):
             return SPADENorm(channels, inputs, norm=config.norm, hidden=config.hidden, kernel_size=config.kernel_size)
 
         super().__init__(config, make_norm, z_dim=config.z_dim)
+        self.blocks_of_vectors = frozenset(config.level_of_block)
         if config.levels:
             self.embedding = ClassEmbedding(config.label_nc, length)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixsyn_fast import RegionMap
+from mixsyn_fast.region_map import Plan, RegionMap
 
 _ALIGNMENT = 64  # bytes: every tensor of a packed batch begins on a cache line
 
@@ -173,10 +173,13 @@ def _pack(value: Any) -> tuple[Tensor, Any]:
             slots.append(_Slot(start, tensor.dtype, tuple(tensor.shape), tensor.stride()))
     else:
         end = 0
+        placed: dict[int, _Slot] = {}  # a map and the same without edges hold the same labels
         for tensor in tensors:
-            dense = torch.empty_like(tensor, device="meta")  # its strides, without gaps
-            slots.append(_Slot(end, tensor.dtype, tuple(tensor.shape), dense.stride()))
-            end += -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
+            if id(tensor) not in placed:
+                dense = torch.empty_like(tensor, device="meta")  # its strides, without gaps
+                placed[id(tensor)] = _Slot(end, tensor.dtype, tuple(tensor.shape), dense.stride())
+                end += -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
+            slots.append(placed[id(tensor)])
         buffer = torch.zeros(end, dtype=torch.uint8, device=tensors[0].device)
         for tensor, slot in zip(tensors, slots, strict=True):
             _view(buffer, slot).copy_(tensor)
@@ -202,11 +205,11 @@ class Collate:
 
     Args:
         num_regions: K; 0: there are no label maps, and the batch is of plain pictures.
-        plans: (size, per_image) for every :meth:`mixsyn_fast.RegionMap.plan` that the generator will ask for.
+        plans: the label analyses that the networks will ask for.
     """
 
     num_regions: int
-    plans: tuple[tuple[tuple[int, int], bool], ...] = ()
+    plans: tuple[Plan, ...] = ()
 
     def __call__(self, items: Sequence[Item]) -> Any:
         """Collate items of one size into a `Batch`, or an `ImageBatch` without regions.
@@ -232,6 +235,5 @@ class Collate:
         edges = torch.from_numpy(np.stack([item.edges for item in with_edges])) if with_edges else None  # type: ignore[misc]
         labels = torch.from_numpy(np.stack([item.labels for item in items]))
         regions = RegionMap(labels, self.num_regions, ignore_index=-1, edges=edges)
-        for size, per_image in self.plans:
-            regions.plan(size, per_image)
+        regions.prepare(self.plans)
         return regions

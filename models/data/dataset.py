@@ -9,11 +9,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from torch.utils.data import Dataset, get_worker_info
 
+from mixsyn_fast.region_map import Plan
+
 from .batch import Collate, Item, Packed
 from .source import Sample, Source
 
-Plans = Sequence[tuple[tuple[int, int], bool]]
-"""(size, per_image) of :meth:`mixsyn_fast.RegionMap.plan`."""
 Box = tuple[float, float, float, float]
 """Left, upper, right, lower in pixels of the stored picture."""
 
@@ -35,7 +35,7 @@ class TrainingSet(Protocol):
         """Item (epoch, index), always the same one."""
         ...
 
-    def collate(self, plans: Plans) -> Callable[[Sequence[Any]], Packed]:
+    def collate(self, plans: Sequence[Plan]) -> Callable[[Sequence[Any]], Packed]:
         """Return what makes a batch of items, in the workers; `plans` are the label analyses that the task asks for."""
         ...
 
@@ -65,7 +65,7 @@ class Collated:
         """Item (epoch, index)."""
         return self.dataset[key[1]]
 
-    def collate(self, plans: Plans) -> Callable[[Sequence[Any]], Packed]:
+    def collate(self, plans: Sequence[Plan]) -> Callable[[Sequence[Any]], Packed]:
         """Return the collate function."""
         return self._collate
 
@@ -152,9 +152,9 @@ class RegionDataset(Dataset[Item]):
             edges = None if edges is None else edges[:, ::-1]
         return Item(image, labels, edges, sample.name, found, tuple(skipped))
 
-    def collate(self, plans: Plans = ()) -> Collate:
+    def collate(self, plans: Sequence[Plan] = ()) -> Collate:
         """Return what makes a batch of items, with the label analyses of `plans` done."""
-        return Collate(self.num_regions, tuple((tuple(size), bool(own)) for size, own in plans))  # type: ignore[misc]
+        return Collate(self.num_regions, tuple(plans))
 
     def announce(self, skipped: Sequence[tuple[str, str]]) -> None:
         """Warn of bad files, (name, reason), each once."""

@@ -11,7 +11,7 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from mixsyn_fast import RegionMap
+from mixsyn_fast.region_map import Plan, RegionMap
 
-from .dataset import Plans, TrainingSet
+from .dataset import TrainingSet
 
 _SECONDS_AFTER_SIGTERM = 60
 Keys = list[tuple[int, int]]
@@ -109,7 +109,7 @@ class Loader:
         rank: number of this process, 0 to world - 1.
         world: number of processes.
         seed: of the order.
-        plans: (size, per_image) pairs of :meth:`mixsyn_fast.RegionMap.plan` computed with every batch.
+        plans: label analyses that are made with every batch.
         shuffle: False keeps the order 0, 1, 2 ... in every epoch.
         drop_last: True leaves out the pictures of an epoch that do not fill a batch (others in every epoch); False fills the
             batch from the next epoch. All batches are full.
@@ -131,7 +131,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         seed: int = 0,
-        plans: Plans = (),
+        plans: Sequence[Plan] = (),
         shuffle: bool = True,
         drop_last: bool = True,
         device: torch.device | str | None = None,

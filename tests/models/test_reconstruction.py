@@ -30,7 +30,7 @@ from mixsyn_fast.models.reconstruction import (
 from torch import Tensor, nn
 
 from mixsyn_fast import use_backend, use_plan
-from mixsyn_fast.region_map import RegionMap
+from mixsyn_fast.region_map import Plan, RegionMap
 
 K, SIZE = 5, (64, 64)
 CLASSES = tuple(f"class_{k}" for k in range(7))
@@ -304,6 +304,7 @@ PLANNED: list[tuple[str, tuple[int, int], dict[str, Any]]] = [
     ("sean", (128, 128), {"num_upsampling_layers": "most"}),
     ("spade", (64, 64), {"kernel_size": 5}),
     ("spade", (64, 64), {"edges": True}),
+    ("sean", (64, 64), {"edges": True}),  # the data has them, SEAN does not read them
 ]
 
 
@@ -313,11 +314,13 @@ def test_plans_are_what_a_step_asks_for(
 ) -> None:
     edges = fields.pop("edges", False)
     task, batch = make(family, size, edges, **fields), make_batch(size, edges=edges)
+    reads = edges and family == "spade"
     asked = set()
     whole = RegionMap.plan
 
     def plan(self: RegionMap, size: Any = None, per_image: bool = False) -> Any:
-        asked.add((size, per_image))
+        assert (self.edges is not None) == reads
+        asked.add(Plan(size, "image" if per_image else "shared", reads))
         return whole(self, size, per_image)
 
     monkeypatch.setattr(RegionMap, "plan", plan)

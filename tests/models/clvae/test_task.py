@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from mixsyn_fast.models.clvae.config import EncoderConfig, GeneratorConfig
 from mixsyn_fast.models.clvae.task import TRAINABLES, CLVAETask, Config, fitted
-from mixsyn_fast.models.data import Batch
+from mixsyn_fast.models.data import Batch, Loader, ProceduralSource, RegionDataset, Sample
 from mixsyn_fast.models.discriminators import DiscriminatorConfig
 from mixsyn_fast.models.training.command import run
 from mixsyn_fast.models.training.registry import trainable
 from mixsyn_fast.models.training.trained import load_trained
 
-from mixsyn_fast import RegionMap, use_backend, use_plan
+from mixsyn_fast import RegionMap, region_map, use_backend, use_plan
 
 CLASSES, SIZE = ("wall", "window", "door", "sky"), (64, 64)
 
@@ -41,7 +42,9 @@ def test_the_data_and_the_generator_decide_the_encoder() -> None:
     config = replace(settings(), generator=replace(settings().generator, num_levels=3, class_wise=False))
     made = fitted(config, CLASSES, SIZE, True)
     assert made.generator.label_nc == 4 and not made.generator.edges and not made.discriminator.edges
-    assert made.encoder == EncoderConfig(4, 6, 128, True, 4, 3, False, True)
+    assert made.encoder == EncoderConfig(
+        ndf=4, z_dim=6, image_size=128, spectral_norm=True, code_length=4, num_levels=3, class_wise=False
+    )
     assert fitted(config, CLASSES, (256, 256), False).encoder.image_size == 256
     assert trainable("clvae") is TRAINABLES["clvae"]
 
@@ -81,6 +84,68 @@ def test_losses_and_gradients_as_the_dense_form() -> None:
     largest = max(float(g.abs().max()) for g in expected.values() if g is not None)
     for name, grad in grads.items():
         assert grad is not None and (grad - expected[name]).abs().max() <= 1e-9 * largest, name
+
+
+class Edged:
+    """Facades with instance edges, which this model does not read."""
+
+    def __init__(self, source: ProceduralSource) -> None:
+        self.source = source
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["source"], name)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: int) -> Sample:
+        sample = self.source.read(index)
+        return replace(sample, instances=sample.labels)
+
+
+@pytest.mark.parametrize(
+    ("size", "fields"),
+    [
+        (SIZE, {}),
+        ((32, 64), {}),  # the encoder reads a square: other sizes than the generator's
+        (SIZE, {"class_wise": False, "num_levels": 3}),
+        (SIZE, {"layer_wise": False, "num_levels": 6}),
+        (SIZE, {"num_levels": 1}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("edges", [False, True], ids=["plain", "edges"])
+def test_a_step_makes_no_analysis_that_the_workers_made(
+    size: tuple[int, int], fields: dict[str, Any], edges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With plans of the workers nothing is left to find in the labels, and the losses are bit-identical."""
+    plain = ProceduralSource("procedural_facades", 2, size=size)
+    source = Edged(plain) if edges else plain
+    config = settings()
+    config = fitted(replace(config, generator=replace(config.generator, **fields)), source.classes, size, edges)
+    found: list[list[float]] = []
+    for planned in (False, True):
+        torch.manual_seed(1)
+        task = CLVAETask(config)
+        dataset = RegionDataset(source, size)
+        made = Loader(dataset, 2, workers=planned, plans=task.plans if planned else (), shuffle=False)
+        given = next(made)
+        made.close()
+        assert (given.regions.edges is not None) == edges
+        torch.manual_seed(2)
+        with use_plan("table"), monkeypatch.context() as patch:  # which networks so small would not take by themselves
+            if planned:
+                bare = given.regions.without_edges()
+                kept = set(bare._cache)
+                patch.setattr(region_map, "label_patterns", None)
+            losses = [task.losses(phase, given, 0) for phase in ("generator", "discriminator")]
+            if planned:
+                assert {key[0] for key in set(bare._cache) - kept} <= {"onehot"}
+                kinds = {plan.kind for plan in task.plans}
+                expected = {"shared"} if fields.get("num_levels") == 1 else {"shared", "classes", "labels"}
+                assert kinds == expected - ({"labels"} if fields.get("class_wise") is False else set())
+        found.append([value.item() for each in losses for value in each.values()])
+    assert found[0] == found[1]
 
 
 def test_pictures_are_made_of_the_means() -> None:
