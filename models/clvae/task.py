@@ -34,6 +34,9 @@ class Config(reconstruction.Config):
 
     generator: GeneratorConfig = field(default_factory=lambda: GeneratorConfig(spectral_norm=True))
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(spectral_norm=True))
+    loss_mask: Literal["auto", "none", "rare_colours"] = "auto"
+    """what pixels weigh in feature matching, perceptual and L1 loss: all the same, or by how rare their class's colour is
+    (conditional IMLE, as in Sec. 4.2); auto: the latter in street scenes"""
     rates: Literal["code", "paper", "own"] = "code"  # learning rates of the published code (as SPADE's: 1e-4, 4e-4), of the
     # paper's Sec. 4.2 (4e-4, 1e-4), or generator_lr and discriminator_lr
 

@@ -36,6 +36,8 @@ class Item:
     index: int
     skipped: tuple[tuple[str, str], ...] = ()
     """(name, reason) of bad files before it."""
+    class_weights: np.ndarray | None = None
+    """(K + 1,) float32: weights of the pixels of every class, and of no class, in a loss."""
 
 
 class Packed:
@@ -108,6 +110,20 @@ class Batch(Packed):
     index: Tensor
     skipped: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
+    class_weights: Tensor | None = None
+    """(B, K + 1) float32: weights of the pixels of every class, and of no class, in a loss; None: all weigh the same."""
+
+    def pixel_weights(self) -> Tensor:
+        """Return the weight of every pixel, (B, 1, H, W) float32.
+
+        Raises:
+            ValueError: the batch has no weights of classes.
+        """
+        if self.class_weights is None:
+            raise ValueError("class_weights: expected a batch with weights of classes (RegionDataset.rebalance), got none")
+        labels = self.regions.labels_at().to(torch.int64)
+        index = torch.where(labels < 0, self.regions.num_regions, labels)
+        return self.class_weights.gather(1, index.flatten(1)).view_as(labels)[:, None]
 
     def __repr__(self) -> str:
         return f"Batch(image={tuple(self.image.shape)}, regions={self.regions}, names={self.names}, skipped={self.skipped})"
@@ -215,7 +231,7 @@ class Collate:
         """Collate items of one size into a `Batch`, or an `ImageBatch` without regions.
 
         Raises:
-            ValueError: no items, sizes differ, edges in some only, labels out of range.
+            ValueError: no items, sizes differ, edges or weights of classes in some only, labels out of range.
         """
         sizes = {item.labels.shape for item in items}
         if len(sizes) != 1:
@@ -225,7 +241,14 @@ class Collate:
         bad = dict(pair for item in items for pair in item.skipped)
         index = torch.tensor([item.index for item in items], dtype=torch.int64)
         about = tuple(item.name for item in items), index, tuple(bad), tuple(bad.values())
-        return Batch(image, self._regions(items), *about) if self.num_regions else ImageBatch(image, *about)
+        if not self.num_regions:
+            return ImageBatch(image, *about)
+        weights = [item.class_weights for item in items if item.class_weights is not None]
+        if len(weights) not in (0, len(items)):
+            raise ValueError(
+                f"items: expected weights of classes in all or none, got them in {len(weights)} of {len(items)}"
+            )
+        return Batch(image, self._regions(items), *about, torch.from_numpy(np.stack(weights)) if weights else None)
 
     def _regions(self, items: Sequence[Item]) -> RegionMap:
         with_edges = [item for item in items if item.edges is not None]

@@ -28,6 +28,8 @@ class TrainingSet(Protocol):
     """What it is, for messages."""
     num_regions: int
     """K of its label maps; 0: it has none."""
+    chances: np.ndarray | None
+    """(N,) float64, not negative: how often items are drawn, on average; None: each once in an epoch."""
 
     def __len__(self) -> int: ...
 
@@ -53,6 +55,7 @@ class Collated:
     """
 
     num_regions = 0
+    chances = None
 
     def __init__(self, dataset: Any, collate: Callable[[Sequence[Any]], Packed]) -> None:
         self.dataset, self._collate = dataset, collate
@@ -125,11 +128,34 @@ class RegionDataset(Dataset[Item]):
         self._exchange = np.arange(-1, self.num_regions, dtype=np.int32)  # label + 1 -> label of the mirrored picture
         for left, right in source.swaps:
             self._exchange[[left + 1, right + 1]] = right, left
+        self.chances: np.ndarray | None = None
+        self._class_weights: np.ndarray | None = None
         self._bad: dict[int, tuple[str, str]] = {}
         self._announced: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def rebalance(self, chances: np.ndarray | None = None, class_weights: np.ndarray | None = None) -> None:
+        """Draw some pictures more often than others, and weigh the pixels of some classes more (:class:`Rarity`).
+
+        Args:
+            chances: (N,), how often a :class:`Loader` draws every picture; None: each once in an epoch.
+            class_weights: (N, K + 1), what batches carry as `class_weights`; None: nothing.
+
+        Raises:
+            ValueError: another shape, numbers that are negative or not finite, or chances that are all 0.
+        """
+        shapes = {"chances": (len(self.source),), "class_weights": (len(self.source), self.num_regions + 1)}
+        for name, given in (("chances", chances), ("class_weights", class_weights)):
+            if given is not None and given.shape != shapes[name]:
+                raise ValueError(f"{name}: expected shape {shapes[name]}, got {given.shape}")
+            if given is not None and not (np.isfinite(given).all() and (given >= 0).all()):
+                raise ValueError(f"{name}: expected numbers that are finite and not negative, got others")
+        if chances is not None and not chances.any():
+            raise ValueError("chances: expected some above 0, got none")
+        self.chances = None if chances is None else np.asarray(chances, np.float64)
+        self._class_weights = None if class_weights is None else np.asarray(class_weights, np.float32)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Item:
         """Item `index`, or `(epoch, index)`; a plain index is of epoch 0.
@@ -147,10 +173,12 @@ class RegionDataset(Dataset[Item]):
         rng = np.random.default_rng([self.seed, int(epoch), int(index)])
         at_y, at_x, coin = rng.random(3) if self.crop == "random" else (0.5, 0.5, rng.random(3)[2])
         image, labels, edges = resample(sample, self._box(*sample.labels.shape, at_y, at_x), self.size)
+        weights = None if self._class_weights is None else self._class_weights[found]
         if coin < self.flip:
             image, labels = image[:, ::-1], self._exchange[labels[:, ::-1] + 1]
             edges = None if edges is None else edges[:, ::-1]
-        return Item(image, labels, edges, sample.name, found, tuple(skipped))
+            weights = None if weights is None else weights[np.roll(self._exchange, -1)]  # of no class: -1, the last one
+        return Item(image, labels, edges, sample.name, found, tuple(skipped), weights)
 
     def collate(self, plans: Sequence[Plan] = ()) -> Collate:
         """Return what makes a batch of items, with the label analyses of `plans` done."""
