@@ -164,7 +164,8 @@ def densities(colours: np.ndarray, bandwidth: float = 0.0) -> np.ndarray:
     for start in range(0, count, step):
         apart = sum((axis[start : start + step, None] - axis) ** 2 for axis in points)
         found[start : start + step] = np.exp(-0.5 * apart).mean(1)
-    return found / (math.tau**1.5 * float(np.prod(np.diagonal(root))))
+    found /= math.tau**1.5 * float(np.prod(np.diagonal(root)))
+    return found
 
 
 def mean_colours(image: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
