@@ -29,6 +29,12 @@ _COMMANDS = {
         "mixsyn diversity": ("models.mixsyn.diversity", "a grid of random combinations of some pictures' regions"),
         "mixsyn evaluate": ("models.mixsyn.evaluate", "Table 1: compositions and images of a model"),
     },
+    "class- and layer-wise VAE: a latent code per class and per level": {
+        "clvae reconstruct": ("models.clvae.reconstruct", "pictures as the model makes them of their codes"),
+        "clvae sample": ("models.clvae.sample", "many images of one label map"),
+        "clvae stylize": ("models.clvae.stylize", "the image of a label map in the style of other pictures"),
+        "clvae edit": ("models.clvae.edit", "new codes for some classes or levels, step by step; material sheets"),
+    },
 }
 _OLD_WORDS = {
     "compose": "mixsyn compose",
