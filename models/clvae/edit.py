@@ -40,7 +40,16 @@ from ..pictures.options import (
     write_sheet,
 )
 from ..pictures.picture import Picture
-from ..pictures.sheets import captioned, lines_for, outlined, region_legend, source_colour
+from ..pictures.sheets import (
+    captioned,
+    contour,
+    enlarged,
+    enlarged_labels,
+    lines_for,
+    outlined,
+    region_legend,
+    source_colour,
+)
 from ..settings import at_least, repeated
 from ..sheets import contact_sheet
 from .codes import GLOBAL, ImageCodes
@@ -99,7 +108,8 @@ class Wanted:
     def __str__(self) -> str:
         """As text, for tables and sheets."""
         parts = [f"{name} = {_source(edit)}" for name, edit in self.edits.items()]
-        return ", ".join(parts) + (f" at levels {listed(tuple(map(str, self.levels)))}" if self.levels else "")
+        levels = ", ".join(map(str, self.levels or ()))
+        return ", ".join(parts) + (f" at level{'s' if ',' in levels else ''} {levels}" if levels else "")
 
 
 @dataclass(frozen=True)
@@ -252,8 +262,8 @@ def drawn_steps(clvae: CLVAE, seed: int, levels: tuple[int, ...] | None = None) 
     names = [clvae.classes[k] for k in np.argsort(-areas) if areas[k]]
     both = [name for name in names if name in clvae.present(other.labels)]
     steps = [Wanted({names[0]: _SAMPLE}, levels)]
-    if len(both) > 1:
-        steps.append(Wanted({both[1]: other}, levels))
+    if both:
+        steps.append(Wanted({both[min(2, len(both) - 1)]: other}, levels))  # not the first step's again, where there are others
     if clvae.levels:
         steps.append(Wanted({names[0]: _SAMPLE}, levels or clvae.levels[:1]))
     return picture, steps
@@ -300,7 +310,7 @@ def chain(
 def change_of(clvae: CLVAE, before: np.ndarray, made: Made, names: Sequence[str]) -> Change:
     """Return how far pixels moved from an image to the next, inside and outside some classes ("global": everywhere)."""
     moved = np.abs(made.image.astype(np.float64) - before).mean(2)
-    inside = np.isin(made.labels, [clvae.classes.index(name) for name in names if name != GLOBAL]) | (GLOBAL in names)
+    inside = np.isin(made.labels, _regions(clvae, names)) | (GLOBAL in names)
     total = moved.sum()
     return Change(
         float(moved[inside].mean()) if inside.any() else math.nan,
@@ -317,7 +327,7 @@ def frames_of(clvae: CLVAE, start: Made, end: Made, count: int) -> list[np.ndarr
 
 def kept(clvae: CLVAE, image: np.ndarray, picture: Picture, names: Sequence[str]) -> np.ndarray:
     """Copy the pixels of some classes from a picture into an image of its label map."""
-    inside = np.isin(picture.labels, [clvae.classes.index(name) for name in names])
+    inside = np.isin(picture.labels, _regions(clvae, names))
     return np.where(inside[..., None], picture.image, image)
 
 
@@ -368,7 +378,7 @@ def sheet(
     between: Sequence[np.ndarray] = (),
     keep: Sequence[str] = (),
 ) -> np.ndarray:
-    """Draw the chain: picture, label map, reconstruction; per step edited classes, image, change, and pictures taken from.
+    """Draw the chain: picture, label map, reconstruction; per step image before and after, its change, and what was taken.
 
     Args:
         clvae: the model.
@@ -400,11 +410,10 @@ def sheet(
         ]
     ]
     for i, step in enumerate(steps):
-        difference = np.abs(images[i + 1].astype(np.int16) - images[i]) * _GAIN
         row = [
-            _outlined(clvae, Picture(images[i], start.labels, "before"), tuple(step.wanted.edits), "before", lines),
+            image_cell(clvae, images[i], "before", lines),
             image_cell(clvae, images[i + 1], says[i], lines),
-            image_cell(clvae, difference.clip(0, 255).astype(np.uint8), moved[i], lines),
+            _change_cell(clvae, images[i], images[i + 1], start.labels, tuple(step.wanted.edits), moved[i], lines),
         ]
         row += [_outlined(clvae, taken, (name,), f"{name} of {taken.name}", lines) for name, taken in sources[i]]
         rows.append(row)
@@ -422,7 +431,8 @@ def material_sheet(
     """Draw what each level alone changes of a class (Fig. 15): a row per level, and one where all levels move together.
 
     A row walks the class's codes from the picture's own to three drawn ones, one after the other, half way and whole; below
-    an image stands how far pixels inside and outside the class are from the first one, in grey levels.
+    an image stands how far pixels inside and outside the class are from the first one, in grey levels. The last cell is the
+    change from the first image to the last.
 
     Args:
         clvae: the model.
@@ -448,16 +458,33 @@ def material_sheet(
                 made = clvae.generate(picture.labels, own.replaced({name: there}, levels))
                 change = change_of(clvae, first.image, made, (name,))
                 where = f"sample {i + 1}" if weight == 1 else f"half way to sample {i + 1}"
-                row.append(image_cell(clvae, made.image, f"{where} inside {change.inside:.1f} outside {change.outside:.1f}", 2))
+                row.append(image_cell(clvae, made.image, f"{where}: {change.inside:.1f} in, {change.outside:.1f} out", 2))
+        says = f"change x {_GAIN} at sample {_WALK}: {change.share_inside:.0%} inside {name}"
+        row.append(_change_cell(clvae, first.image, made.image, first.labels, (name,), says, 2))
         rows.append(row)
         if len(clvae.levels) == 1:
             break  # all levels are this one
     return contact_sheet(rows)
 
 
+def _regions(clvae: CLVAE, names: Sequence[str]) -> list[int]:
+    """Classes by number; the global code belongs to all of them."""
+    return [k for k, name in enumerate(clvae.classes) if name in names or GLOBAL in names]
+
+
 def _outlined(clvae: CLVAE, picture: Picture, names: Sequence[str], caption: str, lines: int) -> np.ndarray:
-    regions = range(len(clvae.classes)) if GLOBAL in names else [clvae.classes.index(name) for name in names]
-    drawn = outlined(picture, regions, source_colour(0), size_of(clvae))
+    drawn = outlined(picture, _regions(clvae, names), source_colour(0), size_of(clvae))
+    return captioned(drawn, caption, lines=lines)
+
+
+def _change_cell(
+    clvae: CLVAE, before: np.ndarray, after: np.ndarray, labels: np.ndarray, names: Sequence[str], caption: str, lines: int
+) -> np.ndarray:
+    """The change, with the classes that it should lie in outlined."""
+    change = (np.abs(after.astype(np.int16) - before) * _GAIN).clip(0, 255).astype(np.uint8)
+    drawn = enlarged(change, size_of(clvae)).copy()
+    inside = np.isin(enlarged_labels(labels, size_of(clvae)), _regions(clvae, names))
+    drawn[contour(inside, 1)] = source_colour(0)
     return captioned(drawn, caption, lines=lines)
 
 

@@ -97,7 +97,7 @@ def sheet(clvae: CLVAE, target: Picture, styles: Sequence[Picture], made: Sequen
     rows = []
     for i, (style, each) in enumerate(zip(styles, made, strict=True)):
         regions = [clvae.classes.index(name) for name in given[i]]
-        drawn = outlined(style, regions, source_colour(i), size, apart=True)
+        drawn = outlined(style, regions, source_colour(i), size)
         rows.append(
             [
                 labels_cell(clvae, target.labels, f"label map {target.name}", lines),
