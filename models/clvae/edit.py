@@ -161,7 +161,9 @@ def main(options: Options) -> int:
             check_class(clvae, name, picture, file, option)
     check_kept(options.keep, wanted)
     if options.material and (options.material == GLOBAL or not clvae.levels):
-        raise ValueError(f"material: expected a class of a model with levels, got {options.material}; levels: {clvae.levels}")
+        raise ValueError(
+            f"material: expected a class of a model with levels, got {options.material}; levels: {clvae.levels}"
+        )
     codes = load_codes(clvae, options.codes, "codes") if options.codes else None
     with progress("editing"):
         start, steps = chain(clvae, picture, wanted, options.seed, codes)
@@ -263,7 +265,9 @@ def drawn_steps(clvae: CLVAE, seed: int, levels: tuple[int, ...] | None = None) 
     both = [name for name in names if name in clvae.present(other.labels)]
     steps = [Wanted({names[0]: _SAMPLE}, levels)]
     if both:
-        steps.append(Wanted({both[min(2, len(both) - 1)]: other}, levels))  # not the first step's again, where there are others
+        steps.append(
+            Wanted({both[min(2, len(both) - 1)]: other}, levels)
+        )  # not the first step's again, where there are others
     if clvae.levels:
         steps.append(Wanted({names[0]: _SAMPLE}, levels or clvae.levels[:1]))
     return picture, steps
@@ -396,9 +400,7 @@ def sheet(
     after = f"; {listed(keep)} copied from the picture" if keep else ""
     says = [f"{i}: {step.wanted}{after}" for i, step in enumerate(steps, 1)]
     moved = [f"change x {_GAIN}: {step.change.share_inside:.0%} inside {listed(tuple(step.wanted.edits))}" for step in steps]
-    sources = [
-        [(name, edit) for name, edit in step.wanted.edits.items() if isinstance(edit, Picture)] for step in steps
-    ]
+    sources = [[(name, edit) for name, edit in step.wanted.edits.items() if isinstance(edit, Picture)] for step in steps]
     lines = lines_for([*says, *moved], size[1])
     legend = region_legend([start.labels], clvae.classes, size[0])
     rows = [
@@ -425,9 +427,7 @@ def sheet(
     return contact_sheet(rows)
 
 
-def material_sheet(
-    clvae: CLVAE, picture: Picture, name: str, seed: int = 0, codes: ImageCodes | None = None
-) -> np.ndarray:
+def material_sheet(clvae: CLVAE, picture: Picture, name: str, seed: int = 0, codes: ImageCodes | None = None) -> np.ndarray:
     """Draw what each level alone changes of a class (Fig. 15): a row per level, and one where all levels move together.
 
     A row walks the class's codes from the picture's own to three drawn ones, one after the other, half way and whole; below
@@ -447,7 +447,10 @@ def material_sheet(
     own = clvae.encode(picture.image, picture.labels) if codes is None else codes
     stops = [own, *(own.replaced({name: clvae.prior(seed + i)}) for i in range(_WALK))]
     first = clvae.generate(picture.labels, own)
-    cells = [_outlined(clvae, picture, (name,), f"picture {picture.name}: {name}", 2), labels_cell(clvae, first.labels, lines=2)]
+    cells = [
+        _outlined(clvae, picture, (name,), f"picture {picture.name}: {name}", 2),
+        labels_cell(clvae, first.labels, lines=2),
+    ]
     rows = [[*cells, region_legend([first.labels], clvae.classes, size_of(clvae)[0])]]
     for levels in (*((level,) for level in clvae.levels), clvae.levels):
         which = "all levels" if len(levels) > 1 else f"level {levels[0]}"
