@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -254,7 +254,7 @@ def check_kept(keep: Sequence[str], wanted: Sequence[Wanted]) -> None:
 
 
 def drawn_steps(clvae: CLVAE, seed: int, levels: tuple[int, ...] | None = None) -> tuple[Picture, list[Wanted]]:
-    """Draw a picture and edits of it, for who has none: its largest classes from the prior, another picture, the finest level.
+    """Draw a picture and edits of it, for who has none: large classes from the prior, from another picture, at one level.
 
     Raises:
         ValueError: nothing drawn has the model's classes.

@@ -4,9 +4,9 @@
     mixsyn-fast clvae reconstruct --image a.jpg --image b.jpg --kind folder --sheet sheet.png --codes-out codes
     mixsyn-fast clvae reconstruct --data datasets/cmp_facade --limit 8 --sheet sheet.png
 
-Label maps stand beside the images (a_labels.png, or ../labels/a.png), or are named with --labels. --kind says what their pixel
-values mean: "folder" 0 to N - 1 in the order of the model's classes, "cmp_facade" 1 to 12 as that set stores them. Codes
-are read again by `mixsyn-fast clvae edit --codes FILE`, and by ImageCodes.load.
+Label maps stand beside the images (a_labels.png, or ../labels/a.png), or are named with --labels. --kind says what their
+pixel values mean: "folder" 0 to N - 1 in the order of the model's classes, "cmp_facade" 1 to 12 as that set stores them.
+Codes are read again by `mixsyn-fast clvae edit --codes FILE`, and by ImageCodes.load.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main(options: Options) -> int:
 
 
 def check_files(options: Options, names: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """Return the files of images and of codes, the latter empty where none are asked for; ValueError where they cannot be."""
+    """Return the files of images and of codes, none of these where they are not asked for; ValueError where they cannot be."""
     images = files_of(options.out, names, ".png", "out")
     codes = files_of(options.codes_out, names, ".safetensors", "codes_out") if options.codes_out else {}
     check_outputs({**images, **codes, "sheet": options.sheet}, options.image, options.labels)
