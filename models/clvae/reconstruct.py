@@ -91,7 +91,7 @@ def main(options: Options) -> int:
 
 
 def check_files(options: Options, names: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """Return the files of images and of codes, none of these where they are not asked for; ValueError where they cannot be."""
+    """Return the files of images and of codes, none of these unless asked for; ValueError where they cannot be."""
     images = files_of(options.out, names, ".png", "out")
     codes = files_of(options.codes_out, names, ".safetensors", "codes_out") if options.codes_out else {}
     check_outputs({**images, **codes, "sheet": options.sheet}, options.image, options.labels)
