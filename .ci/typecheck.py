@@ -34,6 +34,7 @@ STRICT = (
     "models/data/latents.py",
     "models/data/options.py",
     "models/data/palette.py",
+    "models/data/rarity.py",
     "models/data/classes.py",
     "models/data/files.py",
     "models/data/layouts.py",

@@ -8,8 +8,8 @@ pixel rule of ``F.interpolate(mode="nearest")``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from .ops._common import (
 from .ops.label_patterns import MAX_REGIONS, label_patterns
 
 Size = tuple[int, int]
+Kind = Literal["shared", "image", "classes", "labels"]
 _T = TypeVar("_T")
 _LEAST_SAMPLE = 512  # pixels; smaller maps are analysed whole, in a fraction of a millisecond
 _HARDLY_REPEATS = 0.85  # distinct patterns per pixel of a sample, above which the whole map is taken to be like it
@@ -78,6 +79,18 @@ class ClassPlan(NamedTuple):
     rows: Tensor
     """(P, 9): the second convolution, indices into its table of ((Z + 1) patterns x 9 taps) rows; pattern Z is the zero
     hidden value outside the image."""
+
+
+class Plan(NamedTuple):
+    """An analysis of a hard map that a layer will ask for, to be made beforehand by :meth:`RegionMap.prepare`."""
+
+    size: Size
+    """(h, w)."""
+    kind: Kind
+    """"shared": :meth:`RegionMap.plan`, patterns of the batch (SPADE); "image": the same per image (SEAN's styles);
+    "classes": :meth:`RegionMap.class_plan` (SPADE on vectors of classes); "labels": :meth:`RegionMap.labels_at` alone."""
+    edges: bool = True
+    """False: of the map without its edges, for networks that do not know them."""
 
 
 class RegionMap:
@@ -296,6 +309,9 @@ class RegionMap:
         made = RegionMap.__new__(RegionMap)
         made._setup(self.num_regions, apply(self.labels), apply(self.edges), apply(self.weights))
         made._cache = {key: apply(value) for key, value in self._cache.items()}
+        if self._bare is not None:
+            bare = made.without_edges()
+            bare._cache = {key: apply(value) for key, value in self._bare._cache.items()}
         return made
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> RegionMap:
@@ -459,6 +475,30 @@ class RegionMap:
             return ClassPlan(wide.index, self._style_index(own), self._row_index(pixel, size, own))
 
         return self._cached(("class_plan", size), make)
+
+    def prepare(self, plans: Iterable[Plan]) -> None:
+        """Make now what layers will ask for later. It is kept and travels with the map, as all that is cached.
+
+        Args:
+            plans: what they will ask for.
+
+        Raises:
+            TypeError: on a soft map.
+            ValueError: a plan of another kind.
+        """
+        for size, kind, edges in plans:
+            if kind not in get_args(Kind):
+                fail("RegionMap", "plans", f"kinds among {', '.join(get_args(Kind))}", repr(kind))
+            regions = self if edges else self.without_edges()
+            regions.labels_at(size)
+            if kind == "labels":
+                continue
+            if regions.distinct_share(size, 2):  # what a layer looks at before it asks for a plan
+                regions.distinct_share(size, 1)
+            if kind == "classes":
+                regions.class_plan(size)
+            else:
+                regions.plan(size, kind == "image")
 
     @staticmethod
     def _pixel_of_row(wide: Patterns) -> Tensor:

@@ -204,6 +204,9 @@ class ResidualBlock(nn.Module):
 class RegionGenerator(nn.Module):
     """The skeleton: fc, head_0, G_middle_0, G_middle_1, up_0 .. up_3 (up_4), conv_img, tanh."""
 
+    blocks_of_vectors: frozenset[str] = frozenset()
+    """Names of the blocks whose normalisations are given `class_vectors`."""
+
     def __init__(
         self,
         config: GeneratorConfig,
@@ -275,12 +278,29 @@ class RegionGenerator(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
     def blocks_and_image(
-        self, x: Tensor, regions: RegionMap, *args, of_block: Mapping[str, Mapping[str, Any]] | None = None, **kwargs
+        self,
+        x: Tensor,
+        regions: RegionMap,
+        *args,
+        of_block: Mapping[str, Mapping[str, Any]] | None = None,
+        first: str | None = None,
+        inputs: dict[str, Tensor] | None = None,
+        **kwargs,
     ) -> Tensor:
-        """Return the output before tanh (B, 3, H, W) from the first layer's output x (B, 16 ngf, h, w); `of_block`: further
-        arguments of single blocks' normalisations, by the block's name.
+        """Return the output before tanh (B, 3, H, W).
+
+        Args:
+            x: input of the first block that runs: the first layer's output (B, 16 ngf, h, w) where all do.
+            regions: the region map.
+            args: further arguments of all normalisations, as are `kwargs`.
+            of_block: further arguments of single blocks' normalisations, by the block's name.
+            first: block to begin with; None: the first one.
+            inputs: receives the input of every block that runs.
         """
-        for name in self.block_names:
+        names = self.block_names[self.block_names.index(first) if first else 0 :]
+        for name in names:
+            if inputs is not None:
+                inputs[name] = x
             x = getattr(self, name)(x, regions, *args, **kwargs, **(of_block or {}).get(name, {}))
             if name in self.doubled_after:
                 x = F.interpolate(x, scale_factor=2, mode="nearest")

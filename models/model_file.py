@@ -26,6 +26,69 @@ C = TypeVar("C")
 
 
 @dataclass(frozen=True)
+class TensorFile:
+    """Named tensors with a few lines about them in one safetensors file.
+
+    Args:
+        kind: the format in the header is ``mixsyn_fast.<kind>``.
+        owner: class whose ``save`` writes such files, for messages.
+        version: of the format; a file of another one is refused.
+        also: what else a caller's path may be, for messages.
+    """
+
+    kind: str
+    owner: str
+    version: str = "1"
+    also: str = ""
+
+    @property
+    def format(self) -> str:
+        """Name of the format in the header."""
+        return f"mixsyn_fast.{self.kind}"
+
+    def save(self, path: str | os.PathLike[str], tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+        """Write tensors (on the CPU) and the lines about them, whole or not at all.
+
+        Raises:
+            OSError: the file cannot be written.
+            ImportError: safetensors is not installed.
+        """
+        tensors = {name: _stored(name, value, False) for name, value in tensors.items()}
+        header = {"format": self.format, "version": self.version, **about, "sha256": _digest(tensors)}
+        write_whole(path, _safetensors().torch.save(tensors, header))
+
+    def load(self, path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Read a file of :meth:`save`: its tensors, and its header.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: damaged, or of another kind or version; the message names the path.
+            ImportError: safetensors is not installed.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file (expected a file of {self.owner}.save{self.also})")
+        library = _safetensors()
+        refuse_other_files(path, f"a safetensors file of {self.owner}.save")
+        try:
+            with library.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (library.SafetensorError, ValueError, OSError) as error:
+            raise ValueError(
+                f"{path}: expected a safetensors file of {self.owner}.save, got a file that is none, or is damaged ({error})"
+            ) from error
+        for key, expected in (("format", self.format), ("version", self.version)):
+            if metadata.get(key) != expected:
+                raise ValueError(
+                    f"{path}: expected a file of {self.owner}.save with {key} {expected!r}, got {metadata.get(key)!r}"
+                )
+        if metadata.get("sha256") != _digest(tensors):
+            raise ValueError(f"{path}: damaged: the SHA-256 of its weights is not that of what was written")
+        return tensors, metadata
+
+
+@dataclass(frozen=True)
 class ModelFile(Generic[C]):
     """How the models of one paper are stored.
 
@@ -42,9 +105,9 @@ class ModelFile(Generic[C]):
     version: str = "1"
 
     @property
-    def format(self) -> str:
-        """Name of the format in the header."""
-        return f"mixsyn_fast.{self.paper}"
+    def file(self) -> TensorFile:
+        """The file as such."""
+        return TensorFile(self.paper, self.model, self.version, ", or a run folder")
 
     def save(
         self, path: str | os.PathLike[str], config: C, networks: Mapping[str, nn.Module], *, half: bool = False
@@ -64,13 +127,7 @@ class ModelFile(Generic[C]):
         """
         state = nn.ModuleDict(dict(networks)).state_dict()
         tensors = {name: _stored(name, value, half) for name, value in state.items()}
-        metadata = {
-            "format": self.format,
-            "version": self.version,
-            "config": json.dumps(to_dict(config)),
-            "sha256": _digest(tensors),
-        }
-        write_whole(path, _safetensors().torch.save(tensors, metadata))
+        self.file.save(path, tensors, {"config": json.dumps(to_dict(config))})
 
     def load(
         self, path: str | os.PathLike[str], build: Callable[[C], Mapping[str, nn.Module]]
@@ -91,7 +148,7 @@ class ModelFile(Generic[C]):
             ImportError: safetensors is not installed.
         """
         path = Path(path)
-        tensors, metadata = self._read(path)
+        tensors, metadata = self.file.load(path)
         try:
             config = from_dict(self.config, json.loads(metadata["config"]))
         except (KeyError, ValueError) as error:
@@ -113,29 +170,6 @@ class ModelFile(Generic[C]):
             there = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
             raise FileNotFoundError(f"{path}: no such weights came with the package; there are: {there}")
         return path
-
-    def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Tensors and metadata, verified."""
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file (expected a file of {self.model}.save, or a run folder)")
-        library = _safetensors()
-        refuse_other_files(path, f"a safetensors file of {self.model}.save")
-        try:
-            with library.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (library.SafetensorError, ValueError, OSError) as error:
-            raise ValueError(
-                f"{path}: expected a safetensors file of {self.model}.save, got a file that is none, or is damaged ({error})"
-            ) from error
-        for key, expected in (("format", self.format), ("version", self.version)):
-            if metadata.get(key) != expected:
-                raise ValueError(
-                    f"{path}: expected a file of {self.model}.save with {key} {expected!r}, got {metadata.get(key)!r}"
-                )
-        if metadata.get("sha256") != _digest(tensors):
-            raise ValueError(f"{path}: damaged: the SHA-256 of its weights is not that of what was written")
-        return tensors, metadata
 
 
 def _safetensors() -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -20,14 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from mixsyn_fast.layers import SEANNorm, SPADENorm, table_fits
-from mixsyn_fast.region_map import RegionMap, Size
+from mixsyn_fast.region_map import Kind, Plan, RegionMap, Size
 
 from . import clade, sean, spade
 from .blocks import GeneratorConfig, RegionGenerator
+from .data.classes import are_streets
 from .discriminators import DiscriminatorConfig, MultiScaleDiscriminator, logits_of
-from .losses import ADVERSARIAL, feature_matching_loss, kld_loss, l1_loss, r1_due, r1_penalty
+from .losses import ADVERSARIAL, feature_matching_loss, kld_loss, masked_l1_loss, r1_due, r1_penalty
 from .losses.at_once import at_once
 from .losses.perceptual import perceptual_loss, without_missing_vgg
+from .settings import one_of
 from .training.task import Phase, Task, Trainable
 
 if TYPE_CHECKING:
@@ -46,6 +48,12 @@ class Config:
     vgg: float = 10.0  # weight of the perceptual loss; 0: none
     vgg_weights: str = "auto"  # file with VGG-19 or VGG-16; auto: one that is on this machine, else no perceptual loss
     l1: float = 0.0  # weight of the mean absolute difference to the real image (none in the papers)
+    loss_mask: Literal["auto", "none", "rare_colours"] = "none"
+    """what pixels weigh in feature matching, perceptual and L1 loss: all the same, or by how rare their class's colour is
+    (conditional IMLE); auto: the latter in street scenes"""
+    loss_mask_scale: Literal["mean", "maximum"] = "mean"
+    """a class's colours weigh 1 on average, or its rarest colour weighs 1 (cIMLE, which has no adversarial loss beside it:
+    the masked losses shrink, on CamVid to 0.09 of themselves)"""
     kld: float = 0.05  # weight of the KLD with a VAE: per image (published: summed over the 4 images of a GPU)
     r1: float = 0.0  # gamma of the R1 gradient penalty (none in the papers)
     r1_every: int = 16  # steps between two R1 penalties, each this many times as strong
@@ -64,6 +72,7 @@ class Config:
         for name in ("generator_lr", "discriminator_lr", "r1_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        one_of(self, loss_mask=("auto", "none", "rare_colours"), loss_mask_scale=("mean", "maximum"))
         if self.adversarial not in ADVERSARIAL:
             raise ValueError(f"adversarial: expected one of {', '.join(ADVERSARIAL)}, got {self.adversarial!r}")
 
@@ -127,6 +136,8 @@ def fitted(config: C, classes: Sequence[str], size: Size, edges: bool) -> C:
     changes = {"generator": generator, "discriminator": replace(config.discriminator, label_nc=len(classes), edges=edges)}
     if hasattr(config, "encoder"):
         changes["encoder"] = replace(config.encoder, z_dim=generator.z_dim, image_size=256 if width >= 256 else 128)  # type: ignore[attr-defined]
+    if config.loss_mask == "auto":
+        changes["loss_mask"] = "rare_colours" if are_streets(classes) else "none"
     return without_missing_vgg(replace(config, **changes))
 
 
@@ -141,21 +152,22 @@ def initialise(network: nn.Module, gain: float) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def plans_of(generator: RegionGenerator, without: Collection[str] = ()) -> tuple[tuple[Size, bool], ...]:
-    """Return the (size, per_image) of every label analysis (`RegionMap.plan`) that a generator's layers ask for.
+def plans_of(generator: RegionGenerator, edges: bool) -> tuple[Plan, ...]:
+    """Return every label analysis that a generator's layers ask for.
 
     Args:
         generator: the generator.
-        without: blocks that ask for none.
+        edges: it is given maps with edges, where the data has them.
     """
     height, width = generator.config.start_size
-    found: dict[tuple[Size, bool], None] = {}
+    found: dict[Plan, None] = {}
     for name in generator.block_names:
-        for layer in getattr(generator, name).children() if name not in without else ():
+        for layer in getattr(generator, name).children():
             if isinstance(layer, SEANNorm):
-                found[(height, width), layer.use_rgb] = None
+                found[Plan((height, width), "image" if layer.use_rgb else "shared", edges)] = None
             elif isinstance(layer, SPADENorm) and table_fits(layer):
-                found[(height, width), False] = None
+                kind: Kind = "classes" if name in generator.blocks_of_vectors else "shared"
+                found[Plan((height, width), kind, edges)] = None
         if name in generator.doubled_after:
             height, width = 2 * height, 2 * width
     return tuple(found)
@@ -169,10 +181,12 @@ class ReconstructionTask(Task):
         training: False builds only what `generate` needs: neither discriminator nor feature network.
 
     Raises:
-        FileNotFoundError, ValueError: the VGG weights (`perceptual_loss`).
+        FileNotFoundError, ValueError: the VGG weights (`perceptual_loss`); a loss mask that is not decided.
     """
 
     def __init__(self, config: Config, training: bool = True) -> None:
+        if training and config.loss_mask == "auto":
+            raise ValueError("loss_mask: expected none or rare_colours (`fitted` decides), got 'auto'")
         self.config = config
         self.num_regions = config.generator.label_nc
         self.perceptual = perceptual_loss(config) if training else None
@@ -186,7 +200,7 @@ class ReconstructionTask(Task):
                 initialise(network, config.init_gain)
         generator = self.networks["generator"]
         assert isinstance(generator, RegionGenerator)
-        self.plans = plans_of(generator)
+        self.plans = plans_of(generator, config.discriminator.edges)
         self._fakes: list[tuple[int, Tensor, Tensor]] = []  # step, real and generated images, from one phase to the next
 
     @abstractmethod
@@ -207,7 +221,6 @@ class ReconstructionTask(Task):
 
     def regions(self, batch: Batch) -> RegionMap:
         """Return the region maps as the networks read them: without edges where they read none."""
-        # the plans that came with the batch know edges: those of the bare map are made anew
         return batch.regions if self.config.discriminator.edges else batch.regions.without_edges()
 
     def generate(self, batch: Batch, networks: Mapping[str, nn.Module]) -> Tensor:
@@ -225,6 +238,7 @@ class ReconstructionTask(Task):
         config, real, discriminator = self.config, batch.image, self.networks["discriminator"]
         assert isinstance(discriminator, MultiScaleDiscriminator)
         regions = self.regions(batch)
+        mask = batch.pixel_weights() if config.loss_mask == "rare_colours" else None
         fake, losses = self.fake(batch, regions, self.networks, sample=True)
         if config.reuse_fakes:
             self._fakes = [*(kept for kept in self._fakes if kept[0] == step), (step, real, fake.detach())]
@@ -242,14 +256,14 @@ class ReconstructionTask(Task):
             discriminator.train(iterating)
             found = {"gan": config.gan * adversarial.generator_loss(logits_of(features)[0])}
             if targets is not None:
-                found["feature_matching"] = config.feature_matching * feature_matching_loss(targets, features)
+                found["feature_matching"] = config.feature_matching * feature_matching_loss(targets, features, mask)
             return found
 
         losses |= at_once(judged, fake)
         if perceptual is not None:
-            losses |= at_once(lambda image: {"vgg": config.vgg * perceptual(image, real)}, fake)
+            losses |= at_once(lambda image: {"vgg": config.vgg * perceptual(image, real, mask)}, fake)
         if config.l1:
-            losses["l1"] = config.l1 * l1_loss(fake.float(), real)
+            losses["l1"] = config.l1 * masked_l1_loss(fake.float(), real, mask)
         return losses
 
     def discriminator_losses(self, batch: Batch, step: int) -> dict[str, Tensor]:

@@ -96,3 +96,8 @@ class EncoderConfig(spade.EncoderConfig):
     def levels(self) -> tuple[int, ...]:
         """Levels, from 1 (the finest), that give codes of classes."""
         return code_levels(self.num_levels, self.layer_wise)
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """Side of each of these levels in pixels."""
+        return tuple(self.image_size >> level for level in self.levels)

@@ -132,6 +132,7 @@ class Generator(RegionGenerator):
             return SPADENorm(channels, inputs, norm=config.norm, hidden=config.hidden, kernel_size=config.kernel_size)
 
         super().__init__(config, make_norm, z_dim=config.z_dim)
+        self.blocks_of_vectors = frozenset(config.level_of_block)
         if config.levels:
             self.embedding = ClassEmbedding(config.label_nc, length)
 
@@ -153,16 +154,38 @@ class Generator(RegionGenerator):
         z = draw(batch, self.config.z_dim)
         return Codes(z, tuple(draw(*shape).expand(-1, self.config.label_nc, -1) for shape in shapes))
 
-    def forward_features(self, regions: RegionMap | Tensor, codes: Codes | None = None) -> Tensor:
-        """Return the output before tanh, (B, 3, H, W)."""
+    def forward_features(
+        self,
+        regions: RegionMap | Tensor,
+        codes: Codes | None = None,
+        *,
+        first: str | None = None,
+        inputs: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Return the output before tanh, (B, 3, H, W).
+
+        Args:
+            regions: as for `forward`.
+            codes: likewise.
+            first: block to begin with, from its input in `inputs`: right where the codes of all blocks before it are what
+                they were then.
+            inputs: receives the input of every block that runs.
+        """
         regions = self.region_map(regions)
         codes = self.prior(regions.batch_size) if codes is None else codes
         levels = self.config.levels
         if len(codes.classes) != len(levels):
             raise ValueError(f"codes: expected {len(levels)} levels of codes of classes, got {len(codes.classes)}")
-        vectors = {level: self.embedding(given) for level, given in zip(levels, codes.classes, strict=True)}
-        of_block = {name: {"class_vectors": vectors[level]} for name, level in self.config.level_of_block.items()}
-        return self.blocks_and_image(self.first_layer(regions, codes.z), regions, of_block=of_block)
+        if first is None or inputs is None:
+            first, x = None, self.first_layer(regions, codes.z)
+        else:
+            x = inputs[first]
+        running = self.block_names[self.block_names.index(first) if first else 0 :]
+        level_of = {name: level for name, level in self.config.level_of_block.items() if name in running}
+        given = dict(zip(levels, codes.classes, strict=True))
+        vectors = {level: self.embedding(given[level]) for level in dict.fromkeys(level_of.values())}
+        of_block = {name: {"class_vectors": vectors[level]} for name, level in level_of.items()}
+        return self.blocks_and_image(x, regions, of_block=of_block, first=first, inputs=inputs)
 
     def forward(self, regions: RegionMap | Tensor, codes: Codes | None = None) -> Tensor:
         """Return the image (B, 3, H, W) in (-1, 1)."""

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from mixsyn_fast.region_map import RegionMap
+from mixsyn_fast.region_map import Plan, RegionMap, Size
 
 from .. import reconstruction
-from ..training.task import Size, Trainable
+from ..training.task import Trainable
 from .config import EncoderConfig, GeneratorConfig
 from .networks import Encoder, Generator
 
@@ -34,6 +34,9 @@ class Config(reconstruction.Config):
 
     generator: GeneratorConfig = field(default_factory=lambda: GeneratorConfig(spectral_norm=True))
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(spectral_norm=True))
+    loss_mask: Literal["auto", "none", "rare_colours"] = "auto"
+    """what pixels weigh in feature matching, perceptual and L1 loss: all the same, or by how rare their class's colour is
+    (conditional IMLE, as in Sec. 4.2); auto: the latter in street scenes"""
     rates: Literal["code", "paper", "own"] = "code"  # learning rates of the published code (as SPADE's: 1e-4, 4e-4), of the
     # paper's Sec. 4.2 (4e-4, 1e-4), or generator_lr and discriminator_lr
 
@@ -80,10 +83,9 @@ class CLVAETask(reconstruction.ReconstructionTask):
 
     def __init__(self, config: Config, training: bool = True) -> None:
         super().__init__(config, training)
-        generator = self.networks["generator"]
-        assert isinstance(generator, Generator)
-        # blocks that read codes ask for `RegionMap.class_plan`, which the data workers do not make
-        self.plans = reconstruction.plans_of(generator, without=config.generator.level_of_block)
+        # the encoder pools over the labels at its levels' sizes
+        sizes = [(side, side) for side in config.encoder.level_sizes] if config.encoder.class_wise else []
+        self.plans += tuple(Plan(size, "labels", edges=False) for size in sizes)
 
     def make_generators(self) -> dict[str, nn.Module]:
         """Return the generator and the encoder."""

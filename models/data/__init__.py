@@ -18,6 +18,7 @@ from .latents import LatentBatch, LatentDataset
 from .loader import Loader
 from .options import DataOptions, ReaderOptions
 from .palette import colorize, palette
+from .rarity import Rarity, kept_rarity, rarity
 from .region_types import MergedSource, RegionTypes, merged, region_types
 from .sets import KINDS, LABEL_SETS, JoinedSource, ProceduralSource, guess_kind, open_source
 from .source import FileSource, LabelSet, Record, Sample, Source
@@ -45,6 +46,7 @@ __all__ = [
     "MergedSource",
     "Packed",
     "ProceduralSource",
+    "Rarity",
     "ReaderOptions",
     "Record",
     "RegionDataset",
@@ -62,9 +64,11 @@ __all__ = [
     "edges_of_instances",
     "first_items",
     "guess_kind",
+    "kept_rarity",
     "merged",
     "open_source",
     "palette",
+    "rarity",
     "region_types",
     "statistics",
 ]

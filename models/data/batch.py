@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixsyn_fast import RegionMap
+from mixsyn_fast.region_map import Plan, RegionMap
 
 _ALIGNMENT = 64  # bytes: every tensor of a packed batch begins on a cache line
 
@@ -36,6 +36,8 @@ class Item:
     index: int
     skipped: tuple[tuple[str, str], ...] = ()
     """(name, reason) of bad files before it."""
+    class_weights: np.ndarray | None = None
+    """(K + 1,) float32: weights of the pixels of every class, and of no class, in a loss."""
 
 
 class Packed:
@@ -108,6 +110,20 @@ class Batch(Packed):
     index: Tensor
     skipped: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
+    class_weights: Tensor | None = None
+    """(B, K + 1) float32: weights of the pixels of every class, and of no class, in a loss; None: all weigh the same."""
+
+    def pixel_weights(self) -> Tensor:
+        """Return the weight of every pixel, (B, 1, H, W) float32.
+
+        Raises:
+            ValueError: the batch has no weights of classes.
+        """
+        if self.class_weights is None:
+            raise ValueError("class_weights: expected a batch with weights of classes (RegionDataset.rebalance), got none")
+        labels = self.regions.labels_at().to(torch.int64)
+        index = torch.where(labels < 0, self.regions.num_regions, labels)
+        return self.class_weights.gather(1, index.flatten(1)).view_as(labels)[:, None]
 
     def __repr__(self) -> str:
         return f"Batch(image={tuple(self.image.shape)}, regions={self.regions}, names={self.names}, skipped={self.skipped})"
@@ -173,10 +189,13 @@ def _pack(value: Any) -> tuple[Tensor, Any]:
             slots.append(_Slot(start, tensor.dtype, tuple(tensor.shape), tensor.stride()))
     else:
         end = 0
+        placed: dict[int, _Slot] = {}  # a map and the same without edges hold the same labels
         for tensor in tensors:
-            dense = torch.empty_like(tensor, device="meta")  # its strides, without gaps
-            slots.append(_Slot(end, tensor.dtype, tuple(tensor.shape), dense.stride()))
-            end += -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
+            if id(tensor) not in placed:
+                dense = torch.empty_like(tensor, device="meta")  # its strides, without gaps
+                placed[id(tensor)] = _Slot(end, tensor.dtype, tuple(tensor.shape), dense.stride())
+                end += -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
+            slots.append(placed[id(tensor)])
         buffer = torch.zeros(end, dtype=torch.uint8, device=tensors[0].device)
         for tensor, slot in zip(tensors, slots, strict=True):
             _view(buffer, slot).copy_(tensor)
@@ -202,17 +221,17 @@ class Collate:
 
     Args:
         num_regions: K; 0: there are no label maps, and the batch is of plain pictures.
-        plans: (size, per_image) for every :meth:`mixsyn_fast.RegionMap.plan` that the generator will ask for.
+        plans: the label analyses that the networks will ask for.
     """
 
     num_regions: int
-    plans: tuple[tuple[tuple[int, int], bool], ...] = ()
+    plans: tuple[Plan, ...] = ()
 
     def __call__(self, items: Sequence[Item]) -> Any:
         """Collate items of one size into a `Batch`, or an `ImageBatch` without regions.
 
         Raises:
-            ValueError: no items, sizes differ, edges in some only, labels out of range.
+            ValueError: no items, sizes differ, edges or weights of classes in some only, labels out of range.
         """
         sizes = {item.labels.shape for item in items}
         if len(sizes) != 1:
@@ -222,7 +241,14 @@ class Collate:
         bad = dict(pair for item in items for pair in item.skipped)
         index = torch.tensor([item.index for item in items], dtype=torch.int64)
         about = tuple(item.name for item in items), index, tuple(bad), tuple(bad.values())
-        return Batch(image, self._regions(items), *about) if self.num_regions else ImageBatch(image, *about)
+        if not self.num_regions:
+            return ImageBatch(image, *about)
+        weights = [item.class_weights for item in items if item.class_weights is not None]
+        if len(weights) not in (0, len(items)):
+            raise ValueError(
+                f"items: expected weights of classes in all or none, got them in {len(weights)} of {len(items)}"
+            )
+        return Batch(image, self._regions(items), *about, torch.from_numpy(np.stack(weights)) if weights else None)
 
     def _regions(self, items: Sequence[Item]) -> RegionMap:
         with_edges = [item for item in items if item.edges is not None]
@@ -232,6 +258,5 @@ class Collate:
         edges = torch.from_numpy(np.stack([item.edges for item in with_edges])) if with_edges else None  # type: ignore[misc]
         labels = torch.from_numpy(np.stack([item.labels for item in items]))
         regions = RegionMap(labels, self.num_regions, ignore_index=-1, edges=edges)
-        for size, per_image in self.plans:
-            regions.plan(size, per_image)
+        regions.prepare(self.plans)
         return regions

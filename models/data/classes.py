@@ -141,6 +141,16 @@ CCP = _names(
 """Clothing Co-Parsing: 59 classes."""
 
 
+def are_streets(classes: Sequence[str]) -> bool:
+    """Say whether classes are those of street scenes: roads, and nothing but classes of Cityscapes, GTA-5 or CamVid.
+
+    Args:
+        classes: names by id; one more for pixels that are unknown does not matter.
+    """
+    found = set(classes) - {"unknown"}
+    return "road" in found and any(found <= set(names) for names in (CITYSCAPES, GTA5, CAMVID))
+
+
 def left_right_pairs(classes: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Find the classes that a horizontal flip exchanges: equal names but for "l_" and "r_", or "left" and "right".
 

@@ -9,11 +9,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from torch.utils.data import Dataset, get_worker_info
 
+from mixsyn_fast.region_map import Plan
+
 from .batch import Collate, Item, Packed
 from .source import Sample, Source
 
-Plans = Sequence[tuple[tuple[int, int], bool]]
-"""(size, per_image) of :meth:`mixsyn_fast.RegionMap.plan`."""
 Box = tuple[float, float, float, float]
 """Left, upper, right, lower in pixels of the stored picture."""
 
@@ -28,6 +28,8 @@ class TrainingSet(Protocol):
     """What it is, for messages."""
     num_regions: int
     """K of its label maps; 0: it has none."""
+    chances: np.ndarray | None
+    """(N,) float64, not negative: how often items are drawn, on average; None: each once in an epoch."""
 
     def __len__(self) -> int: ...
 
@@ -35,7 +37,7 @@ class TrainingSet(Protocol):
         """Item (epoch, index), always the same one."""
         ...
 
-    def collate(self, plans: Plans) -> Callable[[Sequence[Any]], Packed]:
+    def collate(self, plans: Sequence[Plan]) -> Callable[[Sequence[Any]], Packed]:
         """Return what makes a batch of items, in the workers; `plans` are the label analyses that the task asks for."""
         ...
 
@@ -53,6 +55,7 @@ class Collated:
     """
 
     num_regions = 0
+    chances = None
 
     def __init__(self, dataset: Any, collate: Callable[[Sequence[Any]], Packed]) -> None:
         self.dataset, self._collate = dataset, collate
@@ -65,7 +68,7 @@ class Collated:
         """Item (epoch, index)."""
         return self.dataset[key[1]]
 
-    def collate(self, plans: Plans) -> Callable[[Sequence[Any]], Packed]:
+    def collate(self, plans: Sequence[Plan]) -> Callable[[Sequence[Any]], Packed]:
         """Return the collate function."""
         return self._collate
 
@@ -125,11 +128,34 @@ class RegionDataset(Dataset[Item]):
         self._exchange = np.arange(-1, self.num_regions, dtype=np.int32)  # label + 1 -> label of the mirrored picture
         for left, right in source.swaps:
             self._exchange[[left + 1, right + 1]] = right, left
+        self.chances: np.ndarray | None = None
+        self._class_weights: np.ndarray | None = None
         self._bad: dict[int, tuple[str, str]] = {}
         self._announced: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def rebalance(self, chances: np.ndarray | None = None, class_weights: np.ndarray | None = None) -> None:
+        """Draw some pictures more often than others, and weigh the pixels of some classes more (:class:`Rarity`).
+
+        Args:
+            chances: (N,), how often a :class:`Loader` draws every picture; None: each once in an epoch.
+            class_weights: (N, K + 1), what batches carry as `class_weights`; None: nothing.
+
+        Raises:
+            ValueError: another shape, numbers that are negative or not finite, or chances that are all 0.
+        """
+        shapes = {"chances": (len(self.source),), "class_weights": (len(self.source), self.num_regions + 1)}
+        for name, given in (("chances", chances), ("class_weights", class_weights)):
+            if given is not None and given.shape != shapes[name]:
+                raise ValueError(f"{name}: expected shape {shapes[name]}, got {given.shape}")
+            if given is not None and not (np.isfinite(given).all() and (given >= 0).all()):
+                raise ValueError(f"{name}: expected numbers that are finite and not negative, got others")
+        if chances is not None and not chances.any():
+            raise ValueError("chances: expected some above 0, got none")
+        self.chances = None if chances is None else np.asarray(chances, np.float64)
+        self._class_weights = None if class_weights is None else np.asarray(class_weights, np.float32)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Item:
         """Item `index`, or `(epoch, index)`; a plain index is of epoch 0.
@@ -147,14 +173,16 @@ class RegionDataset(Dataset[Item]):
         rng = np.random.default_rng([self.seed, int(epoch), int(index)])
         at_y, at_x, coin = rng.random(3) if self.crop == "random" else (0.5, 0.5, rng.random(3)[2])
         image, labels, edges = resample(sample, self._box(*sample.labels.shape, at_y, at_x), self.size)
+        weights = None if self._class_weights is None else self._class_weights[found]
         if coin < self.flip:
             image, labels = image[:, ::-1], self._exchange[labels[:, ::-1] + 1]
             edges = None if edges is None else edges[:, ::-1]
-        return Item(image, labels, edges, sample.name, found, tuple(skipped))
+            weights = None if weights is None else weights[np.roll(self._exchange, -1)]  # of no class: -1, the last one
+        return Item(image, labels, edges, sample.name, found, tuple(skipped), weights)
 
-    def collate(self, plans: Plans = ()) -> Collate:
+    def collate(self, plans: Sequence[Plan] = ()) -> Collate:
         """Return what makes a batch of items, with the label analyses of `plans` done."""
-        return Collate(self.num_regions, tuple((tuple(size), bool(own)) for size, own in plans))  # type: ignore[misc]
+        return Collate(self.num_regions, tuple(plans))
 
     def announce(self, skipped: Sequence[tuple[str, str]]) -> None:
         """Warn of bad files, (name, reason), each once."""

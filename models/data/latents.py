@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixsyn_fast.region_map import Plan
+
 from .batch import Packed
-from .dataset import Plans
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,6 +43,7 @@ class LatentDataset:
 
     kind = "latents"
     num_regions = 0
+    chances = None
 
     def __init__(self, length: int, size: int | tuple[int, ...], seed: int = 0) -> None:
         self.size = (size,) if isinstance(size, int) else tuple(size)
@@ -63,7 +65,7 @@ class LatentDataset:
         stream = np.random.RandomState(np.random.MT19937([self.seed, index]))
         return index, stream.standard_normal(self.size).astype(np.float32)
 
-    def collate(self, plans: Plans = ()) -> Callable[[Sequence[tuple[int, np.ndarray]]], LatentBatch]:
+    def collate(self, plans: Sequence[Plan] = ()) -> Callable[[Sequence[tuple[int, np.ndarray]]], LatentBatch]:
         """Return what makes a :class:`LatentBatch` of items."""
         return _collate
 

@@ -1,8 +1,9 @@
 """Batches in an order that any number of processes and workers agrees on, and that a resumed run goes on with exactly.
 
-Epoch e is the permutation drawn from (seed, e). Batch n of all processes together is a slice of the epochs' concatenation;
-every process takes its contiguous part of it. Where pictures, batch size or seed have changed at a resume, the order begins
-anew.
+Epoch e is the permutation drawn from (seed, e), or, where pictures have chances, as many draws, every picture as often as
+its chance says, rounded up or down at random, also from (seed, e); each draw is then cropped and flipped anew. Batch n of
+all processes together is a slice of the epochs' concatenation; every process takes its contiguous part of it. Where
+pictures, chances, batch size or seed have changed at a resume, the order begins anew.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,9 +21,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from mixsyn_fast import RegionMap
+from mixsyn_fast.region_map import Plan, RegionMap
 
-from .dataset import Plans, TrainingSet
+from .dataset import TrainingSet
+from .source import fingerprint
 
 _SECONDS_AFTER_SIGTERM = 60
 Keys = list[tuple[int, int]]
@@ -33,6 +35,7 @@ ORDER: dict[str, Callable[[Any, Any], str]] = {
     "batch_size": "batches of {} -> {} pictures".format,
     "seed": "seed {} -> {}".format,
     "drop_last": "drop_last {} -> {}".format,
+    "chances": lambda before, now: "pictures are drawn with other chances",
 }
 """What the order is made from: name in a loader's state -> words for a change of it."""
 
@@ -48,6 +51,7 @@ class Order:
     seed: int
     shuffle: bool
     drop_last: bool
+    chances: np.ndarray | None = None
     first_epoch: int = 0  # number of the first epoch: after a resume with another order, one that was not begun before
 
     @property
@@ -59,7 +63,14 @@ class Order:
         """Indices in the order of an epoch."""
         if not self.shuffle:
             return np.arange(self.length)
-        return np.random.default_rng([self.seed, number]).permutation(self.length)
+        rng = np.random.default_rng([self.seed, number])
+        if self.chances is None:
+            return rng.permutation(self.length)
+        # systematic sampling: points one apart along the chances, laid end to end; fewer repeats than independent draws
+        ends = np.cumsum(self.chances)
+        ends *= self.length / ends[-1]
+        ends[np.flatnonzero(self.chances)[-1] :] = np.inf
+        return rng.permutation(np.searchsorted(ends, np.arange(self.length) + rng.random(), side="right"))
 
     def keys_from(self, batch: int) -> Iterator[Keys]:
         """Keys of this process, of batch number `batch` and of all after it, without end."""
@@ -73,7 +84,9 @@ class Order:
                 number += self.first_epoch
                 if number not in epochs:
                     epochs = {number: self.epoch(number)}
-                keys.append((number, int(epochs[number][within])))
+                # a picture that an epoch has twice is cropped and flipped anew: every draw has a number of its own
+                crop = number if self.chances is None else number * self.length + within
+                keys.append((crop, int(epochs[number][within])))
             yield keys
             batch += 1
 
@@ -109,7 +122,7 @@ class Loader:
         rank: number of this process, 0 to world - 1.
         world: number of processes.
         seed: of the order.
-        plans: (size, per_image) pairs of :meth:`mixsyn_fast.RegionMap.plan` computed with every batch.
+        plans: label analyses that are made with every batch.
         shuffle: False keeps the order 0, 1, 2 ... in every epoch.
         drop_last: True leaves out the pictures of an epoch that do not fill a batch (others in every epoch); False fills the
             batch from the next epoch. All batches are full.
@@ -131,7 +144,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         seed: int = 0,
-        plans: Plans = (),
+        plans: Sequence[Plan] = (),
         shuffle: bool = True,
         drop_last: bool = True,
         device: torch.device | str | None = None,
@@ -147,7 +160,8 @@ class Loader:
                 f"batch_size: expected at most the {len(dataset)} pictures there are (or drop_last=False), got {batch_size}"
             )
         self.dataset, self.workers = dataset, workers
-        self.order = Order(len(dataset), batch_size, rank, world, seed, shuffle, drop_last)
+        chances = dataset.chances if shuffle else None
+        self.order = Order(len(dataset), batch_size, rank, world, seed, shuffle, drop_last, chances)
         self.device = None if device is None else torch.device(device)
         self.data_seconds = 0.0
         self.plans, self._collate = tuple(plans), dataset.collate(plans)
@@ -217,13 +231,18 @@ class Loader:
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs, as JSON: batches drawn so far (not those that workers hold ready), and of what."""
         order = {name: getattr(self.order, name) for name in ("seed", "batch_size", "length", "drop_last", "first_epoch")}
-        return {**order, "batches": self._drawn, "pictures": self._pictures}
+        return {**order, "batches": self._drawn, "pictures": self._pictures, "chances": self._chances}
+
+    @property
+    def _chances(self) -> str | None:
+        chances = self.order.chances
+        return None if chances is None else hashlib.sha256(chances.tobytes()).hexdigest()[:16]
 
     @cached_property
     def _pictures(self) -> str | None:
         """What tells a set of pictures from another of the same length: a hash of their names, where it has names."""
         names = getattr(getattr(self.dataset, "source", None), "names", None)
-        return None if names is None else hashlib.sha256("\0".join(names()).encode()).hexdigest()[:16]
+        return None if names is None else fingerprint(names())
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Continue at the batch after the last one that was drawn; the number of workers and processes may differ.
@@ -242,7 +261,7 @@ class Loader:
         if missing:
             raise ValueError(f"state: expected {', '.join(mine)}, got none of {', '.join(missing)}")
         # checkpoints of earlier versions lack the other entries: as they were then
-        state = {"drop_last": True, "first_epoch": 0, "pictures": mine["pictures"], **state}
+        state = {"drop_last": True, "first_epoch": 0, "pictures": mine["pictures"], "chances": None, **state}
         changed = [key for key in ORDER if state[key] != mine[key]]
         if "length" in changed and "pictures" in changed:  # more of them are others as well
             changed.remove("pictures")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from ..settings import Checked
+from ..settings import Checked, at_least
 from .dataset import RegionDataset
 from .region_types import merged
 from .sets import DRAWN_KINDS, KINDS, JoinedSource, open_source
@@ -45,6 +46,11 @@ class DataOptions(ReaderOptions):
     merge: Literal["none", "meta", "compact"] = "none"  # classes merged into fewer region types; see docs/training.md
     also: str = ""
     """a second set with the same classes to learn from: a kind drawn by code (--count pictures), or kind:folder"""
+    balance: Literal["auto", "none", "rare_colours"] = "auto"
+    """how often pictures are drawn: equally, or by how rare the colours of their classes are; auto: the latter where the
+    loss weighs rare colours too (--loss-mask)"""
+    balance_classes: int = 5  # classes that rare_colours balances: those with the most uneven colours; 0: all
+    colour_bandwidth: float = 0.0  # grey levels over which a colour counts as seen (rare_colours); 0: Scott's rule
     on_error: Literal["skip", "raise"] = "skip"  # a bad file: take the next picture and say so, or stop
 
     def __post_init__(self) -> None:
@@ -52,6 +58,9 @@ class DataOptions(ReaderOptions):
         super().__post_init__()
         if len(self.size) not in (1, 2) or min(self.size) < 1:
             raise ValueError(f"size: expected one or two positive numbers, got {self.size}")
+        at_least(self, balance_classes=0, colour_bandwidth=0)
+        if not math.isfinite(self.colour_bandwidth):
+            raise ValueError(f"colour_bandwidth: expected a finite number, got {self.colour_bandwidth}")
         kind, _, folder = self.also.partition(":")
         if self.also and (kind not in ("auto", *KINDS) or kind.startswith("procedural") == bool(folder)):
             drawn = ", ".join(DRAWN_KINDS)

@@ -106,7 +106,7 @@ def statistics(source: Source, limit: int | None = None, progress: Callable[[int
         counts = np.bincount(labels.ravel() + 1, minlength=regions + 1)
         return counts, f"{labels.shape[0]} x {labels.shape[1]}", blended(labels)
 
-    for index, result in enumerate(_in_threads(count, total)):
+    for index, result in enumerate(in_threads(count, total)):
         if isinstance(result, str):
             bad.append((names[index], result))
         else:
@@ -134,7 +134,7 @@ def statistics(source: Source, limit: int | None = None, progress: Callable[[int
     )
 
 
-def _in_threads(function: Callable[[int], Any], total: int) -> Iterator[Any]:
+def in_threads(function: Callable[[int], Any], total: int) -> Iterator[Any]:
     """Yield function(0), function(1) ... in order, a few ahead in threads: image decoders leave the interpreter free."""
     threads = min(8, cores())
     with ThreadPoolExecutor(threads) as pool:

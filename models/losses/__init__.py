@@ -10,7 +10,7 @@ from types import ModuleType
 from . import hinge, least_squares, log_loss, non_saturating
 from .feature_matching import feature_matching_loss
 from .kld import kld_loss
-from .l1 import l1_loss
+from .l1 import l1_loss, masked_l1_loss
 from .log_loss import (
     image_discriminator_loss,
     image_generator_loss,
@@ -42,6 +42,7 @@ __all__ = [
     "log_loss",
     "mask_discriminator_loss",
     "mask_generator_loss",
+    "masked_l1_loss",
     "non_saturating",
     "r1_due",
     "r1_penalty",

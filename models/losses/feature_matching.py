@@ -11,18 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
+
+from .l1 import masked_l1_loss
 
 Features = Sequence[Sequence[Tensor]]
 
 
-def feature_matching_loss(real: Features, fake: Features) -> Tensor:
+def feature_matching_loss(real: Features, fake: Features, mask: Tensor | None = None) -> Tensor:
     """Return L_FM, a scalar. No gradient goes to the real features.
 
     Args:
         real: list over scales of lists of features; the last of each list, the logits, is not compared.
         fake: likewise, of the same shapes.
+        mask: (B, 1, H, W) weights of the images' pixels (:func:`masked_l1_loss`); None: all are 1.
 
     Raises:
         ValueError: numbers of scales or of features, or shapes, differ; or a scale has only logits.
@@ -38,6 +40,6 @@ def feature_matching_loss(real: Features, fake: Features) -> Tensor:
             if ours_i.shape != theirs_i.shape:
                 got = f"{tuple(ours_i.shape)}"
                 raise ValueError(f"fake: feature {i} of scale {scale}: expected shape {tuple(theirs_i.shape)}, got {got}")
-            total = total + F.l1_loss(ours_i, theirs_i.detach())
+            total = total + masked_l1_loss(ours_i, theirs_i.detach(), mask)
     assert isinstance(total, Tensor)
     return total / len(real)

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..feature_networks import PERCEPTUAL_TAPS, FeatureNetwork, find_weights, load_feature_network
+from .l1 import masked_l1_loss
 
 WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 
@@ -52,12 +52,13 @@ class PerceptualLoss(nn.Module):
             raise ValueError(f"weights: expected {len(taps) or 'at least one'}, one for each tap, got {len(weights)}")
         self.network, self.taps, self.weights = network, tuple(taps), tuple(weights)
 
-    def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+    def forward(self, fake: Tensor, real: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar.
 
         Args:
             fake: (B, 3, H, W) in [-1, 1]; gradients reach it.
             real: likewise; no gradient.
+            mask: (B, 1, H, W) weights of the pixels (:func:`masked_l1_loss`); None: all are 1.
 
         Raises:
             ValueError: the shapes differ, or the images are too small for the deepest tap.
@@ -67,7 +68,7 @@ class PerceptualLoss(nn.Module):
         with torch.no_grad():
             targets = self.network(real, self.taps)
         features = self.network(fake, self.taps)
-        terms = [w * F.l1_loss(f, t) for w, f, t in zip(self.weights, features, targets, strict=True)]
+        terms = [w * masked_l1_loss(f, t, mask) for w, f, t in zip(self.weights, features, targets, strict=True)]
         return torch.stack(terms).sum()
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mixsyn_fast.layers import SEANNorm
 from mixsyn_fast.ops.region_norm import region_norm
-from mixsyn_fast.region_map import RegionMap
+from mixsyn_fast.region_map import Plan, RegionMap
 
 from .blocks import SLOPE, MSBlock, MSConv2d, at_least_float32, checked_map, chosen_regions, region_count, spread
 from .config import Config, Size, halvings
@@ -97,12 +97,13 @@ class StyleGenerator(nn.Module):
         return height >> (len(self.blocks) - 1), width >> (len(self.blocks) - 1)
 
     @property
-    def plans(self) -> tuple[tuple[Size, bool], ...]:
-        """(size, per_image) of the label analyses that a hard map needs (`RegionMap.plan`)."""
+    def plans(self) -> tuple[Plan, ...]:
+        """The label analyses that a hard map needs."""
         if self.config.style.normalisation != "region_adaptive":
             return ()
         height, width = self.start_size
-        return tuple(((height << level, width << level), True) for level in range(len(self.blocks)))
+        sizes = ((height << level, width << level) for level in range(len(self.blocks)))
+        return tuple(Plan(size, "image", edges=False) for size in sizes)
 
     def encode(
         self,

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .. import settings
-from ..data import DataOptions
+from ..data import DataOptions, Rarity, Source, kept_rarity
 from . import distributed
+from .distributed import World
 from .loop import train
 from .options import Options
 from .registry import MODULES, trainable
@@ -55,6 +57,9 @@ def train_model(name: str, data: DataOptions, options: Options, config: Any, onl
         source = dataset.source
         description.check(name, source)
         config = description.fitted(config, source.classes, data.height_and_width, dataset[0].edges is not None)
+        mask = getattr(config, "loss_mask", "none")
+        if data.balance == "auto":
+            data = replace(data, balance="rare_colours" if mask == "rare_colours" else "none")
         whole: dict[str, Any] = {
             "model": name,
             "data": settings.to_dict(data),
@@ -66,12 +71,31 @@ def train_model(name: str, data: DataOptions, options: Options, config: Any, onl
             if world.rank == 0:
                 print(settings.dumps(whole))
             return None
+        if "rare_colours" in (data.balance, mask):
+            found = rarity_of_run(Path(options.out) / "rarity.json", source, data.colour_bandwidth, world)
+            dataset.rebalance(
+                found.chances(data.balance_classes) if data.balance == "rare_colours" else None,
+                found.class_weights(config.loss_mask_scale) if mask == "rare_colours" else None,
+            )
         distributed.seed_step(options.seed, 0, -2)  # the same weights in every process
         task = description.build(config, True)
         task.classes = source.classes
         return train(task, options, dataset, validation, config=whole, world=world)
     finally:
         distributed.shutdown()
+
+
+def rarity_of_run(path: Path, source: Source, bandwidth: float, world: World) -> Rarity:
+    """Return how rare the colours of the classes of a set are: found by the first process, kept beside the run.
+
+    Raises:
+        ValueError: a set without label maps, or without a picture that can be read; a file of something else.
+    """
+    if not source.classes:
+        raise ValueError(f"balance: expected a data set with label maps for rare_colours, got {source.name}, without")
+    found = kept_rarity(path, source, bandwidth) if world.rank == 0 else None
+    path = Path(distributed.from_first(str(path)))
+    return found or Rarity.load(path)
 
 
 def run(argv: Sequence[str]) -> int:

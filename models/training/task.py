@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mixsyn_fast.region_map import Plan, Size
+
 if TYPE_CHECKING:
     from ..data import Source
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Task(ABC):
     """Name -> phase, in the order in which a step runs them."""
     num_regions: int = 0
     """K of the region maps; 0 for a task that needs none, whose data set may be plain pictures or latent codes."""
-    plans: tuple[tuple[Size, bool], ...] = ()
-    """(size, per_image) of every label analysis that the networks will ask for: done by the data workers."""
+    plans: tuple[Plan, ...] = ()
+    """Every label analysis that the networks will ask for: made by the data workers."""
     classes: tuple[str, ...] = ()
     """Names of the K regions, for sheets; filled by the command."""
 

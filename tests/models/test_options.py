@@ -25,6 +25,7 @@ LOOP = {
     **READER,
     "--data": "", "--kind": "auto", "--split": "train", "--validation": "auto", "--unknown": "class", "--size": [256],
     "--load-size": 0, "--crop": "center", "--flip": 0.5, "--count": 1000, "--merge": "none", "--also": "",
+    "--balance": "auto", "--balance-classes": 5, "--colour-bandwidth": 0.0,
     "--on-error": "skip", "--out": "runs/latest", "--steps": 100000, "--batch-size": 8, "--accumulate": 1,
     "--workers": 1, "--seed": 0, "--device": "auto", "--amp": "none", "--channels-last": True, "--compile": False,
     "--clip-norm": 0.0, "--schedule.kind": "constant", "--schedule.start": 0.0, "--schedule.end": 0.0,
@@ -35,15 +36,18 @@ LOOP = {
     "--plan": "auto", "--backend": "auto", "--timeout": 600.0,
 }
 RECONSTRUCTION = {
-    "--generator.ngf": 64, "--generator.num-upsampling-layers": "normal", "--generator.norm": "batch",
+    "--generator.ngf": 64, "--generator.largest": 0,
+    "--generator.num-upsampling-layers": "normal", "--generator.norm": "batch",
     "--generator.spectral-norm": True, "--discriminator.ndf": 64, "--discriminator.n-layers": 4,
     "--discriminator.scales": 2, "--discriminator.spectral-norm": True, "--discriminator.instance-norm": True,
     "--adversarial": "hinge", "--gan": 1.0, "--feature-matching": 10.0, "--vgg": 10.0, "--vgg-weights": "auto",
     "--l1": 0.0, "--kld": 0.05, "--r1": 0.0, "--r1-every": 16, "--generator-lr": 0.0001, "--discriminator-lr": 0.0004,
     "--betas": [0.0, 0.9], "--init-gain": 0.02, "--instance-edges": True, "--reuse-fakes": False,
+    "--loss-mask": "none", "--loss-mask-scale": "mean",
 }
 LATENT = {
-    "--generator.use-vae": False, "--generator.z-dim": 256, "--encoder.ndf": 64, "--encoder.spectral-norm": True,
+    "--generator.use-vae": False, "--generator.z-dim": 256, "--encoder.ndf": 64, "--encoder.largest": 0,
+    "--encoder.spectral-norm": True,
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "doctor": {
@@ -113,6 +117,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **{k: v for k, v in (RECONSTRUCTION | LATENT).items() if k not in ("--instance-edges", "--generator.use-vae")},
         "--generator.hidden": 128, "--generator.kernel-size": 3, "--generator.code-length": 0, "--generator.num-levels": 6,
         "--generator.class-wise": True, "--generator.layer-wise": True, "--rates": "code",
+        "--loss-mask": "auto",
     },
     "train mixsyn": {
         **LOOP,

@@ -15,7 +15,7 @@ from mixsyn_fast.models import clade, sean, spade
 from mixsyn_fast.models.data import Batch
 from mixsyn_fast.models.discriminators import DiscriminatorConfig, MultiScaleDiscriminator
 from mixsyn_fast.models.feature_networks import PERCEPTUAL_TAPS, FeatureNetwork
-from mixsyn_fast.models.losses import perceptual
+from mixsyn_fast.models.losses import masked_l1_loss, perceptual
 from mixsyn_fast.models.losses.perceptual import perceptual_loss
 from mixsyn_fast.models.reconstruction import (
     TRAINABLES,
@@ -30,7 +30,7 @@ from mixsyn_fast.models.reconstruction import (
 from torch import Tensor, nn
 
 from mixsyn_fast import use_backend, use_plan
-from mixsyn_fast.region_map import RegionMap
+from mixsyn_fast.region_map import Plan, RegionMap
 
 K, SIZE = 5, (64, 64)
 CLASSES = tuple(f"class_{k}" for k in range(7))
@@ -292,6 +292,58 @@ def test_instance_edges(family: str, reads: bool) -> None:
     run_phase(without, "discriminator", batch)
 
 
+# --- rare colours -----------------------------------------------------------------------------------------------------
+
+
+def test_rare_colours_weigh_what_is_per_pixel() -> None:
+    """L1 by its formula, feature matching and perceptual loss by their scale; the adversarial loss as without a mask."""
+    plain, weighed = make("spade", l1=2.0), make("spade", l1=2.0, loss_mask="rare_colours")
+    for task in (plain, weighed):  # a perceptual loss whose features are the pixels
+        task.config, task.perceptual = replace(task.config, vgg=3.0), masked_l1_loss  # type: ignore[assignment]
+    batch = make_batch()
+    torch.manual_seed(9)
+    expected = run_phase(plain, "generator", batch)
+    torch.manual_seed(9)
+    fake = plain.fake(batch, batch.regions, make("spade").networks, sample=True)[0].detach()
+    for weights in (torch.full((2, K + 1), 0.25), torch.zeros(2, K + 1), torch.rand(2, K + 1)):
+        torch.manual_seed(9)
+        losses = run_phase(copy.deepcopy(weighed), "generator", replace(batch, class_weights=weights))
+        assert losses["gan"].item() == pytest.approx(expected["gan"].item(), rel=1e-12)
+        of_pixels = torch.stack([w[labels.long()] for w, labels in zip(weights, batch.regions.labels_at(), strict=True)])
+        found = ((fake - batch.image).abs() * of_pixels[:, None]).mean().item()  # label -1: the last weight, of no class
+        assert losses["l1"].item() == pytest.approx(2 * found, rel=1e-5)
+        assert losses["vgg"].item() == pytest.approx(3 * found, rel=1e-5)
+        ratio = losses["feature_matching"].item() / expected["feature_matching"].item()
+        least, largest = weights.min().item(), weights.max().item()
+        assert ratio == pytest.approx(least, rel=1e-6) if least == largest else least < ratio < largest
+
+
+def test_losses_without_the_mask_do_not_see_weights() -> None:
+    found = []
+    for weights in (None, torch.rand(2, K + 1)):
+        torch.manual_seed(9)
+        losses = run_phase(make("spade", l1=2.0), "generator", replace(make_batch(), class_weights=weights))
+        found.append({name: value.item() for name, value in losses.items()})
+    assert found[0] == found[1]
+
+
+def test_who_weighs_rare_colours() -> None:
+    streets = ("sky", "building", "road", "car", "unknown")
+    for classes, mask in ((streets, "rare_colours"), (CLASSES, "none")):
+        assert fitted(settings("spade", loss_mask="auto"), classes, SIZE, False).loss_mask == mask
+        assert fitted(settings("spade"), classes, SIZE, False).loss_mask == "none"  # as published
+        assert fitted(settings("spade", loss_mask="rare_colours"), classes, SIZE, False).loss_mask == "rare_colours"
+    with pytest.raises(ValueError, match="loss_mask: expected one of auto, none, rare_colours, got 'all'"):
+        settings("spade", loss_mask="all")
+    with pytest.raises(ValueError, match="loss_mask_scale: expected one of mean, maximum, got 'sum'"):
+        settings("spade", loss_mask_scale="sum")
+    with pytest.raises(ValueError, match=r"loss_mask: expected none or rare_colours \(`fitted` decides\), got 'auto'"):
+        TRAINABLES["spade"].build(settings("spade", loss_mask="auto"), True)
+    task = make("spade", loss_mask="rare_colours")
+    with pytest.raises(ValueError, match="class_weights: expected a batch with weights of classes"):
+        run_phase(task, "generator", make_batch())
+
+
 # --- label analyses for the workers -----------------------------------------------------------------------------------
 
 
@@ -304,6 +356,7 @@ PLANNED: list[tuple[str, tuple[int, int], dict[str, Any]]] = [
     ("sean", (128, 128), {"num_upsampling_layers": "most"}),
     ("spade", (64, 64), {"kernel_size": 5}),
     ("spade", (64, 64), {"edges": True}),
+    ("sean", (64, 64), {"edges": True}),  # the data has them, SEAN does not read them
 ]
 
 
@@ -313,11 +366,13 @@ def test_plans_are_what_a_step_asks_for(
 ) -> None:
     edges = fields.pop("edges", False)
     task, batch = make(family, size, edges, **fields), make_batch(size, edges=edges)
+    reads = edges and family == "spade"
     asked = set()
     whole = RegionMap.plan
 
     def plan(self: RegionMap, size: Any = None, per_image: bool = False) -> Any:
-        asked.add((size, per_image))
+        assert (self.edges is not None) == reads
+        asked.add(Plan(size, "image" if per_image else "shared", reads))
         return whole(self, size, per_image)
 
     monkeypatch.setattr(RegionMap, "plan", plan)

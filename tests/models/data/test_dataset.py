@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from mixsyn_fast.models.data import Batch, Collate, RegionDataset, Sample, edges_of_instances, open_source
 
 from mixsyn_fast import RegionMap
+from mixsyn_fast.region_map import ClassPlan, PatternPlan, Plan
 from tests import processes
 
 
@@ -211,7 +212,9 @@ def _borders(width: int, every: int) -> np.ndarray:
     return ((at % every == 0) & (at > 0)) | ((at % every == every - 1) & (at < width - 1))
 
 
-def batch_of(count: int = 3, kind: str = "", plans: tuple = (((8, 8), False), ((4, 4), True))) -> Batch:
+def batch_of(
+    count: int = 3, kind: str = "", plans: tuple[Plan, ...] = (Plan((8, 8), "shared"), Plan((4, 4), "image"))
+) -> Batch:
     dataset = RegionDataset(Drawn(count, kind=kind), 8)
     return Collate(dataset.num_regions, plans)([dataset[i] for i in range(count)])
 
@@ -249,13 +252,39 @@ def test_a_batch_holds_what_it_says() -> None:
 
 
 def test_planned_patterns_are_those_that_the_map_would_make() -> None:
-    batch = batch_of(plans=(((8, 8), True), ((8, 8), False), ((2, 4), False)))
+    asked: tuple[tuple[Plan, Callable[[RegionMap], PatternPlan | ClassPlan | tuple[torch.Tensor]]], ...] = (
+        (Plan((8, 8), "image"), lambda regions: regions.plan((8, 8), per_image=True)),
+        (Plan((8, 8), "shared"), lambda regions: regions.plan((8, 8))),
+        (Plan((2, 4), "shared"), lambda regions: regions.plan((2, 4))),
+        (Plan((4, 4), "classes"), lambda regions: regions.class_plan((4, 4))),
+        (Plan((3, 5), "labels"), lambda regions: (regions.labels_at((3, 5)),)),
+    )
+    batch = batch_of(plans=tuple(plan for plan, _ in asked))
     fresh = RegionMap(batch.regions.labels, 3, ignore_index=-1)  # type: ignore[arg-type]
-    cached = len(batch.regions._cache)
-    for size, per_image in (((8, 8), True), ((8, 8), False), ((2, 4), False)):
-        for ours, theirs in zip(batch.regions.plan(size, per_image), fresh.plan(size, per_image), strict=True):
-            assert torch.equal(ours, theirs)
-    assert len(batch.regions._cache) == cached  # nothing was left to compute
+    for regions in (batch.regions, pickle.loads(pickle.dumps(batch)).regions, batch.regions._mapped(torch.clone)):
+        cached = len(regions._cache)
+        for _, ask in asked:
+            assert all(torch.equal(ours, theirs) for ours, theirs in zip(ask(regions), ask(fresh), strict=True))
+        assert len(regions._cache) == cached  # nothing was left to compute
+
+
+def test_plans_without_edges_travel_with_a_map_that_has_them() -> None:
+    plans = (Plan((8, 8), "classes", edges=False), Plan((4, 4), "shared"))
+    batch = batch_of(kind="edges", plans=plans)
+    fresh = RegionMap(batch.regions.labels, 3, ignore_index=-1)  # type: ignore[arg-type]
+    travelled = pickle.loads(pickle.dumps(batch))
+    for regions in (batch.regions, travelled.regions, batch.regions._mapped(torch.clone)):
+        assert ("class_plan", (8, 8)) not in regions._cache and ("plan", (4, 4), False) in regions._cache
+        bare = regions.without_edges()
+        assert ("class_plan", (8, 8)) in bare._cache and bare.edges is None
+        assert all(torch.equal(u, v) for u, v in zip(bare.class_plan((8, 8)), fresh.class_plan((8, 8)), strict=True))
+    # the labels that both maps hold are sent once
+    assert travelled.regions.labels.data_ptr() == travelled.regions.without_edges().labels.data_ptr()
+
+
+def test_an_unknown_kind_of_plan_is_an_error() -> None:
+    with pytest.raises(ValueError, match="plans: expected kinds among shared, image, classes, labels, got 'own'"):
+        batch_of(plans=(Plan((4, 4), "own"),))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["", "edges"])
@@ -278,7 +307,7 @@ def test_a_batch_travels_as_one_piece(kind: str) -> None:
 
 def test_a_batch_of_one_and_odd_sizes_travel() -> None:
     dataset = RegionDataset(Drawn(1, (5, 7)), (5, 3))
-    batch = Collate(3, (((5, 3), True),))([dataset[0]])
+    batch = Collate(3, (Plan((5, 3), "image"),))([dataset[0]])
     same(batch, pickle.loads(pickle.dumps(batch)))
 
 

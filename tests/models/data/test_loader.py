@@ -20,7 +20,9 @@ import torch
 from mixsyn_fast.models.data import Batch, Loader, RegionDataset, Sample
 from mixsyn_fast.models.data.loader import _CopiedAhead
 
-PLANS = (((8, 8), False), ((4, 4), True))
+from mixsyn_fast.region_map import Plan
+
+PLANS = (Plan((8, 8), "shared"), Plan((4, 4), "image"), Plan((4, 4), "classes"))
 
 
 class Numbers:
@@ -61,8 +63,8 @@ def indices(loader: Loader, batches: int) -> list[list[int]]:
 def same(a: Batch, b: Batch) -> None:
     assert a.names == b.names and torch.equal(a.image, b.image) and torch.equal(a.index, b.index)
     assert torch.equal(a.regions.labels, b.regions.labels)  # type: ignore[arg-type]
-    for plan in PLANS:
-        assert all(torch.equal(u, v) for u, v in zip(a.regions.plan(*plan), b.regions.plan(*plan), strict=True))
+    for key in (("plan", (8, 8), False), ("plan", (4, 4), True), ("class_plan", (4, 4))):
+        assert all(torch.equal(u, v) for u, v in zip(a.regions._cache[key], b.regions._cache[key], strict=True))
 
 
 def test_epochs_are_permutations() -> None:

@@ -31,6 +31,7 @@ from mixsyn_fast.models.training import command
 from torch import Tensor, nn
 
 from mixsyn_fast.commands import run_command
+from mixsyn_fast.region_map import Plan
 
 Image = pytest.importorskip("PIL.Image", reason="reads and writes pictures")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -282,7 +283,7 @@ class Model:
     """Stands for a trained model: the reference, with noise if asked for."""
 
     def __init__(self, data: Path, noise: float = 0.0, **config: Any) -> None:
-        self.task = types.SimpleNamespace(plans=(((4, 4), False),))
+        self.task = types.SimpleNamespace(plans=(Plan((4, 4), "shared"),))
         options = DataOptions(**{"data": str(data), "kind": "folder", "size": (48,), **config})
         self.config = {"data": to_dict(options), "classes": list(FACE_CLASSES)}
         self.step, self.noise, self.shapes = 700, noise, list[tuple[int, ...]]()

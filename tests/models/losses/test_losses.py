@@ -26,6 +26,7 @@ from mixsyn_fast.models.losses import (
     log_loss,
     mask_discriminator_loss,
     mask_generator_loss,
+    masked_l1_loss,
     non_saturating,
     r1_due,
     r1_penalty,
@@ -209,6 +210,41 @@ def test_l1() -> None:
         l1_loss(torch.zeros(3), torch.zeros(3, 1))
 
 
+@pytest.mark.parametrize("size", [(8, 12), (4, 6), (5, 7), (3, 3)], ids=str)
+def test_masked_l1_weighs_every_difference(size: tuple[int, int]) -> None:
+    """The mask at the size of the features is its mean over the area of every one."""
+    fake, real = torch.rand(2, 2, 3, *size, dtype=torch.float64)
+    mask = torch.rand(2, 1, 8, 12, dtype=torch.float64)
+    total = 0.0
+    for b in range(2):
+        for y in range(size[0]):
+            rows = slice(y * 8 // size[0], -(-(y + 1) * 8 // size[0]))
+            for x in range(size[1]):
+                columns = slice(x * 12 // size[1], -(-(x + 1) * 12 // size[1]))
+                weight = float(mask[b, 0, rows, columns].mean())
+                total += weight * float((fake - real)[b, :, y, x].abs().sum())
+    fake.requires_grad_()
+    loss = masked_l1_loss(fake, real, mask)
+    assert loss.item() == pytest.approx(total / fake.numel(), rel=1e-12)
+    loss.backward()
+    assert fake.grad is not None and float(fake.grad.abs().sum()) > 0
+
+
+def test_losses_without_a_mask_are_bit_identical() -> None:
+    fake, real = torch.randn(2, 2, 3, 8, 8)
+    assert torch.equal(masked_l1_loss(fake, real, None), F.l1_loss(fake, real))
+    ones = torch.ones(2, 1, 8, 8)
+    features = [[[x, x[:, :1, :5, :5], x] for _ in range(2)] for x in (real, fake)]
+    plain = feature_matching_loss(*features)
+    assert torch.equal(plain, feature_matching_loss(*features, None))
+    assert feature_matching_loss(*features, ones).item() == pytest.approx(plain.item(), rel=1e-6)
+    assert feature_matching_loss(*features, 0.25 * ones).item() == pytest.approx(plain.item() / 4, rel=1e-6)
+    with pytest.raises(ValueError, match=r"mask: expected shape \(2, 1, H, W\), got \(2, 8, 8\)"):
+        masked_l1_loss(fake, real, ones[:, 0])
+    with pytest.raises(ValueError, match="fake: expected shape"):
+        masked_l1_loss(fake, real[:1], ones)
+
+
 def test_kld_against_torch() -> None:
     mean, log_variance = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
     ours = kld_loss(mean, log_variance)
@@ -239,6 +275,10 @@ def test_perceptual_by_its_equation() -> None:
     value.backward()
     assert real.grad is None and float(fake.grad.abs().sum()) > 0
     assert loss(fake, fake).item() == 0
+    mask = torch.rand(1, 1, 32, 32)
+    pairs = zip(network(fake, taps), network(real, taps), (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1), strict=True)
+    expected = sum(w * ((f - r).abs() * F.avg_pool2d(mask, 32 // f.shape[2])).mean() for f, r, w in pairs)
+    assert loss(fake, real, mask).item() == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_perceptual_with_other_taps() -> None:

@@ -15,9 +15,11 @@ import torch
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 pytest.importorskip("PIL", reason="pillow is not installed")
 
+from mixsyn_fast.models.data import ProceduralSource
 from mixsyn_fast.models.evaluation.compare import Compared, Comparison
 from mixsyn_fast.models.metrics.pixels import psnr, rmse
 from mixsyn_fast.models.training import distributed, train
+from mixsyn_fast.models.training.command import rarity_of_run
 from mixsyn_fast.models.training.distributed import World
 from mixsyn_fast.models.training.trainer import Trainer
 from PIL import Image
@@ -98,6 +100,9 @@ def work(folder: Path, world: World) -> dict[str, Any]:
         "rank": world.rank,
         "parts": [distributed.part(5, world), distributed.part(5, world, 2), distributed.part(1, world)],
         "gathered": distributed.gather({"rank": world.rank}),
+        "chances": rarity_of_run(own / "rarity.json", ProceduralSource("procedural_facades", 6, size=16), 0.0, world)
+        .chances()
+        .tolist(),
         "seen": {"pictures": painter.seen, "codes": mapper.seen},
         "sums": [float(p.detach().double().sum()) for n in painter.networks.values() for p in n.parameters()],
         "judged": judge(folder, world),
@@ -123,6 +128,13 @@ def test_parts_are_disjoint_and_complete(results: Any) -> None:
     assert [each["parts"] for each in two] == [[[0, 2, 4], [0, 1, 4], [0]], [[1, 3], [2, 3], []]]
     assert one["gathered"] == [{"rank": 0}]
     assert [each["gathered"] for each in two] == [[{"rank": 0}, {"rank": 1}], []]
+
+
+def test_chances_of_pictures_are_the_same_in_every_process(results: Any) -> None:
+    """The first process looks for rare colours, the others take what it found."""
+    folder, one, two = results
+    assert two[0]["chances"] == two[1]["chances"] == one["chances"] and len(set(one["chances"])) == 6
+    assert [sorted(p.name for p in (folder / n).glob("rarity*")) for n in ("1", "2")] == [["rarity.json"]] * 2
 
 
 @pytest.mark.parametrize("what", FOLDERS)
