@@ -83,6 +83,23 @@ class GeneratorConfig:
         return height * factor, width * factor
 
 
+class _OverSigma(torch.autograd.Function):
+    """matrix / sigma with sigma = u . (matrix v), whose gradient is written in two passes: autograd's takes eight."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        sigma = torch.dot(u, matrix @ v)
+        ctx.save_for_backward(matrix, u, v, sigma)
+        return matrix / sigma
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        matrix, u, v, sigma = ctx.saved_tensors
+        # d(matrix / sigma) = d matrix / sigma - matrix / sigma^2 (u . d matrix v)
+        share = (grad * matrix).sum() / sigma**2
+        return torch.addr(grad / sigma, u * -share, v), None, None
+
+
 class SpectralConv2d(nn.Conv2d):
     """Conv2d whose weight is weight_orig / sigma, with sigma the largest singular value of weight_orig as a
     matrix.
@@ -120,7 +137,8 @@ class SpectralConv2d(nn.Conv2d):
                     stored.copy_(v.view(laid_out.shape[1:]).permute(back))
                     self.weight_u.copy_(u)
             # u a copy of the buffer, v one or new: a second forward before the backward updates the buffers in place
-            return self.weight_orig / torch.dot(u.clone(), matrix @ v.clone())
+            normalised: Tensor = _OverSigma.apply(matrix, u.clone(), v.clone())
+            return normalised.view(laid_out.shape).permute([order.index(i) for i in range(4)])
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of x (B, C, H, W) with the normalised weight."""
