@@ -21,13 +21,16 @@ _COMMANDS = {
         "data inspect": ("models.data.inspect", "classes, bad files and a contact sheet of a data set"),
         "parse": ("models.evaluation.parse", "label maps of your own face photos"),
         "train": ("models.training.command", "train <model>: on a data set (train --help lists the models)"),
-        "evaluate": ("models.evaluation.evaluate", "PSNR, SSIM, LPIPS, FID ... of outputs or of a trained model"),
+        "evaluate": ("models.evaluation.evaluate", "PSNR, SSIM, LPIPS, FID ... of outputs or of a trained model; evaluate <paper>: its tables"),
     },
     "MixSyn: new pictures from regions of several ones": {
         "mixsyn compose": ("models.mixsyn.compose", "a new picture from regions of several ones"),
         "mixsyn edit": ("models.mixsyn.edit", "replace regions of a picture step by step"),
         "mixsyn diversity": ("models.mixsyn.diversity", "a grid of random combinations of some pictures' regions"),
         "mixsyn evaluate": ("models.mixsyn.evaluate", "Table 1: compositions and images of a model"),
+    },
+    "Class- and layer-wise VAE: a code of every class at every level": {
+        "clvae evaluate": ("models.clvae.evaluate", "Tables 1 to 5, and how local edits are; of a SPADE-VAE too"),
     },
 }
 _OLD_WORDS = {
@@ -68,6 +71,8 @@ def _run(argv: list[str]) -> int:
         if argv[: len(old.split())] == old.split():
             print(f"mixsyn-fast {old}: now called mixsyn-fast {new}", file=sys.stderr)
             argv = [*new.split(), *argv[len(old.split()) :]]
+    if argv[:1] == ["evaluate"] and f"{' '.join(argv[1:2])} evaluate" in _BY_WORDS:  # evaluate <paper>
+        argv = [argv[1], "evaluate", *argv[2:]]
     for words, module in _BY_WORDS.items():
         length = len(words.split())
         if argv[:length] == words.split():

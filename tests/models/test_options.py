@@ -78,6 +78,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--merge": None, "--limit": None, "--random": None, "--fid-regions": False, "--inception": None, "--batch-size": 4,
         "--seed": 0, "--json": None, "--markdown": None,
     },
+    "clvae evaluate": {
+        **READER,
+        "--model": None, "--device": "cpu", "--data": "", "--kind": "auto", "--split": "val", "--unknown": "class",
+        "--merge": None, "--limit": None, "--inception": None, "--seed": 0, "--samples": 40, "--network": "alexnet",
+        "--lpips": None, "--out": "evaluation",
+    },
     "data inspect": {
         **READER,
         "directory": None, "--kind": "auto", "--split": "train", "--unknown": "class", "--limit": None, "--out": None,
