@@ -34,12 +34,12 @@ class GeneratorConfig:
 
     label_nc: int = 19  # number of regions K; a "don't care" class of the dataset counts as one of them
     ngf: int = 64  # width of the network: the blocks have 16, 16, 16, 8, 4, 2, 1 times as many channels
-    largest: int = 0  # most channels of any block, for small models; 0: no limit (published)
     image_size: int = 256  # width of the image in pixels
     aspect_ratio: float = 1.0  # width / height: 1 for square images, 2 for Cityscapes
     num_upsampling_layers: str = "normal"  # "normal", "more", "most": first layer at 1/32, 1/64, 1/128
     norm: str = "batch"  # parameter-free normalisation inside the region-adaptive one: "batch" or "instance"
     spectral_norm: bool = False  # True for training: the blocks' convolutions hold weight_orig, _u and _v
+    largest: int = 0  # most channels of any block, for small models; 0: no limit (published)
 
     def __post_init__(self) -> None:
         """Check every field once."""
