@@ -21,7 +21,7 @@ _COMMANDS = {
         "data inspect": ("models.data.inspect", "classes, bad files and a contact sheet of a data set"),
         "parse": ("models.evaluation.parse", "label maps of your own face photos"),
         "train": ("models.training.command", "train <model>: on a data set (train --help lists the models)"),
-        "evaluate": ("models.evaluation.evaluate", "PSNR, SSIM, LPIPS, FID ... of outputs or of a trained model"),
+        "evaluate": ("models.evaluation.evaluate", "PSNR, SSIM, LPIPS, FID ... of outputs or of a trained model; evaluate <paper>: its tables"),
     },
     "MixSyn: new pictures from regions of several ones": {
         "mixsyn compose": ("models.mixsyn.compose", "a new picture from regions of several ones"),
@@ -29,11 +29,12 @@ _COMMANDS = {
         "mixsyn diversity": ("models.mixsyn.diversity", "a grid of random combinations of some pictures' regions"),
         "mixsyn evaluate": ("models.mixsyn.evaluate", "Table 1: compositions and images of a model"),
     },
-    "class- and layer-wise VAE: a latent code per class and per level": {
+    "Class- and layer-wise VAE: a code of every class at every level": {
         "clvae reconstruct": ("models.clvae.reconstruct", "pictures as the model makes them of their codes"),
         "clvae sample": ("models.clvae.sample", "many images of one label map"),
         "clvae stylize": ("models.clvae.stylize", "the image of a label map in the style of other pictures"),
         "clvae edit": ("models.clvae.edit", "new codes for some classes or levels, step by step; material sheets"),
+        "clvae evaluate": ("models.clvae.evaluate", "Tables 1 to 5, and how local edits are; of a SPADE-VAE too"),
     },
 }
 _OLD_WORDS = {
@@ -74,6 +75,8 @@ def _run(argv: list[str]) -> int:
         if argv[: len(old.split())] == old.split():
             print(f"mixsyn-fast {old}: now called mixsyn-fast {new}", file=sys.stderr)
             argv = [*new.split(), *argv[len(old.split()) :]]
+    if argv[:1] == ["evaluate"] and f"{' '.join(argv[1:2])} evaluate" in _BY_WORDS:  # evaluate <paper>
+        argv = [argv[1], "evaluate", *argv[2:]]
     for words, module in _BY_WORDS.items():
         length = len(words.split())
         if argv[:length] == words.split():

@@ -8,19 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
 
-from ..data import Collate, RegionDataset, Source
+from ..data import Collate, DataOptions, ReaderOptions, RegionDataset, Source
 from ..data.files import is_hidden, plain_name
+from ..data.region_types import merge_of
 from ..pictures.files import list_pictures, read_image
+from ..pictures.options import ModelOptions, drawn_source
+from ..settings import at_least
 from ..sheets import to_uint8
 from .compare import Compared
 
 if TYPE_CHECKING:
     from ..training import Trained
+
+_DRAWN = 8  # pictures that are drawn where no data set is given
 
 
 class Reference(Protocol):
@@ -77,6 +82,71 @@ class DataReference:
         """Read a picture and its labels, None in a set without label maps; ValueError, naming the file, if one is bad."""
         item = (self.source.read if self.dataset is None else self.dataset.__getitem__)(self.index[name])
         return item.image, item.labels if self.classes else None
+
+
+@dataclass(frozen=True)
+class JudgedModelOptions(ReaderOptions, ModelOptions):
+    """A model and the data set that it is judged on."""
+
+    data: str = ""  # data set with label maps; empty: pictures drawn by code
+    kind: str = "auto"  # layout of the data set; auto: by what the folder holds, and without a folder what the model knows
+    split: str = "val"  # part of the data set
+    unknown: Literal["class", "none"] = "class"  # pixels without a known class: one more class, or no region
+    merge: Literal["none", "meta", "compact"] | None = None  # region types that classes are merged into; none: the model's
+    limit: int | None = None  # only the first so many pictures; none: all
+    inception: str | None = None  # TorchScript feature network for FID; it holds code: name only a trusted file
+    seed: int = 0  # of what the model draws, of the bootstrap, and of drawings
+
+    def __post_init__(self) -> None:
+        """Check what nothing needs to be opened for."""
+        super().__post_init__()
+        at_least(self, limit=1, seed=0)
+        if self.split in ("none", "auto"):
+            raise ValueError(f"split: expected train, val, test or all, got {self.split!r}")
+
+
+def check_classes(expected: Sequence[str], got: Sequence[str], name: str) -> None:
+    """Check that a data set has the classes of the model, in its order.
+
+    Raises:
+        ValueError: it has not; the message names the classes that differ.
+    """
+    if tuple(expected) == tuple(got):
+        return
+    lacking, more = ([c for c in a if c not in b] for a, b in ((expected, got), (got, expected)))
+    parts = [f"it lacks {', '.join(lacking)}"] * bool(lacking) + [f"it has {', '.join(more)} instead"] * bool(more)
+    if not parts:
+        at = next(k for k, pair in enumerate(zip(expected, got, strict=False)) if pair[0] != pair[1])
+        parts = [f"in the model's order, class {at} is {expected[at]}, not {got[at]}"]
+    raise ValueError(f"data: expected the model's {len(expected)} classes, got {len(got)} of {name}: {'; '.join(parts)}")
+
+
+def reference_of_model(options: JudgedModelOptions, classes: Sequence[str], size: tuple[int, int]) -> DataReference:
+    """Open the data set of the options in a model's region types and size; without one, pictures drawn by code.
+
+    Args:
+        options: the data set.
+        classes: the model's.
+        size: (H, W) of the model's images in pixels.
+
+    Raises:
+        ValueError, FileNotFoundError: no such set, or one of other classes.
+    """
+    if not options.data and options.kind == "auto":
+        drawn = drawn_source(classes, size, _DRAWN, options.seed)
+        return DataReference(drawn, RegionDataset(drawn, size))
+    data = DataOptions(
+        data=options.data,
+        kind=options.kind,
+        unknown=options.unknown,
+        merge=options.merge or merge_of(classes),
+        size=size,
+        **options.reader_options(),
+    )
+    dataset = data.validation_set(options.split)
+    assert dataset is not None  # only the split "none" has none, and it is refused
+    check_classes(classes, dataset.source.classes, dataset.source.name)
+    return DataReference(dataset.source, dataset)
 
 
 def match(outputs: Sequence[str], reference: Sequence[str], limit: int | None, problems: list[str]) -> list[str]:

@@ -3,16 +3,19 @@
 from .diversity import ClassDiversity, class_diversity, pairwise_lpips, top1_similarity
 from .fid import FIDResult, Gaussian, InceptionFeatures, fid_of_features, find_inception, frechet_distance
 from .intervals import Interval, intervals
+from .locality import Change, change_of_edit
 from .lpips import LPIPS
 from .pixels import mean_over, psnr, rmse, ssim, ssim_map
 
 __all__ = [
     "LPIPS",
+    "Change",
     "ClassDiversity",
     "FIDResult",
     "Gaussian",
     "InceptionFeatures",
     "Interval",
+    "change_of_edit",
     "class_diversity",
     "fid_of_features",
     "find_inception",

@@ -34,9 +34,10 @@ class Metric:
         name: in options, JSON and tables.
         title: for people.
         unit: "" where there is none.
-        higher_is_better: which way is better.
+        higher_is_better: which way is better; None: neither, it is shown beside another one.
         of: what is judged. "pair": a picture against its target, so regions can be judged as well. "set": all pictures
-            against all targets, whole or per region. "draws": several outputs of one input.
+            against all targets, whole or per region. "draws": several outputs of one input. "edits": an output before and
+            after an edit of one region; a command that has edits computes them, none asks for them by name.
         function: "pair" without a tool: the metric itself; with one, the tool is the metric.
         tool: name in `TOOLS`; None: none, or (draws) the LPIPS that the user chooses.
         asked: name by which a command asks for it, where several scores are computed together; "": its own.
@@ -46,8 +47,8 @@ class Metric:
     name: str
     title: str
     unit: str
-    higher_is_better: bool
-    of: Literal["pair", "set", "draws"]
+    higher_is_better: bool | None
+    of: Literal["pair", "set", "draws", "edits"]
     function: PairMetric | None = None
     tool: str | None = None
     asked: str = ""
@@ -57,7 +58,8 @@ class Metric:
     def heading(self) -> str:
         """Title, unit and an arrow to the better side."""
         unit = f", {self.unit}" if self.unit else ""
-        return f"{self.title}{unit} {'↑' if self.higher_is_better else '↓'}"
+        arrow = {True: " ↑", False: " ↓", None: ""}[self.higher_is_better]
+        return f"{self.title}{unit}{arrow}"
 
     @property
     def label(self) -> str:
@@ -66,7 +68,7 @@ class Metric:
 
     def as_json(self) -> dict[str, Any]:
         """Return what a report says of the metric itself."""
-        better = "higher" if self.higher_is_better else "lower"
+        better = {True: "higher", False: "lower", None: "neither"}[self.higher_is_better]
         return {"title": self.title, "unit": self.unit, "better": better}
 
 
@@ -84,11 +86,17 @@ METRICS: Mapping[str, Metric] = {
         Metric("top1", "Top-1 similarity (LPIPS)", "", False, "draws", asked="diversity", default=False),
         Metric("mcsd", "mCSD", "", True, "draws", asked="diversity", default=False),
         Metric("mocd", "mOCD", "", False, "draws", asked="diversity", default=False),
+        Metric("locality", "Locality (share of an edit's change inside the region)", "", True, "edits", default=False),
+        Metric("region_share", "Share of pixels inside the region", "", None, "edits", default=False),
+        Metric("change_inside", "Mean change inside the region", "grey levels", None, "edits", default=False),
+        Metric("change_outside", "Mean change outside the region", "grey levels", False, "edits", default=False),
     )
 }
 """Name -> metric, in the order of tables."""
 
-CHOICES: tuple[str, ...] = tuple(dict.fromkeys(row.asked or row.name for row in METRICS.values()))
+CHOICES: tuple[str, ...] = tuple(
+    dict.fromkeys(row.asked or row.name for row in METRICS.values() if row.of != "edits")
+)
 """What a command can be asked for."""
 
 DEFAULT: tuple[str, ...] = tuple(row.name for row in METRICS.values() if row.default)

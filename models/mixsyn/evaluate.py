@@ -37,7 +37,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,15 +48,14 @@ from mixsyn_fast import RegionMap
 from mixsyn_fast.progress import progress
 from mixsyn_fast.writing import jsonable, write_json, write_whole
 
-from ..data import Batch, Collate, DataOptions, ReaderOptions, RegionDataset, colorize, palette
-from ..data.region_types import merge_of
+from ..data import Batch, Collate, colorize, palette
 from ..evaluation.compare import GREY
-from ..evaluation.inputs import DataReference
+from ..evaluation.inputs import DataReference, JudgedModelOptions, reference_of_model
 from ..metrics.fid import FIDResult, InceptionFeatures, fid_of_features
 from ..metrics.regions import channel_scores, confusion, iou, labelled_scores, region_mean, segment_scores
 from ..metrics.score import Score
 from ..metrics.table import METRICS, PIXEL_METRICS
-from ..pictures.options import ModelOptions, check_outputs, device_of, drawn_source, open_model
+from ..pictures.options import check_outputs, device_of, open_model
 from ..settings import at_least
 from ..sheets import to_uint8
 from ..training import distributed
@@ -66,7 +65,6 @@ from .model import MixSyn
 
 _BYTES = (0.0, 255.0)
 _DAY = 86400.0
-_DRAWN = 8  # pictures that are drawn where no data set is given
 _COLUMNS = ("ssim", "rmse", "psnr")
 _TITLES = {
     "structure": "composition",
@@ -436,70 +434,21 @@ def _cell(found: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Options(ReaderOptions, ModelOptions):
+class Options(JudgedModelOptions):
     """Options of the command."""
 
-    data: str = ""  # data set with label maps; empty: pictures drawn by code
-    kind: str = "auto"  # layout of the data set; auto: by what the folder holds, and without a folder what the model knows
-    split: str = "val"  # part of the data set
-    unknown: Literal["class", "none"] = "class"  # pixels without a known class: one more class, or no region
-    merge: Literal["none", "meta", "compact"] | None = None  # region types that classes are merged into; none: the model's
-    limit: int | None = None  # only the first so many pictures; none: all
     random: int | None = None  # random compositions for FID; none: as many as pictures
     fid_regions: bool = False  # FID of every region of the images as well (slow)
-    inception: str | None = None  # TorchScript feature network for FID; it holds code: name only a trusted file
     batch_size: int = 4  # pictures at a time, and to mix at random
-    seed: int = 0  # of random compositions, of the bootstrap, and of drawings
     json: Path | None = None  # write the table with the scores of every picture
     markdown: Path | None = None  # write what is printed
 
     def __post_init__(self) -> None:
         """Check what nothing needs to be opened for."""
         super().__post_init__()
-        at_least(self, limit=1, batch_size=1, seed=0, random=0)
-        if self.split in ("none", "auto"):
-            raise ValueError(f"split: expected train, val, test or all, got {self.split!r}")
+        at_least(self, batch_size=1, random=0)
         if self.random and self.batch_size < 2:
             raise ValueError("batch_size: expected at least 2 for random compositions, got 1: they mix pictures of a batch")
-
-
-def check_classes(expected: Sequence[str], got: Sequence[str], name: str) -> None:
-    """Check that a data set has the classes of the model, in its order.
-
-    Raises:
-        ValueError: it has not; the message names the classes that differ.
-    """
-    if tuple(expected) == tuple(got):
-        return
-    lacking, more = ([c for c in a if c not in b] for a, b in ((expected, got), (got, expected)))
-    parts = [f"it lacks {', '.join(lacking)}"] * bool(lacking) + [f"it has {', '.join(more)} instead"] * bool(more)
-    if not parts:
-        at = next(k for k, pair in enumerate(zip(expected, got, strict=False)) if pair[0] != pair[1])
-        parts = [f"in the model's order, class {at} is {expected[at]}, not {got[at]}"]
-    raise ValueError(f"data: expected the model's {len(expected)} classes, got {len(got)} of {name}: {'; '.join(parts)}")
-
-
-def open_reference(options: Options, model: MixSyn) -> DataReference:
-    """Open the data set of the options in the model's region types; without one, pictures drawn by code.
-
-    Raises:
-        ValueError, FileNotFoundError: no such set, or one of other classes.
-    """
-    if not options.data and options.kind == "auto":
-        drawn = drawn_source(model.classes, model.size, _DRAWN, options.seed)
-        return DataReference(drawn, RegionDataset(drawn, model.size))
-    data = DataOptions(
-        data=options.data,
-        kind=options.kind,
-        unknown=options.unknown,
-        merge=options.merge or merge_of(model.classes),
-        size=model.size,
-        **options.reader_options(),
-    )
-    dataset = data.validation_set(options.split)
-    assert dataset is not None  # only the split "none" has none, and it is refused
-    check_classes(model.classes, dataset.source.classes, dataset.source.name)
-    return DataReference(dataset.source, dataset)
 
 
 def batches_of(
@@ -640,7 +589,7 @@ def main(options: Options) -> int:
 
 def _main(options: Options, world: World) -> int:
     model = open_model(MixSyn, options.model, str(world.device))
-    reference = open_reference(options, model)
+    reference = reference_of_model(options, model.classes, model.size)
     missing: dict[str, str] = {}
     table = evaluate(
         model,

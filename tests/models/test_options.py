@@ -43,7 +43,7 @@ RECONSTRUCTION = {
     "--adversarial": "hinge", "--gan": 1.0, "--feature-matching": 10.0, "--vgg": 10.0, "--vgg-weights": "auto",
     "--l1": 0.0, "--kld": 0.05, "--r1": 0.0, "--r1-every": 16, "--generator-lr": 0.0001, "--discriminator-lr": 0.0004,
     "--betas": [0.0, 0.9], "--init-gain": 0.02, "--instance-edges": True, "--reuse-fakes": False,
-    "--loss-mask": "none", "--loss-mask-scale": "maximum",
+    "--loss-mask": "none", "--loss-mask-scale": "mean",
 }
 LATENT = {
     "--generator.use-vae": False, "--generator.z-dim": 256, "--encoder.ndf": 64, "--encoder.largest": 0,
@@ -97,6 +97,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--image": None, "--step": [], "--levels": None, "--codes": None, "--keep": [], "--interpolate": 0,
         "--material": None, "--material-sheet": "material.png", "--out": "edited.png", "--codes-out": None,
         "--sheet": None, "--json": None, "--seed": 0,
+    },
+    "clvae evaluate": {
+        **READER,
+        "--model": None, "--device": "cpu", "--data": "", "--kind": "auto", "--split": "val", "--unknown": "class",
+        "--merge": None, "--limit": None, "--inception": None, "--seed": 0, "--samples": 40, "--network": "alexnet",
+        "--lpips": None, "--out": "evaluation",
     },
     "data inspect": {
         **READER,
