@@ -14,11 +14,10 @@ itself undoes its edits. The table says how far pixels moved inside and outside 
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import numpy as np
 from mixsyn_fast.progress import progress
 from mixsyn_fast.writing import write_json
 
+from ..metrics import Change, change_of_edit
 from ..pictures.options import (
     ModelOptions,
     PictureOptions,
@@ -113,18 +113,6 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Change:
-    """How far pixels moved from one image to the next, in grey levels (0 to 255)."""
-
-    inside: float
-    """Mean over the pixels of the classes that were edited."""
-    outside: float
-    """Mean over all others; NaN where there are none."""
-    share_inside: float
-    """Part of the sum of all changes that lies inside; NaN where nothing changed."""
-
-
-@dataclass(frozen=True)
 class Step:
     """One edit of a chain and what it took."""
 
@@ -132,6 +120,7 @@ class Step:
     made: Made
     seconds: float
     change: Change
+    """From the image before to this one, in grey levels (0 to 255)."""
 
 
 def main(options: Options) -> int:
@@ -313,14 +302,7 @@ def chain(
 
 def change_of(clvae: CLVAE, before: np.ndarray, made: Made, names: Sequence[str]) -> Change:
     """Return how far pixels moved from an image to the next, inside and outside some classes ("global": everywhere)."""
-    moved = np.abs(made.image.astype(np.float64) - before).mean(2)
-    inside = np.isin(made.labels, _regions(clvae, names)) | (GLOBAL in names)
-    total = moved.sum()
-    return Change(
-        float(moved[inside].mean()) if inside.any() else math.nan,
-        float(moved[~inside].mean()) if not inside.all() else math.nan,
-        float(moved[inside].sum() / total) if total else math.nan,
-    )
+    return change_of_edit(before, made.image, np.isin(made.labels, _regions(clvae, names)) | (GLOBAL in names))
 
 
 def frames_of(clvae: CLVAE, start: Made, end: Made, count: int) -> list[np.ndarray]:
@@ -343,13 +325,13 @@ def numbers(step: Step) -> dict[str, Any]:
         "seconds": step.seconds,
         "encoded": step.made.encoded,
         "blocks": list(step.made.blocks),
-        "change": asdict(step.change),
+        "change": step.change._asdict(),
     }
 
 
 def table(steps: Sequence[Step]) -> str:
     """Return what every step took and changed, as text."""
-    rows = [["step", "time", "blocks run", "encoded", "change inside", "outside", "share inside"]]
+    rows = [["step", "time", "blocks run", "encoded", "change inside", "outside", "share inside", "of pixels"]]
     for number, step in enumerate(steps, 1):
         change = step.change
         rows.append(
@@ -360,7 +342,8 @@ def table(steps: Sequence[Step]) -> str:
                 f"{step.made.encoded}",
                 f"{change.inside:.2f}",
                 f"{change.outside:.2f}",
-                f"{change.share_inside:.1%}",
+                f"{change.locality:.1%}",
+                f"{change.region_share:.1%}",
             ]
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -399,7 +382,7 @@ def sheet(
     size = size_of(clvae)
     after = f"; {listed(keep)} copied from the picture" if keep else ""
     says = [f"{i}: {step.wanted}{after}" for i, step in enumerate(steps, 1)]
-    moved = [f"change x {_GAIN}: {step.change.share_inside:.0%} inside {listed(tuple(step.wanted.edits))}" for step in steps]
+    moved = [f"change x {_GAIN}: {step.change.locality:.0%} inside {listed(tuple(step.wanted.edits))}" for step in steps]
     sources = [[(name, edit) for name, edit in step.wanted.edits.items() if isinstance(edit, Picture)] for step in steps]
     lines = lines_for([*says, *moved], size[1])
     legend = region_legend([start.labels], clvae.classes, size[0])
@@ -462,7 +445,7 @@ def material_sheet(clvae: CLVAE, picture: Picture, name: str, seed: int = 0, cod
                 change = change_of(clvae, first.image, made, (name,))
                 where = f"sample {i + 1}" if weight == 1 else f"half way to sample {i + 1}"
                 row.append(image_cell(clvae, made.image, f"{where}: {change.inside:.1f} in, {change.outside:.1f} out", 2))
-        says = f"change x {_GAIN} at sample {_WALK}: {change.share_inside:.0%} inside {name}"
+        says = f"change x {_GAIN} at sample {_WALK}: {change.locality:.0%} inside {name}"
         row.append(_change_cell(clvae, first.image, made.image, first.labels, (name,), says, 2))
         rows.append(row)
         if len(clvae.levels) == 1:

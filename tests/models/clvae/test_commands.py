@@ -13,7 +13,7 @@ import pytest
 import torch
 from mixsyn_fast.models.clvae.codes import ImageCodes
 from mixsyn_fast.models.clvae.config import EncoderConfig, GeneratorConfig
-from mixsyn_fast.models.clvae.edit import Change, change_of, split_step
+from mixsyn_fast.models.clvae.edit import change_of, split_step
 from mixsyn_fast.models.clvae.model import CLVAE, Made
 from mixsyn_fast.models.clvae.networks import Encoder, Generator
 from mixsyn_fast.models.clvae.task import Config, fitted
@@ -184,8 +184,8 @@ def test_a_chain_of_edits(model: str, clvae: CLVAE, photos: Path, capsys: pytest
     assert [step["encoded"] for step in found] == [0, 1, 0, 0]
     assert [step["levels"] for step in found] == [None, [1, 2], None, None]
     assert found[1]["blocks"] == ["up_1", "up_2", "up_3"] and found[0]["edits"] == {"door": "sample"}
-    assert all(step["seconds"] > 0 and 0 <= step["change"]["share_inside"] <= 1 for step in found)
-    assert found[2]["change"]["share_inside"] == 1 and found[2]["change"]["outside"] == "nan"
+    assert all(step["seconds"] > 0 and 0 <= step["change"]["locality"] <= 1 for step in found)
+    assert found[2]["change"]["locality"] == 1 and found[2]["change"]["outside"] == "nan"
     assert "window = b, facade = codes of a file at levels 1, 2" in capsys.readouterr().out
     assert _pixels("s.png").shape[0] > 6 * 64
 
@@ -318,7 +318,8 @@ def test_changes_inside_and_outside(clvae: CLVAE) -> None:
     after[:16, :, 0] = 130  # mean over channels: 10
     after[32:, :] = 98
     made = Made(after, labels, clvae.prior())
-    assert change_of(clvae, before, made, ["door"]) == Change(
-        10.0, pytest.approx(4 / 3), pytest.approx(10 * 16 / (160 + 64))
-    )
-    assert np.isnan(change_of(clvae, after, made, ["door"]).share_inside)
+    change = change_of(clvae, before, made, ["door"])
+    assert change == pytest.approx((160 / 224, 0.25, 10, 4 / 3))  # locality, share of pixels, inside, outside
+    everywhere = change_of(clvae, before, made, ["global"])
+    assert (everywhere.locality, everywhere.region_share, everywhere.inside) == pytest.approx((1, 1, 3.5))
+    assert np.isnan(change_of(clvae, after, made, ["door"]).locality)
