@@ -193,8 +193,9 @@ def test_a_chain_of_edits(model: str, clvae: CLVAE, photos: Path, capsys: pytest
 def test_an_edit_goes_on_from_saved_codes(model: str, clvae: CLVAE, photos: Path) -> None:
     clvae.prior(40).save("codes.safetensors")
     words = ["--codes", "codes.safetensors", "--step", "door=sample", "--levels", "3", "--codes-out", "c.safetensors"]
+    words += ["--step", "door=sample@2"]  # draws others than the step before
     assert _run("edit", model, "--image", "a.png", *words) == 0
-    expected = clvae.prior(40).replaced({"door": clvae.prior(0)}, [3])
+    expected = clvae.prior(40).replaced({"door": clvae.prior(0)}, [3]).replaced({"door": clvae.prior(1)}, [2])
     assert _same(ImageCodes.load("c.safetensors"), expected)
 
 
