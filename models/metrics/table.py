@@ -94,9 +94,7 @@ METRICS: Mapping[str, Metric] = {
 }
 """Name -> metric, in the order of tables."""
 
-CHOICES: tuple[str, ...] = tuple(
-    dict.fromkeys(row.asked or row.name for row in METRICS.values() if row.of != "edits")
-)
+CHOICES: tuple[str, ...] = tuple(dict.fromkeys(row.asked or row.name for row in METRICS.values() if row.of != "edits"))
 """What a command can be asked for."""
 
 DEFAULT: tuple[str, ...] = tuple(row.name for row in METRICS.values() if row.default)
