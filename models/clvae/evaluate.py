@@ -278,8 +278,8 @@ def evaluate(
     if tools.diversity is not None:
         report.counts["samples of every label map"] = samples
     report.notes = [
-        "LPIPS is GT similarity (Table 1): of the reconstruction from the picture's own codes, to the picture; FID is that of "
-        "the reconstructions against the pictures.",
+        "LPIPS is GT similarity (Table 1): of the reconstruction from the picture's own codes, to the picture; FID is that "
+        "of the reconstructions against the pictures.",
         "Diversity and Top-1 similarity (Tables 2 to 5) are of images with codes from the prior.",
         "Locality is to be read against the share of pixels inside the region, which a change spread evenly would have.",
     ]
