@@ -8,6 +8,7 @@
 #                                           bench-ops [ARGS=..], bench-plots [PLOT_ARGS=..], bench-models [MODEL_ARGS=..]
 #   make bench-training ARGS='--data DIR ..' the training loop against plain PyTorch
 #   make bench-winners                       where the CPU kernels win, on every instruction set: the table that `auto` reads
+#   make bench-clvae ARGS='step ..'         a training step of the class- and layer-wise VAE, its levels, its pooling
 #   make bench-mixsyn [ARGS=..]              a composition and an edit of MixSyn, part by part
 #   make bench-again [ARGS=FILE.json]        measures result files again: those that say uncommitted changes, or those named
 #   make measured                            docs/measured.md and the numbers in other documents, from benchmarks/results
@@ -27,7 +28,7 @@ RUN := $(VENV)/bin/python
 CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CXX_USED := $(or $(shell command -v $(firstword $(CXX))),g++)
 
-.PHONY: demo test mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn bench-winners bench-again measured gpu-check \
+.PHONY: demo test mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn bench-clvae bench-winners bench-again measured gpu-check \
   test-isas sanitize arm clang headers lint format kernels doctor setup clean
 
 setup: $(VENV)/.installed
@@ -98,6 +99,9 @@ bench-training: setup
 
 bench-mixsyn: setup
 	$(RUN) -m benchmarks.run_mixsyn $(ARGS)
+
+bench-clvae: setup
+	$(RUN) -m benchmarks.run_clvae $(ARGS)
 
 bench-winners: setup
 	$(RUN) -m benchmarks.winners $(ARGS)

@@ -33,6 +33,12 @@ _FACADES = "--data $MIXSYN_FAST_DATA/cmp_facade --size 128"
 # file -> (minutes on two cores, commands without their --out); variables of the environment are filled in
 FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
     "accelerate_cpu.json": (3, "run_accelerate --seconds 6 --repeat 15"),
+    "clvae_cpu.json": (
+        14,
+        "run_clvae levels --repeat 3 --classes 151",
+        "run_clvae pooling --repeat 9",
+    ),
+    "clvae_cpu_avx2.json": (1, "run_clvae pooling --repeat 9 --cpu avx2"),
     "mixsyn_cpu.json": (9, "run_mixsyn --data $MIXSYN_FAST_DATA/cmp_facade --sizes 256 --repeat 5"),
     "mixsyn_training_cpu.json": (7, f"run_training --model mixsyn {_FACADES} --batch-size 4"),
     "models_cpu.json": (9, "run_models --repeat 5 --seconds 30 --cases '^(sean/k19/b[14]|spade/k151/b1)/forward'"),

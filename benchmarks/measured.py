@@ -1,6 +1,6 @@
 """Write docs/measured.md, and the measured numbers in other documents, from benchmarks/results.
 
-    python -m benchmarks.measured           (make measured; draws docs/pictures/times.png as well)
+    python -m benchmarks.measured           (make measured; draws the charts in docs/pictures as well)
 
 No number of the document is written by hand. Which rows of the ops it shows is data (`ROWS`); all are printed by
 `python -m benchmarks.tables`. In other documents a number stands between `<!--=name-->` and `<!--/-->` (`values`). A test
@@ -17,7 +17,7 @@ from typing import Any
 from mixsyn_fast.measure.contest import is_ours
 from mixsyn_fast.writing import write_whole
 
-from . import again, plot_times, schema
+from . import again, plot_levels, plot_times, schema
 from .tables import Row, mebibytes, ratio, seconds, verdict
 from .timing import machine_line
 
@@ -276,6 +276,30 @@ def mixsyn(results: Results) -> str:
     return _table(("part", "plain PyTorch", "compile", "ours", "faster than plain", "/ floor", "MiB"), body)
 
 
+def clvae(results: Results) -> str:
+    """Training steps of the class- and layer-wise VAE, their parts, and the pooling."""
+    body = []
+    for name in ("clvae_cpu.json", "clvae_cpu_avx2.json"):
+        for row in results[name]["rows"]:
+            isa = ", AVX2" if results[name]["machine"]["instruction_set"] == "avx2" else ""
+            cells = [_time(row, contender) for contender in ("published", "per_class", "dense", "ours", "floor")]
+            cells += [_times(ratio(row, other, "ours"), 3) for other in ("published", "dense")]
+            both = [row["contenders"].get(contender, {}) for contender in ("ours", "dense")]
+            memory = "-" if both[0].get("peak_bytes") is None else " / ".join(map(mebibytes, both))
+            body.append([row["case"].removeprefix("clvae/") + isa, *cells, memory])
+    columns = (
+        "published",
+        "class by class",
+        "dense",
+        "ours",
+        "floor",
+        "faster than published",
+        "than dense",
+        "MiB, ours / dense",
+    )
+    return _table(("row", *columns), body)
+
+
 def errors(results: Results) -> str:
     """How far from float64 each op and network is, ours and plain PyTorch."""
     rows = [
@@ -293,6 +317,7 @@ def errors(results: Results) -> str:
     networks = (
         ("generators: SEAN, SPADE, CLADE", (*GENERATORS, "models_cpu_avx512.json", "models_cpu_avx2.json")),
         ("MixSyn's parts", ("mixsyn_cpu.json",)),
+        ("class- and layer-wise VAE: steps and pooling", ("clvae_cpu.json", "clvae_cpu_avx2.json")),
     )
     for text, files in networks:
         plain = _worst(results, files, lambda name: name in ("dense", "published"))
@@ -392,7 +417,7 @@ def document(results: Results) -> str:
     double = max(float(row["facts"].get("float64_error", 0)) for name in GENERATORS for row in results[name]["rows"])
     parts = {
         "generators": generators, "instruction_sets": instruction_sets, "foreign": foreign, "ops": ops, "lost": lost,
-        "other_rows": other_rows, "missed": missed, "training": training, "mixsyn": mixsyn, "errors": errors,
+        "other_rows": other_rows, "missed": missed, "training": training, "mixsyn": mixsyn, "clvae": clvae, "errors": errors,
         "choices": choices, "files": files, "temporary": temporary, "rates": rates,
     }  # fmt: skip
     text = _TEXT
@@ -489,6 +514,19 @@ is most of the difference. The two rows of the generator vary by a third from ru
 
 [[from mixsyn_cpu.json]]
 
+## Class- and layer-wise VAE
+A training step at 128 x 128, batch 4, of L levels and K classes (networks of width w: ngf and ndf; hidden layers of 128 and
+codes of K numbers as published; no perceptual loss, both optimisers, the analysis of the label maps inside our time), its
+parts forward and backward, and the codes of K classes from five levels of a 256 x 256 image, pooled, drawn and embedded.
+*published* is plain PyTorch by the paper's equations, class by class and with a dense map of vectors for every block;
+*class by class* pools so, and does everything else at once. *Floor* is the step without the generator's region norms.
+
+![time of a step against levels](pictures/clvae_levels.png)
+
+[[clvae]]
+
+[[from clvae_cpu.json clvae_cpu_avx2.json]]
+
 ## Training
 Whole steps of `mixsyn-fast train` on CMP Facade at 128 x 128 (SEAN: VGG-16 perceptual loss, feature matching, two
 discriminators; MixSyn: both generators and discriminators, five kinds of losses; both optimisers, averaged weights, one
@@ -514,14 +552,16 @@ of ours and of plain PyTorch in the same dtype: both round, in another order.
 
 
 def main() -> int:
-    """Write the documents and the chart."""
+    """Write the documents and the charts."""
     results = schema.committed()
     write_whole(DOCUMENT, document(results))
     found = values(results)
     for name in FILLED:
         path = ROOT / name
         write_whole(path, filled(path.read_text(), found))
-    for path in (DOCUMENT, *(ROOT / name for name in FILLED), plot_times.draw(results, schema.PICTURES / "times.png")):
+    charts = [plot_times.draw(results, schema.PICTURES / "times.png")]
+    charts.append(plot_levels.draw(results, schema.PICTURES / "clvae_levels.png"))
+    for path in (DOCUMENT, *(ROOT / name for name in FILLED), *charts):
         print(f"written: {path.relative_to(ROOT)}")
     return 0
 

@@ -20,7 +20,7 @@ from mixsyn_fast.measure.gate import Gate
 
 RESULTS = Path(__file__).parent / "results"
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
-KINDS = ("ops", "models", "mixsyn", "training", "plot", "winners", "accelerate")
+KINDS = ("ops", "models", "mixsyn", "clvae", "training", "plot", "winners", "accelerate", "evaluation")
 _NOT_IN_JSON = ("nan", "inf", "-inf")  # numbers that JSON does not have: mixsyn_fast/writing.py
 
 
@@ -53,7 +53,7 @@ class Goal:
 class Row:
     """Contenders that do the same work, in one mode."""
 
-    op: str  # of the package, or generator, mixsyn, training
+    op: str  # of the package, or generator, mixsyn, clvae, training
     case: str  # unique in its file with the mode
     mode: str  # forward, backward, both, training
     settings: dict[str, Any]

@@ -34,12 +34,12 @@ class GeneratorConfig:
 
     label_nc: int = 19  # number of regions K; a "don't care" class of the dataset counts as one of them
     ngf: int = 64  # width of the network: the blocks have 16, 16, 16, 8, 4, 2, 1 times as many channels
-    largest: int = 0  # most channels of any block, for small models; 0: no limit (published)
     image_size: int = 256  # width of the image in pixels
     aspect_ratio: float = 1.0  # width / height: 1 for square images, 2 for Cityscapes
     num_upsampling_layers: str = "normal"  # "normal", "more", "most": first layer at 1/32, 1/64, 1/128
     norm: str = "batch"  # parameter-free normalisation inside the region-adaptive one: "batch" or "instance"
     spectral_norm: bool = False  # True for training: the blocks' convolutions hold weight_orig, _u and _v
+    largest: int = 0  # most channels of any block, for small models; 0: no limit (published)
 
     def __post_init__(self) -> None:
         """Check every field once."""
@@ -83,6 +83,23 @@ class GeneratorConfig:
         return height * factor, width * factor
 
 
+class _OverSigma(torch.autograd.Function):
+    """matrix / sigma with sigma = u . (matrix v), whose gradient is written in two passes: autograd's takes eight."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        sigma = torch.dot(u, matrix @ v)
+        ctx.save_for_backward(matrix, u, v, sigma)
+        return matrix / sigma
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        matrix, u, v, sigma = ctx.saved_tensors
+        # d(matrix / sigma) = d matrix / sigma - matrix / sigma^2 (u . d matrix v)
+        share = (grad * matrix).sum() / sigma**2
+        return torch.addr(grad / sigma, u * -share, v), None, None
+
+
 class SpectralConv2d(nn.Conv2d):
     """Conv2d whose weight is weight_orig / sigma, with sigma the largest singular value of weight_orig as a
     matrix.
@@ -120,7 +137,8 @@ class SpectralConv2d(nn.Conv2d):
                     stored.copy_(v.view(laid_out.shape[1:]).permute(back))
                     self.weight_u.copy_(u)
             # u a copy of the buffer, v one or new: a second forward before the backward updates the buffers in place
-            return self.weight_orig / torch.dot(u.clone(), matrix @ v.clone())
+            normalised: Tensor = _OverSigma.apply(matrix, u.clone(), v.clone())
+            return normalised.view(laid_out.shape).permute([order.index(i) for i in range(4)])
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of x (B, C, H, W) with the normalised weight."""

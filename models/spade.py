@@ -76,10 +76,10 @@ class EncoderConfig:
     """Settings of the image encoder."""
 
     ndf: int = 64  # width: the layers have 1, 2, 4, 8, 8 (, 8) times as many channels
-    largest: int = 0  # most channels of any layer, for small models; 0: no limit (published)
     z_dim: int = 256  # length of the latent code
     image_size: int = 256  # images are resized to it (bilinear): 256 (six layers) or 128 (five)
     spectral_norm: bool = False  # True for training: the convolutions hold weight_orig, weight_u, weight_v
+    largest: int = 0  # most channels of any layer, for small models; 0: no limit (published)
 
     def __post_init__(self) -> None:
         """Check the size."""

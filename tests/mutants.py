@@ -345,6 +345,20 @@ MUTATIONS = [
         "tests/layers",
     ),
     Mutation(
+        "algebra: gradient of sums of rows",
+        LAYERS,
+        "counts.cumsum(0) - counts",
+        "counts.cumsum(0) - 1",
+        "tests/layers/test_algebra.py",
+    ),
+    Mutation(
+        "spectral norm: gradient of sigma",
+        "models/blocks.py",
+        "torch.addr(grad / sigma, u * -share, v)",
+        "torch.addr(grad / sigma, u * share, v)",
+        "tests/models/test_generators.py -k spectral",
+    ),
+    Mutation(
         "algebra: gradient of taps",
         LAYERS,
         "result = matrix.reshape(height, width, out, inner).permute(2, 3, 0, 1)",

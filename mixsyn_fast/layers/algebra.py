@@ -10,6 +10,35 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+# The gradient's way back, by index: an index of a plan serves several products of every layer of its size.
+_WAYS_BACK: Any = WeakTensorKeyDictionary()
+
+
+def _way_back(index: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Return which rows of the sum every row of the source is in, one after the other, and where each one's begin."""
+    if index not in _WAYS_BACK or len(_WAYS_BACK[index][1]) != rows:
+        flat = index.detach().reshape(-1)
+        order = flat.argsort(stable=True)
+        counts = torch.bincount(flat, minlength=rows)
+        _WAYS_BACK[index] = order.div_(index.shape[1], rounding_mode="floor"), counts.cumsum(0) - counts
+    found: tuple[Tensor, Tensor] = _WAYS_BACK[index]
+    return found
+
+
+class _GatherSum(torch.autograd.Function):
+    """Sums of rows whose gradient is sums of rows, too: torch's own sorts the index anew for every backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, index: Tensor) -> Tensor:
+        ctx.index, ctx.rows = index, source.shape[0]  # the object: what is known about it is found by it
+        return F.embedding_bag(index, source, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        members, begins = _way_back(ctx.index, ctx.rows)
+        return F.embedding_bag(members, grad.contiguous(), begins, mode="sum"), None
 
 
 def gather_sum(source: Tensor, index: Tensor) -> Tensor:
@@ -24,6 +53,14 @@ def gather_sum(source: Tensor, index: Tensor) -> Tensor:
     """
     if index.shape[0] == 0:
         return source.new_zeros((0, source.shape[1])) + source[:0].sum()
+    if (
+        source.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and source.requires_grad
+        and not torch.compiler.is_compiling()
+    ):
+        total: Tensor = _GatherSum.apply(source, index)
+        return total
     return F.embedding_bag(index, source, mode="sum")
 
 
@@ -39,15 +76,19 @@ def _onednn_takes(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def padded_count(count: int) -> int:
+    """Return the number of rows that a product of so many is made with: rows that are as many need no copy for it."""
+    step = max(1, 1 << max(0, count.bit_length() - 5))
+    return -(-count // step) * step
+
+
 def _padded(rows: Tensor) -> Tensor:
     """Rows padded with zeros to one of sixteen sizes per octave, dense.
 
     oneDNN makes and keeps a kernel for every shape that it meets, and label maps bring ever new numbers of patterns: without
     this a process grows by some megabytes with every new label map, and spends part of its time on making kernels.
     """
-    count = rows.shape[0]
-    step = max(1, 1 << max(0, count.bit_length() - 5))
-    wanted = -(-count // step) * step
+    count, wanted = rows.shape[0], padded_count(rows.shape[0])
     if wanted == count:
         return rows.contiguous()
     result = rows.new_zeros((wanted, rows.shape[1]))
@@ -69,10 +110,13 @@ def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 
 def _onednn_gradients(x: Tensor, grad: Tensor, weight: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
-    """Gradients of x @ weight.T by x and weight, where needed. Dense rows: a strided x (one region's codes) costs 16 ms."""
-    padded = _padded(grad)
-    grad_x = _shortened(_onednn_product(padded, weight.t()), x.shape[0]) if needs[0] else None
-    return grad_x, _onednn_product(padded.t(), _padded(x).t()) if needs[1] else None
+    """Gradients of x @ weight.T by x and weight, where needed. Dense rows: a strided x (one region's codes) costs 16 ms.
+
+    That of the weight by the BLAS: oneDNN wants both factors transposed in memory, and the copies take longer than either
+    product.
+    """
+    grad_x = _onednn_linear(grad, weight.t()) if needs[0] else None
+    return grad_x, torch.mm(grad.t(), x.contiguous()) if needs[1] else None
 
 
 class _OneDnnLinear(torch.autograd.Function):

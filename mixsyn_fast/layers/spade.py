@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..backend import current_plan
 from ..ops import region_norm
 from ..region_map import ClassPlan, PatternPlan, RegionMap, as_region_map
-from .algebra import add_to_centre, apply_taps, bias_of, both_taps, gather_sum, low_rank_conv2d, tap_rows
+from .algebra import add_to_centre, apply_taps, bias_of, both_taps, gather_sum, low_rank_conv2d, padded_count, tap_rows
 from .derived import derived, may_keep
 from .param_free import Regions, check_input, is_plain, norm_arguments, param_free_norm, plain_norm
 
@@ -132,7 +132,10 @@ def _check_class_vectors(spade: SpadeLike, regions: RegionMap, vectors: Tensor) 
 
 
 def hidden_rows(spade: SpadeLike, regions: RegionMap, plan: PatternPlan, dtype: torch.dtype) -> Tensor:
-    """SPADE's hidden activation per distinct 3x3 pattern, and a zero row for positions outside the image: (Q + 1, F)."""
+    """SPADE's hidden activation per distinct 3x3 pattern, and zero rows, the first for positions outside the image.
+
+    (Q + 1, F) at least: as many as the products that follow are made with.
+    """
     conv = shared_conv(spade)
     weight = conv.weight.to(dtype).permute(2, 3, 1, 0)  # (3, 3, C_in, F)
     columns = weight.reshape(9, conv.in_channels, conv.out_channels)
@@ -143,18 +146,22 @@ def hidden_rows(spade: SpadeLike, regions: RegionMap, plan: PatternPlan, dtype: 
     hidden = gather_sum(table.reshape(-1, conv.out_channels), plan.hidden)
     if conv.bias is not None:
         hidden = hidden + conv.bias.to(dtype)
-    return F.pad(F.relu(hidden), (0, 0, 0, 1))
+    return _with_zero_rows(F.relu(hidden))
 
 
 def _hidden_rows_of_classes(spade: SpadeLike, regions: RegionMap, plan: ClassPlan, vectors: Tensor) -> Tensor:
-    """As :func:`_hidden_rows`, of a map that holds ``vectors`` (B, K, D) instead of ones: (Z + 1, F)."""
+    """As :func:`hidden_rows`, of a map that holds ``vectors`` (B, K, D) instead of ones: (Z + 1, F) at least."""
     conv = shared_conv(spade)
     present = vectors.index_select(1, regions.present_index)
     rows = F.pad(present.reshape(-1, conv.in_channels), (0, 0, 0, 1))  # and zero: outside the image, or no region
     hidden = gather_sum(tap_rows(rows, conv.weight), plan.hidden)
     if conv.bias is not None:
         hidden = hidden + conv.bias
-    return F.pad(F.relu(hidden), (0, 0, 0, 1))
+    return _with_zero_rows(F.relu(hidden))
+
+
+def _with_zero_rows(rows: Tensor) -> Tensor:
+    return F.pad(rows, (0, 0, 0, padded_count(len(rows) + 1) - len(rows)))
 
 
 def dense_hidden(

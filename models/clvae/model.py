@@ -95,7 +95,7 @@ class CLVAE:
 
     def __init__(self, generator: nn.Module, encoder: nn.Module, config: Config, classes: Collection[str]) -> None:
         plain = {name: replace(getattr(config, name), spectral_norm=False) for name in ("generator", "encoder")}
-        self.config = replace(config, **plain)  # type: ignore[arg-type]
+        self.config = replace(config, **plain)
         self.classes = tuple(classes)
         if len(self.classes) != config.generator.label_nc:
             raise ValueError(f"classes: expected {config.generator.label_nc} names, got {len(self.classes)}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import measured, plot_times, schema
+from benchmarks import measured, plot_levels, plot_times, schema
 from benchmarks.measured import ROOT
 
 
@@ -75,3 +75,16 @@ def test_the_chart(tmp_path: Path, results: dict[str, Any]) -> None:
     other["mixsyn_cpu.json"]["rows"] = []
     with pytest.raises(ValueError, match="mixsyn_cpu.json: no row mixsyn/composition"):
         plot_times.bars(other)
+
+
+def test_the_plot_of_levels(tmp_path: Path, results: dict[str, Any]) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra [bench])")
+    found = plot_levels.points(results)
+    assert found["151"]["ours"][0][0] == 1 and len(found["151"]["dense"]) == 6
+    for file in (plot_levels.draw(results, tmp_path / "levels.png"), schema.PICTURES / "clvae_levels.png"):
+        with pytest.importorskip("PIL.Image", reason="pillow is not installed").open(file) as image:
+            assert json.loads(image.text["shows"]) == found, "make measured"
+    other = copy.deepcopy(results)
+    other["clvae_cpu.json"]["rows"] = []
+    with pytest.raises(ValueError, match="clvae_cpu.json: no row clvae/levels"):
+        plot_levels.points(other)

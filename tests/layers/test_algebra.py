@@ -16,6 +16,31 @@ def weight(layout: torch.memory_format, *, size: tuple[int, int, int, int] = (6,
     return torch.randn(size).contiguous(memory_format=layout).requires_grad_()
 
 
+def test_sums_of_rows_and_their_gradient() -> None:
+    """Against an index in plain PyTorch; rows that nobody takes, two lengths on one index, a second derivative."""
+    torch.manual_seed(2)
+    index = torch.randint(0, 7, (11, 3), dtype=torch.int32)
+    for rows in (7, 9, 7):
+        source = torch.randn(rows, 4, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
+        results = [algebra.gather_sum(source, index), source[index.long()].sum(1)]
+        firsts = [torch.autograd.grad((each**2 * weight).sum(), source, create_graph=True)[0] for each in results]
+        seconds = [torch.autograd.grad((first**3).sum(), weight)[0] for first in firsts]
+        for got, expected in (results, firsts, seconds):
+            torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_known_of_an_index_goes_with_it() -> None:
+    index = torch.tensor([[0, 1], [1, 1]])
+    source = torch.ones(2, 1, requires_grad=True)
+    before = len(algebra._WAYS_BACK)
+    for _ in range(2):
+        algebra.gather_sum(source, index).sum().backward()
+    assert len(algebra._WAYS_BACK) == before + 1 and source.grad is not None and source.grad.flatten().tolist() == [2, 6]
+    del index
+    assert len(algebra._WAYS_BACK) == before
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", [(6, 5, 3, 3), (4, 1, 3, 3), (1, 7, 3, 3), (3, 4, 1, 1), (2, 3, 5, 3)])
 def test_tap_rows_is_a_product_per_tap(layout: torch.memory_format, size: tuple[int, int, int, int]) -> None:

@@ -17,7 +17,7 @@ from tests.compare import relative_error
 
 BATCH, REGIONS, CHANNELS, STYLE = 2, 6, 10, 12
 WAYS = [("table", "native"), ("table", "reference"), ("dense", "native"), ("auto", "auto")]
-LIMIT = {torch.float64: 1e-12, torch.float32: 1e-5}
+LIMIT = {torch.float64: 2e-12, torch.float32: 1e-5}  # the gradient of one number is a sum in which most cancels
 
 
 def region_map(edges: bool = False, ignored: bool = False, absent: bool = False) -> RegionMap:

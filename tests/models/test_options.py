@@ -43,7 +43,7 @@ RECONSTRUCTION = {
     "--adversarial": "hinge", "--gan": 1.0, "--feature-matching": 10.0, "--vgg": 10.0, "--vgg-weights": "auto",
     "--l1": 0.0, "--kld": 0.05, "--r1": 0.0, "--r1-every": 16, "--generator-lr": 0.0001, "--discriminator-lr": 0.0004,
     "--betas": [0.0, 0.9], "--init-gain": 0.02, "--instance-edges": True, "--reuse-fakes": False,
-    "--loss-mask": "none", "--loss-mask-scale": "maximum",
+    "--loss-mask": "none", "--loss-mask-scale": "mean",
 }
 LATENT = {
     "--generator.use-vae": False, "--generator.z-dim": 256, "--encoder.ndf": 64, "--encoder.largest": 0,

@@ -335,7 +335,7 @@ def test_who_weighs_rare_colours() -> None:
         assert fitted(settings("spade", loss_mask="rare_colours"), classes, SIZE, False).loss_mask == "rare_colours"
     with pytest.raises(ValueError, match="loss_mask: expected one of auto, none, rare_colours, got 'all'"):
         settings("spade", loss_mask="all")
-    with pytest.raises(ValueError, match="loss_mask_scale: expected one of maximum, mean, got 'sum'"):
+    with pytest.raises(ValueError, match="loss_mask_scale: expected one of mean, maximum, got 'sum'"):
         settings("spade", loss_mask_scale="sum")
     with pytest.raises(ValueError, match=r"loss_mask: expected none or rare_colours \(`fitted` decides\), got 'auto'"):
         TRAINABLES["spade"].build(settings("spade", loss_mask="auto"), True)

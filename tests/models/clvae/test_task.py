@@ -207,7 +207,8 @@ def test_streets_are_rebalanced_and_resumed_bit_for_bit(streets: Path, tmp_path:
     config, masked = train("masked", "--steps", "1", "--balance", "none")
     assert config["data"]["balance"] == "none" and config["task"]["loss_mask"] == "rare_colours"
     name = "generator/feature_matching"
-    assert masked[0][name] < plain[0][name] and masked[0]["generator/gan"] == plain[0]["generator/gan"]
+    _, shrunk = train("shrunk", "--steps", "1", "--balance", "none", "--loss-mask-scale", "maximum")
+    assert shrunk[0][name] < plain[0][name] != masked[0][name] and masked[0]["generator/gan"] == plain[0]["generator/gan"]
     assert sampled[0] != plain[0]
 
 
