@@ -174,7 +174,7 @@ def test_the_report(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixt
         assert entry["low"] <= entry["mean"] <= entry["high"] and entry["count"] == len(entry["pictures"]) == 2
     assert found["metrics"]["region_share"]["better"] == "neither"
     assert "facade" in found["metrics"]["locality"]["regions"]
-    assert "| Locality (share of an edit's change inside the region) ↑ |" in printed
+    assert "| Locality (share of the change inside the region) ↑ |" in printed
     assert "| Share of pixels inside the region |" in printed
 
 
