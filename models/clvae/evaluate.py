@@ -174,8 +174,11 @@ def open_judged(model: str | None, device: str) -> Judged:
     if model and config.is_file():
         kind = read_json(config).get("model")
         if kind in _GLOBAL_MODELS:
-            with progress("loading the model"):
-                trained = load_trained(model, device=where)
+            try:
+                with progress("loading the model"):
+                    trained = load_trained(model, device=where)
+            except KeyError as error:
+                raise ValueError(f"{config}: expected a run of `mixsyn-fast train {kind}`, got none of {error}") from error
             if "encoder" not in trained.networks:
                 raise ValueError(
                     f"model: {model}: expected a {kind} trained with --generator.use-vae, got one without a code"

@@ -204,6 +204,9 @@ def test_a_run_of_spade_with_a_global_code(tmp_path: Path, words: list[str], mon
     assert cli.main(["clvae", "evaluate", *words, "--limit", "1"]) == 0
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert found["settings"]["an edit of a class changes"] == "the global code" and found["counts"]["pictures"] == 1
+    (tmp_path / "config.json").write_text('{"model": "spade"}')
+    with pytest.raises(ValueError, match=r"config\.json: expected a run of `mixsyn-fast train spade`, got none of 'task'"):
+        open_judged(str(tmp_path), "cpu")
     plain = load_trained(tmp_path / "vae")
     del plain.networks["encoder"]
     monkeypatch.setattr("mixsyn_fast.models.clvae.evaluate.load_trained", lambda folder, device: plain)
