@@ -33,6 +33,10 @@ _COMMANDS = {
         "mixsyn evaluate": ("models.mixsyn.evaluate", "Table 1: compositions and images of a model"),
     },
     "Class- and layer-wise VAE: a code of every class at every level": {
+        "clvae reconstruct": ("models.clvae.reconstruct", "pictures as the model makes them of their codes"),
+        "clvae sample": ("models.clvae.sample", "many images of one label map"),
+        "clvae stylize": ("models.clvae.stylize", "the image of a label map in the style of other pictures"),
+        "clvae edit": ("models.clvae.edit", "new codes for some classes or levels, step by step; material sheets"),
         "clvae evaluate": ("models.clvae.evaluate", "Tables 1 to 5, and how local edits are; of a SPADE-VAE too"),
     },
 }

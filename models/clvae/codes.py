@@ -91,7 +91,7 @@ class ImageCodes:
                 continue
             k = self._index(name, argument)
             if isinstance(given, ImageCodes):
-                self._check_like(given, f"{argument}: {name}")
+                self.check_like(given, f"{argument}: {name}")
                 given = given.classes[:, k]
             expected = (len(self.levels), self.classes.shape[2])
             if given.shape != expected:
@@ -113,13 +113,26 @@ class ImageCodes:
         Raises:
             ValueError: an unknown class or level, codes of another model.
         """
-        self._check_like(other, "other")
+        self.check_like(other, "other")
         every = (*self.names, GLOBAL) if names is None else tuple(names)
         moved: dict[str, ImageCodes | Tensor] = {}
         for name in every:
             here, there = (self.z, other.z) if name == GLOBAL else (self.of(name), other.of(name))
             moved[name] = torch.lerp(here, there, weight)
         return self.replaced(moved, levels, "names")
+
+    def check_like(self, other: ImageCodes, argument: str) -> None:
+        """ValueError, naming the argument, for codes of another model than these are of."""
+        for what in ("names", "levels"):
+            if getattr(self, what) != getattr(other, what):
+                raise ValueError(
+                    f"{argument}: expected codes of a model with {what} {getattr(self, what)}, got {getattr(other, what)}"
+                )
+        if (self.z.shape, self.classes.shape) != (other.z.shape, other.classes.shape):
+            raise ValueError(
+                f"{argument}: expected codes {tuple(self.z.shape)} and {tuple(self.classes.shape)}, "
+                f"got {tuple(other.z.shape)} and {tuple(other.classes.shape)}"
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the codes to one safetensors file, whole or not at all; OSError where that cannot be."""
@@ -147,15 +160,3 @@ class ImageCodes:
             there = ", ".join(map(str, self.levels)) or "none"
             raise ValueError(f"levels: expected some of {there} (1 is the finest), got {list(levels or ())}")
         return [i for i, level in enumerate(self.levels) if levels is None or level in levels]
-
-    def _check_like(self, other: ImageCodes, argument: str) -> None:
-        for what in ("names", "levels"):
-            if getattr(self, what) != getattr(other, what):
-                raise ValueError(
-                    f"{argument}: expected codes of a model with {what} {getattr(self, what)}, got {getattr(other, what)}"
-                )
-        if (self.z.shape, self.classes.shape) != (other.z.shape, other.classes.shape):
-            raise ValueError(
-                f"{argument}: expected codes {tuple(self.z.shape)} and {tuple(self.classes.shape)}, "
-                f"got {tuple(other.z.shape)} and {tuple(other.classes.shape)}"
-            )

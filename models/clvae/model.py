@@ -275,24 +275,26 @@ class CLVAE:
         sources: dict[str, Picture] = {}
         for name, edit in edits.items():
             self._check_class(name, here, "edits", "the picture")
-            if isinstance(edit, tuple):
+            if isinstance(edit, tuple) and len(edit) == 2:
                 sources[name] = self._picture(*edit, f"edits: {name}: image", f"edits: {name}: labels")
                 there = (*self._present(sources[name].labels), GLOBAL)
                 self._check_class(name, there, "edits", "the picture it is to be taken from")
-            elif not isinstance(edit, (ImageCodes, Tensor)) and edit != "sample":
-                expected = "'sample', codes, or (image, labels)"
-                raise ValueError(f"edits: {name}: expected {expected}, got {edit!r}")
+            elif not isinstance(edit, (ImageCodes, Tensor)) and not (isinstance(edit, str) and edit == "sample"):
+                got = repr(edit) if isinstance(edit, str) else _described(edit)
+                raise ValueError(f"edits: {name}: expected 'sample', codes, or (image, labels), got {got}")
+        prior = self.prior(seed)
+        drawn = tuple(name for name, edit in edits.items() if isinstance(edit, str))
+        by: dict[str, ImageCodes | Tensor] = dict.fromkeys(drawn, prior)
+        by |= {name: edit for name, edit in edits.items() if isinstance(edit, (ImageCodes, Tensor))}
+        prior.replaced(by, levels)  # refused here rather than after the encoder
+        if codes is not None:
+            prior.check_like(codes, "codes")
         ran = 0
         if codes is None:
             codes, ran = self._encoded(picture)
-        by: dict[str, ImageCodes | Tensor] = {}
-        for name, edit in edits.items():
-            if name in sources:
-                by[name], more = self._encoded(sources[name])
-                ran += more
-            else:
-                by[name] = self.prior(seed) if isinstance(edit, str) else edit  # type: ignore[assignment]
-        drawn = tuple(name for name, edit in edits.items() if isinstance(edit, str))
+        for name, source in sources.items():
+            by[name], more = self._encoded(source)
+            ran += more
         made = self._made(picture.labels, codes.replaced(by, levels))
         return replace(made, sampled=drawn, encoded=ran)
 
@@ -363,10 +365,7 @@ class CLVAE:
     @torch.no_grad()
     def _made(self, fitted: np.ndarray, codes: ImageCodes) -> Made:
         """The image, from the coarsest block on whose codes differ from those of this label map's last pass."""
-        if (codes.levels, codes.names) != (self.levels, self.classes):
-            raise ValueError(
-                f"codes: expected levels {self.levels} of {len(self.classes)} classes, got {codes.levels} of others"
-            )
+        self.prior().check_like(codes, "codes")
         rows = sorted(set(np.unique(fitted).tolist()) - {-1})
         last = self._last.get(_digest(fitted), lambda: _Pass(codes, {}))
         names = self._running(last, codes, rows)

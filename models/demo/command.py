@@ -95,8 +95,7 @@ def load_inputs(
         ValueError: `data` is no data set; names what is wrong.
     """
     from ..data import draw_batch, first_items, open_source
-    from ..mixsyn.diversity import open_matching
-    from ..pictures.options import drawn_source
+    from ..pictures.options import drawn_source, open_matching
 
     if data is None:
         try:
@@ -126,7 +125,7 @@ def load_inputs(
         raise ValueError(f"data: {error}") from None
     composed, why = None, ""
     try:
-        composed = open_matching(mixsyn, data, kind, "all", **reader)
+        composed = open_matching(mixsyn.classes, data, kind, "all", **reader)
     except ValueError as error:  # the set itself is sound, for it was opened above
         why = str(error)
     return Inputs(images, labels, len(source.classes), name, composed, why)

@@ -16,21 +16,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from mixsyn_fast.progress import progress
 
-from ..data import KINDS, ReaderOptions, Source, open_source
-from ..data.region_types import merge_of, merged
-from ..data.sets import classes_differ
+from ..data import KINDS, ReaderOptions, Source
 from ..pictures.options import (
     ModelOptions,
     check_outputs,
     check_png,
     check_region,
     drawn_source,
+    open_matching,
     open_model,
     write_sheet,
 )
@@ -103,22 +102,7 @@ def open_for(mixsyn: MixSyn, options: Options) -> Source:
     if options.data is None and options.kind == "auto":
         return drawn_source(mixsyn.classes, mixsyn.size, count, options.seed)
     drawn = {} if options.data else {"seed": options.seed, "count": count, "size": mixsyn.size}
-    return open_matching(mixsyn, options.data, options.kind, options.split, **drawn, **options.reader_options())
-
-
-def open_matching(mixsyn: MixSyn, root: str | None, kind: str, split: str, **options: Any) -> Source:
-    """Open a set with the classes of a model, merged as the model's; arguments and errors as :func:`open_source`.
-
-    Pixels of no class are no region, or where the model has one, the last class "unknown".
-
-    Raises:
-        ValueError: the set has other classes; the message names those that differ.
-    """
-    for unknown in ("none", "class"):
-        source = merged(open_source(root, kind, split, unknown, **options), merge_of(mixsyn.classes))
-        if tuple(source.classes) == mixsyn.classes:
-            return source
-    raise ValueError(f"data: {source.name} has not the model's regions: {classes_differ(source.classes, mixsyn.classes)}")
+    return open_matching(mixsyn.classes, options.data, options.kind, options.split, **drawn, **options.reader_options())
 
 
 def choose_sources(mixsyn: MixSyn, source: Source, regions: Sequence[str] | None, count: int, seed: int) -> list[Picture]:

@@ -15,10 +15,10 @@ import torch
 
 from mixsyn_fast.progress import progress
 
-from ..data import LABEL_SETS, ProceduralSource, Source
+from ..data import LABEL_SETS, ProceduralSource, Source, open_source
 from ..data.files import open_picture
 from ..data.region_types import merge_of, merged
-from ..data.sets import DRAWN_KINDS
+from ..data.sets import DRAWN_KINDS, classes_differ
 from ..settings import Checked, repeated
 from ..sheets import save_png
 from .files import save_image, save_labels
@@ -184,6 +184,21 @@ def drawn_source(classes: Sequence[str], size: tuple[int, int], count: int, seed
     raise ValueError(f"model: nothing drawn by code has its regions ({', '.join(classes)}): give pictures")
 
 
+def open_matching(classes: Sequence[str], root: str | None, kind: str, split: str, **options: Any) -> Source:
+    """Open a set with the classes of a model, merged as the model's; other arguments and errors as :func:`open_source`.
+
+    Pixels of no class are no region, or where the model has one, the last class "unknown".
+
+    Raises:
+        ValueError: the set has other classes; the message names those that differ.
+    """
+    for unknown in ("none", "class"):
+        source = merged(open_source(root, kind, split, unknown, **options), merge_of(classes))
+        if tuple(source.classes) == tuple(classes):
+            return source
+    raise ValueError(f"data: {source.name} has not the model's regions: {classes_differ(source.classes, classes)}")
+
+
 def check_region(name: str, option: str, classes: Sequence[str]) -> None:
     """ValueError, listing all regions, for one that the model does not have."""
     if name not in classes:
@@ -224,10 +239,15 @@ def name_and_file(given: str, option: str, form: str) -> tuple[str, str]:
 
 def check_png(options: Any, *names: str) -> None:
     """ValueError for a field that is a file name which does not end in .png."""
+    check_suffix(options, ".png", *names)
+
+
+def check_suffix(options: Any, suffix: str, *names: str) -> None:
+    """ValueError for a field that is a file name which does not end in `suffix`."""
     for name in names:
         path = getattr(options, name)
-        if path is not None and path.suffix.lower() != ".png":
-            raise ValueError(f"{name}: expected a file name ending in .png, got {path}")
+        if path is not None and path.suffix.lower() != suffix:
+            raise ValueError(f"{name}: expected a file name ending in {suffix}, got {path}")
 
 
 def check_outputs(

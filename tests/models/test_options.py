@@ -78,6 +78,26 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--merge": None, "--limit": None, "--random": None, "--fid-regions": False, "--inception": None, "--batch-size": 4,
         "--seed": 0, "--json": None, "--markdown": None,
     },
+    "clvae reconstruct": {
+        **PICTURES,
+        "--image": [], "--data": None, "--split": "all", "--limit": 8, "--out": "reconstructed", "--codes-out": None,
+        "--sheet": None, "--seed": 0,
+    },
+    "clvae sample": {
+        **PICTURES,
+        "--image": None, "--label-map": None, "--count": 6, "--seed": 0, "--out": "samples", "--codes-out": None,
+        "--sheet": None,
+    },
+    "clvae stylize": {
+        **PICTURES,
+        "--image": None, "--label-map": None, "--style": [], "--seed": 0, "--out": "stylized", "--sheet": None,
+    },
+    "clvae edit": {
+        **PICTURES,
+        "--image": None, "--step": [], "--levels": None, "--codes": None, "--keep": [], "--interpolate": 0,
+        "--material": None, "--material-sheet": "material.png", "--out": "edited.png", "--codes-out": None,
+        "--sheet": None, "--json": None, "--seed": 0,
+    },
     "clvae evaluate": {
         **READER,
         "--model": None, "--device": "cpu", "--data": "", "--kind": "auto", "--split": "val", "--unknown": "class",
