@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mixsyn_fast.models.clvae import evaluate
 from mixsyn_fast.models.clvae.model import CLVAE
 from mixsyn_fast.models.data import DataOptions
 from mixsyn_fast.models.training.run import read_log
 
-from mixsyn_fast import cli
 from mixsyn_fast.progress import progress
 from mixsyn_fast.writing import jsonable
 
@@ -71,10 +71,10 @@ def judged(name: str, run: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Return the row of a run."""
     config = json.loads((run / "config.json").read_text())
     with tempfile.TemporaryDirectory() as folder:
-        words = ["clvae", "evaluate", "--model", str(run), "--data", args.data, "--samples", str(args.samples)]
-        words += ["--limit", str(args.limit), "--seed", str(args.seed), "--out", folder]
-        if cli.main(words) != 0:
-            raise SystemExit(f"{name}: mixsyn-fast {' '.join(words)} failed")
+        counts = {"samples": args.samples, "limit": args.limit, "seed": args.seed}
+        options = evaluate.Options(model=str(run), data=args.data, inception=args.inception, out=folder, **counts)
+        if evaluate.main(options) != 0:
+            raise SystemExit(f"{name}: mixsyn-fast clvae evaluate --model {run} failed")
         report = json.loads((Path(folder) / "report.json").read_text())
     log = read_log(run)
     facts: dict[str, Any] = {
@@ -105,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=40, help="pictures")
     parser.add_argument("--samples", type=int, default=40, help="images of every label map")
     parser.add_argument("--material", type=int, default=10, help="pictures for what each level changes; 0: none")
+    parser.add_argument("--inception", help="TorchScript feature network for FID; none: no FID")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=schema.RESULTS / "clvae_quality.json")
     args = parser.parse_args(argv)

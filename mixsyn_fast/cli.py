@@ -21,7 +21,10 @@ _COMMANDS = {
         "data inspect": ("models.data.inspect", "classes, bad files and a contact sheet of a data set"),
         "parse": ("models.evaluation.parse", "label maps of your own face photos"),
         "train": ("models.training.command", "train <model>: on a data set (train --help lists the models)"),
-        "evaluate": ("models.evaluation.evaluate", "PSNR, SSIM, LPIPS, FID ... of outputs or of a trained model; evaluate <paper>: its tables"),
+        "evaluate": (
+            "models.evaluation.evaluate",
+            "PSNR, LPIPS, FID ... of outputs or a model; evaluate <paper>: its tables",
+        ),
     },
     "MixSyn: new pictures from regions of several ones": {
         "mixsyn compose": ("models.mixsyn.compose", "a new picture from regions of several ones"),

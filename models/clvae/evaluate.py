@@ -8,16 +8,16 @@ What is judged, 8-bit pictures throughout, all means over pictures with a 95 % b
 
 * reconstruction (Table 1): the image of a picture's own codes, the means of their distributions, against the picture. GT
   similarity is their LPIPS; FID is that of all of them against all pictures.
-* samples (Tables 2 to 5, Fig. 10): --samples images of every label map with codes from the prior. Diversity is the mean LPIPS
-  over all pairs of one label map; Top-1 GT similarity the LPIPS to the picture of the image that is nearest to it by L1.
+* samples (Tables 2 to 5, Fig. 10): --samples images of every label map with codes from the prior. Diversity is the mean
+  LPIPS over all pairs of one label map; Top-1 GT similarity the LPIPS to the picture of the image nearest to it by L1.
 * locality (not in the paper): of every picture every class with 1 to 60 % of its pixels gets codes from the prior, in all
-  levels, and the rest keeps the picture's own. Locality is the share of the total absolute change, from the reconstruction to
-  the edited image, that lies inside the class; the class's share of the pixels stands beside it: that is what a change
+  levels, and the rest keeps the picture's own. Locality is the share of the total absolute change, from the reconstruction
+  to the edited image, that lies inside the class; the class's share of the pixels stands beside it: that is what a change
   spread evenly has. An edit that changes no byte is counted and left out. A picture's value is the mean over its classes.
 
 The paper does not say which network its LPIPS looks through: --network, AlexNet by default. A model with a global code alone
-(SPADE and CLADE with --generator.use-vae, or one level) has no codes of classes: its edit of any class is another global code.
-Where classes share one code (class_wise off) it is another shared code at all levels.
+(SPADE and CLADE with --generator.use-vae, or one level) has no codes of classes: its edit of any class is another global
+code. Where classes share one code (class_wise off) it is another shared code at all levels.
 
 The folder of the report gets report.json, report.md, scores.png (histograms over pictures) and regions.png (by class). Exit
 status 1: there are pictures that cannot be read or have no class (all named), or nothing could be judged.
@@ -141,7 +141,8 @@ class GlobalCode:
 
     def reconstruct(self, item: Item) -> np.ndarray:
         """Return the image (H, W, 3) uint8 of a picture's own code."""
-        return to_uint8(self._trained.generate(self._collate([item]).to(self.device)))[0]
+        made: np.ndarray = to_uint8(self._trained.generate(self._collate([item]).to(self.device)))[0]
+        return made
 
     @torch.no_grad()
     def sample(self, item: Item, count: int, seed: int) -> np.ndarray:
@@ -158,24 +159,30 @@ class GlobalCode:
     def edit(self, item: Item, region: int, seed: int) -> np.ndarray:
         """Return the image (H, W, 3) uint8 of another code from the prior: there is none of a class."""
         del region
-        return self.sample(item, 1, seed)[0]
+        made: np.ndarray = self.sample(item, 1, seed)[0]
+        return made
 
 
 def open_judged(model: str | None, device: str) -> Judged:
     """Load a model of this paper (file, run folder, None: the shipped one), or a run of SPADE or CLADE with a VAE.
 
     Raises:
-        ValueError, FileNotFoundError: it is not there, damaged, or has no latent codes; the message names the path or option.
+        ValueError, FileNotFoundError: it is not there, damaged, or has no latent codes; the message names the path.
     """
     where = device_of(device)
     config = Path(model or "", "config.json")
     if model and config.is_file():
         kind = read_json(config).get("model")
         if kind in _GLOBAL_MODELS:
-            with progress("loading the model"):
-                trained = load_trained(model, device=where)
+            try:
+                with progress("loading the model"):
+                    trained = load_trained(model, device=where)
+            except KeyError as error:
+                raise ValueError(f"{config}: expected a run of `mixsyn-fast train {kind}`, got none of {error}") from error
             if "encoder" not in trained.networks:
-                raise ValueError(f"model: {model}: expected a {kind} trained with --generator.use-vae, got one without a code")
+                raise ValueError(
+                    f"model: {model}: expected a {kind} trained with --generator.use-vae, got one without a code"
+                )
             return GlobalCode(trained)
     return ClassCodes(open_model(CLVAE, model, device))
 
@@ -243,16 +250,16 @@ def evaluate(
     drawn, edits = {name: Score() for name in ("diversity", "top1")}, _Edits(len(model.classes))
     names = reference.names()[:limit]
     assert reference.dataset is not None
-    for place, name in enumerate(names):
-        try:
-            item = reference.dataset[reference.index[name]]
-        except (ValueError, OSError) as error:
-            report.problems.append(f"{name}: {error}")
-            continue
-        if not (item.labels >= 0).any():
-            report.problems.append(f"{name}: no pixel of its label map has a class")
-            continue
-        with progress(f"picture {place + 1} of {len(names)}"):
+    with progress(f"evaluating, {len(names)} pictures"):
+        for place, name in enumerate(names):
+            try:
+                item = reference.dataset[reference.index[name]]
+            except (ValueError, OSError) as error:
+                report.problems.append(f"{name}: {error}")
+                continue
+            if not (item.labels >= 0).any():
+                report.problems.append(f"{name}: no pixel of its label map has a class")
+                continue
             seeds = np.random.SeedSequence((seed, place)).generate_state(len(model.classes) + 1).tolist()
             made = model.reconstruct(item)
             comparison.add([Compared(name, made, item.image, item.labels)])
@@ -274,8 +281,8 @@ def evaluate(
     if tools.diversity is not None:
         report.counts["samples of every label map"] = samples
     report.notes = [
-        "LPIPS is GT similarity (Table 1): of the reconstruction from the picture's own codes, to the picture; FID is of the "
-        "reconstructions against the pictures.",
+        "LPIPS is GT similarity (Table 1): of the reconstruction from the picture's own codes, to the picture; FID is that "
+        "of the reconstructions against the pictures.",
         "Diversity and Top-1 similarity (Tables 2 to 5) are of images with codes from the prior.",
         "Locality is to be read against the share of pixels inside the region, which a change spread evenly would have.",
     ]

@@ -86,7 +86,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("top1", "Top-1 similarity (LPIPS)", "", False, "draws", asked="diversity", default=False),
         Metric("mcsd", "mCSD", "", True, "draws", asked="diversity", default=False),
         Metric("mocd", "mOCD", "", False, "draws", asked="diversity", default=False),
-        Metric("locality", "Locality (share of an edit's change inside the region)", "", True, "edits", default=False),
+        Metric("locality", "Locality (share of the change inside the region)", "", True, "edits", default=False),
         Metric("region_share", "Share of pixels inside the region", "", None, "edits", default=False),
         Metric("change_inside", "Mean change inside the region", "grey levels", None, "edits", default=False),
         Metric("change_outside", "Mean change outside the region", "grey levels", False, "edits", default=False),
@@ -94,9 +94,7 @@ METRICS: Mapping[str, Metric] = {
 }
 """Name -> metric, in the order of tables."""
 
-CHOICES: tuple[str, ...] = tuple(
-    dict.fromkeys(row.asked or row.name for row in METRICS.values() if row.of != "edits")
-)
+CHOICES: tuple[str, ...] = tuple(dict.fromkeys(row.asked or row.name for row in METRICS.values() if row.of != "edits"))
 """What a command can be asked for."""
 
 DEFAULT: tuple[str, ...] = tuple(row.name for row in METRICS.values() if row.default)

@@ -57,6 +57,21 @@ def test_old_words_still_run_and_say_the_new_ones(old, capsys):
     assert again.out == said.out and again.err == ""
 
 
+@pytest.mark.parametrize("paper", [words.split()[0] for words in cli._BY_WORDS if words.endswith(" evaluate")])
+def test_evaluate_of_a_paper_is_the_papers_evaluate(paper, capsys):
+    assert cli.main(["evaluate", paper, "--seed", "3", "--print-config"]) == 0
+    said = capsys.readouterr()
+    assert cli.main([paper, "evaluate", "--seed", "3", "--print-config"]) == 0
+    assert capsys.readouterr() == said and json.loads(said.out)["seed"] == 3 and said.err == ""
+    assert {"mixsyn", "clvae"} <= {words.split()[0] for words in cli._BY_WORDS if words.endswith(" evaluate")}
+
+
+def test_evaluate_of_no_paper_is_an_error(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["evaluate", "doctor"])
+    assert caught.value.code == 2 and "doctor" in capsys.readouterr().err
+
+
 def test_doctor_needs_no_tyro(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tyro", None)
     for words in (["doctor"], ["doctor", "--json"]):

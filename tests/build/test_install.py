@@ -85,7 +85,8 @@ def test_wheel_of_the_sdist_works_outside_the_clone(small, tmp_path):
     assert {"mixsyn_fast/py.typed", "mixsyn_fast/models/__init__.py", "mixsyn_fast/models/stylefusion/trees.py"} <= set(
         names
     )
-    assert {f"mixsyn_fast/models/mixsyn/weights/{name}" for name in ("facades.safetensors", "MODEL_CARD.md")} <= set(names)
+    shipped = ("facades.safetensors", "MODEL_CARD.md")
+    assert {f"mixsyn_fast/models/{paper}/weights/{name}" for paper in ("mixsyn", "clvae") for name in shipped} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "csrc/", "models/"))]
     (tmp_path / "elsewhere").mkdir()
     found = report(site, cwd=tmp_path / "elsewhere", MIXSYN_FAST_DISABLE_JIT="1")
