@@ -27,7 +27,6 @@ from mixsyn_fast.models.clvae.model import CLVAE
 from mixsyn_fast.models.data import DataOptions
 from mixsyn_fast.models.training.run import read_log
 
-from mixsyn_fast.progress import progress
 from mixsyn_fast.writing import jsonable
 
 from . import schema
@@ -48,7 +47,7 @@ def scores(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def material(model: CLVAE, pictures: Sequence[Any], seed: int) -> dict[str, dict[str, float]]:
     """Return what codes of one level change inside the class: level -> change in grey levels, share of colour."""
     found: dict[int, list[tuple[float, float]]] = {level: [] for level in model.levels}
-    for picture in progress(pictures, "levels"):
+    for picture in pictures:
         before = model.reconstruct(picture.image, picture.labels).image.astype(np.float64)
         for name in model.present(picture.labels):
             inside = picture.labels == model.classes.index(name)
@@ -72,7 +71,7 @@ def judged(name: str, run: Path, args: argparse.Namespace) -> dict[str, Any]:
     config = json.loads((run / "config.json").read_text())
     with tempfile.TemporaryDirectory() as folder:
         counts = {"samples": args.samples, "limit": args.limit, "seed": args.seed}
-        options = evaluate.Options(model=str(run), data=args.data, inception=args.inception, out=folder, **counts)
+        options = evaluate.Options(model=str(run), data=args.data, inception=args.inception, out=Path(folder), **counts)
         if evaluate.main(options) != 0:
             raise SystemExit(f"{name}: mixsyn-fast clvae evaluate --model {run} failed")
         report = json.loads((Path(folder) / "report.json").read_text())

@@ -272,6 +272,8 @@ class CLVAE:
         here = (*self._present(picture.labels), GLOBAL)
         if not edits:
             raise ValueError("edits: expected at least one class, got none")
+        if not self.levels and set(edits) != {GLOBAL}:
+            raise ValueError(f"edits: expected {GLOBAL} alone, the model has no codes of classes; got {', '.join(edits)}")
         sources: dict[str, Picture] = {}
         for name, edit in edits.items():
             self._check_class(name, here, "edits", "the picture")
