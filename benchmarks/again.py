@@ -38,6 +38,7 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
         "run_clvae levels --repeat 3 --classes 151",
         "run_clvae pooling --repeat 9",
     ),
+    "clvae_edit_cpu.json": (1, "run_clvae edit --repeat 15"),
     "clvae_cpu_avx2.json": (1, "run_clvae pooling --repeat 9 --cpu avx2"),
     "mixsyn_cpu.json": (9, "run_mixsyn --data $MIXSYN_FAST_DATA/cmp_facade --sizes 256 --repeat 5"),
     "mixsyn_training_cpu.json": (7, f"run_training --model mixsyn {_FACADES} --batch-size 4"),

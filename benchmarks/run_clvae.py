@@ -6,6 +6,7 @@ PART is one of
 
 * levels: a training step for every number of levels L and of classes K;
 * step: a training step with peak memory, and its parts: the encoder with the codes, the generator, the discriminator;
+* edit: the shipped model's image after other codes of all classes at one level, or at all of them;
 * pooling: the codes of K classes from five levels of a 256 x 256 image, sampled and embedded (Eq. 12 to 17).
 
 Contenders share weights, label maps and noise, and take turns:
@@ -15,6 +16,7 @@ Contenders share weights, label maps and noise, and take turns:
 * dense: our networks under use_plan("dense") and use_backend("reference"), channels_last;
 * per_class (pooling alone): the maxima class by class, everything else for all classes at once, and no map;
 * ours: raw labels to updated weights, the analysis of the label map (a fresh RegionMap) inside the clock;
+* full (edit alone): ours, all blocks of the generator; ours begins at the first block that the level changes;
 * floor: ours without the generator's region norms. floor_vgg: a step's perceptual loss alone, which is the same for all.
 
 A step is the generator's phase and the discriminator's, with all losses but the perceptual one, and both optimisers;
@@ -30,6 +32,7 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,16 +41,22 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mixsyn_fast.models.blocks import SLOPE
+from mixsyn_fast.models.clvae.codes import ImageCodes
 from mixsyn_fast.models.clvae.config import EncoderConfig, GeneratorConfig
+from mixsyn_fast.models.clvae.model import CLVAE
 from mixsyn_fast.models.clvae.networks import Codes, Encoder, Generator, Latents
 from mixsyn_fast.models.clvae.task import CLVAETask, Config, fitted
 from mixsyn_fast.models.data import Batch
 from mixsyn_fast.models.discriminators import DiscriminatorConfig
 from mixsyn_fast.models.losses.perceptual import installed_vgg, perceptual_loss
+from mixsyn_fast.models.pictures.options import drawn_source
+from mixsyn_fast.models.pictures.picture import pictures_of
 from mixsyn_fast.models.plain import dense_reference, randomise, without_norms
+from mixsyn_fast.models.sheets import to_uint8
 from mixsyn_fast.models.training.trainer import make_optimizer
 from torch import Tensor, nn
 
@@ -65,7 +74,7 @@ from .run_training import ALLOWED, merged
 from .schema import RESULTS, Goal, Measured
 from .timing import heading, machine_line, memory_of, save
 
-PARTS = ("levels", "step", "pooling")
+PARTS = ("levels", "step", "edit", "pooling")
 SIZE, BATCH = 128, 4  # of a training step
 PLAIN = ("published", "dense")
 MOST_OF_ONE_LEVEL, LEAST_STEP, LEAST_POOLING = 1.15, 2.5, 5.0  # goals
@@ -540,6 +549,63 @@ def run_pooling(options: argparse.Namespace, labels: Labels) -> list[dict[str, A
     return rows
 
 
+# --------------------------------------------------------------------------------------------------------------- edit
+
+
+def run_edit(options: argparse.Namespace, labels: Labels) -> list[dict[str, Any]]:
+    """A row per level, and one for all of them: codes to image as `CLVAE.generate` does it, two sets of codes in turns."""
+    del labels  # the shipped model's classes are those of facades
+    model = CLVAE.shipped()
+    picture = pictures_of(drawn_source(model.classes, model.size, 1))[0]
+    own = model.encode(picture.image, picture.labels)
+    double = copy.deepcopy(model.generator).double()
+    rows = []
+    for level in (*(each for each in model.levels if each != model.levels[-1]), 0):  # the coarsest is a full pass
+        new = dict.fromkeys(model.classes, model.prior(1))
+        both = (own, own.replaced(new, [level] if level else None))
+        regions = RegionMap(torch.from_numpy(picture.labels)[None].long(), len(model.classes), ignore_index=-1)
+
+        def whole(network: Generator, codes: ImageCodes, regions: RegionMap = regions) -> Tensor:
+            given = ImageCodes.batch([codes])
+            weight = network.fc.weight
+            assert isinstance(weight, Tensor)
+            given = Codes(given.z.to(weight), tuple(each.to(weight) for each in given.classes))
+            return torch.tanh(network.forward_features(regions, given))
+
+        model.generate(picture.labels, both[0])
+        made = model.generate(picture.labels, both[1])
+        with torch.no_grad(), dense_reference():
+            exact, dense = ({"image": whole(each, both[1])} for each in (double, model.generator))
+        with torch.no_grad():
+            full = {"image": whole(model.generator, both[1])}
+        if not np.array_equal(made.image, to_uint8(full["image"])[0]):
+            raise ValueError(f"edit at level {level}: expected the image of a full pass bit for bit")
+        verdict = gate(full, dense, exact)  # of ours too: bit for bit the same image
+        turns: dict[str, Iterator[ImageCodes]] = {name: itertools.cycle(both) for name in ("dense", "full", "ours")}
+
+        @torch.no_grad()
+        def plain(turns: Any = turns, whole: Any = whole) -> object:
+            with dense_reference():
+                return to_uint8(whole(model.generator, next(turns["dense"])))
+
+        @torch.no_grad()
+        def complete(turns: Any = turns, whole: Any = whole) -> object:
+            return to_uint8(whole(model.generator, next(turns["full"])))
+
+        def resumed(turns: Any = turns) -> object:
+            return model.generate(picture.labels, next(turns["ours"]))
+
+        title = f"edit of level {level}" if level else "edit of all levels"
+        verdicts = {"dense": gate(dense, dense, exact), "full": verdict, "ours": verdict}
+        calls: dict[str, Call] = {"dense": plain, "full": complete, "ours": resumed}
+        if not level:  # as much work
+            del calls["full"], verdicts["full"]
+        timings = timed(calls if verdict.passed else {}, options, title)
+        asked = {"level": level, "classes": len(model.classes), "size": list(model.size), "blocks": list(made.blocks)}
+        rows.append({**step_row(f"clvae/{title}", asked, verdicts, timings), "mode": "forward"})
+    return rows
+
+
 # ------------------------------------------------------------------------------------------------------------ command
 
 
@@ -571,7 +637,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.width < 1:
         parser.error(f"--width: expected a positive number, got {options.width}")
-    options.out = options.out or RESULTS / f"clvae_{cpu.suffix(torch.device('cpu'), options.cpu)}.json"
+    stem = "clvae_edit" if options.part == "edit" else "clvae"
+    options.out = options.out or RESULTS / f"{stem}_{cpu.suffix(torch.device('cpu'), options.cpu)}.json"
     return options
 
 
@@ -588,7 +655,7 @@ def main(arguments: list[str] | None = None) -> int:
     result = heading("clvae", labels=labels.text, repeat=options.repeat)
     print(machine_line(result["machine"]))
     start = time.perf_counter()
-    run = {"levels": run_levels, "step": run_step, "pooling": run_pooling}[options.part]
+    run = {"levels": run_levels, "step": run_step, "edit": run_edit, "pooling": run_pooling}[options.part]
     result["rows"] = jsonable(run(options, labels))
     result["seconds"] = round(time.perf_counter() - start, 1)
     for row in result["rows"]:

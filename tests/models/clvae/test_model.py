@@ -279,12 +279,14 @@ def test_ablations(fields: dict[str, int]) -> None:
     assert len(start.codes.levels) == {"num_levels": fields.get("num_levels", 6) - 1, "layer_wise": 1}.get(
         next(iter(fields)), 5
     )
-    made = model.edit(image, labels, {"door": "sample"}, codes=start.codes)
+    name = "door"
     if fields == {"num_levels": 1}:
-        assert model.levels == () and made.blocks == ()
-    else:
-        assert not np.array_equal(made.image, start.image)
-        assert np.array_equal(made.image, model.to("cpu").generate(labels, made.codes).image)
+        with pytest.raises(ValueError, match="edits: expected global alone, the model has no codes of classes; got door"):
+            model.edit(image, labels, {"door": "sample"}, codes=start.codes)
+        name = "global"
+    made = model.edit(image, labels, {name: "sample"}, codes=start.codes)
+    assert not np.array_equal(made.image, start.image)
+    assert np.array_equal(made.image, model.to("cpu").generate(labels, made.codes).image)
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
