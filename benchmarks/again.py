@@ -30,6 +30,9 @@ _AS_ONE_MACHINE = (
 )
 _FACADES = "--data $MIXSYN_FAST_DATA/cmp_facade --size 128"
 
+# run folders of models/clvae/README.md, trained anew by who measures again
+_JUDGED = " ".join(f"{n}=runs/{n}" for n in ("full", "no_class", "no_layer", "L1", "L3", "spade_vae", "shipped"))
+
 # file -> (minutes on two cores, commands without their --out); variables of the environment are filled in
 FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
     "accelerate_cpu.json": (3, "run_accelerate --seconds 6 --repeat 15"),
@@ -37,6 +40,10 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
         14,
         "run_clvae levels --repeat 3 --classes 151",
         "run_clvae pooling --repeat 9",
+    ),
+    "clvae_quality.json": (
+        20,
+        f"run_clvae_quality --data $MIXSYN_FAST_DATA/cmp_facade --material 6 {_JUDGED}",  # FID: --inception FILE
     ),
     "clvae_edit_cpu.json": (1, "run_clvae edit --repeat 15"),
     "clvae_cpu_avx2.json": (1, "run_clvae pooling --repeat 9 --cpu avx2"),

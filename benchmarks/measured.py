@@ -525,7 +525,7 @@ parts forward and backward, and the codes of K classes from five levels of a 256
 
 [[clvae]]
 
-[[from clvae_cpu.json clvae_edit_cpu.json clvae_cpu_avx2.json]]
+[[from clvae_cpu.json clvae_edit_cpu.json clvae_cpu_avx2.json clvae_quality.json]]
 
 ## Training
 Whole steps of `mixsyn-fast train` on CMP Facade at 128 x 128 (SEAN: VGG-16 perceptual loss, feature matching, two

@@ -295,11 +295,29 @@ def render_models(result: Mapping[str, Any], *, markdown: bool = True) -> str:
     return _table(header, body, markdown=markdown)
 
 
+def render_scores(result: Mapping[str, Any], *, markdown: bool = True) -> str:
+    """The table of a result about quality: a line per model, a column per score, with its interval."""
+    names = list(dict.fromkeys(name for row in result["rows"] for name in row["facts"]["scores"]))
+
+    def cell(score: Mapping[str, float] | None) -> str:
+        if score is None:
+            return "-"
+        return f"{score['mean']:.3g}" + (f" [{score['low']:.3g}, {score['high']:.3g}]" if "low" in score else "")
+
+    body = [
+        [row["case"], str(row["facts"]["steps"]), *(cell(row["facts"]["scores"].get(name)) for name in names)]
+        for row in result["rows"]
+    ]
+    return _table(["model", "steps", *names], body, markdown=markdown)
+
+
 def render(result: Mapping[str, Any], *, markdown: bool = True) -> str:
     """All tables of a result, with the machine line."""
     from .timing import machine_line
 
-    body = (render_models if result["kind"] in _NETWORKS else render_ops)(result, markdown=markdown)
+    kind = result["kind"]
+    table = render_models if kind in _NETWORKS else render_scores if kind == "evaluation" else render_ops
+    body = table(result, markdown=markdown)
     rates = ", ".join(f"{k.replace('_', ' ')} {v:.1f}" for k, v in result["rates"].items())
     about = "; ".join(filter(None, (result["labels"], f"measured in the same run: {rates}" if rates else "")))
     return "\n".join(filter(None, (machine_line(result["machine"]), about))) + f"\n\n{body}\n"
