@@ -45,6 +45,7 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
         20,
         f"run_clvae_quality --data $MIXSYN_FAST_DATA/cmp_facade --material 6 {_JUDGED}",  # FID: --inception FILE
     ),
+    "clvae_step_cpu.json": (4, "run_clvae step --classes 19,151 --repeat 3 --seconds 45"),
     "clvae_edit_cpu.json": (1, "run_clvae edit --repeat 15"),
     "clvae_cpu_avx2.json": (1, "run_clvae pooling --repeat 9 --cpu avx2"),
     "mixsyn_cpu.json": (9, "run_mixsyn --data $MIXSYN_FAST_DATA/cmp_facade --sizes 256 --repeat 5"),

@@ -279,7 +279,7 @@ def mixsyn(results: Results) -> str:
 def clvae(results: Results) -> str:
     """Training steps of the class- and layer-wise VAE, their parts, and the pooling."""
     body = []
-    for name in ("clvae_cpu.json", "clvae_edit_cpu.json", "clvae_cpu_avx2.json"):
+    for name in ("clvae_cpu.json", "clvae_step_cpu.json", "clvae_edit_cpu.json", "clvae_cpu_avx2.json"):
         for row in results[name]["rows"]:
             isa = ", AVX2" if results[name]["machine"]["instruction_set"] == "avx2" else ""
             cells = [_time(row, contender) for contender in ("published", "per_class", "dense", "ours", "floor")]
@@ -317,7 +317,10 @@ def errors(results: Results) -> str:
     networks = (
         ("generators: SEAN, SPADE, CLADE", (*GENERATORS, "models_cpu_avx512.json", "models_cpu_avx2.json")),
         ("MixSyn's parts", ("mixsyn_cpu.json",)),
-        ("class- and layer-wise VAE: steps and pooling", ("clvae_cpu.json", "clvae_edit_cpu.json", "clvae_cpu_avx2.json")),
+        (
+            "class- and layer-wise VAE: steps and pooling",
+            ("clvae_cpu.json", "clvae_step_cpu.json", "clvae_edit_cpu.json", "clvae_cpu_avx2.json"),
+        ),
     )
     for text, files in networks:
         plain = _worst(results, files, lambda name: name in ("dense", "published"))
@@ -525,7 +528,7 @@ parts forward and backward, and the codes of K classes from five levels of a 256
 
 [[clvae]]
 
-[[from clvae_cpu.json clvae_edit_cpu.json clvae_cpu_avx2.json clvae_quality.json]]
+[[from clvae_cpu.json clvae_step_cpu.json clvae_edit_cpu.json clvae_cpu_avx2.json clvae_quality.json]]
 
 ## Training
 Whole steps of `mixsyn-fast train` on CMP Facade at 128 x 128 (SEAN: VGG-16 perceptual loss, feature matching, two
