@@ -276,10 +276,13 @@ def mixsyn(results: Results) -> str:
     return _table(("part", "plain PyTorch", "compile", "ours", "faster than plain", "/ floor", "MiB"), body)
 
 
+_CLVAE = ("clvae_cpu.json", "clvae_step_cpu.json", "clvae_edit_cpu.json", "clvae_cpu_avx2.json")
+
+
 def clvae(results: Results) -> str:
     """Training steps of the class- and layer-wise VAE, their parts, and the pooling."""
     body = []
-    for name in ("clvae_cpu.json", "clvae_step_cpu.json", "clvae_edit_cpu.json", "clvae_cpu_avx2.json"):
+    for name in _CLVAE:
         for row in results[name]["rows"]:
             isa = ", AVX2" if results[name]["machine"]["instruction_set"] == "avx2" else ""
             cells = [_time(row, contender) for contender in ("published", "per_class", "dense", "ours", "floor")]
