@@ -38,7 +38,7 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
     "accelerate_cpu.json": (3, "run_accelerate --seconds 6 --repeat 15"),
     "clvae_cpu.json": (
         14,
-        "run_clvae levels --repeat 3 --classes 151",
+        "run_clvae levels --repeat 3",
         "run_clvae pooling --repeat 9",
     ),
     "clvae_quality.json": (
