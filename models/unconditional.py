@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mixsyn_fast.region_map import Size
 
 from . import stylegan2
-from .augmentation import AdaptiveProbability, AugmentConfig, Augmentation
+from .augmentation import AdaptiveProbability, Augmentation, AugmentConfig
 from .losses import non_saturating, r1_penalty
 from .losses.path_length import path_length_penalty
 from .training import distributed

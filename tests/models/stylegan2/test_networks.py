@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mixsyn_fast import StyleLayout
 from mixsyn_fast.layers.modulated import modulated_conv2d, modulated_conv2d_reference
-
 from tests.models.stylegan2 import plain
 
 TINY = Config(size=16, z_dim=8, w_dim=6, mapping_layers=2, channel_base=64, channel_max=8)
