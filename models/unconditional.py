@@ -3,9 +3,9 @@ r"""Training of StyleGAN2: images from nothing but noise, of a set of pictures w
     discriminator:  non-saturating loss, and every 16th step R1
     generator:      non-saturating loss, and every 4th step path length regularisation
 
-Karras et al.: Analyzing and Improving the Image Quality of StyleGAN, CVPR 2020, with the adaptive augmentation of Karras et
-al.: Training Generative Adversarial Networks with Limited Data, NeurIPS 2020, without which a few hundred pictures are learnt
-by heart. Every regularisation is a phase with a period, which steps the optimiser of the phase that it regularises; learning
+Karras et al.: Analyzing and Improving the Image Quality of StyleGAN, CVPR 2020, with the adaptive augmentation of Karras
+et al.: Training Generative Adversarial Networks with Limited Data, NeurIPS 2020, without which a few hundred pictures are
+learnt by heart. Every regularisation is a phase with a period, which steps the optimiser of the phase that it regularises; learning
 rate and betas are those of lazy regularisation (appendix B of the first paper): with a period of n the optimiser makes
 (n + 1) / n steps a step, so both are taken to the power, or times, n / (n + 1).
 """

@@ -104,8 +104,8 @@ def modulated_conv2d(x: Tensor, weight: Tensor, style: Tensor, *, demodulate: bo
 class ModulatedConv2d(nn.Module):
     """A modulated convolution and the affine layer that makes its style of w.
 
-    Entries of the state_dict are named as in the common PyTorch port: ``weight`` (O, I, k, k) (there with one more dimension,
-    of 1, in front), ``modulation.{weight,bias}``, with ``up`` also ``blur.kernel``.
+    Entries of the state_dict are named as in the common PyTorch port: ``weight`` (O, I, k, k) (there with one more
+    dimension, of 1, in front), ``modulation.{weight,bias}``, with ``up`` also ``blur.kernel``.
 
     Args:
         in_channels: I.

@@ -381,8 +381,9 @@ def check(task: Task, dataset: TrainingSet) -> None:
     for name, phase in task.phases.items():
         owner = task.phases.get(phase.shares)
         if phase.shares and (owner is None or owner.shares or owner.networks != phase.networks):
+            networks = ", ".join(phase.networks)
             raise ValueError(
-                f"phases: expected an optimiser of {', '.join(phase.networks)} for {name} to share, got that of {phase.shares!r}"
+                f"phases: expected an optimiser of {networks} for {name} to share, got that of {phase.shares!r}"
             )
     if task.num_regions and task.num_regions != dataset.num_regions:
         got = f"{dataset.num_regions}" if dataset.num_regions else "none"
