@@ -213,9 +213,9 @@ def resample(images: Tensor, source: Tensor) -> Tensor:
     """Move pixels by any matrix: one sampling, mirrored outside.
 
     Bilinear, on a grid twice as fine as the image, and from there by the filter [-1, 9, 9, -1] / 16 in each direction, which
-    is flat up to half the highest frequency: what a smaller copy of an image cannot show does not alias. The paper makes the
-    source finer as well, with a wavelet of six taps; that keeps more of the finest detail and costs padding, two filters
-    of twelve taps and a sampling of the same size.
+    is flat up to half the highest frequency and 0 at twice that: the finest stripes become grey, not coarse stripes, in a
+    copy half as large. The paper makes the source finer as well, with a wavelet of six taps; that keeps more of the finest
+    detail and costs padding, two filters of twelve taps and a sampling of the same size.
 
     Args:
         images: (B, 3, H, W), H and W at least 2; differentiable, twice as well.
@@ -223,9 +223,11 @@ def resample(images: Tensor, source: Tensor) -> Tensor:
     """
     height, width = images.shape[2:]
     x, y = _centred(width, source, 0.5, 1), _centred(height, source, 0.5, 1)
-    # torch's positions: -1 and 1 are the middles of the outermost pixels
-    across, down = (source[:, row, :, None, None] / ((size - 1) / 2) for row, size in ((0, width), (1, height)))
-    grid = torch.stack([a * x + (b * y[:, None] + c) for a, b, c in (across.unbind(1), down.unbind(1))], -1)
+    grid = source.new_empty(len(source), len(y), len(x), 2)
+    for row, size in ((0, width), (1, height)):
+        # torch's positions: -1 and 1 are the middles of the outermost pixels
+        a, b, c = (source[:, row, :, None, None] / ((size - 1) / 2)).unbind(1)
+        torch.add(a * x, b * y[:, None] + c, out=grid[..., row])
     fine = _Sample.apply(images, grid)
     return _halved(_halved(fine, 2), 3)
 
@@ -371,7 +373,6 @@ class AdaptiveProbability:
         if logits:
             change = images / self.config.speed
             sign = signs / logits
-            # neither for logits that are not finite
             moved = self.p + change * ((sign > self.config.target) - (sign < self.config.target))
             self.p = min(max(moved, 0.0), 1.0)
         return self.p
