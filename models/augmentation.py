@@ -123,12 +123,12 @@ def deal(images: Tensor, p: float | Tensor, config: AugmentConfig, generator: to
             for name in names:
                 value = values[name].round() if group == "blit" else values[name]
                 values[name] = torch.where(gate, value, 0.0)
-    moves, colors = (kind(*(values[name] for name in kind._fields)) for kind in (Moves, Colors))
-    return Dealt(moves, colors, **touched)
+    moves = Moves(*(values[name] for name in Moves._fields))
+    return Dealt(moves, Colors(*(values[name] for name in Colors._fields)), **touched)
 
 
 def _rotation(cosine: Tensor, sine: Tensor) -> Tensor:
-    return torch.stack([cosine, -sine, sine, cosine], -1).unflatten(-1, (2, 2))
+    return torch.stack([cosine, -sine, sine, cosine], -1).view(-1, 2, 2)
 
 
 def _stretched(x: Tensor, y: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ class _Sample(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, grid: Tensor) -> Tensor:
         ctx.save_for_backward(grid)
         ctx.size = images.shape
-        return torch.ops.aten.grid_sampler_2d(images, grid, *_MODE)
+        return torch.grid_sampler_2d(images, grid, *_MODE)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -202,7 +202,8 @@ class _Spread(torch.autograd.Function):
     def forward(ctx: Any, grad: Tensor, grid: Tensor, size: torch.Size) -> Tensor:
         ctx.save_for_backward(grid)
         # the images' values matter to the gradient of the grid alone
-        return torch.ops.aten.grid_sampler_2d_backward(grad, grad.new_zeros(size), grid, *_MODE, [True, False])[0]
+        spread: Tensor = torch.ops.aten.grid_sampler_2d_backward(grad, grad.new_zeros(size), grid, *_MODE, [True, False])[0]
+        return spread
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -228,7 +229,7 @@ def resample(images: Tensor, source: Tensor) -> Tensor:
         # torch's positions: -1 and 1 are the middles of the outermost pixels
         a, b, c = (source[:, row, :, None, None] / ((size - 1) / 2)).unbind(1)
         torch.add(a * x, b * y[:, None] + c, out=grid[..., row])
-    fine = _Sample.apply(images, grid)
+    fine: Tensor = _Sample.apply(images, grid)
     return _halved(_halved(fine, 2), 3)
 
 
@@ -236,8 +237,8 @@ def _halved(fine: Tensor, dim: int) -> Tensor:
     """Filter one direction by [-1, 9, 9, -1] / 16 and keep every other value."""
     even, odd = fine.unflatten(dim, (-1, 2)).unbind(dim + 1)
     count = even.shape[dim] - 1
-    near = odd.narrow(dim, 0, count) + even.narrow(dim, 1, count)
-    far = even.narrow(dim, 0, count) + odd.narrow(dim, 1, count)
+    near: Tensor = odd.narrow(dim, 0, count) + even.narrow(dim, 1, count)
+    far: Tensor = even.narrow(dim, 0, count) + odd.narrow(dim, 1, count)
     return near * (9 / 16) - far * (1 / 16)
 
 

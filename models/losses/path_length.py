@@ -44,15 +44,14 @@ def path_lengths(image: Tensor, w: Tensor, generator: torch.Generator | None = N
     y = torch.randn(wide.shape, generator=generator, device=wide.device, dtype=wide.dtype)
     projected = (wide * y).sum() / math.sqrt(image.shape[2] * image.shape[3])
     # images do not see each other, so the gradient of the sum is each one's own
-    gradient = (
-        torch.autograd.grad(projected, w, create_graph=True, allow_unused=True)[0] if projected.requires_grad else None
-    )
-    if gradient is None:
+    found = torch.autograd.grad(projected, w, create_graph=True, allow_unused=True) if projected.requires_grad else (None,)
+    if (gradient := found[0]) is None:
         raise ValueError("image: expected one that depends on w, got one that does not")
     gradient = gradient if gradient.dtype.itemsize >= 4 else gradient.float()
     layers = w.shape[1] if w.dim() == 3 else 1
     # a norm, whose gradient is 0 where it is 0: the root of a sum of squares has none there
-    return torch.linalg.vector_norm(gradient.flatten(1), dim=1) / math.sqrt(layers)
+    norms: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    return norms / math.sqrt(layers)
 
 
 def path_length_penalty(lengths: Tensor, mean: float | Tensor, decay: float = 0.01) -> tuple[Tensor, Tensor]:
