@@ -37,7 +37,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ),
     ),
     (("mixsyn_fast.models.feature_networks",), ("mixsyn_fast.models.data",)),
-    (("mixsyn_fast.models.losses",), ("mixsyn_fast.models.metrics",)),
+    (("mixsyn_fast.models.losses",), ("mixsyn_fast.models.metrics",), ("mixsyn_fast.models.augmentation",)),
     (
         tuple(f"mixsyn_fast.models.{name}" for name in ("spade", "clade", "sean", "stylegan2", "discriminators")),
         ("mixsyn_fast.models.face_parser",),
