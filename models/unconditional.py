@@ -5,9 +5,9 @@ r"""Training of StyleGAN2: images from nothing but noise, of a set of pictures w
 
 Karras et al.: Analyzing and Improving the Image Quality of StyleGAN, CVPR 2020, with the adaptive augmentation of Karras
 et al.: Training Generative Adversarial Networks with Limited Data, NeurIPS 2020, without which a few hundred pictures are
-learnt by heart. Every regularisation is a phase with a period, which steps the optimiser of the phase that it regularises; learning
-rate and betas are those of lazy regularisation (appendix B of the first paper): with a period of n the optimiser makes
-(n + 1) / n steps a step, so both are taken to the power, or times, n / (n + 1).
+learnt by heart. Every regularisation is a phase with a period, which steps the optimiser of the phase that it regularises.
+With a period of n the optimiser makes (n + 1) / n steps a step, so its learning rate is taken times n / (n + 1), its betas
+to that power (lazy regularisation, appendix B of the first paper).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mixsyn_fast.region_map import Size
 from . import stylegan2
 from .augmentation import AdaptiveProbability, Augmentation, AugmentConfig
 from .losses import non_saturating, r1_penalty
-from .losses.path_length import path_length_penalty
+from .losses.path_length import path_length_penalty, path_lengths
 from .training import distributed
 from .training.task import Phase, Task, Trainable
 
@@ -153,7 +153,8 @@ class StyleGAN2Task(Task):
         if phase == "path_length":
             count = max(1, len(real) // self.config.path_length_shrink)
             images, w = self.make(count, real)
-            penalty, self.mean_length = path_length_penalty(images, w, self.mean_length, decay=self.config.path_length_decay)
+            lengths, decay = path_lengths(images, w), self.config.path_length_decay
+            penalty, self.mean_length = path_length_penalty(lengths, self.mean_length, decay)
             return {"path_length": self.config.path_length * self.config.path_length_every * penalty}
         if phase == "discriminator":
             with torch.no_grad():

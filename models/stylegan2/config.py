@@ -26,8 +26,6 @@ class Config:
         for name in ("z_dim", "w_dim", "mapping_layers", "channel_max"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.channel_base < self.size:
-            raise ValueError(f"channel_base: expected at least size = {self.size}, got {self.channel_base}")
         if not 0 < self.lr_mul <= 1:
             raise ValueError(f"lr_mul: expected a number in (0, 1], got {self.lr_mul}")
 
@@ -37,5 +35,7 @@ class Config:
         return tuple(SMALLEST << i for i in range((self.size // SMALLEST).bit_length()))
 
     def channels(self, side: int) -> int:
-        """Channels of the feature maps of a side."""
+        """Return the channels of the feature maps of a side; ValueError where channel_base leaves none."""
+        if self.channel_base < side:  # the size may be filled in after the settings were read
+            raise ValueError(f"channel_base: expected at least the side of the image, {side}, got {self.channel_base}")
         return min(self.channel_max, self.channel_base // side)

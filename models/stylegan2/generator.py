@@ -145,7 +145,7 @@ class Generator(nn.Module):
     @torch.no_grad()
     def track(self, w: Tensor, decay: float = 0.995) -> None:
         """Take the codes w (B, w_dim) of a training step into the mean."""
-        self.w_mean.lerp_(w.float().mean(0), 1 - decay)
+        self.w_mean.lerp_(w.to(self.w_mean).mean(0), 1 - decay)
 
     @torch.no_grad()
     def measure_mean(self, count: int = 10_000, seed: int = 0) -> Tensor:

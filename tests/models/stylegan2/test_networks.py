@@ -163,13 +163,13 @@ def test_counts_of_the_published_generator() -> None:
         ({"size": 48}, "size: expected a power of two from 8 to 1024, got 48"),
         ({"size": 4}, "size: expected a power of two"),
         ({"w_dim": 0}, "w_dim: expected at least 1, got 0"),
-        ({"channel_base": 100}, "channel_base: expected at least size = 1024, got 100"),
+        ({"channel_base": 100, "size": 128}, "channel_base: expected at least the side of the image, 128, got 100"),
         ({"lr_mul": 0.0}, r"lr_mul: expected a number in \(0, 1\], got 0.0"),
     ],
 )
 def test_bad_settings(fields: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Config(**fields)  # type: ignore[arg-type]
+        Generator(Config(**fields))  # type: ignore[arg-type]
 
 
 def test_bad_inputs(generator: Generator) -> None:
