@@ -159,9 +159,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_backward_cpu(const Tensor& g
     auto& p = typed.problem;
     p.grad = data<T>(grad), p.y = data<T>(y), p.x = data<T>(x), p.grad_x = mutable_data<T>(grad_x);
     if (per_pixel) p.sums = mutable_data<A>(sums);
-    const int64_t share = batch * p.pixels / 32;  // parts enough for many threads, large ones where there is much
-    const int64_t parts = typed.set_chunk(channels_last ? std::clamp(share, 16384 / channels + 1, 131072 / channels + 1)
-                                                        : std::clamp<int64_t>(share / 64 * 64, 256, 2048));
+    // parts enough for many threads, and small enough for sums in float32; of channels_last large enough that their
+    // sums, which lie in the cache, are little beside them
+    const int64_t share = batch * p.pixels / 32;
+    const int64_t parts =
+        typed.set_chunk(channels_last ? std::clamp(share, std::min<int64_t>(16384 / channels + 1, 512),
+                                                   std::min<int64_t>(131072 / channels + 1, 1024))
+                                      : std::clamp<int64_t>(share / 64 * 64, 256, 2048));
     const Buffer<A> part_bias = buffer<A>(parts * channels), part_scale = buffer<A>(x ? parts * channels : 0);
     p.part_bias = part_bias.get(), p.part_scale = part_scale.get();
     if (channels_last) {

@@ -19,9 +19,9 @@ kernels::BiasAct make_problem(const char* op, const char* name, const Tensor& x)
   kernels::BiasAct problem;
   problem.dtype = kernel_dtype(op, name, x);
   problem.batch = x.size(0), problem.channels = x.size(1), problem.pixels = x.size(2) * x.size(3);
-  MIXSYN_CHECK(problem.batch * problem.pixels <= kernels::kMaxBiasActSize &&
-                   problem.channels <= kernels::kMaxBiasActSize,
-               op, name, "at most 2^30 pixels in a batch and 2^30 channels", shape_string(x));
+  MIXSYN_CHECK(
+      problem.batch * problem.pixels <= kernels::kMaxBiasActSize && problem.channels <= kernels::kMaxBiasActSize, op,
+      name, "at most 2^30 pixels in a batch and 2^30 channels", shape_string(x));
   const Layout4d layout = layout_of(x);
   MIXSYN_CHECK(layout != Layout4d::kOther, op, name, "contiguous or channels_last memory", "other strides");
   problem.channels_last = layout == Layout4d::kChannelsLast;

@@ -52,8 +52,8 @@ MIXSYN_INLINE void bias_act_forward_range(const BiasAct<T, A>& a, int64_t begin,
       if (full < C) {
         const int64_t m = C - full;
         const Vec<A> shift = load_part<false>(a.bias + full, m) + n;
-        const Vec<A> value = bias_act_value<Vec<A>>(load_part<false>(x + full, m), load_part<false>(scale + full, m),
-                                                    shift, high, low);
+        const Vec<A> value =
+            bias_act_value<Vec<A>>(load_part<false>(x + full, m), load_part<false>(scale + full, m), shift, high, low);
         store_part<false>(y + full, value, m);
       }
     }
@@ -79,8 +79,7 @@ MIXSYN_INLINE void bias_act_backward_block(const BiasAct<T, A>& a, const A* scal
                                            int64_t p, int64_t c, Vec<A>* rows) {
   const int64_t C = a.channels, m = C - c;
   const Vec<A> high = splat<A>(a.high), low = splat<A>(a.low), scale = load_part<FULL>(scale_row + c, m);
-  Vec<A> sum = load_part<FULL>(part_bias + c, m), sum_x = {};
-  if constexpr (SCALE) sum_x = load_part<FULL>(part_scale + c, m);
+  Vec<A> sum = {}, sum_x = {};
   MIXSYN_UNROLL
   for (int k = 0; k < N; ++k) {
     const int64_t at = (p + k) * C + c;
@@ -94,8 +93,8 @@ MIXSYN_INLINE void bias_act_backward_block(const BiasAct<T, A>& a, const A* scal
     if constexpr (SCALE) sum_x += h * load_part<FULL>(a.x + at, m);
     if constexpr (SUMS) rows[k] += h;
   }
-  store_part<FULL>(part_bias + c, sum, m);
-  if constexpr (SCALE) store_part<FULL>(part_scale + c, sum_x, m);
+  store_part<FULL>(part_bias + c, load_part<FULL>(part_bias + c, m) + sum, m);
+  if constexpr (SCALE) store_part<FULL>(part_scale + c, load_part<FULL>(part_scale + c, m) + sum_x, m);
 }
 
 template <typename T, typename A, int N, bool SCALE, bool SUMS, bool STREAM>

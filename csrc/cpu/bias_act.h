@@ -16,8 +16,8 @@ struct BiasAct {
   int64_t scale_stride = 0;       // C, or 0: one row for all images
   A high = 1, low = 1;            // factor of u (backward: of the gradient) where y >= 0, and elsewhere
   // forward
-  const T* x = nullptr;      // (B, C, H*W), or (B, H*W, C) in channels_last; backward: null without the scale's gradient
-  const A* bias = nullptr;   // (C)
+  const T* x = nullptr;     // (B, C, H*W), or (B, H*W, C) in channels_last; backward: null without the scale's gradient
+  const A* bias = nullptr;  // (C)
   const T* noise = nullptr;  // (B, H*W), or (H*W), or null
   int64_t noise_stride = 0;  // H*W, or 0
   A strength = 0;

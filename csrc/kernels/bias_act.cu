@@ -79,7 +79,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   __shared__ A scratch[kThreads * (U > V ? U : V)];
   const Tiling& tiling = args.tiling;
   const Position<U, V, CL> at(tiling, args.channels, args.pixels);
-  const bool in_block = at.lane < tiling.lanes && at.group_in_block < tiling.groups;  // also of channels beyond the last
+  const bool in_block =
+      at.lane < tiling.lanes && at.group_in_block < tiling.groups;  // also of channels beyond the last
   const int step = at.step(tiling);
   const int64_t base_image = static_cast<int64_t>(at.image) * args.channels * args.pixels;
   A scale[V] = {}, sum[V] = {}, sum_x[V] = {};

@@ -19,16 +19,16 @@ constexpr int64_t kMaxBiasActSize = int64_t{1} << 30;
 
 // "acc" is double where dtype is kDouble, else float.
 struct BiasAct {
-  int64_t batch = 0;             // B
-  int64_t channels = 0;          // C
-  int64_t pixels = 0;            // H*W
-  DType dtype = DType::kFloat;   // of x, noise, grad, y
-  bool channels_last = true;     // memory of every map: (B, H*W, C), else (B, C, H*W)
-  const void* x = nullptr;       // (B, C, H, W); backward: null where the scale's gradient is not wanted
-  const void* bias = nullptr;    // (C,) acc, or null
-  const void* scale = nullptr;   // (B, C) acc, or null
-  const void* noise = nullptr;   // (B or 1, H, W), or null
-  bool noise_per_image = false;  // noise has B rows
+  int64_t batch = 0;               // B
+  int64_t channels = 0;            // C
+  int64_t pixels = 0;              // H*W
+  DType dtype = DType::kFloat;     // of x, noise, grad, y
+  bool channels_last = true;       // memory of every map: (B, H*W, C), else (B, C, H*W)
+  const void* x = nullptr;         // (B, C, H, W); backward: null where the scale's gradient is not wanted
+  const void* bias = nullptr;      // (C,) acc, or null
+  const void* scale = nullptr;     // (B, C) acc, or null
+  const void* noise = nullptr;     // (B or 1, H, W), or null
+  bool noise_per_image = false;    // noise has B rows
   const void* strength = nullptr;  // (1,) acc, given with noise
   double high = 1, low = 1;        // backward: factors of the gradient where y >= 0, and elsewhere
 };

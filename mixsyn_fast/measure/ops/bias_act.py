@@ -27,9 +27,9 @@ class BiasActContest(OpContest):
 
     @classmethod
     def small(cls, layout: str, dtype: str, device: torch.device) -> Self:
-        """1 x 128 x 128 x 128."""
-        contest = cls(f"{cls.op}/1x128x128x128/{layout}/{dtype}")
-        contest.draw((1, 128, 128, 128), layout, Normal(device, getattr(torch, dtype)))
+        """1 x 256 x 64 x 64."""
+        contest = cls(f"{cls.op}/1x256x64x64/{layout}/{dtype}")
+        contest.draw((1, 256, 64, 64), layout, Normal(device, getattr(torch, dtype)))
         return contest
 
     def draw(self, shape: tuple[int, int, int, int], layout: str, normal: Normal) -> None:
