@@ -100,6 +100,7 @@ class StyleGAN2Task(Task):
         self.mean_length = torch.zeros(())  # of paths, so far
         self.augment = Augmentation(config.augment)
         self.probability = AdaptiveProbability(config.augment)
+        self._step = -1  # in which p moved last
         if not training:
             return
         self.networks["discriminator"] = stylegan2.Discriminator(config.generator)
@@ -159,18 +160,16 @@ class StyleGAN2Task(Task):
         if phase == "discriminator":
             with torch.no_grad():
                 images, _ = self.make(len(real), real)
+            if step != self._step:  # not for every micro-batch: within a step p stays
+                self.probability.update(distributed.sum_over_ranks)
+                self._step = step
             of_fake, of_real = self.judge(images), self.judge(real)
-            self._adapt(of_real.detach())
+            self.probability.observe(of_real.detach())
             return {"gan": non_saturating.discriminator_loss(of_real, of_fake)}
         if phase == "r1":
             config = self.config
             return {"r1": r1_penalty(self.judge, real, gamma=config.r1, interval=config.r1_every)}
         raise ValueError(f"phase: expected one of {', '.join(self.phases)}, got {phase!r}")
-
-    def _adapt(self, of_real: Tensor) -> None:
-        """Take the signs of the real images' logits into the probability of augmentation, the same in every process."""
-        self.probability.observe(of_real)
-        self.probability.update(distributed.sum_over_ranks)
 
     # --- looking at it --------------------------------------------------------------------------------------------------
 
