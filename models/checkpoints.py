@@ -110,10 +110,10 @@ def read_content(path: str | os.PathLike[str], expected: str = "a state_dict (to
     try:
         return read(path)
     except Exception as error:  # whatever the readers raise on bytes that are not theirs (IndexError, UnpicklingError ...)
-        raise ValueError(f"{os.fspath(path)}: expected {expected}, got {_other_content(path, error)}") from error
+        raise ValueError(f"{os.fspath(path)}: expected {expected}, got {other_content(path, error)}") from error
 
 
-def _other_content(path: str | os.PathLike[str], error: Exception) -> str:
+def other_content(path: str | os.PathLike[str], error: Exception) -> str:
     """Say what a reader met. Never in torch's words for a pickle, which advise to run the code of the file."""
     named = _GLOBAL.search(str(error))
     if named:
