@@ -182,6 +182,29 @@ MUTATIONS = [
         ("sigmoid's gradient", "= q * rest * (through + g_q);", "= q * (through + g_q);", "kernels_follow"),
     ),
     *cpu(
+        "bias_act",
+        (
+            "noise of each image, channels_last",
+            "a.noise + image * (a.noise_stride - a.pixels) : nullptr;",
+            "a.noise - image * a.pixels : nullptr;",
+            "kernels_follow",
+        ),
+        ("slope", "return u * (u >= 0 ? high : low);", "return u * high;", "kernels_follow"),
+        (
+            "sums of a part's last pixels",
+            "for (; p < p1; ++p) bias_act_backward_rows",
+            "for (; p + 1 < p1; ++p) bias_act_backward_rows",
+            "kernels_follow",
+        ),
+        (
+            "sum over channels, contiguous",
+            "run.channel ? load_part<FULL>(sums + i, m) + h : h, m);",
+            "h, m);",
+            "kernels_follow",
+        ),
+        ("merging of parts", "total[static_cast<size_t>(c)] += ", "total[static_cast<size_t>(c)] = ", "kernels_follow"),
+    ),
+    *cpu(
         "label_patterns",
         (
             "corners of a 5x5 pattern",
@@ -221,6 +244,27 @@ MUTATIONS = [
             "const A dlogit = q * (A(1) - q) * dq;",
             "const A dlogit = q * dq;",
             "emulated and every_group",
+        ),
+    ),
+    *cuda(
+        "bias_act",
+        (
+            "pixels beyond the last",
+            "h[u][v] = present ? h[u][v] * (value",
+            "h[u][v] = true ? h[u][v] * (value",
+            "emulated and shapes",
+        ),
+        (
+            "channels beyond the last",
+            "rows[u] += v < at.valid ? h[u][v] : A(0);",
+            "rows[u] += h[u][v];",
+            "emulated and shapes",
+        ),
+        (
+            "sums over the groups of a block",
+            "tiling.groups, tiling.lanes, in_block);",
+            "1, tiling.lanes, in_block);",
+            "emulated and shapes",
         ),
     ),
     *cuda(
@@ -283,6 +327,7 @@ MUTATIONS = [
         "masked_roi_pool",
         ("first of equal values", "(key << 32) | (0xFFFFFFFF - pixel)[:, None]", "(key << 32) | pixel[:, None]"),
     ),
+    *triton("bias_act", "bias_act", ("sum of gradient times value", "sum_hx += tl.sum(h * ", "sum_hx = tl.sum(h * ")),
     *triton(
         "latent_blend",
         "latent_blend",
