@@ -1,8 +1,8 @@
 """Pickles of whole networks, read as what they hold: numbers, text, plain containers, tensors. No code of a file runs.
 
 The official files hold objects: of the classes of StyleGAN2-ADA's PyTorch form (their source lies in the file and would be
-run), of the TensorFlow form's, numpy's arrays, torch's storages. An ordinary unpickler imports and calls whatever a file names.
-This one looks every name up in a short list, which leads to functions of this file that make plain values; nothing is
+run), of the TensorFlow form's, numpy's arrays, torch's storages. An ordinary unpickler imports and calls whatever a file
+names. This one looks every name up in a short list, which leads to functions of this file that make plain values; nothing is
 imported, and any other name is an error.
 """
 
@@ -112,6 +112,7 @@ def _bytes(text: str, encoding: str) -> bytes:
 _NAMES: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "builtins.set": set,
+    "__builtin__.set": set,  # protocol 2
     "dnnlib.util.EasyDict": dict,
     "dnnlib.tflib.network.Network": Record,
     "torch_utils.persistence._reconstruct_persistent_obj": _Function(_persistent),
