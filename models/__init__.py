@@ -9,14 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from . import clade, sean, spade
+from . import clade, sean, spade, stylegan2
 from .blocks import GeneratorConfig, RegionGenerator
 from .checkpoints import Family, fold_spectral_norm, load_checked, load_family
 from .clade import CLADEGenerator
 from .sean import SEANGenerator, StyleEncoder
 from .spade import Encoder, SPADEGenerator
-from .stylegan2 import Generator as StyleGAN2Generator
-from .stylegan2 import published as stylegan2
+from .stylegan2 import published as stylegan2_files
 
 __all__ = [
     "CLADEGenerator",
@@ -26,7 +25,6 @@ __all__ = [
     "SEANGenerator",
     "SPADEGenerator",
     "StyleEncoder",
-    "StyleGAN2Generator",
     "fold_spectral_norm",
     "load_checked",
     "load_published",
@@ -37,7 +35,7 @@ _FAMILIES = (
     Family(clade.recognises, clade.config_from_state, CLADEGenerator),
     Family(spade.recognises, spade.config_from_state, SPADEGenerator),
     Family(spade.encoder_recognises, spade.encoder_config_from_state, Encoder),
-    Family(stylegan2.recognises, stylegan2.config_from_state, StyleGAN2Generator),
+    Family(stylegan2_files.recognises, stylegan2_files.config_from_state, stylegan2.Generator),
 )
 
 
@@ -70,5 +68,5 @@ def load_published(
         config,
         fold_spectral_norm=fold_spectral_norm,
         fields=fields,
-        read=stylegan2.read_state,
+        read=stylegan2_files.read_state,
     )

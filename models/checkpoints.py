@@ -25,7 +25,7 @@ OPTIONAL = (r".*\.num_batches_tracked",)
 
 _PAGE = re.compile(rb"\s*(<!--.*?-->\s*)?<(!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 _POINTER = re.compile(rb"version https://git-lfs[^\n]*\n(?:[^\n]*\n)*?size (\d+)")
-_GLOBAL = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class|tried to load) ([\w.]+)")
+_GLOBAL = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class|unsupported GLOBAL|tried to load) ([\w.]+)")
 
 
 def refuse_other_files(path: str | os.PathLike[str], expected: str = "a file of weights") -> None:

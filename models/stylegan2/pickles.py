@@ -47,14 +47,11 @@ class Array:
     def __setstate__(self, state: tuple[int, tuple[int, ...], _Dtype, bool, bytes]) -> None:
         """Take numpy's description: version, shape, dtype, whether columns come first, bytes."""
         _, shape, dtype, columns_first, content = state
-        self.fill(content, dtype, shape, "F" if columns_first else "C")
+        self.fill(np.frombuffer(content, dtype.numpy()).reshape(shape, order="F" if columns_first else "C"))
 
-    def fill(self, content: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> Array:
-        """Read the values out of bytes."""
-        values = np.frombuffer(content, dtype.numpy()).reshape(shape, order=order)
-        # in the machine's byte order, and no view of the file's bytes
+    def fill(self, values: np.ndarray[Any, Any]) -> None:
+        """Copy the values, in the machine's byte order."""
         self.tensor = torch.from_numpy(np.array(values, values.dtype.newbyteorder("="), order="C"))
-        return self
 
 
 class _Dtype:
@@ -93,12 +90,19 @@ def _persistent(meta: Mapping[str, Any]) -> Record:
 
 def _storage(content: bytes) -> Tensor:
     """Return a storage, which lies in the file as a file of torch.save, as a flat tensor."""
-    storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return torch.empty(0, dtype=storage.dtype).set_(storage.untyped(), 0, (len(storage),))
+    storage: torch.TypedStorage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return torch.empty(0, dtype=storage.dtype).set_(storage)
 
 
 def _tensor(flat: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: Any) -> Tensor:
     return flat.as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format)  # checks the bounds
+
+
+def _array(content: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any, axes: Any = None) -> Array:
+    """Return an array as pickles of protocol 5 have it; numpy 2.3 writes the order of the axes, K, beside the bytes."""
+    values, array = np.frombuffer(content, dtype.numpy()), Array()
+    array.fill(values.reshape(shape, order="C").transpose(axes) if order == "K" else values.reshape(shape, order=order))
+    return array
 
 
 def _parameter(tensor: Tensor, *rest: Any) -> Tensor:
@@ -122,9 +126,7 @@ _NAMES: dict[str, Any] = {
     "numpy.ndarray": None,  # an argument of the next one alone
     "numpy.core.multiarray._reconstruct": _Function(lambda *rest: Array()),
     "numpy.core.multiarray.scalar": _Function(lambda dtype, content: np.frombuffer(content, dtype.numpy())[0].item()),
-    "numpy.core.numeric._frombuffer": _Function(
-        lambda content, dtype, shape, order: Array().fill(content, dtype, shape, order)
-    ),
+    "numpy.core.numeric._frombuffer": _Function(_array),
     "numpy.dtype": _Function(lambda code, *rest: _Dtype(code)),
     "_codecs.encode": _Function(_bytes),
 }

@@ -2,7 +2,8 @@
 
 All three become a state_dict of `Generator`, whose names are the port's:
 
-* The port: a file of torch.save, a mapping with the state `g_ema` (and perhaps `g`, `d`, optimisers, `latent_avg`).
+* The port: a file of torch.save, a mapping with the state `g_ema` (and perhaps `g`, `d`, optimisers, `latent_avg`). Its
+  convolutions have one more dimension, of 1, in front.
 * Official, PyTorch (StyleGAN2-ADA): a pickle of a mapping with the networks `G`, `D`, `G_ema`. Its 3x3 convolutions have no
   factor 1 / sqrt(fan_in), which demodulation takes out again (but for its epsilon); its conversions to RGB have it on the
   style. The values are the port's.
@@ -64,13 +65,15 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     for name, value in state.items():
         if name.endswith((".blur.kernel", ".upsample.kernel")):
             _check_filter(name, value, 4.0, where)
+        elif name.endswith(".conv.weight") and value.dim() == 5 and len(value) == 1:
+            state[name] = value[0]
     if "w_mean" not in state and (mean := _mean_code(state)) is not None:
         state["w_mean"] = mean
     return state
 
 
 def recognises(state: Mapping[str, Tensor]) -> bool:
-    """Say whether a state_dict is that of a generator, in the port's names."""
+    """Say whether a state_dict is a generator's, by the port's names."""
     return "style.1.weight" in state and "conv1.conv.modulation.weight" in state
 
 
@@ -87,9 +90,7 @@ def config_from_state(state: Mapping[str, Tensor], *, spectral_norm: bool = Fals
     size = SMALLEST << steps
     entries = {SMALLEST: "conv1.conv.weight"} | {SMALLEST << i + 1: f"convs.{2 * i}.conv.weight" for i in range(steps)}
     # what is missing or of another rank is for the loader to tell
-    channels = {
-        side: int(state[name].shape[1]) for side, name in entries.items() if name in state and state[name].dim() == 5
-    }
+    channels = {side: len(state[name]) for side, name in entries.items() if name in state and state[name].dim() == 4}
     highest = max(channels.values(), default=512)
     base = max((side * count for side, count in channels.items() if count < highest), default=highest * size)
     if any(count != min(highest, base // side) for side, count in channels.items()):
@@ -150,10 +151,6 @@ def _same(value: Tensor) -> Tensor:
     return value
 
 
-def _front(value: Tensor) -> Tensor:
-    return value[None]
-
-
 def _layers(size: int) -> Iterator[tuple[str, str, str, str]]:
     """Yield a layer's names: ours, PyTorch's, TensorFlow's, and the number of its noise ("" for a conversion to RGB)."""
     yield "conv1", "b4.conv1", "4x4/Conv", "0"
@@ -169,10 +166,10 @@ def _torch_rules(size: int, depth: int) -> Iterator[Rule]:
     for i in range(depth):
         for kind in ("weight", "bias"):
             yield f"style.{i + 1}.{kind}", f"mapping.fc{i}.{kind}", _same
-    yield "input.input", "synthesis.b4.const", _front
+    yield "input.input", "synthesis.b4.const", lambda value: value[None]
     for ours, theirs, _, noise in _layers(size):
         theirs = f"synthesis.{theirs}"
-        yield f"{ours}.conv.weight", f"{theirs}.weight", _front
+        yield f"{ours}.conv.weight", f"{theirs}.weight", _same
         for kind in ("weight", "bias"):
             yield f"{ours}.conv.modulation.{kind}", f"{theirs}.affine.{kind}", _same
         if noise:
@@ -193,8 +190,8 @@ def _tensorflow_rules(size: int, depth: int) -> Iterator[Rule]:
         theirs = f"G_synthesis/{theirs}"
 
         def convolution(value: Tensor, turned: bool = turned) -> Tensor:
-            value = value.permute(3, 2, 0, 1)[None]
-            return value.flip(3, 4) if turned else value
+            value = value.permute(3, 2, 0, 1)
+            return value.flip(2, 3) if turned else value
 
         yield f"{ours}.conv.weight", f"{theirs}/weight", convolution
         yield f"{ours}.conv.modulation.weight", f"{theirs}/mod_weight", Tensor.t

@@ -68,10 +68,15 @@ def tensorflow_pickle(path: Path, variables: dict[str, Any] = VARIABLES, protoco
 
 
 def port_file(path: Path, **changes: Any) -> Path:
-    """A file of the port, from the PyTorch form's values, through our own network."""
+    """A file of the port, from the PyTorch form's values."""
     state = read_state(torch_pickle(path.with_suffix(".pkl")))
     mean = state.pop("w_mean")
-    content = {"g_ema": state, "g": {n: v + 1 for n, v in state.items()}, "latent_avg": mean} | changes
+    state = {name: value[None] if name.endswith(".conv.weight") else value for name, value in state.items()}
+    content = {
+        "g_ema": state,
+        "g": {n: v if "kernel" in n else v + 1 for n, v in state.items()},
+        "latent_avg": mean,
+    } | changes
     torch.save({key: value for key, value in content.items() if value is not None}, path)
     return path
 
@@ -198,7 +203,7 @@ def without(entries: dict[str, Any], *names: str, **more: Any) -> dict[str, Any]
         ),
         (
             lambda p: torch_pickle(p, ENTRIES | {"synthesis.b8.conv0.weight": torch.ones(8, 8, 5, 5)}),
-            r"1 of another shape:\n  convs.0.conv.weight: expected \(1, 8, 8, 3, 3\), got \(1, 8, 8, 5, 5\)",
+            r"1 of another shape:\n  convs.0.conv.weight: expected \(8, 8, 3, 3\), got \(8, 8, 5, 5\)",
         ),
         (
             lambda p: torch_pickle(p, ENTRIES | {"synthesis.b8.conv0.weight": torch.ones(7, 8, 3, 3)}),
