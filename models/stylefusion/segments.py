@@ -9,7 +9,7 @@ drowns the others, the distance of a deep pixel x to a cluster's centre :math:`c
     d_k = \frac1C \sum_j \Bigl(\frac{x_j - c_{kj}}{\sigma_j}\Bigr)^2
 
 A pixel belongs to the cluster of least distance, and softly to all of them by softmax of :math:`-d / T`. Neither needs
-:math:`\sum_j x_j^2 / \sigma_j^2`, which all clusters share; what is left is linear in x, so every layer's part is one product
+:math:`\sum_j x_j^2 / \sigma_j^2`, which all clusters share; what is left is linear in x, so a layer's part is one product
 at the layer's own size and only K maps are resized (docs/exact_algebra.md, section 10). No deep pixel is ever made.
 
 Clusters are found once per generator by Ward's method over a sample of deep pixels, looked at, and named; clusters of one

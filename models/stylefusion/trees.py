@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,9 @@ class RegionTree(FusionConfig):
         """Check the tree, and the training of every node."""
         ordered = FusionHierarchy(self, {}).tree
         object.__setattr__(self, "tree", ordered)
+        for name in (*ordered, *(child for pair in ordered.values() for child in pair)):
+            if not re.fullmatch(r"[\w -]+", name):  # they name networks, files and options
+                raise ValueError(f"node {name!r}: expected a name of letters, digits, spaces, _ and -")
         if not 0 <= self.truncation <= 1:
             raise ValueError(f"truncation: expected 0 to 1, got {self.truncation}")
         for name, (kind, favored) in self.training.items():

@@ -89,6 +89,7 @@ NODE = {"children": ["b", "c"]}
         ({"nodes": {"a": NODE}, "truncation": "x"}, "truncation: expected a number from 0 to 1"),
         ({"nodes": {"a": NODE}, "truncation": 2}, "truncation: expected 0 to 1, got 2"),
         ({"nodes": {"a": NODE, "d": NODE}}, "one parent per node, 'b' is a child of 'a', got 'd' as well"),
+        ({"nodes": {"a": {"children": ["b.c", "d"]}}}, "node 'b.c': expected a name of letters, digits"),
         ({"nodes": {}}, "expected one node that is no child, got 0"),
     ],
     ids=lambda value: "" if isinstance(value, str) else None,
