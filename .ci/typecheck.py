@@ -26,6 +26,7 @@ STRICT = (
     "mixsyn_fast/__init__.py",
     "models/stylefusion/",
     "models/losses/",
+    "models/augmentation.py",
     "models/metrics/",
     "models/pictures/",
     "models/plain.py",

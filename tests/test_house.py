@@ -37,7 +37,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ),
     ),
     (("mixsyn_fast.models.feature_networks",), ("mixsyn_fast.models.data",)),
-    (("mixsyn_fast.models.losses",), ("mixsyn_fast.models.metrics",)),
+    (("mixsyn_fast.models.losses",), ("mixsyn_fast.models.metrics",), ("mixsyn_fast.models.augmentation",)),
     (
         tuple(f"mixsyn_fast.models.{name}" for name in ("spade", "clade", "sean", "stylegan2", "discriminators")),
         ("mixsyn_fast.models.face_parser",),
@@ -45,7 +45,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("mixsyn_fast.models",),),  # the public names
     (("mixsyn_fast.models.pictures",),),
     (("mixsyn_fast.models.training",),),
-    (("mixsyn_fast.models.reconstruction",),),
+    (("mixsyn_fast.models.reconstruction",), ("mixsyn_fast.models.unconditional",)),
     (("mixsyn_fast.models.evaluation",),),
     tuple((f"mixsyn_fast.models.{paper}",) for paper in ("mixsyn", "clvae", "msca", "stylefusion", "harmonized")),
     (("mixsyn_fast.models.demo",),),

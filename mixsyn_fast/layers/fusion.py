@@ -21,7 +21,6 @@ published, layer by layer and sample by sample: the plain PyTorch form to compar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter, methodcaller
@@ -32,49 +31,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backend import current_backend, current_plan
-from ..ops._common import check_flag, check_integer, check_number, check_tensor, described, fail
+from ..ops._common import check_flag, check_integer, check_tensor, described, fail
 from ..ops.latent_blend import StyleLayout, latent_blend
 from .algebra import linear, packed
 from .derived import derived, may_keep
+from .equalized import SLOPE, EqualizedLinear
 
-_SLOPE = 0.2
-_GAIN = math.sqrt(2.0)
 # Rows (samples x layers) up to which a GPU's products are bound by reading weights and by the number of launches: all nodes
 # of a level then go through batched products without folding. Above, one folded chain per node does less arithmetic.
 _FEW_ROWS = 1024
-
-
-class EqualizedLinear(nn.Module):
-    """Linear layer with equalised learning rate, followed by leaky ReLU 0.2 times sqrt 2.
-
-    ``y = sqrt(2) * leaky_relu(x @ (weight * lr_mul / sqrt(fan_in)).T + bias * lr_mul)``; the parameters are drawn from
-    N(0, 1 / lr_mul^2) and zero.
-
-    Args:
-        in_features: length of the input.
-        out_features: length of the output.
-        lr_mul: factor of the learning rate.
-    """
-
-    def __init__(self, in_features: int, out_features: int, lr_mul: float = 0.01) -> None:
-        super().__init__()
-        in_features = check_integer("EqualizedLinear", "in_features", in_features, 1, None)
-        out_features = check_integer("EqualizedLinear", "out_features", out_features, 1, None)
-        lr_mul = check_number("EqualizedLinear", "lr_mul", lr_mul)
-        if lr_mul <= 0:
-            fail("EqualizedLinear", "lr_mul", "a positive number", lr_mul)
-        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_mul)
-        self.bias = nn.Parameter(torch.zeros(out_features))
-        self.scale = lr_mul / math.sqrt(in_features)
-        self.lr_mul = lr_mul
-
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Return weight and bias of the plain linear layer before the leaky ReLU, all factors included."""
-        return self.weight * (self.scale * _GAIN), self.bias * (self.lr_mul * _GAIN)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to (..., in_features)."""
-        return F.leaky_relu(F.linear(x, self.weight * self.scale, self.bias * self.lr_mul), _SLOPE) * _GAIN
 
 
 Codes = tuple[Tensor, Tensor, Tensor | None]  # a, b and, for some networks, a third input
@@ -146,9 +111,9 @@ class _Chain:
 def _activated(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Linear layer and leaky ReLU; one pass where the weight is packed and no gradient is wanted."""
     if weight.is_mkldnn and x.numel() > 0 and not (torch.is_grad_enabled() and x.requires_grad):
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "leaky_relu", [_SLOPE], "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "leaky_relu", [SLOPE], "")
         return y
-    return F.leaky_relu_(linear(x, weight, bias), _SLOPE)
+    return F.leaky_relu_(linear(x, weight, bias), SLOPE)
 
 
 # --- one blender ------------------------------------------------------------------------------------------------------
@@ -435,7 +400,7 @@ def _stacked_logits(blenders: Sequence[LatentBlender], codes: Codes, rgb_bit: bo
     x = torch.cat([*present, stack.constant.expand(nodes, batch, 2)], 2).index_select(2, stack.index)
     x = x.view(nodes, batch * layers, stack.index.numel() // layers)
     for matrix in stack.matrices:
-        x = F.leaky_relu_(torch.bmm(x, matrix), _SLOPE)
+        x = F.leaky_relu_(torch.bmm(x, matrix), SLOPE)
     return x.view(nodes, batch, layers, depth)
 
 

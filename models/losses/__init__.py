@@ -17,6 +17,7 @@ from .log_loss import (
     mask_discriminator_loss,
     mask_generator_loss,
 )
+from .path_length import path_length_penalty, path_lengths
 from .perceptual import PerceptualLoss
 from .r1 import r1_due, r1_penalty
 from .style import gram, gram_style_loss, style_code_loss
@@ -44,6 +45,8 @@ __all__ = [
     "mask_generator_loss",
     "masked_l1_loss",
     "non_saturating",
+    "path_length_penalty",
+    "path_lengths",
     "r1_due",
     "r1_penalty",
     "style_code_loss",

@@ -125,6 +125,15 @@ def mean_over_ranks(scalars: Mapping[str, Tensor | float]) -> dict[str, float]:
     return dict(zip(scalars, values.tolist(), strict=True))
 
 
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Return the sum over the processes of a tensor on the CPU, the same in every process, which must all call it."""
+    if not _several():
+        return values
+    total = values.to(_group_device())
+    dist.all_reduce(total)
+    return total.to(values.device)
+
+
 def any_rank(flag: bool) -> bool:
     """Return whether `flag` is True in any process, so that all of them stop (or go on) together."""
     if not _several():

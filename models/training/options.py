@@ -34,7 +34,8 @@ class Options:
     validate_images: int = 64  # at most so many images of the validation set; 0 for all
     save_every: int = 500  # steps between two checkpoints; 0 for none at all, not even at the end
     keep_last: int = 3  # newest checkpoints kept
-    best: str = "psnr"  # figure of the validation whose best checkpoint is kept; - before it: smaller is better
+    best: str = "auto"  # figure of the validation whose best checkpoint is kept; - before it: smaller is better; auto: the
+    # model's own
     resume: str = "auto"  # auto: from the run folder's newest valid checkpoint; no; or a checkpoint folder
     rename_classes: bool = False  # resume although the classes have other names now (never with another number of them)
     init_from: str = ""  # begin with the weights alone of a run folder, a checkpoint folder or a file of weights

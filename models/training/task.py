@@ -30,6 +30,7 @@ class Phase:
     weight_decay: float = 0.0  # per step, as options say: L2 (adam) or decoupled (adamw)
     optimizer: Literal["adam", "adamw"] = "adam"
     every: int = 1  # period: the phase runs in steps 0, every, 2 every, ... (counted from 0); its batches are that step's
+    shares: str = ""  # name of a phase of the same networks whose optimiser, moments included, this one steps; "": its own
 
     def __post_init__(self) -> None:
         """Check the period."""
@@ -60,6 +61,8 @@ class Task(ABC):
     """Every label analysis that the networks will ask for: made by the data workers."""
     classes: tuple[str, ...] = ()
     """Names of the K regions, for sheets; filled by the command."""
+    best: str = "psnr"
+    """The figure of `validate` whose best checkpoint is kept (- before it: smaller is better); "": none."""
 
     @abstractmethod
     def losses(self, phase: str, batch: Any, step: int) -> dict[str, Tensor]:

@@ -86,7 +86,8 @@ class Trainer:
         self.parameters = {
             name: [p for network in phase.networks for p in self.movable[network]] for name, phase in task.phases.items()
         }
-        self.optimizers = {name: make_optimizer(phase, self.parameters[name]) for name, phase in task.phases.items()}
+        owners = {name: phase for name, phase in task.phases.items() if not phase.shares}
+        self.optimizers = {name: make_optimizer(phase, self.parameters[name]) for name, phase in owners.items()}
         # one scale per phase: the gradients of generator and discriminator differ by orders of magnitude
         self.scalers = {name: torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16") for name in task.phases}
         self.modules: dict[str, nn.Module] = {}
@@ -135,7 +136,7 @@ class Trainer:
         for network, parameters in self.movable.items():
             for parameter in parameters:
                 parameter.requires_grad_(network in phase.networks)
-        optimizer, scaler, module = self.optimizers[name], self.scalers[name], self.modules[name]
+        optimizer, scaler, module = self.optimizers[phase.shares or name], self.scalers[name], self.modules[name]
         optimizer.zero_grad()
         found: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
@@ -300,10 +301,13 @@ class Trainer:
 
     def is_best(self, figures: Mapping[str, float]) -> bool:
         """Say whether a validation is the best so far, by Options.best."""
-        name = self.options.best.removeprefix("-")
+        wanted = self.task.best if self.options.best == "auto" else self.options.best
+        if not wanted:
+            return False
+        name = wanted.removeprefix("-")
         if name not in figures:
             raise ValueError(f"best: expected one of {', '.join(figures)} (- before it: smaller is better), got {name!r}")
-        value = -figures[name] if self.options.best.startswith("-") else figures[name]
+        value = -figures[name] if wanted.startswith("-") else figures[name]
         if self.best is not None and value <= self.best:
             return False
         self.best = value
@@ -374,6 +378,13 @@ def check(task: Task, dataset: TrainingSet) -> None:
     """Raise ValueError when a task has no phase in some steps, or asks for region maps that a data set does not have."""
     if all(phase.every > 1 for phase in task.phases.values()):
         raise ValueError(f"phases: expected one that runs in every step, got {', '.join(task.phases)}")
+    for name, phase in task.phases.items():
+        owner = task.phases.get(phase.shares)
+        if phase.shares and (owner is None or owner.shares or owner.networks != phase.networks):
+            networks = ", ".join(phase.networks)
+            raise ValueError(
+                f"phases: expected an optimiser of {networks} for {name} to share, got that of {phase.shares!r}"
+            )
     if task.num_regions and task.num_regions != dataset.num_regions:
         got = f"{dataset.num_regions}" if dataset.num_regions else "none"
         raise ValueError(f"dataset: expected label maps of {task.num_regions} regions, got {got} (kind {dataset.kind})")

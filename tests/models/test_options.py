@@ -31,7 +31,7 @@ LOOP = {
     "--clip-norm": 0.0, "--schedule.kind": "constant", "--schedule.start": 0.0, "--schedule.end": 0.0,
     "--schedule.warmup": 0, "--schedule.step-size": 10000, "--schedule.gamma": 0.1, "--ema-decay": 0.999,
     "--deterministic": False, "--log-every": 10, "--sheet-every": 500, "--sheet-images": 4, "--validate-every": 1000,
-    "--validate-images": 64, "--save-every": 500, "--keep-last": 3, "--best": "psnr", "--resume": "auto",
+    "--validate-images": 64, "--save-every": 500, "--keep-last": 3, "--best": "auto", "--resume": "auto",
     "--drop-last": True, "--rename-classes": False, "--init-from": "",
     "--plan": "auto", "--backend": "auto", "--timeout": 600.0,
 }
@@ -159,6 +159,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--saturating": False, "--r1": 1.0, "--r1-every": 16, "--vgg": 0.0, "--vgg-weights": "auto",
         "--generator-lr": 0.0001, "--discriminator-lr": 0.0003, "--betas": [0.0, 0.999], "--weight-decay": 0.0001,
         "--training": "joint", "--structure-steps": 1000, "--reuse-fakes": True,
+    },
+    "train stylegan2": {
+        **LOOP,
+        "--generator.z-dim": 512, "--generator.w-dim": 512, "--generator.mapping-layers": 8,
+        "--generator.channel-base": 32768, "--generator.channel-max": 512, "--generator.lr-mul": 0.01,
+        "--augment.blit": True, "--augment.geom": True, "--augment.color": True, "--augment.quarter-turns": False,
+        "--augment.target": 0.6, "--augment.speed": 100000, "--augment.interval": 4,
+        "--generator-lr": 0.002, "--discriminator-lr": 0.002, "--betas": [0.0, 0.99], "--r1": 10.0, "--r1-every": 16,
+        "--path-length": 2.0, "--path-length-every": 4, "--path-length-shrink": 2, "--path-length-decay": 0.01,
+        "--mixing": 0.9, "--mean-decay": 0.995,
     },
 }
 # fmt: on
