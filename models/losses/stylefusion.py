@@ -70,7 +70,8 @@ def localization_loss(image: Tensor, first: Tensor, second: Tensor, masks: Tenso
         raise ValueError(f"masks: expected shape {expected}, got {tuple(masks.shape)}")
     masks = masks.detach()
     apart = torch.stack((image - second, image - first), 1) * masks[:, :, None]
-    return (torch.linalg.vector_norm(apart, dim=(2, 3, 4)) / masks.sum((2, 3)).clamp(min=1)).mean(0)
+    terms: Tensor = torch.linalg.vector_norm(apart, dim=(2, 3, 4)) / masks.sum((2, 3)).clamp(min=1)
+    return terms.mean(0)
 
 
 def align_regularization(q_align: Tensor) -> Tensor:

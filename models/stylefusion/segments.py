@@ -355,13 +355,12 @@ def digest_of(generator: nn.Module) -> str:
 
 
 def draw_codes(generator: Generator, count: int, truncation: float = 0.7, seed: int = 0, batch: int = 8) -> Iterator[Tensor]:
-    """Yield style codes (b, S) of `count` random images, `batch` at a time; the same ones for the same seed."""
-    rng = torch.Generator().manual_seed(seed)
+    """Yield style codes (b, S) of `count` random images, `batch` at a time; the same ones for the same seed and count."""
     device = next(generator.parameters()).device
-    for start in range(0, count, batch):
-        z = torch.randn(min(batch, count - start), generator.config.z_dim, generator=rng).to(device)
+    codes = torch.randn(count, generator.config.z_dim, generator=torch.Generator().manual_seed(seed))
+    for z in codes.split(batch):
         with torch.no_grad():
-            yield generator.styles(generator.truncate(generator.map(z), truncation))
+            yield generator.styles(generator.truncate(generator.map(z.to(device)), truncation))
 
 
 @torch.no_grad()

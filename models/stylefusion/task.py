@@ -12,8 +12,10 @@ node's own code, as in the paper's equations.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,14 +26,17 @@ from mixsyn_fast.layers import FusionConfig, FusionHierarchy, FusionNet
 
 from ..losses import stylefusion as losses
 from ..sheets import to_uint8
-from ..training.task import Phase, Task
+from ..stylegan2 import Generator
+from ..training.task import Phase, Task, Trainable
+from ..training.trained import load_trained
 from .config import Config, Stage
 from .correlation import channel_weights, correlation
 from .segments import Region, Segments, resized
 
 if TYPE_CHECKING:
+    from mixsyn_fast.region_map import Size
+
     from ..data import LatentBatch
-    from ..stylegan2 import Generator
 
 OWN_CODES = 4
 """Codes of a step: s_1, s_2, s_align, s_rnd; then two for every node above, its global code and that of the other region."""
@@ -79,6 +84,8 @@ class StyleFusionTask(Task):
             region has no cluster.
     """
 
+    best = ""  # figures of different nodes and stages do not compare
+
     def __init__(self, config: Config, generator: Generator, segments: Segments) -> None:
         segments.check(generator)
         self.config, self.tree = config, config.region_tree()
@@ -110,7 +117,7 @@ class StyleFusionTask(Task):
             if net.global_code:
                 self.networks[f"align_{node}"] = net.blender_common
             self.networks[f"fuse_{node}"] = net.blender_segments
-        self.averaged = ()
+        self.averaged: tuple[str, ...] = ()
         self.stages = {f"{stage.node}_stage{stage.number}": stage for stage in stages}
         self.phases = {
             name: StagePhase(
@@ -235,13 +242,14 @@ class StyleFusionTask(Task):
         with torch.no_grad():
             masks = self.masks(node, [layer[:batch] for layer in activations])
             masks = resized(masks, images.shape[-1])
-        local = losses.localization_loss(*images.chunk(3), masks)
+        image, first, second = images.chunk(3)
+        local = losses.localization_loss(image, first, second, masks)
         code = fused.code[:batch]
         fusion = losses.fusion_loss((code, code), (given.first, given.second), weights)
         found = {"local": _weighed(weigh.local, local), "fusion": _weighed(weigh.fusion, fusion)}
         if net.global_code:
-            reg = sum(losses.align_regularization(q[:batch]) for q in fused.q_align)
-            found["align_reg"] = self.config.align_reg3 * reg
+            q = torch.cat([each[:batch] for each in fused.q_align])
+            found["align_reg"] = self.config.align_reg3 * 2 * losses.align_regularization(q)
         return found
 
     # --- looking at it --------------------------------------------------------------------------------------------------
@@ -300,3 +308,36 @@ class StyleFusionTask(Task):
 
 def _weighed(weights: tuple[float, float], terms: Tensor) -> Tensor:
     return weights[0] * terms[0] + weights[1] * terms[1]
+
+
+def load_generator(source: str | os.PathLike[str]) -> Generator:
+    """Return the averaged generator of a run folder of `mixsyn-fast train stylegan2`, in eval mode.
+
+    Raises:
+        FileNotFoundError: no run folder.
+        ValueError: it is another model's, or damaged.
+    """
+    if not Path(source).is_dir():
+        raise FileNotFoundError(
+            f"generator: expected a run folder of mixsyn-fast train stylegan2, got {os.fspath(source)!r}"
+        )
+    generator = load_trained(source).networks.get("generator")
+    if not isinstance(generator, Generator):
+        raise ValueError(f"generator: expected a run folder of StyleGAN2, got {os.fspath(source)!r}, of another model")
+    return generator
+
+
+def fitted(config: Config, classes: Sequence[str], size: Size, edges: bool) -> Config:
+    """Return the settings with the tree itself in place of its name, so that a run folder says all of it."""
+    del classes, size, edges  # codes know none of them
+    return replace(config, tree=config.region_tree().to_json())
+
+
+def build(config: Config, training: bool) -> StyleFusionTask:
+    """Return the task of settings, with the generator and the segments that they name; see :class:`StyleFusionTask`."""
+    del training  # the losses need nothing that the images do not
+    return StyleFusionTask(config, load_generator(config.generator), Segments.load(config.segments))
+
+
+TRAINABLES = {"stylefusion": Trainable(Config, fitted, build, needs_regions=False)}
+"""What `mixsyn-fast train` finds here by name."""

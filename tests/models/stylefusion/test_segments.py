@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mixsyn_fast.models.stylefusion.correlation import channel_weights, correlation, energies
-from mixsyn_fast.models.stylefusion.segments import Segments, deep_pixels, ward
+from mixsyn_fast.models.stylefusion.segments import (
+    Segments,
+    deep_pixels,
+    draw_codes,
+    find_segments,
+    sample_deep_pixels,
+    ward,
+)
+from mixsyn_fast.models.stylegan2 import Generator
 from torch import Tensor
 
 from tests.compare import relative_error
@@ -169,6 +178,54 @@ def test_wards_method() -> None:
     assert ward(rows.float(), 1).eq(0).all() and ward(rows.float(), 12).unique().numel() == 12
     with pytest.raises(ValueError, match="clusters: expected 1 to 12, as many as pixels, got 13"):
         ward(rows.float(), 13)
+
+
+# --- of a generator ---------------------------------------------------------------------------------------------------
+
+
+def test_clusters_of_a_generator(generator: Generator, segments: Segments, tmp_path: Path) -> None:
+    """The sample is one of dense deep pixels; centres are means of clusters; every pixel goes to the nearest one."""
+    codes = list(draw_codes(generator, 8, 1.0, seed=0, batch=3))
+    assert [len(code) for code in codes] == [3, 3, 2]
+    rows = sample_deep_pixels(generator, codes, 8, 16, 300, seed=0)
+    again = sample_deep_pixels(generator, [torch.cat(codes)], 8, 16, 300, seed=0)
+    with torch.no_grad():
+        layers = generator.activations(torch.cat(codes))[1]
+    count = len(generator.layout.conv_layers)
+    dense = deep_pixels(layers[:count], 16).movedim(1, 3).flatten(0, 2)
+    assert relative_error(rows, again) < 1e-5 and rows.shape == (300, sum(generator.layout.channels[:count]))
+    apart = torch.cdist(rows, dense, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    assert float(apart.max()) < 1e-3 * float(rows.norm(dim=1).mean())
+    labels = ward(rows * segments.scale, 4)
+    for k in range(4):
+        assert relative_error(segments.centres[k], rows[labels == k].mean(0)) < 1e-4
+        assert segments.shares[k] == pytest.approx(float((labels == k).float().mean()), abs=1e-6)
+    assert relative_error(segments.scale, 1 / rows.std(0, unbiased=False)) < 1e-4
+    assert segments.regions == ("left", "right", "rest") and segments.channels == generator.layout.channels[:count]
+    best = (segments.nearness(layers) / segments.temperature).topk(2, 1).values
+    odds = float((best[:, 0] - best[:, 1]).exp().median())
+    assert 5 < odds < 20  # 10 over the sample, about that over all pixels
+    segments.check(generator)
+    segments.save(tmp_path / "s.json")
+    Segments.load(tmp_path / "s.json").check(copy.deepcopy(generator).half().float())
+    with pytest.raises(ValueError, match="segments: expected clusters of this generator"):
+        Segments.load(tmp_path / "s.json").check(generator.style)
+
+
+def test_options_of_clustering(generator: Generator) -> None:
+    small = find_segments(generator, clusters=3, images=2, pixels=50, from_side=16)
+    assert small.side == 32 and small.names == ("cluster_0", "cluster_1", "cluster_2")
+    coarse = sum(c for c, s in zip(small.channels, (4, 4, 8, 8, 16, 16, 32), strict=True) if s < 16)
+    assert not small.scale[:coarse].any() and bool(small.scale[coarse:].any())
+    one = find_segments(generator, clusters=1, images=1, pixels=10)
+    assert one.temperature == 1.0 and one.shares == (1.0,)
+    for fields, words in (
+        ({"pixels": 5000}, r"pixels: expected 1 to 2048 .2 images of 32 x 32., got 5000"),
+        ({"pixels": 5, "clusters": 6}, "clusters: expected 1 to 5"),
+        ({"from_side": 64}, "from_side: expected at most 32, got 64"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            find_segments(generator, **({"images": 2, "pixels": 50, "clusters": 3} | fields))
 
 
 # --- M and w ----------------------------------------------------------------------------------------------------------
