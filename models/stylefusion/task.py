@@ -12,10 +12,8 @@ node's own code, as in the paper's equations.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,11 +22,12 @@ from torch import Tensor, nn
 
 from mixsyn_fast.layers import FusionConfig, FusionHierarchy, FusionNet
 
+from ..data import LatentDataset
 from ..losses import stylefusion as losses
 from ..sheets import to_uint8
 from ..stylegan2 import Generator
 from ..training.task import Phase, Task, Trainable
-from ..training.trained import load_trained
+from ..unconditional import load_generator
 from .config import Config, Stage
 from .correlation import channel_weights, correlation
 from .segments import Region, Segments, resized
@@ -133,6 +132,10 @@ class StyleFusionTask(Task):
         self.node = stages[0].node
         self.code_size = (OWN_CODES + 2 * max(len(self.tree.ancestors(n)) for n in self.regions), generator.config.z_dim)
         """Size of an item of the LatentDataset that this task learns from."""
+
+    def own_data(self, seed: int) -> tuple[LatentDataset, LatentDataset]:
+        """Return z codes to learn from, a million of them, and 64 others to validate on."""
+        return LatentDataset(10**6, self.code_size, seed), LatentDataset(64, self.code_size, seed + 10**6)
 
     def _trained(self, stage: Stage) -> tuple[str, ...]:
         names = {1: ("align",), 2: ("fuse",), 3: ("align", "fuse")}[stage.number]
@@ -310,23 +313,6 @@ def _weighed(weights: tuple[float, float], terms: Tensor) -> Tensor:
     return weights[0] * terms[0] + weights[1] * terms[1]
 
 
-def load_generator(source: str | os.PathLike[str]) -> Generator:
-    """Return the averaged generator of a run folder of `mixsyn-fast train stylegan2`, in eval mode.
-
-    Raises:
-        FileNotFoundError: no run folder.
-        ValueError: it is another model's, or damaged.
-    """
-    if not Path(source).is_dir():
-        raise FileNotFoundError(
-            f"generator: expected a run folder of mixsyn-fast train stylegan2, got {os.fspath(source)!r}"
-        )
-    generator = load_trained(source).networks.get("generator")
-    if not isinstance(generator, Generator):
-        raise ValueError(f"generator: expected a run folder of StyleGAN2, got {os.fspath(source)!r}, of another model")
-    return generator
-
-
 def fitted(config: Config, classes: Sequence[str], size: Size, edges: bool) -> Config:
     """Return the settings with the tree itself in place of its name, so that a run folder says all of it."""
     del classes, size, edges  # codes know none of them
@@ -339,5 +325,5 @@ def build(config: Config, training: bool) -> StyleFusionTask:
     return StyleFusionTask(config, load_generator(config.generator), Segments.load(config.segments))
 
 
-TRAINABLES = {"stylefusion": Trainable(Config, fitted, build, needs_regions=False)}
+TRAINABLES = {"stylefusion": Trainable(Config, fitted, build, needs_regions=False, own_data=True)}
 """What `mixsyn-fast train` finds here by name."""
