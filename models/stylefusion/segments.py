@@ -256,12 +256,8 @@ class Segments:
                 f"({self.generator[:12]}): find them anew"
             )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one JSON file, whole or not at all: a line per cluster, whose region people may edit, then the centres.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+    def to_json(self) -> str:
+        """Return the text of a file: a line per cluster, whose region people may edit, then the centres."""
         data = b"".join(_bytes(t) for t in (self.centres, self.scale))
         head = {
             "format": _FORMAT,
@@ -278,7 +274,16 @@ class Segments:
         ]
         lines += [' "clusters": [', ",\n".join(f"  {row}" for row in rows), " ],"]
         lines += [f' "sha256": "{hashlib.sha256(data).hexdigest()}",', f' "data": "{base64.b64encode(data).decode()}"']
-        write_whole(path, "\n".join(["{", *lines, "}"]) + "\n")
+        return "\n".join(["{", *lines, "}"]) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Segments:
+        """Read the text of :meth:`to_json`, perhaps with other names of regions; ValueError names what is wrong in it."""
+        return _read(text)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write :meth:`to_json` to a file, whole or not at all; raises OSError."""
+        write_whole(path, self.to_json())
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Segments:

@@ -11,7 +11,6 @@ node's own code, as in the paper's equations.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixsyn_fast.layers import FusionConfig, FusionHierarchy, FusionNet
+from mixsyn_fast.layers import FusionConfig, FusionHierarchy
 
 from ..data import LatentDataset
 from ..losses import stylefusion as losses
@@ -30,6 +29,7 @@ from ..training.task import Phase, Task, Trainable
 from ..unconditional import load_generator
 from .config import Config, Stage
 from .correlation import channel_weights, correlation
+from .networks import make_net
 from .segments import Region, Segments, resized
 
 if TYPE_CHECKING:
@@ -101,14 +101,7 @@ class StyleFusionTask(Task):
             except ValueError as error:
                 raise ValueError(f"segments: node {node!r}: {error}") from None
         self.nets = {
-            node: FusionNet(
-                self.layout,
-                hidden=config.hidden,
-                coarse=config.coarse,
-                depth=math.lcm(*self.layout.channels),
-                q_on=config.q_on,
-                global_code=config.ablation != "no_global",
-            )
+            node: make_net(generator, config.hidden, config.coarse, config.q_on, config.ablation != "no_global")
             for node in self.regions
         }
         self.networks: dict[str, nn.Module] = {}
@@ -129,6 +122,7 @@ class StyleFusionTask(Task):
             )
             for name, stage in self.stages.items()
         }
+        self.total_steps = stages[-1].stop
         self.node = stages[0].node
         self.code_size = (OWN_CODES + 2 * max(len(self.tree.ancestors(n)) for n in self.regions), generator.config.z_dim)
         """Size of an item of the LatentDataset that this task learns from."""
