@@ -8,9 +8,9 @@ For example::
     made = fusion.pose(made.codes, {"all": 5})         # another layout
     made = fusion.edit(made.codes, fusion.direction(1, 2), ["face"], 1.5)
 
-A *node* is a region of the tree, inner or leaf. A leaf's code is the style of its region, an inner node's code the global code
-under which its two children are fused (s_align). An image has a code for every node; where all are the same, the image is the
-generator's own of that code, exactly (a + q (a - a) = a).
+A *node* is a region of the tree, inner or leaf. A leaf's code is the style of its region, an inner node's code the global
+code under which its two children are fused (s_align). An image has a code for every node; where all are the same, the image
+is the generator's own of that code, exactly (a + q (a - a) = a).
 
 What an edit does not touch is not done again: the fused codes of nodes none of whose codes changed are kept from call to
 call, so a change of one region runs the FusionNets on its way to the root, and the generator.
@@ -421,7 +421,8 @@ class StyleFusion:
         if set(codes) != set(self.nodes):
             missing, unknown = sorted(set(self.nodes) - set(codes)), sorted(set(codes) - set(self.nodes))
             raise ValueError(
-                f"{argument}: expected a code of every node ({', '.join(self.nodes)}), got missing {missing}, unknown {unknown}"
+                f"{argument}: expected a code of every node ({', '.join(self.nodes)}), got missing {missing}, "
+                f"unknown {unknown}"
             )
         return {name: self._code(codes[name], f"{argument}: {name}") for name in self.nodes}
 
