@@ -31,9 +31,8 @@ class Config:
     generator: str = ""  # the StyleGAN2 whose codes are fused: a file, or a run folder
     segments: str = ""  # file of the generator's segments (mixsyn-fast stylefusion segments)
     tree: str = "faces"  # faces, cars, churches, or a JSON file of a tree
-    nodes: tuple[
-        str, ...
-    ] = ()  # inner nodes to train, from the top down; none: all. Those above them must be trained before
+    nodes: tuple[str, ...] = ()
+    """inner nodes to train, from the top down; none: all. Those above them must be trained before"""
     training: Literal["tree", "regular", "short", "favored"] = "tree"
     """configuration of all nodes; tree: as the tree says of each (favored: its child; else the first one)"""
     ablation: Literal["none", "no_global", "no_stage1", "no_stage2", "no_stage3"] = "none"

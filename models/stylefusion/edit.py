@@ -13,14 +13,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from mixsyn_fast.progress import progress
 
 from ..checkpoints import read_state
 from ..pictures.options import ModelOptions, check_outputs, check_png, check_suffix, open_model, write_image, write_sheet
+from ..settings import at_least
 from ..sheets import contact_sheet
-from .model import StyleFusion
+from .model import Codes, StyleFusion
 from .pictures import cell, check_node, save_codes, source
 
 _STEPS = (-1.0, -0.5, 0.5, 1.0)  # of the strength, on the sheet
@@ -30,10 +32,11 @@ _STEPS = (-1.0, -0.5, 0.5, 1.0)  # of the strength, on the sheet
 class Options(ModelOptions):
     """Options of the command."""
 
-    image: str = "0"  # the image to edit: a seed, or a file of codes
+    image: str | None = None  # the image to edit: a seed, or a file of codes; none: that of --seed
     direction: str = "1,2"  # A,B: from the code of seed A to that of seed B; or a file
     region: tuple[str, ...] = ()  # nodes whose codes move; none: each region in turn, on the sheet
     strength: float = 1.0  # factor of the direction
+    seed: int = 0  # of the image, where none is named
     out: Path = Path("edited.png")  # the edited image
     codes_out: Path | None = None  # also write its codes (safetensors)
     sheet: Path | None = None  # also write a contact sheet: strengths from - to +, by region and of the whole image (PNG)
@@ -41,6 +44,7 @@ class Options(ModelOptions):
     def __post_init__(self) -> None:
         """Check what nothing needs to be opened for."""
         super().__post_init__()
+        at_least(self, seed=0)
         check_png(self, "out", "sheet")
         check_suffix(self, ".safetensors", "codes_out")
         if not self.region and (self.codes_out or not self.sheet):
@@ -52,7 +56,7 @@ def main(options: Options) -> int:
     out = options.out if options.region else None
     check_outputs({"out": out, "codes_out": options.codes_out, "sheet": options.sheet})
     fusion = open_model(StyleFusion, options.model, options.device)
-    codes, direction = source(fusion, options.image, "image"), direction_of(fusion, options.direction)
+    codes, direction = source(fusion, options.image or str(options.seed), "image"), direction_of(fusion, options.direction)
     for name in options.region:
         check_node(fusion, name, "region")
     made = fusion.edit(codes, direction, options.region, options.strength) if options.region else None
@@ -71,11 +75,15 @@ def main(options: Options) -> int:
     return 0
 
 
-def _row(fusion, codes, direction, nodes, strength, base, title):  # type: ignore[no-untyped-def]
-    cells = [cell(fusion, base, title)]
-    for step in _STEPS:
-        cells.append(cell(fusion, fusion.edit(codes, direction, nodes, step * strength).image, f"{step * strength:+.2g}"))
-    return cells
+def _row(
+    fusion: StyleFusion, codes: Codes, direction: Tensor, nodes: list[str], strength: float, base: np.ndarray, title: str
+) -> list[np.ndarray]:
+    steps = [step * strength for step in _STEPS]
+    made = [fusion.edit(codes, direction, nodes, step).image for step in steps]
+    return [
+        cell(fusion, base, title),
+        *(cell(fusion, image, f"{step:+.2g}") for image, step in zip(made, steps, strict=True)),
+    ]
 
 
 def direction_of(fusion: StyleFusion, given: str) -> Tensor:

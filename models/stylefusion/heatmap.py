@@ -32,12 +32,12 @@ class Options(ModelOptions):
     """Options of the command."""
 
     region: tuple[str, ...] = ()  # nodes; none: all but the root
-    count: int = 500  # samples
+    count: int = 500  # number of samples of each region
     base: str | None = None  # image that all samples share: a seed, or a file of codes; none: another one for every sample
-    seed: int = 0  # of the samples
-    batch: int = 8  # samples at a time
+    seed: int = 0  # of the samples' codes
+    batch: int = 8  # how many samples are made at a time
     sheet: Path | None = None  # contact sheet of the heat maps (PNG)
-    json: Path | None = None  # the shares (JSON)
+    json: Path | None = None  # also write the shares (JSON)
 
     def __post_init__(self) -> None:
         """Check what nothing needs to be opened for."""

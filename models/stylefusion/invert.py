@@ -119,7 +119,7 @@ def invert(
                 apart = [(a - b).square() for a, b in zip(lpips.unit_features(made), wanted, strict=True)]
                 loss = loss + sum(m.mean((1, 2, 3)).sum() for m in lpips.weighted(apart))
             (gradient,) = torch.autograd.grad(loss, code)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if losses[-1] < best[0]:
             best = (losses[-1], code.detach().clone())
         code.grad = gradient

@@ -18,7 +18,7 @@ from ..sheets import legend
 from .model import Codes, StyleFusion
 from .segments import digest_of
 
-CODES = TensorFile("stylefusion.codes", "StyleFusion's --codes-out")
+CODES = TensorFile("stylefusion.codes", "StyleFusion's commands (--codes-out)")
 _ONE = "code"  # the entry of a file with one code for all nodes
 _HUES = (0.0, 0.6, 0.33, 0.12, 0.8, 0.5, 0.92, 0.22, 0.7, 0.42)
 

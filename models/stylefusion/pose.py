@@ -25,7 +25,7 @@ class Options(ModelOptions):
     image: tuple[str, ...] = ("0", "1", "2")  # images to lay out anew: seeds, or files of codes
     node: str | None = None  # inner node whose global code is changed; none: the root, the layout of the whole image
     seed: int = 10  # of the first layout
-    count: int = 5  # layouts
+    count: int = 5  # number of layouts
     out: Path = Path("poses")  # folder of the results, which are called <image>_<seed>.png
     codes_out: Path | None = None  # folder to write the codes of every result to (safetensors)
     sheet: Path | None = None  # also write a contact sheet: a row an image, a column a layout (PNG)
