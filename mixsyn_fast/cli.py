@@ -46,6 +46,10 @@ _COMMANDS = {
         "stylefusion edit": ("models.stylefusion.edit", "a latent direction, in some regions alone"),
         "stylefusion heatmap": ("models.stylefusion.heatmap", "where an image changes when the code of a region does"),
         "stylefusion invert": ("models.stylefusion.invert", "the code of your own photo"),
+        "stylefusion evaluate": (
+            "models.stylefusion.evaluate",
+            "how local the control of a region is, against simpler ways",
+        ),
         "stylefusion segments": ("models.stylefusion.cluster", "clusters of a generator's images, shown and named"),
     },
 }

@@ -359,6 +359,7 @@ class StyleFusion:
         total = torch.zeros(self.size, dtype=torch.float64)
         shares: list[float] = []
         areas: list[float] = []
+        totals: list[float] = []
         inside = self.tree.within(region)
         for begin in range(0, count, batch):
             numbers = range(begin, min(count, begin + batch))
@@ -378,13 +379,14 @@ class StyleFusion:
                     masks.append(resized(mask, self.size[0])[:, 0])
             change = (images[0] - images[1]).abs().mean(1) / 2  # of the range
             total += change.sum(0).double().cpu()
+            totals += change.mean((1, 2)).tolist()
             if masks:
                 where = torch.maximum(*masks)
                 shares += ((change * where).sum((1, 2)) / change.sum((1, 2)).clamp(min=1e-12)).tolist()
                 areas += where.mean((1, 2)).tolist()
             if advance is not None:
                 advance(len(numbers))
-        return Heat((total / count).float().numpy(), np.array(shares), np.array(areas))
+        return Heat((total / count).float().numpy(), np.array(shares), np.array(areas), np.array(totals))
 
     def _triple(self, seed: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Codes (S) of sample `number`: of the image, and two of the region."""
@@ -458,6 +460,8 @@ class Heat:
     """(count) of every sample, the share of its change inside the region; empty without segments."""
     areas: np.ndarray
     """(count) the share of the image that the region has: that of a change spread evenly."""
+    totals: np.ndarray
+    """(count) of every sample, the mean absolute change of a pixel, as a share of the range."""
 
 
 def _settings_of(net: FusionNet) -> dict[str, Any]:

@@ -135,6 +135,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--network": "alexnet", "--lpips": None, "--seed": 0, "--out": "inverted", "--codes-out": "inverted",
         "--sheet": None, "--json": None,
     },
+    "stylefusion evaluate": {
+        "--model": None, "--device": "cpu", "--compare": [], "--region": [], "--count": 500, "--images": 64, "--seed": 0,
+        "--batch": 8, "--out": "evaluation",
+    },
     "stylefusion segments": {
         "--generator": None, "--segments": None, "--name": [], "--clusters": 12, "--images": 100, "--pixels": 4000,
         "--from-side": 0, "--truncation": 0.7, "--seed": 0, "--show": 6, "--out": None, "--sheet": None, "--device": "cpu",

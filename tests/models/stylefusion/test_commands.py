@@ -10,6 +10,7 @@ import pytest
 import torch
 from mixsyn_fast.models.pictures.files import save_image
 from mixsyn_fast.models.stylefusion import cluster
+from mixsyn_fast.models.stylefusion import evaluate as evaluation
 from mixsyn_fast.models.stylefusion import invert as inversion
 from mixsyn_fast.models.stylefusion.model import StyleFusion
 from mixsyn_fast.models.stylefusion.networks import make_net
@@ -141,6 +142,35 @@ def test_segments(generator: Generator, tmp_path: Path) -> None:
     assert Segments.load(tmp_path / "t.json").names[0] == "sky"
     assert isinstance(load_generator(tmp_path / "g.safetensors"), Generator)
     assert cluster.Options(out=Path("x.json")).clusters == 12
+
+
+def test_evaluate(model: str, fusion: StyleFusion, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "stylefusion", "--model", model, "--compare", f"again={model}", "--count", "3", "--images", "4"]
+    assert cli.main([*words, "--region", "left,rest", "--out", str(tmp_path / "e")]) == 0
+    table = json.loads((tmp_path / "e" / "report.json").read_text())["locality"]
+    assert set(table) == {"FusionNets", "again", "correlation", "blend"}
+    assert table["again"] == table["FusionNets"]
+    heat = fusion.heatmap("left", 3)
+    assert table["FusionNets"]["left"]["inside"]["mean"] == pytest.approx(heat.shares.mean(), abs=1e-6)
+    whole = table["FusionNets"]["left"]
+    assert heat.mean.mean() == pytest.approx(
+        whole["change_inside"] * whole["area"] + whole["change_outside"] * (1 - whole["area"]), rel=1e-4
+    )
+    assert "| left |" in (tmp_path / "e" / "report.md").read_text() and (tmp_path / "e" / "heat.png").exists()
+    capsys.readouterr()
+    assert cli.main([*words, "--compare", f"blend={model}", "--out", str(tmp_path / "f")]) == 2
+    assert "compare: expected other names" in capsys.readouterr().err and not (tmp_path / "f").exists()
+
+
+def test_simpler_ways(fusion: StyleFusion) -> None:
+    found = evaluation.channel_correlations(fusion, 4, 0)
+    torch.testing.assert_close(found["all"], torch.ones_like(found["all"]))
+    torch.testing.assert_close(found["left"] + found["right"], found["both"])
+    torch.testing.assert_close(found["both"] + found["rest"], found["all"])
+    own, other = torch.zeros(1, len(found["all"])), torch.ones(1, len(found["all"]))
+    ways = evaluation.swaps(found, "both")
+    assert torch.equal(ways["correlation"](own, other)[0] > 0, found["both"] > 0.5)
+    assert torch.equal(ways["blend"](own, other), torch.full_like(own, 0.5))
 
 
 @pytest.mark.parametrize(
