@@ -111,7 +111,7 @@ Tensor bias_act_cpu(const Tensor& x, const std::optional<Tensor>& bias, const st
       parallel_for(0, batch * p.pixels, grain(channels),
                    [&](int64_t begin, int64_t end) { typed.kernels.forward_pixels(p, begin, end); });
     } else {
-      const int64_t parts = typed.set_chunk(65536);  // noise of a size that stays in the second cache for all channels
+      const int64_t parts = typed.set_chunk(noise ? 2048 : p.pixels);  // noise that stays near for all channels
       parallel_for(0, parts * channels, grain(p.chunk),
                    [&](int64_t begin, int64_t end) { typed.kernels.forward_planes(p, begin, end); });
     }

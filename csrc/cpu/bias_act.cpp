@@ -24,6 +24,15 @@ MIXSYN_INLINE void bias_act_store(T* to, V v) {
   }
 }
 
+// Asks for a line that is some elements ahead: the hardware does not follow three or four tensors at once far enough, and
+// nothing into the next run of a chunk.
+template <typename T>
+MIXSYN_INLINE void bias_act_prefetch(const T* p, int64_t ahead) {
+  __builtin_prefetch(p + ahead, 0, 2);
+}
+template <typename T>
+constexpr int64_t kBiasActPage = 4096 / sizeof(T);
+
 template <typename V>
 MIXSYN_INLINE V bias_act_value(V x, V scale, V shift, V high, V low) {
   const V u = x * scale + shift;
@@ -46,9 +55,10 @@ MIXSYN_INLINE void bias_act_forward_range(const BiasAct<T, A>& a, int64_t begin,
       const T* x = a.x + p * C;
       T* y = a.result + p * C;
       const Vec<A> n = splat<A>(noise ? a.strength * static_cast<A>(noise[p]) : A(0));
-      for (int64_t c = 0; c < full; c += L)
-        bias_act_store<STREAM>(y + c,
-                               bias_act_value<Vec<A>>(load(x + c), load(scale + c), load(a.bias + c) + n, high, low));
+      for (int64_t c = 0; c < full; c += L) {
+        const Vec<A> shift = load(a.bias + c) + n;
+        bias_act_store<STREAM>(y + c, bias_act_value<Vec<A>>(load(x + c), load(scale + c), shift, high, low));
+      }
       if (full < C) {
         const int64_t m = C - full;
         const Vec<A> shift = load_part<false>(a.bias + full, m) + n;
@@ -75,12 +85,6 @@ void bias_act_forward_pixels(const BiasAct<T, A>& a, int64_t begin, int64_t end)
 template <bool STREAM>
 constexpr int kBiasActPixels = STREAM && MIXSYN_VECTOR_BYTES < 64 ? 1 : 2;
 
-// A page ahead: rows of two pixels in turn are too short for the hardware to follow.
-template <typename T>
-MIXSYN_INLINE void bias_act_prefetch(const T* p) {
-  __builtin_prefetch(reinterpret_cast<const char*>(p) + 4096, 0, 2);
-}
-
 // Channels [c, c + L) of N pixels from p on; adds their sums over channels to `rows`.
 template <typename T, typename A, int N, bool FULL, bool SCALE, bool SUMS, bool STREAM>
 MIXSYN_INLINE void bias_act_backward_block(const BiasAct<T, A>& a, const A* scale_row, A* part_bias, A* part_scale,
@@ -91,8 +95,8 @@ MIXSYN_INLINE void bias_act_backward_block(const BiasAct<T, A>& a, const A* scal
   MIXSYN_UNROLL
   for (int k = 0; k < N; ++k) {
     const int64_t at = (p + k) * C + c;
-    bias_act_prefetch(a.grad + at), bias_act_prefetch(a.y + at);
-    if constexpr (SCALE) bias_act_prefetch(a.x + at);
+    bias_act_prefetch(a.grad + at, kBiasActPage<T>), bias_act_prefetch(a.y + at, kBiasActPage<T>);
+    if constexpr (SCALE) bias_act_prefetch(a.x + at, kBiasActPage<T>);
     const Vec<A> y = load_part<FULL>(a.y + at, m);
     const Vec<A> h = load_part<FULL>(a.grad + at, m) * (y >= 0 ? high : low);
     if constexpr (FULL)
@@ -188,6 +192,10 @@ MIXSYN_INLINE void bias_act_forward_runs(const BiasAct<T, A>& a, int64_t begin, 
     const Vec<A> bias = splat<A>(a.bias[run.channel]);
     int64_t i = 0;
     for (; i + L <= run.n; i += L) {
+      if constexpr (NOISE) {  // the next channel's run
+        bias_act_prefetch(x + i, a.pixels);
+        if constexpr (!STREAM) __builtin_prefetch(y + i + a.pixels, 1, 2);
+      }
       const Vec<A> shift = NOISE ? load(noise + i) * strength + bias : bias;
       bias_act_store<STREAM>(y + i, bias_act_value<Vec<A>>(load(x + i), scale, shift, high, low));
     }
@@ -215,6 +223,9 @@ template <typename T, typename A, bool FULL, bool SCALE, bool SUMS, bool STREAM>
 MIXSYN_INLINE void bias_act_backward_step(const BiasAct<T, A>& a, const BiasActRun& run, Vec<A> scale, int64_t i,
                                           int64_t m, A* sums, bool first, Vec<A>& sum, Vec<A>& sum_x) {
   const int64_t at = run.at + i;
+  const int64_t ahead = SUMS ? a.pixels : kBiasActPage<T>;
+  bias_act_prefetch(a.grad + at, ahead), bias_act_prefetch(a.y + at, ahead);
+  if constexpr (SCALE) bias_act_prefetch(a.x + at, ahead);
   const Vec<A> y = load_part<FULL>(a.y + at, m);
   const Vec<A> h = load_part<FULL>(a.grad + at, m) * (y >= 0 ? splat<A>(a.high) : splat<A>(a.low));
   if constexpr (FULL)
