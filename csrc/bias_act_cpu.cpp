@@ -111,7 +111,7 @@ Tensor bias_act_cpu(const Tensor& x, const std::optional<Tensor>& bias, const st
       parallel_for(0, batch * p.pixels, grain(channels),
                    [&](int64_t begin, int64_t end) { typed.kernels.forward_pixels(p, begin, end); });
     } else {
-      const int64_t parts = typed.set_chunk(noise ? 4096 : p.pixels);  // noise that stays near for all channels
+      const int64_t parts = typed.set_chunk(noise ? 2048 : p.pixels);  // noise that stays near for all channels
       parallel_for(0, parts * channels, grain(p.chunk),
                    [&](int64_t begin, int64_t end) { typed.kernels.forward_planes(p, begin, end); });
     }
@@ -119,7 +119,7 @@ Tensor bias_act_cpu(const Tensor& x, const std::optional<Tensor>& bias, const st
   return y;
 }
 
-// to[group][c] = sum over the parts of a group, in their order and in float64.
+// to[group][c] = sum over the parts of a group (group, part, c), in their order and in float64.
 template <typename A>
 void merge(const A* parts, A* to, int64_t groups, int64_t parts_per_group, int64_t channels) {
   std::vector<double> total(static_cast<size_t>(channels));
@@ -159,22 +159,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_backward_cpu(const Tensor& g
     auto& p = typed.problem;
     p.grad = data<T>(grad), p.y = data<T>(y), p.x = data<T>(x), p.grad_x = mutable_data<T>(grad_x);
     if (per_pixel) p.sums = mutable_data<A>(sums);
-    // parts enough for many threads, and small enough for sums in float32; of channels_last large enough that their
-    // sums, which lie in the cache, are little beside them
-    const int64_t share = batch * p.pixels / 32;
-    const int64_t parts =
-        typed.set_chunk(channels_last ? std::clamp(share, std::min<int64_t>(16384 / channels + 1, 512),
-                                                   std::min<int64_t>(131072 / channels + 1, 1024))
-                                      : std::clamp<int64_t>(share / 64 * 64, 256, 2048));
+    // channels_last: parts enough for many threads, and small enough for sums in float32; large enough that their sums,
+    // which lie in the cache, are little beside them. Contiguous: runs of a page and more.
+    const int64_t least = std::min<int64_t>(16384 / channels + 1, 512);
+    const int64_t most = std::min<int64_t>(131072 / channels + 1, 1024);
+    const int64_t parts = typed.set_chunk(channels_last ? std::clamp(batch * p.pixels / 32, least, most)
+                                          : per_pixel   ? 2048
+                                                        : 4096);
     const Buffer<A> part_bias = buffer<A>(parts * channels), part_scale = buffer<A>(x ? parts * channels : 0);
     p.part_bias = part_bias.get(), p.part_scale = part_scale.get();
     if (channels_last) {
       parallel_for(0, parts, grain(p.chunk * channels),
                    [&](int64_t begin, int64_t end) { typed.kernels.backward_pixels(p, begin, end); });
     } else if (per_pixel) {
-      parallel_for(0, parts, grain(p.chunk * channels), [&](int64_t begin, int64_t end) {
-        typed.kernels.backward_planes(p, begin * channels, end * channels);
+      // where there are few parts, groups of channels have sums over channels of their own
+      const int64_t groups = std::clamp<int64_t>(16 / parts, 1, std::min<int64_t>(channels, 8)), all = batch * p.pixels;
+      const Buffer<A> part_sums = buffer<A>(groups > 1 ? groups * all : 0);
+      parallel_for(0, parts * groups, grain(p.chunk * channels / groups), [&](int64_t begin, int64_t end) {
+        auto own = p;
+        for (int64_t item = begin; item < end; ++item) {
+          const int64_t part = item / groups, group = item % groups;
+          if (groups > 1) own.sums = part_sums.get() + group * all;
+          typed.kernels.backward_planes(own, part * channels + group * channels / groups,
+                                        part * channels + (group + 1) * channels / groups);
+        }
       });
+      if (groups > 1) merge(part_sums.get(), p.sums, 1, groups, all);
     } else {
       parallel_for(0, parts * channels, grain(p.chunk),
                    [&](int64_t begin, int64_t end) { typed.kernels.backward_planes(p, begin, end); });

@@ -8,13 +8,13 @@
 
 namespace mixsyn_fast::cpu::MIXSYN_ISA {
 
-// Rows of `stride` elements whose full vectors are written past the caches.
+// Rows of `stride` elements whose full vectors are written past the caches, of a result of at least so many bytes.
 template <typename T, typename A>
-MIXSYN_INLINE bool bias_act_streams(const BiasAct<T, A>& a, const T* to, int64_t stride) {
-  constexpr int64_t kLeast = 16 << 20;
-  if constexpr (std::is_same_v<T, A>) return streams(to, stride, a.batch * a.pixels * a.channels, kLeast);
+MIXSYN_INLINE bool bias_act_streams(const BiasAct<T, A>& a, const T* to, int64_t stride, int64_t least) {
+  if constexpr (std::is_same_v<T, A>) return streams(to, stride, a.batch * a.pixels * a.channels, least);
   return false;
 }
+constexpr int64_t kBiasActForwardLeast = 16 << 20, kBiasActBackwardLeast = 8 << 20;  // two tensors, and four
 template <bool STREAM, typename T, typename V>
 MIXSYN_INLINE void bias_act_store(T* to, V v) {
   if constexpr (STREAM && sizeof(T) == sizeof(v[0])) {
@@ -23,6 +23,15 @@ MIXSYN_INLINE void bias_act_store(T* to, V v) {
     store(to, v);
   }
 }
+
+// Asks for a line that is some elements ahead: the hardware does not follow three or four tensors at once far enough, and
+// nothing into the next run of a chunk.
+template <typename T>
+MIXSYN_INLINE void bias_act_prefetch(const T* p, int64_t ahead) {
+  __builtin_prefetch(p + ahead, 0, 2);
+}
+template <typename T>
+constexpr int64_t kBiasActPage = 4096 / sizeof(T);
 
 template <typename V>
 MIXSYN_INLINE V bias_act_value(V x, V scale, V shift, V high, V low) {
@@ -46,9 +55,10 @@ MIXSYN_INLINE void bias_act_forward_range(const BiasAct<T, A>& a, int64_t begin,
       const T* x = a.x + p * C;
       T* y = a.result + p * C;
       const Vec<A> n = splat<A>(noise ? a.strength * static_cast<A>(noise[p]) : A(0));
-      for (int64_t c = 0; c < full; c += L)
-        bias_act_store<STREAM>(y + c,
-                               bias_act_value<Vec<A>>(load(x + c), load(scale + c), load(a.bias + c) + n, high, low));
+      for (int64_t c = 0; c < full; c += L) {
+        const Vec<A> shift = load(a.bias + c) + n;
+        bias_act_store<STREAM>(y + c, bias_act_value<Vec<A>>(load(x + c), load(scale + c), shift, high, low));
+      }
       if (full < C) {
         const int64_t m = C - full;
         const Vec<A> shift = load_part<false>(a.bias + full, m) + n;
@@ -62,7 +72,7 @@ MIXSYN_INLINE void bias_act_forward_range(const BiasAct<T, A>& a, int64_t begin,
 
 template <typename T, typename A>
 void bias_act_forward_pixels(const BiasAct<T, A>& a, int64_t begin, int64_t end) {
-  if (bias_act_streams<T, A>(a, a.result, a.channels)) {
+  if (bias_act_streams<T, A>(a, a.result, a.channels, kBiasActForwardLeast)) {
     bias_act_forward_range<T, A, true>(a, begin, end);
     stream_fence();
   } else {
@@ -70,8 +80,10 @@ void bias_act_forward_pixels(const BiasAct<T, A>& a, int64_t begin, int64_t end)
   }
 }
 
-// Pixels whose sums are added to those of the part together: a quarter of the loads and stores of these.
-constexpr int kBiasActPixels = 4;
+// Pixels whose sums are added to those of the part together, which saves loads and stores of these. A line that takes several
+// vectors has to be streamed one vector after the other.
+template <bool STREAM>
+constexpr int kBiasActPixels = STREAM && MIXSYN_VECTOR_BYTES < 64 ? 1 : 2;
 
 // Channels [c, c + L) of N pixels from p on; adds their sums over channels to `rows`.
 template <typename T, typename A, int N, bool FULL, bool SCALE, bool SUMS, bool STREAM>
@@ -83,6 +95,8 @@ MIXSYN_INLINE void bias_act_backward_block(const BiasAct<T, A>& a, const A* scal
   MIXSYN_UNROLL
   for (int k = 0; k < N; ++k) {
     const int64_t at = (p + k) * C + c;
+    bias_act_prefetch(a.grad + at, kBiasActPage<T>), bias_act_prefetch(a.y + at, kBiasActPage<T>);
+    if constexpr (SCALE) bias_act_prefetch(a.x + at, kBiasActPage<T>);
     const Vec<A> y = load_part<FULL>(a.y + at, m);
     const Vec<A> h = load_part<FULL>(a.grad + at, m) * (y >= 0 ? high : low);
     if constexpr (FULL)
@@ -117,7 +131,7 @@ MIXSYN_INLINE void bias_act_backward_rows(const BiasAct<T, A>& a, const A* scale
 
 template <typename T, typename A, bool SCALE, bool SUMS, bool STREAM>
 MIXSYN_INLINE void bias_act_backward_parts(const BiasAct<T, A>& a, int64_t begin, int64_t end) {
-  constexpr int N = kBiasActPixels;
+  constexpr int N = kBiasActPixels<STREAM>;
   for (int64_t part = begin; part < end; ++part) {
     const int64_t image = part / a.chunks, first = part % a.chunks * a.chunk;
     const int64_t p1 = image * a.pixels + (first + a.chunk < a.pixels ? first + a.chunk : a.pixels);
@@ -136,8 +150,9 @@ MIXSYN_INLINE void bias_act_backward_parts(const BiasAct<T, A>& a, int64_t begin
 
 template <typename T, typename A, bool SCALE, bool SUMS>
 MIXSYN_INLINE void bias_act_backward_stream(const BiasAct<T, A>& a, int64_t begin, int64_t end) {
-  bias_act_streams<T, A>(a, a.grad_x, a.channels) ? bias_act_backward_parts<T, A, SCALE, SUMS, true>(a, begin, end)
-                                                  : bias_act_backward_parts<T, A, SCALE, SUMS, false>(a, begin, end);
+  bias_act_streams<T, A>(a, a.grad_x, a.channels, kBiasActBackwardLeast)
+      ? bias_act_backward_parts<T, A, SCALE, SUMS, true>(a, begin, end)
+      : bias_act_backward_parts<T, A, SCALE, SUMS, false>(a, begin, end);
 }
 
 template <typename T, typename A>
@@ -177,6 +192,10 @@ MIXSYN_INLINE void bias_act_forward_runs(const BiasAct<T, A>& a, int64_t begin, 
     const Vec<A> bias = splat<A>(a.bias[run.channel]);
     int64_t i = 0;
     for (; i + L <= run.n; i += L) {
+      if constexpr (NOISE) {  // the next channel's run
+        bias_act_prefetch(x + i, a.pixels);
+        if constexpr (!STREAM) __builtin_prefetch(y + i + a.pixels, 1, 2);
+      }
       const Vec<A> shift = NOISE ? load(noise + i) * strength + bias : bias;
       bias_act_store<STREAM>(y + i, bias_act_value<Vec<A>>(load(x + i), scale, shift, high, low));
     }
@@ -191,7 +210,7 @@ MIXSYN_INLINE void bias_act_forward_runs(const BiasAct<T, A>& a, int64_t begin, 
 
 template <typename T, typename A>
 void bias_act_forward_planes(const BiasAct<T, A>& a, int64_t begin, int64_t end) {
-  if (bias_act_streams<T, A>(a, a.result, a.pixels))
+  if (bias_act_streams<T, A>(a, a.result, a.pixels, kBiasActForwardLeast))
     a.noise ? bias_act_forward_runs<T, A, true, true>(a, begin, end)
             : bias_act_forward_runs<T, A, false, true>(a, begin, end);
   else
@@ -202,8 +221,11 @@ void bias_act_forward_planes(const BiasAct<T, A>& a, int64_t begin, int64_t end)
 // m pixels of a run from i on; FULL: a whole vector.
 template <typename T, typename A, bool FULL, bool SCALE, bool SUMS, bool STREAM>
 MIXSYN_INLINE void bias_act_backward_step(const BiasAct<T, A>& a, const BiasActRun& run, Vec<A> scale, int64_t i,
-                                          int64_t m, A* sums, Vec<A>& sum, Vec<A>& sum_x) {
+                                          int64_t m, A* sums, bool first, Vec<A>& sum, Vec<A>& sum_x) {
   const int64_t at = run.at + i;
+  const int64_t ahead = SUMS ? a.pixels : kBiasActPage<T>;
+  bias_act_prefetch(a.grad + at, ahead), bias_act_prefetch(a.y + at, ahead);
+  if constexpr (SCALE) bias_act_prefetch(a.x + at, ahead);
   const Vec<A> y = load_part<FULL>(a.y + at, m);
   const Vec<A> h = load_part<FULL>(a.grad + at, m) * (y >= 0 ? splat<A>(a.high) : splat<A>(a.low));
   if constexpr (FULL)
@@ -212,7 +234,7 @@ MIXSYN_INLINE void bias_act_backward_step(const BiasAct<T, A>& a, const BiasActR
     store_part<false>(a.grad_x + at, h * scale, m);
   sum += h;
   if constexpr (SCALE) sum_x += h * load_part<FULL>(a.x + at, m);
-  if constexpr (SUMS) store_part<FULL>(sums + i, run.channel ? load_part<FULL>(sums + i, m) + h : h, m);
+  if constexpr (SUMS) store_part<FULL>(sums + i, first ? h : load_part<FULL>(sums + i, m) + h, m);
 }
 
 template <typename T, typename A, bool SCALE, bool SUMS, bool STREAM>
@@ -225,9 +247,10 @@ MIXSYN_INLINE void bias_act_backward_runs(const BiasAct<T, A>& a, int64_t begin,
     Vec<A> sum = {}, sum_x = {};
     int64_t i = 0;
     for (; i + L <= run.n; i += L)
-      bias_act_backward_step<T, A, true, SCALE, SUMS, STREAM>(a, run, scale, i, L, sums, sum, sum_x);
+      bias_act_backward_step<T, A, true, SCALE, SUMS, STREAM>(a, run, scale, i, L, sums, item == begin, sum, sum_x);
     if (i < run.n)
-      bias_act_backward_step<T, A, false, SCALE, SUMS, false>(a, run, scale, i, run.n - i, sums, sum, sum_x);
+      bias_act_backward_step<T, A, false, SCALE, SUMS, false>(a, run, scale, i, run.n - i, sums, item == begin, sum,
+                                                              sum_x);
     a.part_bias[item] = lane_sum<A>(sum);
     if constexpr (SCALE) a.part_scale[item] = lane_sum<A>(sum_x);
   }
@@ -236,8 +259,9 @@ MIXSYN_INLINE void bias_act_backward_runs(const BiasAct<T, A>& a, int64_t begin,
 
 template <typename T, typename A, bool SCALE, bool SUMS>
 MIXSYN_INLINE void bias_act_backward_stream_runs(const BiasAct<T, A>& a, int64_t begin, int64_t end) {
-  bias_act_streams<T, A>(a, a.grad_x, a.pixels) ? bias_act_backward_runs<T, A, SCALE, SUMS, true>(a, begin, end)
-                                                : bias_act_backward_runs<T, A, SCALE, SUMS, false>(a, begin, end);
+  bias_act_streams<T, A>(a, a.grad_x, a.pixels, kBiasActBackwardLeast)
+      ? bias_act_backward_runs<T, A, SCALE, SUMS, true>(a, begin, end)
+      : bias_act_backward_runs<T, A, SCALE, SUMS, false>(a, begin, end);
 }
 
 template <typename T, typename A>

@@ -39,7 +39,7 @@ struct BiasActKernels {
   void (*forward_planes)(const BiasAct<T, A>&, int64_t begin, int64_t end);
   // channels_last: items are parts
   void (*backward_pixels)(const BiasAct<T, A>&, int64_t begin, int64_t end);
-  // contiguous: items are (part, channel); with `sums` whole parts only
+  // contiguous: items are (part, channel); with `sums` those of one part, whose sums over these channels are written
   void (*backward_planes)(const BiasAct<T, A>&, int64_t begin, int64_t end);
 };
 

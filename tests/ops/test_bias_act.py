@@ -359,7 +359,7 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], words: st
         ({"strength": torch.zeros(2)}, r"strength: expected shape \(1\)"),
     ],
 )
-def test_the_forward_checks_for_itself(change: dict[str, Any], words: str) -> None:
+def test_the_forward_itself_checks(change: dict[str, Any], words: str) -> None:
     assert extension.ensure_loaded()
     with pytest.raises(RuntimeError, match="mixsyn_fast::bias_act: " + words):
         torch.ops.mixsyn_fast.bias_act(*(GOOD | change).values(), 0.2, 1.0)
@@ -375,7 +375,7 @@ def test_the_forward_checks_for_itself(change: dict[str, Any], words: str) -> No
         ({"scale": torch.zeros(4)}, r"scale: expected shape \(2, 4\)"),
     ],
 )
-def test_the_backward_checks_for_itself(change: dict[str, Any], words: str) -> None:
+def test_the_backward_itself_checks(change: dict[str, Any], words: str) -> None:
     assert extension.ensure_loaded()
     good = {"grad": GOOD["x"], "y": GOOD["x"], "x": GOOD["x"], "scale": GOOD["scale"]}
     with pytest.raises(RuntimeError, match="mixsyn_fast::bias_act_backward: " + words):
