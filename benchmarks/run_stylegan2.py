@@ -1,6 +1,6 @@
 """Measure StyleGAN2's generator: s to image, and with the gradients of s and of all weights.
 
-    python -m benchmarks.run_stylegan2 [--size 256] [--channel-base 16384] [--batch 1,8] [--repeat N] [--no-compile] [--cpu avx2]
+    python -m benchmarks.run_stylegan2 [--size 256] [--channel-base 16384] [--batch 1,8] [--repeat N] [--cpu avx2]
 
 Contenders share weights and noise, and take turns:
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def main(options: Options) -> int:
     for name in options.region or fusion.nodes[1:]:
         with progress(f"changing {name}"):
             found[name] = fusion.heatmap(name, options.count, base, seed=options.seed, batch=options.batch)
-    table = {}
+    table: dict[str, dict[str, Any]] = {}
     for name, heat in found.items():
         table[name] = {"mean_change": float(heat.mean.mean()), "samples": options.count}
         text = f"{name}: mean change {100 * table[name]['mean_change']:.2f} % of the range"

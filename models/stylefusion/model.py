@@ -2,7 +2,7 @@
 
 For example::
 
-    fusion = StyleFusion.shipped("faces")
+    fusion = StyleFusion.shipped(name="faces")
     made = fusion.generate(seed=3)                     # (H, W, 3) uint8 and the codes of all nodes
     made = fusion.fuse(made.codes, {"hair": 8})        # another hair, all else as it is
     made = fusion.pose(made.codes, {"all": 5})         # another layout
@@ -140,7 +140,7 @@ class StyleFusion:
     # --- files --------------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def shipped(name: str = "facades", device: torch.device | str = "cpu") -> StyleFusion:
+    def shipped(device: torch.device | str = "cpu", name: str = "facades") -> StyleFusion:
         """Load a model that comes with the package (weights/MODEL_CARD.md): "facades" or "faces"."""
         return StyleFusion.load(FILE.shipped(name), device)
 

@@ -35,7 +35,7 @@ from .segments import Region, Segments, resized
 if TYPE_CHECKING:
     from mixsyn_fast.region_map import Size
 
-    from ..data import LatentBatch
+    from ..data import LatentBatch, TrainingSet
 
 OWN_CODES = 4
 """Codes of a step: s_1, s_2, s_align, s_rnd; then two for every node above, its global code and that of the other region."""
@@ -127,7 +127,7 @@ class StyleFusionTask(Task):
         self.code_size = (OWN_CODES + 2 * max(len(self.tree.ancestors(n)) for n in self.regions), generator.config.z_dim)
         """Size of an item of the LatentDataset that this task learns from."""
 
-    def own_data(self, seed: int) -> tuple[LatentDataset, LatentDataset]:
+    def own_data(self, seed: int) -> tuple[TrainingSet, TrainingSet | None]:
         """Return z codes to learn from, a million of them, and 64 others to validate on."""
         return LatentDataset(10**6, self.code_size, seed), LatentDataset(64, self.code_size, seed + 10**6)
 
