@@ -54,6 +54,8 @@ class Config:
     fusion: float = 375.0  # weight of the fusion loss (Eq. 7)
     fusion_favored: float = 500.0  # "favored": of the term of the favored region
     fusion_other: float = 250.0  # and of the other's
+    local_norm: Literal["paper", "rms"] = "paper"
+    """how the localization loss is divided: by the mask's size (Eq. 5: it falls with the image's side), or by its root"""
     epsilon: float = 0.1  # how far a code is perturbed (Eq. 4)
     temperature: float = 0.0  # of the soft masks; 0: that of the segments' file
     lr: float = 0.01  # learning rate of Adam; the layers' own factor of 0.01 comes on top

@@ -243,7 +243,7 @@ class StyleFusionTask(Task):
             masks = self.masks(node, [layer[:batch] for layer in activations])
             masks = resized(masks, images.shape[-1])
         image, first, second = images.chunk(3)
-        local = losses.localization_loss(image, first, second, masks)
+        local = losses.localization_loss(image, first, second, masks, rms=self.config.local_norm == "rms")
         code = fused.code[:batch]
         fusion = losses.fusion_loss((code, code), (given.first, given.second), weights)
         found = {"local": _weighed(weigh.local, local), "fusion": _weighed(weigh.fusion, fusion)}
