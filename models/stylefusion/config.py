@@ -46,6 +46,7 @@ class Config:
     stage2: int = 10_000  # steps that train the fusion alone
     stage3: int = 10_000  # steps that train both; "short" has none
     mask: float = 30_000.0  # weight of the mask loss (Eq. 3), stage 1
+    mask3: float = 0.0  # weight of the mask loss in stage 3, where the paper has none: keeps what stage 1 aligned
     local: float = 15_000.0  # weight of the localization loss (Eq. 5), stage 3
     local_favored: float = 20_000.0  # "favored": of the term of the favored region
     local_other: float = 10_000.0  # and of the other's
@@ -64,7 +65,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check every field once."""
-        for name in ("stage1", "stage2", "stage3", "mask", "local", "local_favored", "local_other"):
+        for name in ("stage1", "stage2", "stage3", "mask", "mask3", "local", "local_favored", "local_other"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         for name in ("align_reg1", "align_reg3", "fusion", "fusion_favored", "fusion_other", "temperature", "weight_decay"):
