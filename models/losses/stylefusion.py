@@ -47,7 +47,7 @@ def perturbed(code: Tensor, random: Tensor, strength: float = 0.1) -> Tensor:
     return torch.lerp(code, random, strength)
 
 
-def localization_loss(image: Tensor, first: Tensor, second: Tensor, masks: Tensor) -> Tensor:
+def localization_loss(image: Tensor, first: Tensor, second: Tensor, masks: Tensor, *, rms: bool = False) -> Tensor:
     """Return both terms of L_local (Eq. 5), (2,): of the region that should not have changed, so that each has a weight.
 
     Args:
@@ -55,6 +55,8 @@ def localization_loss(image: Tensor, first: Tensor, second: Tensor, masks: Tenso
         first: the same shape: the image when the first region's code was perturbed.
         second: the same shape: the image when the second region's code was.
         masks: (B, 2, H, W) of the two regions in `image`; no gradient goes there, for a mask could shrink instead.
+        rms: divide by the root of the mask's size: the root mean square over the region, of the same size for every size of
+            image, where Eq. 5 falls with the side.
 
     Returns:
         the term of mask m_1, what the second code changed in the first region, and that of mask m_2.
@@ -70,7 +72,8 @@ def localization_loss(image: Tensor, first: Tensor, second: Tensor, masks: Tenso
         raise ValueError(f"masks: expected shape {expected}, got {tuple(masks.shape)}")
     masks = masks.detach()
     apart = torch.stack((image - second, image - first), 1) * masks[:, :, None]
-    terms: Tensor = torch.linalg.vector_norm(apart, dim=(2, 3, 4)) / masks.sum((2, 3)).clamp(min=1)
+    sizes = masks.sum((2, 3)).clamp(min=1)
+    terms: Tensor = torch.linalg.vector_norm(apart, dim=(2, 3, 4)) / (sizes.sqrt() if rms else sizes)
     return terms.mean(0)
 
 

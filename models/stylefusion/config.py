@@ -45,6 +45,7 @@ class Config:
     stage2: int = 10_000  # steps that train the fusion alone
     stage3: int = 10_000  # steps that train both; "short" has none
     mask: float = 30_000.0  # weight of the mask loss (Eq. 3), stage 1
+    mask3: float = 0.0  # weight of the mask loss in stage 3, where the paper has none: keeps what stage 1 aligned
     local: float = 15_000.0  # weight of the localization loss (Eq. 5), stage 3
     local_favored: float = 20_000.0  # "favored": of the term of the favored region
     local_other: float = 10_000.0  # and of the other's
@@ -53,6 +54,8 @@ class Config:
     fusion: float = 375.0  # weight of the fusion loss (Eq. 7)
     fusion_favored: float = 500.0  # "favored": of the term of the favored region
     fusion_other: float = 250.0  # and of the other's
+    local_norm: Literal["paper", "rms"] = "paper"
+    """how the localization loss is divided: by the mask's size (Eq. 5: it falls with the image's side), or by its root"""
     epsilon: float = 0.1  # how far a code is perturbed (Eq. 4)
     temperature: float = 0.0  # of the soft masks; 0: that of the segments' file
     lr: float = 0.01  # learning rate of Adam; the layers' own factor of 0.01 comes on top
@@ -61,7 +64,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check every field once."""
-        for name in ("stage1", "stage2", "stage3", "mask", "local", "local_favored", "local_other"):
+        for name in ("stage1", "stage2", "stage3", "mask", "mask3", "local", "local_favored", "local_other"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         for name in ("align_reg1", "align_reg3", "fusion", "fusion_favored", "fusion_other", "temperature", "weight_decay"):

@@ -448,7 +448,7 @@ def find_segments(
     truncation: float = 0.7,
     seed: int = 0,
     batch: int = 4,
-    from_side: int = 0,
+    from_side: int = 16,
 ) -> Segments:
     """Cluster the deep pixels of random images (Sec. 4.2). Regions are named cluster_0, cluster_1 ... by size.
 
@@ -461,7 +461,8 @@ def find_segments(
         truncation: of the codes.
         seed: of codes and pixels.
         batch: images at a time.
-        from_side: layers of a smaller side do not count (their scale is 0); 0: all layers, as in the paper.
+        from_side: layers of a smaller side do not count (their scale is 0), for their pattern hardly differs between images,
+            and clusters become places in the picture; 0: all layers, as the paper says.
 
     Raises:
         ValueError: a number out of range.
@@ -475,10 +476,9 @@ def find_segments(
     constant = deviation <= 1e-5 * rows.abs().amax(0)
     scale = torch.where(constant, 0, 1 / deviation.clamp(min=torch.finfo(torch.float32).tiny))
     channels = tuple(generator.layout.channels[i] for i in generator.layout.conv_layers)
-    for part, width in zip(scale.split(channels), _sides(generator), strict=True):
-        part.mul_(float(width >= from_side))
-    if not bool(scale.any()):
-        raise ValueError(f"from_side: expected at most {max(_sides(generator))}, got {from_side}")
+    sides = _sides(generator)
+    for part, own in zip(scale.split(channels), sides, strict=True):
+        part.mul_(float(own >= min(from_side, max(sides))))
     labels = ward(rows * scale, clusters)
     count = torch.bincount(labels)
     centres = torch.zeros(len(count), rows.shape[1]).index_add_(0, labels, rows) / count[:, None]

@@ -2,7 +2,7 @@ r"""Training of a hierarchy of FusionNets: node by node from the top down, each 
 
     stage 1, LB_align:  sum over i of  mask(I'_i) + alignReg + fusion(s'_i, s_i)         (Eq. 3, 6, 7)
     stage 2, LB_fuse:   fusion(s_result, s'_1, s'_2)                                     (Eq. 7)
-    stage 3, both:      local + alignReg + fusion(s_result, s_1, s_2)                    (Eq. 5, 6, 7)
+    stage 3, both:      local + alignReg + fusion(s_result, s_1, s_2) [+ mask(I)]        (Eq. 5, 6, 7 [, 3])
 
 s'_i is s_i aligned to s_align. Every image is made by the fixed generator of a code that went through the frozen networks
 above the node, with codes of their own for the regions beside it and for their layouts: `placed`. At the root it is the
@@ -173,6 +173,12 @@ class StyleFusionTask(Task):
         return self.segments.masks(activations, self.regions[node], self.config.temperature or None)
 
     @torch.no_grad()
+    def target(self, node: str, given: Context) -> Tensor:
+        """Return the masks of a node's regions in I_align, (B, 2, side, side)."""
+        _, activations = self.generator.activations(self.placed(node, given.align, given.above))
+        return self.masks(node, activations)
+
+    @torch.no_grad()
     def channel_weights(self, node: str, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Return w of the first region in the image of the first code, and of the second in the second's (Eq. 8), (B, S)."""
         _, activations = self.generator.activations(torch.cat((first, second)))
@@ -194,9 +200,7 @@ class StyleFusionTask(Task):
     def _align(self, node: str, given: Context) -> dict[str, Tensor]:
         weigh, net = self.config.coefficients(self.tree, node), self.nets[node]
         weights = self.channel_weights(node, given.first, given.second)
-        with torch.no_grad():
-            _, activations = self.generator.activations(self.placed(node, given.align, given.above))
-            target = self.masks(node, activations).repeat(2, 1, 1, 1)
+        target = self.target(node, given).repeat(2, 1, 1, 1)
         aligned, q = net.align(torch.cat((given.first, given.second)), given.align.repeat(2, 1), rgb_bit=True)
         _, activations = self.generator.activations(self.placed(node, aligned, given.repeated(2)))
         # both codes of a pair count: twice the mean over the batch of pairs
@@ -236,14 +240,16 @@ class StyleFusionTask(Task):
             given.align.repeat(3, 1),
         )
         images, activations = self.generator.activations(self.placed(node, fused.code, given.repeated(3)))
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mask3 > 0):
             masks = self.masks(node, [layer[:batch] for layer in activations])
-            masks = resized(masks, images.shape[-1])
         image, first, second = images.chunk(3)
-        local = losses.localization_loss(image, first, second, masks)
+        size = images.shape[-1]
+        local = losses.localization_loss(image, first, second, resized(masks, size), rms=self.config.local_norm == "rms")
         code = fused.code[:batch]
         fusion = losses.fusion_loss((code, code), (given.first, given.second), weights)
         found = {"local": _weighed(weigh.local, local), "fusion": _weighed(weigh.fusion, fusion)}
+        if self.config.mask3:
+            found["mask"] = self.config.mask3 * losses.mask_loss(masks, self.target(node, given))
         if net.global_code:
             q = torch.cat([each[:batch] for each in fused.q_align])
             found["align_reg"] = self.config.align_reg3 * 2 * losses.align_regularization(q)
@@ -270,8 +276,7 @@ class StyleFusionTask(Task):
         """
         node, given = self.node, self.context(batch, self.node)
         image, masks = self._fused(node, given, given.first, given.second)
-        _, activations = self.generator.activations(self.placed(node, given.align, given.above))
-        target = resized(self.masks(node, activations), image.shape[-1])
+        target = resized(self.target(node, given), image.shape[-1])
         changed = [
             self._fused(node, given, given.random, given.second)[0],
             self._fused(node, given, given.first, given.random)[0],

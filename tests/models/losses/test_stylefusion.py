@@ -51,6 +51,13 @@ def test_equation_5() -> None:
         terms[1] += (m[i, 1] * image[i] - m[i, 1] * first[i]).square().sum().sqrt() / m[i, 1].abs().sum()
     found = localization_loss(image, first, second, m)
     assert torch.allclose(found, terms / 2, rtol=1e-12)
+    rms = [[m[i, k].sum().sqrt() for k in range(2)] for i in range(2)]
+    per_image = torch.stack(
+        [localization_loss(*(t[i, None] for t in (image, first, second, m)), rms=True) for i in range(2)]
+    )
+    assert torch.allclose(localization_loss(image, first, second, m, rms=True), per_image.mean(0))
+    alone = localization_loss(*(t[:1] for t in (image, first, second, m)))
+    assert torch.allclose(per_image[0], alone * torch.stack(rms[0]))
     changed = first + 1
     assert torch.equal(localization_loss(image, changed, second, m)[0], found[0])
     assert localization_loss(image, first, second, torch.zeros_like(m)).tolist() == [0, 0]

@@ -26,5 +26,5 @@ def generator() -> Generator:
 @pytest.fixture(scope="session")
 def segments(generator: Generator) -> Segments:
     """Four clusters at 16 x 16: left and right of the tree's first region, and two that are its second one."""
-    found = find_segments(generator, clusters=4, images=8, pixels=300, side=16, truncation=1.0)
+    found = find_segments(generator, clusters=4, images=8, pixels=300, side=16, truncation=1.0, from_side=0)
     return found.named({0: "left", 1: "right", 2: "rest", 3: "rest"})

@@ -213,16 +213,16 @@ def test_clusters_of_a_generator(generator: Generator, segments: Segments, tmp_p
 
 
 def test_options_of_clustering(generator: Generator) -> None:
-    small = find_segments(generator, clusters=3, images=2, pixels=50, from_side=16)
+    small = find_segments(generator, clusters=3, images=2, pixels=50)
     assert small.side == 32 and small.names == ("cluster_0", "cluster_1", "cluster_2")
     coarse = sum(c for c, s in zip(small.channels, (4, 4, 8, 8, 16, 16, 32), strict=True) if s < 16)
     assert not small.scale[:coarse].any() and bool(small.scale[coarse:].any())
-    one = find_segments(generator, clusters=1, images=1, pixels=10)
-    assert one.temperature == 1.0 and one.shares == (1.0,)
+    one = find_segments(generator, clusters=1, images=1, pixels=10, from_side=999)
+    last = one.channels[-1]
+    assert one.temperature == 1.0 and one.shares == (1.0,) and one.scale[-last:].any() and not one.scale[:-last].any()
     for fields, words in (
         ({"pixels": 5000}, r"pixels: expected 1 to 2048 .2 images of 32 x 32., got 5000"),
         ({"pixels": 5, "clusters": 6}, "clusters: expected 1 to 5"),
-        ({"from_side": 64}, "from_side: expected at most 32, got 64"),
     ):
         with pytest.raises(ValueError, match=words):
             find_segments(generator, **({"images": 2, "pixels": 50, "clusters": 3} | fields))

@@ -13,11 +13,11 @@ from mixsyn_fast.models.data.latents import LatentBatch, LatentDataset
 from mixsyn_fast.models.losses import stylefusion as losses
 from mixsyn_fast.models.stylefusion.config import Config
 from mixsyn_fast.models.stylefusion.correlation import channel_weights, correlation
-from mixsyn_fast.models.stylefusion.segments import Segments
+from mixsyn_fast.models.stylefusion.segments import Segments, find_segments
 from mixsyn_fast.models.stylefusion.task import TRAINABLES, StyleFusionTask, fitted, load_generator
 from mixsyn_fast.models.stylefusion.trees import CARS, FACES
 from mixsyn_fast.models.stylegan2 import Generator
-from mixsyn_fast.models.training import Options, checkpoint, train
+from mixsyn_fast.models.training import Options, checkpoint, command, train
 from torch import Tensor
 
 TREE = json.dumps(
@@ -123,6 +123,34 @@ def test_a_run_folder_says_all_of_the_tree() -> None:
     assert TRAINABLES["stylefusion"].config is Config and not TRAINABLES["stylefusion"].needs_regions
 
 
+def test_a_task_of_files(tmp_path: Path) -> None:
+    """A run folder of StyleGAN2 and a file of segments, as the options name them."""
+    small = [
+        "--generator.z-dim",
+        "4",
+        "--generator.w-dim",
+        "4",
+        "--generator.mapping-layers",
+        "1",
+        "--generator.channel-max",
+    ]
+    words = [*small, "4", "--kind", "procedural_faces", "--count", "2", "--size", "16", "--batch-size", "2", "--steps", "1"]
+    assert command.run(["stylegan2", *words, "--workers", "0", "--validation", "none", "--out", str(tmp_path / "gan")]) == 0
+    trained = load_generator(tmp_path / "gan")
+    assert not trained.training and trained.config.size == 16
+    find_segments(trained, clusters=2, images=2, pixels=40).named({0: "church", 1: "background"}).save(tmp_path / "s.json")
+    files = {"generator": str(tmp_path / "gan"), "segments": str(tmp_path / "s.json")}
+    made = TRAINABLES["stylefusion"].build(fitted(Config(tree="churches", hidden=4, **files), (), (16, 16), False), True)
+    assert isinstance(made, StyleFusionTask) and made.truncation == 0.5 and made.code_size == (4, 4)
+    assert torch.isfinite(made.losses("all_stage2", batch(made), 0)["fusion"])
+    other = fitted(settings(**files), (), (16, 16), False)
+    with pytest.raises(ValueError, match="segments: node 'all': regions: expected clusters named rest, got none"):
+        TRAINABLES["stylefusion"].build(other, True)
+    (tmp_path / "s.json").write_text("{}")
+    with pytest.raises(ValueError, match="s.json: expected a file of Segments.save"):
+        TRAINABLES["stylefusion"].build(other, True)
+
+
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
@@ -175,6 +203,8 @@ def second_form(made: StyleFusionTask, node: str, number: int, z: Tensor) -> dic
     changed = [image(net(moved[0], s2, s_align))[0], image(net(s1, moved[1], s_align))[0]]
     shares = [((result - changed[1 - i]) * m[:, i, None]).norm() / m[:, i].sum() for i in range(2)]
     found["local"] = local[0] * shares[0] + local[1] * shares[1]
+    if config.mask3:
+        found["mask"] = config.mask3 * losses.mask_loss(masks(layers), masks(image(s_align)[1]))
     found["align_reg"] = config.align_reg3 * (fused.q_align[0].sum() + fused.q_align[1].sum())
     return found
 
@@ -182,7 +212,7 @@ def second_form(made: StyleFusionTask, node: str, number: int, z: Tensor) -> dic
 @pytest.mark.parametrize("node", ["all", "main"])
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_losses_against_a_second_form(node: str, number: int, generator: Generator, segments: Segments) -> None:
-    made = task(generator, segments)
+    made = task(generator, segments, mask3=10.0 if node == "main" else 0.0)
     given = batch(made)
     found = made.losses(f"{node}_stage{number}", given, 0)
     with torch.no_grad():
