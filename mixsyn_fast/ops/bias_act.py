@@ -161,21 +161,21 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradient(kernels: Kernels, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     y, x, scale, noise, strength = ctx.saved_tensors
     needs_x, needs_bias, needs_scale, needs_noise, needs_strength, *_ = ctx.needs_input_grad
-    per_pixel = needs_noise or needs_strength
+    per_pixel, (slope, gain) = needs_noise or needs_strength, ctx.settings
     if torch.is_grad_enabled():  # create_graph=True: this backward will be differentiated
-        found = _gradients(grad, y, x, scale, *ctx.settings, per_pixel, needs_bias)
+        found = _gradients(grad, y, x, scale, slope, gain, per_pixel, needs_bias)
     else:
-        found = kernels.backward(dense(grad, y), y, x, scale, *ctx.settings, per_pixel)
+        found = kernels.backward(dense(grad, y), y, x, scale, slope, gain, per_pixel)
     grad_x, grad_bias, grad_scale, sums = found
     grad_noise = grad_strength = None
     if needs_noise:
-        assert strength is not None
+        assert sums is not None and strength is not None
         grad_noise = sums * strength
         if ctx.noise_batch != y.shape[0]:  # one noise for all images
             grad_noise = grad_noise.sum(0, keepdim=True)
         grad_noise = grad_noise.to(y.dtype)
     if needs_strength:
-        assert noise is not None
+        assert sums is not None and noise is not None
         grad_strength = (sums * noise.to(sums.dtype)).sum().reshape(1)
     grads = (grad_x, grad_bias, grad_scale)
     wanted = (g if needed else None for g, needed in zip(grads, (needs_x, needs_bias, needs_scale), strict=True))

@@ -59,7 +59,7 @@ class BiasActContest(OpContest):
 
     def plain(self) -> dict[str, Function]:
         """See :func:`eager_bias_act`."""
-        return {"eager": lambda *inputs: (eager_bias_act(*inputs, self.noise),)}
+        return {"eager": lambda x, bias, scale, strength: (eager_bias_act(x, bias, scale, strength, self.noise),)}
 
 
 CONTEST = BiasActContest
