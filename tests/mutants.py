@@ -198,7 +198,7 @@ MUTATIONS = [
         ),
         (
             "sum over channels, contiguous",
-            "run.channel ? load_part<FULL>(sums + i, m) + h : h, m);",
+            "first ? h : load_part<FULL>(sums + i, m) + h, m);",
             "h, m);",
             "kernels_follow",
         ),
@@ -326,6 +326,13 @@ MUTATIONS = [
         "masked_roi_pool",
         "masked_roi_pool",
         ("first of equal values", "(key << 32) | (0xFFFFFFFF - pixel)[:, None]", "(key << 32) | pixel[:, None]"),
+    ),
+    Mutation(
+        "bias_act: gradient that is differentiated again",
+        "mixsyn_fast/ops/bias_act.py",
+        "None if x is None else (h * x.to(acc)).sum((2, 3)),",
+        "None if x is None else (h.detach() * x.to(acc)).sum((2, 3)),",
+        "tests/ops/test_bias_act.py -k 'double_backward or penalties'",
     ),
     *triton("bias_act", "bias_act", ("sum of gradient times value", "sum_hx += tl.sum(h * ", "sum_hx = tl.sum(h * ")),
     *triton(

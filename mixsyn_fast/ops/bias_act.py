@@ -86,14 +86,29 @@ def bias_act_reference(
 
 
 def _gradients(
-    grad: Tensor, y: Tensor, x: Tensor | None, scale: Tensor | None, slope: float, gain: float, per_pixel: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Gradients of x, bias and (with ``x``) scale, and (``per_pixel``) the sum of h over channels; differentiable."""
-    h = grad.to(acc_dtype(grad.dtype))
-    h = torch.where(y >= 0, h, h * slope) * gain
+    grad: Tensor,
+    y: Tensor,
+    x: Tensor | None,
+    scale: Tensor | None,
+    slope: float,
+    gain: float,
+    per_pixel: bool,
+    with_bias: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, bias (``with_bias``) and scale (with ``x``), and (``per_pixel``) the sum of h over channels.
+
+    Differentiable with respect to grad, x and scale: y gives its sign alone.
+    """
+    acc = acc_dtype(grad.dtype)
+    high, low = (grad.new_full((), factor, dtype=acc) for factor in (gain, gain * slope))
+    h = grad.to(acc) * torch.where(y >= 0, high, low)
     grad_x = h if scale is None else h * scale[:, :, None, None]
-    grad_scale = None if x is None else (h * x.to(h.dtype)).sum((2, 3))
-    return grad_x.to(grad.dtype), h.sum((0, 2, 3)), grad_scale, h.sum(1, keepdim=True) if per_pixel else None
+    return (
+        grad_x.to(grad.dtype),
+        h.sum((0, 2, 3)) if with_bias else None,
+        None if x is None else (h * x.to(acc)).sum((2, 3)),
+        h.sum(1, keepdim=True) if per_pixel else None,
+    )
 
 
 # --- the ops: Python bodies run where no kernel of the device is loaded ----------------------------------------------
@@ -117,9 +132,9 @@ def _forward_fake(x: Tensor, *_arguments: Any) -> Tensor:
 def _backward_body(
     grad: Tensor, y: Tensor, x: Tensor | None, scale: Tensor | None, slope: float, gain: float, per_pixel: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_x, grad_bias, grad_scale, sums = _gradients(grad, y, x, scale, slope, gain, per_pixel)
-    absent = [grad_bias.new_empty(0) if t is None else t for t in (grad_scale, sums)]
-    return torch.empty_like(y).copy_(grad_x), grad_bias, *absent  # type: ignore[return-value]  # two more
+    grad_x, *sums = _gradients(grad, y, x, scale, slope, gain, per_pixel)
+    grad_bias, grad_scale, per_pixel_sums = (y.new_empty(0, dtype=acc_dtype(y.dtype)) if t is None else t for t in sums)
+    return torch.empty_like(y).copy_(grad_x), grad_bias, grad_scale, per_pixel_sums  # in y's layout
 
 
 def _backward_fake(
@@ -148,19 +163,19 @@ def _gradient(kernels: Kernels, ctx: Any, grad: Tensor) -> tuple[Tensor | None, 
     needs_x, needs_bias, needs_scale, needs_noise, needs_strength, *_ = ctx.needs_input_grad
     per_pixel, (slope, gain) = needs_noise or needs_strength, ctx.settings
     if torch.is_grad_enabled():  # create_graph=True: this backward will be differentiated
-        found = _gradients(grad, y, x, scale, slope, gain, per_pixel)
+        found = _gradients(grad, y, x, scale, slope, gain, per_pixel, needs_bias)
     else:
         found = kernels.backward(dense(grad, y), y, x, scale, slope, gain, per_pixel)
     grad_x, grad_bias, grad_scale, sums = found
     grad_noise = grad_strength = None
     if needs_noise:
-        assert strength is not None
+        assert sums is not None and strength is not None
         grad_noise = sums * strength
         if ctx.noise_batch != y.shape[0]:  # one noise for all images
             grad_noise = grad_noise.sum(0, keepdim=True)
         grad_noise = grad_noise.to(y.dtype)
     if needs_strength:
-        assert noise is not None and sums is not None
+        assert sums is not None and noise is not None
         grad_strength = (sums * noise.to(sums.dtype)).sum().reshape(1)
     grads = (grad_x, grad_bias, grad_scale)
     wanted = (g if needed else None for g, needed in zip(grads, (needs_x, needs_bias, needs_scale), strict=True))
