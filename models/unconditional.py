@@ -227,11 +227,17 @@ def load_generator(source: str | os.PathLike[str], device: torch.device | str = 
         ValueError: of another model, or damaged; the message names it.
     """
     path = Path(source)
-    if path.is_dir():
+    named = path.name == str(source) and not path.suffix and str(source)
+    if not path.exists() and not named:
+        raise FileNotFoundError(
+            "generator: expected a run folder of mixsyn-fast train stylegan2, a file of a generator, or the name of one that "
+            f"comes with the package, got {os.fspath(source)!r}"
+        )
+    if path.is_dir() and str(source):
         network: Any = load_trained(path).networks.get("generator")
     elif path.suffix == ".safetensors":
         network = FILE.load(path, lambda config: {"generator": stylegan2.Generator(config)})[1]["generator"]
-    elif not path.suffix and path.name == str(source) and not path.exists():
+    elif named and not path.exists():
         shipped = FILE.shipped(path.name)
         network = FILE.load(shipped, lambda config: {"generator": stylegan2.Generator(config)})[1]["generator"]
     else:

@@ -40,7 +40,7 @@ class Options(Checked):
     clusters: int = 12  # clusters to find
     images: int = 100  # images that are clustered
     pixels: int = 4000  # of their pixels; time and memory grow by the square
-    from_side: int = 0  # layers of a smaller side do not count; 0: all do
+    from_side: int = 16  # layers of a smaller side do not count; 0: all do, as in the paper
     truncation: float = 0.7  # of the codes
     seed: int = 0  # of the codes
     show: int = 6  # images on the sheet

@@ -123,6 +123,8 @@ class StyleFusionTask(Task):
             for name, stage in self.stages.items()
         }
         self.total_steps = stages[-1].stop
+        above = config.needed_nodes(self.tree)
+        self.begins_with = tuple(n for n in self.networks if n.partition("_")[2] in above)
         self.node = stages[0].node
         self.code_size = (OWN_CODES + 2 * max(len(self.tree.ancestors(n)) for n in self.regions), generator.config.z_dim)
         """Size of an item of the LatentDataset that this task learns from."""

@@ -61,6 +61,8 @@ class Task(ABC):
     """Every label analysis that the networks will ask for: made by the data workers."""
     classes: tuple[str, ...] = ()
     """Names of the K regions, for sheets; filled by the command."""
+    begins_with: tuple[str, ...] = ()
+    """Names of networks that learn nothing here and on which the others rest: a run must get their weights (init_from)."""
     total_steps: int | None = None
     """Steps of a whole run, where the task knows them: the command trains no longer."""
     best: str = "psnr"

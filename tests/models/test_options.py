@@ -87,7 +87,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "clvae reconstruct": {
         **PICTURES,
         "--image": [], "--data": None, "--split": "all", "--limit": 8, "--out": "reconstructed", "--codes-out": None,
-        "--sheet": None, "--seed": 0,
+        "--sheet": None, "--json": None, "--seed": 0,
     },
     "clvae sample": {
         **PICTURES,
@@ -141,7 +141,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "stylefusion segments": {
         "--generator": None, "--segments": None, "--name": [], "--clusters": 12, "--images": 100, "--pixels": 4000,
-        "--from-side": 0, "--truncation": 0.7, "--seed": 0, "--show": 6, "--out": None, "--sheet": None, "--device": "cpu",
+        "--from-side": 16, "--truncation": 0.7, "--seed": 0, "--show": 6, "--out": None, "--sheet": None, "--device": "cpu",
     },
     "data inspect": {
         **READER,
@@ -216,6 +216,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--stage3": 10000, "--mask": 30000.0, "--local": 15000.0, "--local-favored": 20000.0, "--local-other": 10000.0,
         "--align-reg1": 6.0, "--align-reg3": 1.0, "--fusion": 375.0, "--fusion-favored": 500.0, "--fusion-other": 250.0,
         "--epsilon": 0.1, "--temperature": 0.0, "--lr": 0.01, "--betas": [0.9, 0.999], "--weight-decay": 0.0,
+        "--local-norm": "paper", "--mask3": 0.0,
     },
 }
 # fmt: on
