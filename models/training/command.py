@@ -108,6 +108,7 @@ def _train_on_own_data(name: str, options: Options, config: Any, only_describe: 
     task = description.build(config, True)
     if task.total_steps is not None:
         options = replace(options, steps=min(options.steps, task.total_steps))
+        whole["options"] = settings.to_dict(options)
     dataset, validation = task.own_data(options.seed)
     return train(task, options, dataset, validation, config=whole, world=world)
 
