@@ -132,10 +132,10 @@ sanitize: setup
 	export LD_PRELOAD="$$($(CXX_USED) -print-file-name=libasan.so) $$($(CXX_USED) -print-file-name=libubsan.so) \
 	$$($(CXX_USED) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:malloc_context_size=3:quarantine_size_mb=64 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	MIXSYN_FAST_SANITIZE=1 MIXSYN_FAST_STRICT=1; \
-	$(RUN) -m pytest -q $(SANITIZED) $(EXTENSION) $(ARGS) || exit; \
+	MIXSYN_FAST_SANITIZE=1; \
+	$(PYTEST) -q $(SANITIZED) $(EXTENSION) $(ARGS) || exit; \
 	for isa in $(LOWER_ISAS); do export MIXSYN_FAST_CPU=$$isa MIXSYN_FAST_BACKEND=native; \
-	  $(RUN) -m pytest -q -k "follow_the_reference and (float32 or bfloat16) and not cuda and not triton" $(EXTENSION) $(ARGS) || exit; done
+	  $(PYTEST) -q -k "follow_the_reference and (float32 or bfloat16) and not cuda and not triton" $(EXTENSION) $(ARGS) || exit; done
 
 arm: setup
 	$(PYTEST) tests/ops/test_arm.py tests/ops/test_stand_in.py $(ARGS)

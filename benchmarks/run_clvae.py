@@ -23,7 +23,7 @@ A step is the generator's phase and the discriminator's, with all losses but the
 averaged weights and data are not in it. The rows of `levels` that have as many classes take turns all together.
 
 Gate: losses and gradients of the first step (of the pooling: codes, vectors, gradients) by the rule of
-mixsyn_fast/measure/gate.py, dense as the reference; for a step with the floor of run_training, in the 2-norm. Rows of
+mixsyn_fast/measure/gate.py, dense as the reference; for a step with the floor KINKS, in the 2-norm. Rows of
 another part, or of other settings, in the same file are kept where machine and commit are the same.
 """
 
@@ -70,13 +70,16 @@ from mixsyn_fast.writing import jsonable
 
 from . import cpu, schema, tables
 from .cases import Labels, label_source
-from .run_training import ALLOWED, merged
+from .run_training import merged
 from .schema import RESULTS, Goal, Measured
 from .timing import heading, machine_line, memory_of, save
 
 PARTS = ("levels", "step", "edit", "pooling")
 SIZE, BATCH = 128, 4  # of a training step
 PLAIN = ("published", "dense")
+# Batch statistics of few pixels amplify roundings, and an activation or a term of the hinge whose argument float32 puts on
+# the other side of its kink moves a gradient by its share: dense itself is off by 5e-5 to 4e-3, as chance has it.
+KINKS = 4e-3
 MOST_OF_ONE_LEVEL, LEAST_STEP, LEAST_POOLING = 1.15, 2.5, 5.0  # goals
 _WIDTHS, _POOLED = (64, 128, 256, 512, 512), (128, 64, 32, 16, 8)  # of the pooling: channels and sides of the five levels
 Outputs = dict[str, Tensor]
@@ -292,8 +295,7 @@ def gates(steps: Mapping[str, Step]) -> dict[str, Gate]:
     del double
     reference = dense.first()
     found = {name: reference if name == "dense" else step.first() for name, step in steps.items()}
-    # as run_training: batch statistics of few pixels and the kinks of the activations amplify roundings of convolutions
-    return {name: gate(own, reference, exact, floor=ALLOWED, elements=False) for name, own in found.items()}
+    return {name: gate(own, reference, exact, floor=KINKS, elements=False) for name, own in found.items()}
 
 
 def pictures(labels: Labels, classes: int, size: int = SIZE) -> tuple[Tensor, Tensor]:

@@ -378,7 +378,8 @@ def configure(
 
     Args:
         jit: a just-in-time build (for the processor and the GPUs in this machine, or the instruction set that
-            MIXSYN_FAST_CPU lowers it to) rather than one by setup.py (for all processors and a list of GPUs).
+            MIXSYN_FAST_CPU lowers it to) rather than one by setup.py (for all processors and a list of GPUs). One with
+            sanitizers is for all processors, too.
         torch: the torch to build for; found when absent. csrc: source folder; found when absent. environ:
         where CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, FORCE_CUDA, FORCE_CPU and MIXSYN_FAST_SANITIZE are
             looked up, and MIXSYN_FAST_CPU.
@@ -401,12 +402,13 @@ def configure(
     compiler, compiler_version = find_compiler(environ)
     find_ninja(environ)
     isas, native = instruction_sets(compiler, csrc)
-    if jit and isas:
-        wanted = wanted_isa(environ)
+    sanitize = flag(environ, "MIXSYN_FAST_SANITIZE")
+    wanted = wanted_isa(environ) if jit and isas else None
+    if jit and isas and not sanitize:  # what is sanitized is tried on each of them: compiled once, not once for each
         isas = (max((name for name in (native, wanted) if name in isas), key=isas.index),)
     base = Config(
         csrc, torch, compiler, compiler_version, find_target(compiler), isas,
-        sanitize=flag(environ, "MIXSYN_FAST_SANITIZE"),
+        sanitize=sanitize,
         sources=sources_hash(csrc),
     )  # fmt: skip
     beside = f"{'@loader_path' if base.apple else '$ORIGIN'}/../torch/lib"

@@ -39,6 +39,19 @@ _COMMANDS = {
         "clvae edit": ("models.clvae.edit", "new codes for some classes or levels, step by step; material sheets"),
         "clvae evaluate": ("models.clvae.evaluate", "Tables 1 to 5, and how local edits are; of a SPADE-VAE too"),
     },
+    "StyleFusion: images of a code per region": {
+        "stylefusion generate": ("models.stylefusion.generate", "random images, and their codes"),
+        "stylefusion fuse": ("models.stylefusion.fuse", "other codes for some regions of an image, all else as it is"),
+        "stylefusion pose": ("models.stylefusion.pose", "other layouts of an image"),
+        "stylefusion edit": ("models.stylefusion.edit", "a latent direction, in some regions alone"),
+        "stylefusion heatmap": ("models.stylefusion.heatmap", "where an image changes when the code of a region does"),
+        "stylefusion invert": ("models.stylefusion.invert", "the code of your own photo"),
+        "stylefusion evaluate": (
+            "models.stylefusion.evaluate",
+            "how local the control of a region is, against simpler ways",
+        ),
+        "stylefusion segments": ("models.stylefusion.cluster", "clusters of a generator's images, shown and named"),
+    },
 }
 _OLD_WORDS = {
     "compose": "mixsyn compose",

@@ -1,4 +1,4 @@
-"""Full generators of the SPADE family, from published checkpoints or from scratch (installed as
+"""Full generators of the SPADE family and StyleGAN2, from published checkpoints or from scratch (installed as
 mixsyn_fast.models).
 """
 
@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from . import clade, sean, spade
+from . import clade, sean, spade, stylegan2
 from .blocks import GeneratorConfig, RegionGenerator
 from .checkpoints import Family, fold_spectral_norm, load_checked, load_family
 from .clade import CLADEGenerator
 from .sean import SEANGenerator, StyleEncoder
 from .spade import Encoder, SPADEGenerator
+from .stylegan2 import published as stylegan2_files
 
 __all__ = [
     "CLADEGenerator",
@@ -34,6 +35,7 @@ _FAMILIES = (
     Family(clade.recognises, clade.config_from_state, CLADEGenerator),
     Family(spade.recognises, spade.config_from_state, SPADEGenerator),
     Family(spade.encoder_recognises, spade.encoder_config_from_state, Encoder),
+    Family(stylegan2_files.recognises, stylegan2_files.config_from_state, stylegan2.Generator),
 )
 
 
@@ -45,10 +47,11 @@ def load_published(
     fold_spectral_norm: bool = True,
     **fields: Any,
 ) -> nn.Module:
-    """Load a published generator (SPADE, CLADE, SEAN) or VAE encoder (`<epoch>_net_G.pth`,
+    """Load a published generator (SPADE, CLADE, SEAN, StyleGAN2) or VAE encoder (`<epoch>_net_G.pth`,
     `<epoch>_net_E.pth`).
 
-    path: a torch.save file (read with weights_only=True) or .safetensors holding one plain state_dict.
+    path: a torch.save file (read with weights_only=True) or .safetensors holding one plain state_dict; of StyleGAN2 also a
+    file of the common PyTorch port (`g_ema`) and the official pickles, read without their code (stylegan2/published.py).
     model: load into it; without it the model is built, in eval mode, with `config`, or else with the Config
     that the shapes in the file imply, in which `fields` (image_size=512, aspect_ratio=2.0, edges=True ...)
     override what no shape tells.
@@ -59,9 +62,11 @@ def load_published(
     return load_family(
         path,
         _FAMILIES,
-        "a SPADE, CLADE or SEAN generator or image encoder (of a class- and layer-wise VAE: clvae.published.load_published)",
+        "a SPADE, CLADE, SEAN or StyleGAN2 generator or an image encoder "
+        "(of a class- and layer-wise VAE: clvae.published.load_published)",
         model,
         config,
         fold_spectral_norm=fold_spectral_norm,
         fields=fields,
+        read=stylegan2_files.read_state,
     )

@@ -25,7 +25,7 @@ OPTIONAL = (r".*\.num_batches_tracked",)
 
 _PAGE = re.compile(rb"\s*(<!--.*?-->\s*)?<(!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 _POINTER = re.compile(rb"version https://git-lfs[^\n]*\n(?:[^\n]*\n)*?size (\d+)")
-_GLOBAL = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class|tried to load) ([\w.]+)")
+_GLOBAL = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class|unsupported GLOBAL|tried to load) ([\w.]+)")
 
 
 def refuse_other_files(path: str | os.PathLike[str], expected: str = "a file of weights") -> None:
@@ -110,10 +110,10 @@ def read_content(path: str | os.PathLike[str], expected: str = "a state_dict (to
     try:
         return read(path)
     except Exception as error:  # whatever the readers raise on bytes that are not theirs (IndexError, UnpicklingError ...)
-        raise ValueError(f"{os.fspath(path)}: expected {expected}, got {_other_content(path, error)}") from error
+        raise ValueError(f"{os.fspath(path)}: expected {expected}, got {other_content(path, error)}") from error
 
 
-def _other_content(path: str | os.PathLike[str], error: Exception) -> str:
+def other_content(path: str | os.PathLike[str], error: Exception) -> str:
     """Say what a reader met. Never in torch's words for a pickle, which advise to run the code of the file."""
     named = _GLOBAL.search(str(error))
     if named:
@@ -132,12 +132,16 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ValueError: the file holds anything else than one plain state_dict.
         ImportError: a .safetensors file, and safetensors is not installed.
     """
-    state = read_content(path)
+    return plain_state(read_content(path), os.fspath(path))
+
+
+def plain_state(state: Any, source: str) -> dict[str, Tensor]:
+    """Return the content of a file when it is one plain state_dict; ValueError that names the file, `source`, when not."""
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         what = (
             f"a mapping with the keys {sorted(map(str, state))[:8]}" if isinstance(state, Mapping) else type(state).__name__
         )
-        raise ValueError(f"{path}: expected one plain state_dict of tensors, got {what}")
+        raise ValueError(f"{source}: expected one plain state_dict of tensors, got {what}")
     return dict(state)
 
 
@@ -233,6 +237,7 @@ def load_family(
     *,
     fold_spectral_norm: bool,
     fields: Mapping[str, Any],
+    read: Callable[[str | os.PathLike[str]], Mapping[str, Tensor]] = read_state,
 ) -> nn.Module:
     """Load a published file into `model`, or into the model that `config`, or else the shapes in the file, describe.
 
@@ -244,6 +249,7 @@ def load_family(
         config: its Config; None: found out.
         fold_spectral_norm: build for inference, weight = weight_orig / sigma; else with spectral norm.
         fields: of the Config, that override what no shape tells.
+        read: path -> state_dict.
 
     Raises:
         FileNotFoundError: no such file.
@@ -251,7 +257,7 @@ def load_family(
             loaded.
         TypeError: `config` or `fields` beside what decides for itself.
     """
-    state = read_state(path)
+    state = read(path)
     source = os.fspath(path)
     found = next((family for family in families if family.recognises(state)), None)
     if found is None:

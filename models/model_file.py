@@ -31,7 +31,7 @@ class TensorFile:
 
     Args:
         kind: the format in the header is ``mixsyn_fast.<kind>``.
-        owner: class whose ``save`` writes such files, for messages.
+        owner: class whose ``save`` writes such files, or words for who does, for messages.
         version: of the format; a file of another one is refused.
         also: what else a caller's path may be, for messages.
     """
@@ -40,6 +40,11 @@ class TensorFile:
     owner: str
     version: str = "1"
     also: str = ""
+
+    @property
+    def writer(self) -> str:
+        """Who writes such files, for messages: a class's `save`, or as `owner` says it in words."""
+        return self.owner if " " in self.owner else f"{self.owner}.save"
 
     @property
     def format(self) -> str:
@@ -67,21 +72,21 @@ class TensorFile:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file (expected a file of {self.owner}.save{self.also})")
+            raise FileNotFoundError(f"{path}: no such file (expected a file of {self.writer}{self.also})")
         library = _safetensors()
-        refuse_other_files(path, f"a safetensors file of {self.owner}.save")
+        refuse_other_files(path, f"a safetensors file of {self.writer}")
         try:
             with library.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (library.SafetensorError, ValueError, OSError) as error:
             raise ValueError(
-                f"{path}: expected a safetensors file of {self.owner}.save, got a file that is none, or is damaged ({error})"
+                f"{path}: expected a safetensors file of {self.writer}, got a file that is none, or is damaged ({error})"
             ) from error
         for key, expected in (("format", self.format), ("version", self.version)):
             if metadata.get(key) != expected:
                 raise ValueError(
-                    f"{path}: expected a file of {self.owner}.save with {key} {expected!r}, got {metadata.get(key)!r}"
+                    f"{path}: expected a file of {self.writer} with {key} {expected!r}, got {metadata.get(key)!r}"
                 )
         if metadata.get("sha256") != _digest(tensors):
             raise ValueError(f"{path}: damaged: the SHA-256 of its weights is not that of what was written")

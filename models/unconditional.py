@@ -12,8 +12,10 @@ to that power (lazy regularisation, appendix B of the first paper).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,14 @@ from torch import Tensor, nn
 
 from mixsyn_fast.region_map import Size
 
-from . import stylegan2
+from . import load_published, stylegan2
 from .augmentation import AdaptiveProbability, Augmentation, AugmentConfig
 from .losses import non_saturating, r1_penalty
 from .losses.path_length import path_length_penalty, path_lengths
+from .stylegan2.file import FILE
 from .training import distributed
 from .training.task import Phase, Task, Trainable
+from .training.trained import load_trained
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class StyleGAN2Task(Task):
         self.mean_length = torch.zeros(())  # of paths, so far
         self.augment = Augmentation(config.augment)
         self.probability = AdaptiveProbability(config.augment)
+        self._step = -1  # in which p moved last
         if not training:
             return
         self.networks["discriminator"] = stylegan2.Discriminator(config.generator)
@@ -159,18 +164,16 @@ class StyleGAN2Task(Task):
         if phase == "discriminator":
             with torch.no_grad():
                 images, _ = self.make(len(real), real)
+            if step != self._step:  # not for every micro-batch: within a step p stays
+                self.probability.update(distributed.sum_over_ranks)
+                self._step = step
             of_fake, of_real = self.judge(images), self.judge(real)
-            self._adapt(of_real.detach())
+            self.probability.observe(of_real.detach())
             return {"gan": non_saturating.discriminator_loss(of_real, of_fake)}
         if phase == "r1":
             config = self.config
             return {"r1": r1_penalty(self.judge, real, gamma=config.r1, interval=config.r1_every)}
         raise ValueError(f"phase: expected one of {', '.join(self.phases)}, got {phase!r}")
-
-    def _adapt(self, of_real: Tensor) -> None:
-        """Take the signs of the real images' logits into the probability of augmentation, the same in every process."""
-        self.probability.observe(of_real)
-        self.probability.update(distributed.sum_over_ranks)
 
     # --- looking at it --------------------------------------------------------------------------------------------------
 
@@ -208,6 +211,51 @@ class StyleGAN2Task(Task):
         """Take back what `state` returned."""
         self.mean_length = torch.tensor(state["path_length"], dtype=torch.float32)
         self.probability.load_state(state["augment"])
+
+
+def load_generator(source: str | os.PathLike[str], device: torch.device | str = "cpu") -> stylegan2.Generator:
+    """Load a generator, in eval mode and without gradients.
+
+    Args:
+        source: a run folder of `mixsyn-fast train stylegan2` (averaged weights), a file of :func:`save_generator`, a
+            published file (see `mixsyn_fast.models.load_published`), or the name of one that comes with the package:
+            "facades", "faces".
+        device: where to put it.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        ValueError: of another model, or damaged; the message names it.
+    """
+    path = Path(source)
+    named = path.name == str(source) and not path.suffix and str(source)
+    if not path.exists() and not named:
+        raise FileNotFoundError(
+            "generator: expected a run folder of mixsyn-fast train stylegan2, a file of a generator, or the name of one that "
+            f"comes with the package, got {os.fspath(source)!r}"
+        )
+    if path.is_dir() and str(source):
+        network: Any = load_trained(path).networks.get("generator")
+    elif path.suffix == ".safetensors":
+        network = FILE.load(path, lambda config: {"generator": stylegan2.Generator(config)})[1]["generator"]
+    elif named and not path.exists():
+        shipped = FILE.shipped(path.name)
+        network = FILE.load(shipped, lambda config: {"generator": stylegan2.Generator(config)})[1]["generator"]
+    else:
+        network = load_published(path)
+    if not isinstance(network, stylegan2.Generator):
+        raise ValueError(f"{path}: expected a StyleGAN2, got {type(network).__name__}")
+    network.to(device, memory_format=torch.channels_last)
+    return network.eval().requires_grad_(False)
+
+
+def save_generator(generator: stylegan2.Generator, path: str | os.PathLike[str], half: bool = False) -> None:
+    """Write a generator to one file, whole or not at all; `half`: as float16.
+
+    Raises:
+        ValueError: `half`, and a weight that float16 cannot hold.
+        OSError, ImportError: it cannot be written; safetensors is not installed.
+    """
+    FILE.save(path, generator.config, {"generator": generator}, half=half)
 
 
 TRAINABLES = {"stylegan2": Trainable(Config, fitted, StyleGAN2Task, ("generator.size",), needs_regions=False)}

@@ -6,6 +6,7 @@ HYPOTHESIS_PROFILE chooses how many examples a property test draws: `fast` (the 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _garbage_of_the_tests_alone() -> Iterator[None]:
+    """Leave what was imported and collected out of garbage collections: searching it takes a third of a second each time."""
+    torch.use_deterministic_algorithms(False)  # imports torch's compiler, a large part of it
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

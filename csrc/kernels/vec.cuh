@@ -177,9 +177,9 @@ struct Tiling {
   bool fits() const { return batch * pixel_blocks <= 0x7fffffffLL && channel_blocks <= 65535; }
 };
 
-// All sizes >= 1. `target`: number of blocks aimed at.
+// All sizes >= 1. `target`: number of blocks aimed at. `most_lanes`: of a block, in contiguous layout.
 inline Tiling make_tiling(int64_t batch, int64_t channels, int64_t pixels, int u, int v, bool channels_last,
-                          int64_t target) {
+                          int64_t target, int64_t most_lanes = kThreads) {
   Tiling t{};
   t.batch = batch;
   const int64_t groups = ceil_div<int64_t>(channels, v);
@@ -190,7 +190,7 @@ inline Tiling make_tiling(int64_t batch, int64_t channels, int64_t pixels, int u
     const int64_t lanes = kThreads / t.groups;
     t.lanes = static_cast<int>(lanes < pixel_tiles ? lanes : pixel_tiles);
   } else {
-    t.lanes = static_cast<int>(pixel_tiles < kThreads ? pixel_tiles : kThreads);
+    t.lanes = static_cast<int>(pixel_tiles < most_lanes ? pixel_tiles : most_lanes);
     const int64_t most = kThreads / t.lanes;
     t.groups = static_cast<int>(groups < most ? groups : most);
   }

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backend import current_backend, current_plan
-from ..ops._common import check_integer, check_tensor, described, fail
+from ..ops._common import check_flag, check_integer, check_tensor, described, fail
 from ..ops.latent_blend import StyleLayout, latent_blend
 from .algebra import linear, packed
 from .derived import derived, may_keep
@@ -470,7 +470,8 @@ class Fusion(NamedTuple):
     Attributes:
         code: (B, S), the fused code.
         aligned: both codes aligned to s_align, each (B, S).
-        q_align: weights of s_align in the two alignments, each (B, S_coarse), whatever ``q_on``: the regulariser's (Eq. 6).
+        q_align: weights of s_align in the two alignments, each (B, S_coarse), whatever ``q_on``: the regulariser's (Eq. 6);
+            (B, 0) without a global code.
         q_fuse: (B, S).
     """
 
@@ -492,6 +493,8 @@ class FusionNet(nn.Module):
         depth: common length of the vectors.
         num_layers: length of the one-hot layer indicator.
         q_on: see :class:`LatentBlender`.
+        global_code: False for the ablation "No Global" (Sec. 7): ``blender_segments`` alone, on codes that nothing aligned;
+            ``s_align`` is then checked and not read.
     """
 
     def __init__(
@@ -503,17 +506,20 @@ class FusionNet(nn.Module):
         depth: int = 512,
         num_layers: int = 18,
         q_on: str = "b",
+        global_code: bool = True,
     ) -> None:
         super().__init__()
         self.layout = StyleLayout.stylegan2() if layout is None else layout
-        self.q_on = q_on
+        self.q_on, self.global_code = q_on, check_flag("FusionNet", "global_code", global_code)
         if not isinstance(self.layout, StyleLayout):
             fail("FusionNet", "layout", "None or a StyleLayout", described(layout), TypeError)
         coarse = check_integer("FusionNet", "coarse", coarse, 1, None)
         self.coarse_layers = tuple(sorted(self.layout.conv_layers[:coarse] + self.layout.rgb_layers[:coarse]))
         common: dict[str, Any] = {"hidden": hidden, "depth": depth, "num_layers": num_layers, "q_on": q_on}
-        self.blender_common = LatentBlender(self.layout.select(self.coarse_layers), **common)
-        self.blender_segments = LatentBlender(self.layout, extra_layers=self.coarse_layers, **common)
+        if self.global_code:
+            self.blender_common = LatentBlender(self.layout.select(self.coarse_layers), **common)
+        extra_layers = self.coarse_layers if self.global_code else None
+        self.blender_segments = LatentBlender(self.layout, extra_layers=extra_layers, **common)
         # channels of the code as runs of (coarse?, length)
         runs: list[tuple[bool, int]] = []
         for layer, width in enumerate(self.layout.channels):
@@ -548,8 +554,10 @@ class FusionNet(nn.Module):
             the aligned code (B, S) and the weight of ``s_align`` in it (B, S_coarse), the regulariser's (Eq. 6).
 
         Raises:
-            ValueError: a shape does not fit.
+            ValueError: a shape does not fit, or the network has no global code.
         """
+        if not self.global_code:
+            raise ValueError("FusionNet.align: expected a network with a global code, got one without")
         _check_codes("FusionNet.align", [("code", code), ("s_align", s_align)], self.layout)
         blended, q = self.blender_common(self.coarse_part(code), self.coarse_part(s_align), rgb_bit=rgb_bit)
         return self.with_coarse_part(code, blended), _weight_of_second(q, self.q_on)
@@ -591,6 +599,9 @@ def fuse_level(nets: Sequence[FusionNet], codes: Tensor, s_align: Tensor) -> tup
         (N, B, S).
     """
     net, batch = nets[0], codes.shape[2]
+    if not net.global_code:
+        code, q_fuse = _blend([n.blender_segments for n in nets], (codes[0], codes[1], None))
+        return code, codes, codes[..., :0], q_fuse
     # both codes of a node are rows of one product: (N, 2 B, S_coarse)
     first = net.coarse_part(codes.transpose(0, 1)).flatten(1, 2)
     second = net.coarse_part(s_align)[:, None].expand(-1, 2, -1, -1).flatten(1, 2)

@@ -65,10 +65,11 @@ class FusionHierarchy(nn.Module):
     Args:
         config: tree, S space and hidden width. A plain mapping from a node to its two children takes the other settings
             from the defaults.
-        nets: a FusionNet per inner node, loaded ones for instance; None for new ones.
+        nets: FusionNets of inner nodes, loaded ones for instance; a node without one is always bypassed. None for new ones,
+            one per inner node.
 
     Raises:
-        ValueError: not a binary tree, or networks that are missing, unknown or of another S space.
+        ValueError: not a binary tree, or networks of unknown nodes or of another S space.
     """
 
     def __init__(self, config: FusionConfig | Tree, nets: Mapping[str, FusionNet] | None = None) -> None:
@@ -78,24 +79,27 @@ class FusionHierarchy(nn.Module):
         self.layout = config.layout
         if nets is None:
             nets = {name: FusionNet(config.layout, hidden=config.hidden) for name in self.tree}
-        if set(nets) != set(self.tree):
-            missing, unknown = sorted(set(self.tree) - set(nets)), sorted(set(nets) - set(self.tree))
-            raise ValueError(
-                f"FusionHierarchy: nets: expected one per inner node, got missing {missing} and unknown {unknown}"
-            )
+        unknown = sorted(set(nets) - set(self.tree))
+        if unknown:
+            raise ValueError(f"FusionHierarchy: nets: expected inner nodes among {', '.join(self.tree)}, got {unknown}")
+        nets = {name: nets[name] for name in self.tree if name in nets}
         for name, net in nets.items():
-            like = nets[self.root]
+            like = next(iter(nets.values()))
             if net.layout != config.layout or net.coarse_layers != like.coarse_layers:
                 raise ValueError(
                     f"FusionHierarchy: nets: expected layout and coarse layers of the tree for {name!r}, "
                     f"got S={net.layout.size} and {len(net.coarse_layers)} coarse layers"
                 )
-            depths = (net.blender_common.depth, like.blender_common.depth)
+            depths = (net.blender_segments.depth, like.blender_segments.depth)
             if depths[0] != depths[1]:
                 raise ValueError(f"FusionHierarchy: nets: expected depth {depths[1]} for {name!r}, got {depths[0]}")
             if net.q_on != like.q_on:
                 raise ValueError(f"FusionHierarchy: nets: expected q_on {like.q_on!r} for {name!r}, got {net.q_on!r}")
-        self.nets = nn.ModuleDict({name: nets[name] for name in self.tree})
+            if net.global_code != like.global_code:
+                raise ValueError(
+                    f"FusionHierarchy: nets: expected global_code {like.global_code} for {name!r}, got {net.global_code}"
+                )
+        self.nets = nn.ModuleDict(nets)
         self.names = tuple(dict.fromkeys([*self.tree, *(c for pair in self.tree.values() for c in pair)]))
 
     def _net(self, name: str) -> FusionNet:
@@ -103,54 +107,61 @@ class FusionHierarchy(nn.Module):
         assert isinstance(net, FusionNet)
         return net
 
-    def _levels(self, given: frozenset[str]) -> list[list[str]]:
+    def below(self, name: str) -> tuple[str, ...]:
+        """Return the names of all nodes below one, itself left out; none below a leaf."""
+        return tuple(n for child in self.tree.get(name, ()) for n in (child, *self.below(child)))
+
+    def _levels(self, given: frozenset[str], strict: bool) -> list[list[str]]:
         """Inner nodes that run, by height: everything that a level needs comes from the levels before it."""
-        height: dict[str, int] = {}
-        has_codes: dict[str, bool] = {}
-        for name in reversed(self.tree):
-            has_codes[name] = any(child in given or has_codes.get(child, False) for child in self.tree[name])
         levels: list[list[str]] = []
 
-        def need(name: str, why: str) -> None:
-            if name not in given:
-                raise ValueError(f"FusionHierarchy: codes: expected an entry {name!r} ({why}), got none")
-
-        def visit(name: str) -> None:
-            if not has_codes.get(name, False):
-                why = "a region" if name not in self.tree else "a node without codes below it passes its own"
-                need(name, why)
-                height[name] = 0
-                return
-            need(name, "the global code of a node whose children have codes")
-            for child in self.tree[name]:
-                visit(child)
-            height[name] = 1 + max(height[child] for child in self.tree[name])
-            while len(levels) < height[name]:
+        def visit(name: str) -> int:
+            children = self.tree.get(name, ())
+            missing = [child for child in children if child not in given]
+            if not children or missing or name not in self.nets:
+                ignored = [n for n in self.below(name) if n in given] if strict else []
+                if ignored:
+                    why = f"without it {name!r} passes its own code" if missing else f"{name!r} has no network"
+                    expected = f"an entry {missing[0]!r}" if missing else f"no entry below {name!r}"
+                    raise ValueError(
+                        f"FusionHierarchy: codes: expected {expected} (strict: {why}, and those of {', '.join(ignored)} "
+                        "would be ignored)"
+                    )
+                return 0
+            height = 1 + max(visit(child) for child in children)
+            while len(levels) < height:
                 levels.append([])
-            levels[height[name] - 1].append(name)
+            levels[height - 1].append(name)
+            return height
 
         visit(self.root)
         return levels
 
-    def forward(self, codes: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, codes: Mapping[str, Tensor], *, strict: bool = False) -> Tensor:
         """Fuse the codes of all regions.
+
+        A node fuses the codes of its two children under its own, s_align. A node one of whose two children has no entry in
+        `codes` passes its own code instead, and so does a node without a network (the rule of the published code): entries
+        below it are ignored.
 
         Args:
             codes: code (B, S) by name, B may be 0, all of one shape, dtype and device. A leaf's entry is the code of the
-                region; an inner node's entry is its global code (s_align). An inner node none of whose descendants has an
-                entry is bypassed: it passes its own code.
+                region; an inner node's entry is its global code (s_align), or the code of its region when it passes that.
+            strict: raise where an entry would be ignored.
 
         Returns:
             (B, S), the code of the whole image.
 
         Raises:
-            ValueError: an entry is missing or unknown, or shapes or devices differ.
+            ValueError: the root's entry is missing, an entry is unknown or (strict) ignored, or shapes or devices differ.
             TypeError: dtypes differ.
         """
         unknown = sorted(set(codes) - set(self.names))
         if unknown:
             raise ValueError(f"FusionHierarchy: codes: expected names among {', '.join(self.names)}, got {unknown}")
-        levels = self._levels(frozenset(codes))
+        if self.root not in codes:
+            raise ValueError(f"FusionHierarchy: codes: expected an entry {self.root!r}, the root's, got none")
+        levels = self._levels(frozenset(codes), strict)
         entries = [(f"codes[{name!r}]", codes[name]) for name in self.names if name in codes]
         like_name, like = entries[0]
         for name, code in entries:

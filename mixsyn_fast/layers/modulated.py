@@ -7,7 +7,7 @@ r"""Modulated convolution of StyleGAN2 (Karras et al.: Analyzing and Improving t
 
 As published, every sample gets weights of its own, (B, O, I, k, k), and a convolution with B groups. Convolution is linear
 in its input and its output channels, so the same numbers come from one ordinary convolution of the whole batch, with the
-style on its input and the demodulation on its output (docs/exact_algebra.md, 10):
+style on its input and the demodulation on its output (docs/exact_algebra.md, 11):
 
     y[b] = d[b] * conv(s[b] * x[b], w),    d[b,o] = 1 / sqrt(sum_i s[b,i]^2 W2[o,i] + eps),    W2[o,i] = sum_t w[o,i,t]^2
 

@@ -4,6 +4,7 @@ A file says in ``__all__`` what it makes public; its line here makes that public
 ``mixsyn-fast doctor``, the benchmarks and the tests (:func:`mixsyn_fast.backend.registered_ops`).
 """
 
+from .bias_act import *
 from .channel_attention_spread import *
 from .label_patterns import *
 from .latent_blend import *

@@ -2,7 +2,7 @@
 
     mixsyn-fast clvae reconstruct --sheet sheet.png                          pictures drawn by code, the shipped model
     mixsyn-fast clvae reconstruct --image a.jpg --image b.jpg --kind folder --sheet sheet.png --codes-out codes
-    mixsyn-fast clvae reconstruct --data datasets/cmp_facade --limit 8 --sheet sheet.png
+    mixsyn-fast clvae reconstruct --data datasets/cmp_facade --limit 8 --sheet sheet.png --json figures.json
 
 Label maps stand beside the images (a_labels.png, or ../labels/a.png), or are named with --labels. --kind says what their
 pixel values mean: "folder" 0 to N - 1 in the order of the model's classes, "cmp_facade" 1 to 12 as that set stores them.
@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from mixsyn_fast.progress import progress
+from mixsyn_fast.writing import write_json
 
+from ..metrics import psnr
 from ..pictures.options import (
     ModelOptions,
     PictureOptions,
@@ -53,6 +56,7 @@ class Options(PictureOptions, ModelOptions):
     codes_out: Path | None = None  # folder to write the codes of every picture to (safetensors)
     sheet: Path | None = None  # also write a contact sheet: label map, picture, reconstruction (PNG)
     seed: int = 0  # of the pictures that are drawn where none are given
+    json: Path | None = None  # also write how far each picture is from its reconstruction (JSON; grey levels 0 to 255, dB)
 
     def __post_init__(self) -> None:
         """Check what nothing needs to be opened for."""
@@ -77,9 +81,12 @@ def main(options: Options) -> int:
     images, codes = check_files(options, [picture.name for picture in pictures])
     with progress("reconstructing"):
         made = [clvae.reconstruct(picture.image, picture.labels) for picture in pictures]
-    for each, picture in zip(made, pictures, strict=True):
-        error = np.abs(each.image.astype(np.float32) - picture.image).mean()
-        print(f"{picture.name}: mean difference {error:.1f} of 255 grey levels; {len(clvae.present(each.labels))} classes")
+    found = [numbers(clvae, picture, each) for picture, each in zip(pictures, made, strict=True)]
+    for row in found:
+        print(
+            f"{row['name']}: mean difference {row['mean_difference']:.1f} of 255 grey levels, PSNR {row['psnr']:.1f} dB; "
+            f"{len(row['classes'])} classes"
+        )
     for each, path in zip(made, images, strict=True):
         write_image(each.image, path)
     for each, path in zip(made, codes, strict=False):
@@ -87,14 +94,29 @@ def main(options: Options) -> int:
         print(f"written: {path}")
     if options.sheet:
         write_sheet(sheet(clvae, pictures, made), options.sheet)
+    if options.json:
+        about = {"model": options.model or "shipped", "size": list(clvae.size)}
+        write_json(options.json, {**about, "pictures": found})
+        print(f"written: {options.json}")
     return 0
+
+
+def numbers(clvae: CLVAE, picture: Picture, made: Made) -> dict[str, Any]:
+    """Return how far a reconstruction is from its picture: mean absolute difference in grey levels, PSNR in dB."""
+    image, target = (torch.from_numpy(each.copy()).permute(2, 0, 1)[None] for each in (made.image, picture.image))
+    return {
+        "name": picture.name,
+        "mean_difference": float((image.float() - target).abs().mean()),
+        "psnr": float(psnr(image, target, value_range=(0, 255))),
+        "classes": list(clvae.present(made.labels)),
+    }
 
 
 def check_files(options: Options, names: Sequence[str]) -> tuple[list[Path], list[Path]]:
     """Return the files of images and of codes, none of these unless asked for; ValueError where they cannot be."""
     images = files_of(options.out, names, ".png", "out")
     codes = files_of(options.codes_out, names, ".safetensors", "codes_out") if options.codes_out else {}
-    check_outputs({**images, **codes, "sheet": options.sheet}, options.image, options.labels)
+    check_outputs({**images, **codes, "sheet": options.sheet, "json": options.json}, options.image, options.labels)
     return list(images.values()), list(codes.values())
 
 

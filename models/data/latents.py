@@ -43,7 +43,7 @@ class LatentDataset:
 
     kind = "latents"
     num_regions = 0
-    chances = None
+    chances: np.ndarray | None = None
 
     def __init__(self, length: int, size: int | tuple[int, ...], seed: int = 0) -> None:
         self.size = (size,) if isinstance(size, int) else tuple(size)

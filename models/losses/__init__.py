@@ -2,12 +2,12 @@
 
 The adversarial ones are modules with `discriminator_loss(real_logits, fake_logits)` and `generator_loss(fake_logits)`:
 `hinge`, `non_saturating`, `least_squares`, `log_loss`. `ADVERSARIAL` finds them by name, but for `log_loss`, which with one
-kind of fake is `non_saturating`.
+kind of fake is `non_saturating`. `stylefusion` has those of its paper, of masks, changes and codes.
 """
 
 from types import ModuleType
 
-from . import hinge, least_squares, log_loss, non_saturating
+from . import hinge, least_squares, log_loss, non_saturating, stylefusion
 from .feature_matching import feature_matching_loss
 from .kld import kld_loss
 from .l1 import l1_loss, masked_l1_loss
@@ -50,4 +50,5 @@ __all__ = [
     "r1_due",
     "r1_penalty",
     "style_code_loss",
+    "stylefusion",
 ]

@@ -94,9 +94,17 @@ class LPIPS(nn.Module):
         """Sum (B, C, h, w) per layer over channels with the heads' weights: (B, 1, h, w) per layer."""
         return [(value * getattr(self, f"head{i}")).sum(1, keepdim=True) for i, value in enumerate(layers)]
 
+    def unit_features(self, images: Tensor) -> list[Tensor]:
+        """Return the activations, (B, C, h, w) of unit length over channels per layer, of images (B, 3, H, W) in [-1, 1].
+
+        Differentiable, for whoever minimises the distance.
+        """
+        # the sum of squares of a dead position is 0, where a square root has no gradient
+        return [y / (y.square().sum(1, keepdim=True) + 1e-20).sqrt() for y in self.network(images, self.taps)]
+
     @torch.no_grad()
     def features(self, images: Tensor) -> list[Tensor]:
-        """Return the activations, (B, C, h, w) of unit length over channels per layer, of images (B, 3, H, W) in [-1, 1]."""
+        """Return `unit_features` without gradients."""
         return [y / (y.square().sum(1, keepdim=True).sqrt() + 1e-10) for y in self.network(images, self.taps)]
 
     def forward(

@@ -1,7 +1,9 @@
-"""Published FusionNet weights."""
+"""Published FusionNet weights: of one network, and of a whole tree by a JSON map from node to file."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from mixsyn_fast import StyleLayout
-from mixsyn_fast.layers import FusionNet
+from mixsyn_fast.layers import FusionConfig, FusionHierarchy, FusionNet
+from mixsyn_fast.reading import read_text
 
 from ..checkpoints import read_content
+from .trees import find_tree
 
 _BLENDERS = ("blender_common", "blender_segments")
 _ENTRIES = tuple(f"disentangle_net.{i}.{kind}" for i in range(5) for kind in ("weight", "bias"))
@@ -87,3 +91,58 @@ def load_fusion_net(
     net.to(first[aligner].dtype)
     net.load_state_dict(found)
     return net.eval()
+
+
+def load_fusion_hierarchy(
+    nodes: str | os.PathLike[str],
+    tree: str | os.PathLike[str] | FusionConfig = "faces",
+    layout: StyleLayout | None = None,
+    *,
+    coarse: int = 5,
+    q_on: str = "b",
+) -> FusionHierarchy:
+    """Make a hierarchy from published weights.
+
+    Args:
+        nodes: a JSON file, an object from the name of an inner node to its file of FusionNet weights, relative to the JSON.
+            A node that is missing has no network: it passes its own code.
+        tree: a domain (faces, cars, churches), a JSON file of a tree, or the tree itself.
+        layout: the S space; None: the tree's.
+        coarse: see :func:`load_fusion_net`.
+        q_on: as ``coarse``.
+
+    Returns:
+        the hierarchy, in eval mode, in the files' dtype.
+
+    Raises:
+        FileNotFoundError: no such file; the message names file and node.
+        ValueError: a file is something else, or of a node that the tree does not have; likewise.
+        ImportError: a ``.safetensors`` file without safetensors installed.
+    """
+    path, config = Path(nodes), tree if isinstance(tree, FusionConfig) else find_tree(tree)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file (expected a JSON object from node to file of FusionNet weights)")
+    try:
+        files = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: expected JSON, got other text in line {error.lineno} ({error.msg})") from None
+    if not isinstance(files, dict) or not files:
+        raise ValueError(
+            f"{path}: expected a JSON object from node to file of FusionNet weights, got {type(files).__name__}"
+        )
+    unknown = sorted(set(files) - set(config.tree))
+    if unknown:
+        raise ValueError(f"{path}: expected inner nodes among {', '.join(config.tree)}, got {unknown}")
+    config = FusionConfig(config.tree, layout or config.layout, config.hidden)
+    nets = {}
+    for name, file in files.items():
+        if not isinstance(file, str):
+            raise ValueError(f"{path}: node {name!r}: expected the name of a file, got {json.dumps(file)}")
+        try:
+            nets[name] = load_fusion_net(path.parent / file, config.layout, coarse=coarse, q_on=q_on)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{path}: node {name!r}: {error}") from error
+    try:
+        return FusionHierarchy(config, nets).eval()
+    except ValueError as error:  # networks that do not fit each other
+        raise ValueError(f"{path}: {error}") from error

@@ -1,32 +1,11 @@
-"""Bias and leaky ReLU after a convolution, with everything else that goes into the same pass."""
+"""The bias of a layer with an activation."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixsyn_fast.layers.equalized import GAIN, SLOPE
-
-
-def bias_act(
-    x: Tensor,
-    bias: Tensor | None = None,
-    *,
-    scale: Tensor | None = None,
-    noise: Tensor | None = None,
-    strength: Tensor | None = None,
-    slope: float = SLOPE,
-    gain: float = GAIN,
-) -> Tensor:
-    """Return gain * leaky_relu(x * scale[:, :, None, None] + strength * noise + bias)."""
-    if scale is not None:
-        x = x * scale[:, :, None, None]
-    if noise is not None:
-        x = x + noise * strength
-    if bias is not None:
-        x = x + bias[:, None, None]
-    return F.leaky_relu(x, slope) * gain
+from mixsyn_fast import bias_act
 
 
 class Bias(nn.Module):

@@ -17,12 +17,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mixsyn_fast import StyleLayout
+from mixsyn_fast import StyleLayout, bias_act
+from mixsyn_fast.backend import current_plan
 from mixsyn_fast.layers.equalized import EqualizedLinear
 from mixsyn_fast.layers.modulated import Filter, ModulatedConv2d
 from mixsyn_fast.layers.resample import upsample_2d
 
-from .activation import Bias, bias_act
+from .activation import Bias
 from .config import SMALLEST, Config
 
 Noise = Literal["const", "random", "none"] | Sequence[Tensor]
@@ -213,7 +214,8 @@ class Generator(nn.Module):
         batch, convs, rgbs = s.shape[0], self._convs(), self._rgbs()
         styles = s.split(list(self.layout.channels), 1)
         noises = self._noise(noise, batch)
-        x = self.input.input.contiguous(memory_format=torch.channels_last).expand(batch, -1, -1, -1)
+        layout = torch.contiguous_format if current_plan() == "dense" else torch.channels_last
+        x = self.input.input.contiguous(memory_format=layout).expand(batch, -1, -1, -1)
         image: Tensor | None = None
         for i, conv in enumerate(convs):
             x, modulated = conv(x, styles[i], noises[i])

@@ -9,6 +9,7 @@ The same command goes on from the newest checkpoint of the folder. SIGTERM and C
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,18 +27,24 @@ from .registry import MODULES, trainable
 def options_of(name: str) -> type:
     """Return the dataclass of all options of `mixsyn-fast train <name>`: its sections are data, options and task.
 
+    A model that makes its data itself (`Trainable.own_data`) has no section data.
+
     Raises:
         ValueError: unknown model.
     """
-    return settings.together("Options", data=DataOptions, options=Options, task=trainable(name).config)
+    description = trainable(name)
+    data = {} if description.own_data else {"data": DataOptions}
+    return settings.together("Options", **data, options=Options, task=description.config)
 
 
-def train_model(name: str, data: DataOptions, options: Options, config: Any, only_describe: bool = False) -> Path | None:
+def train_model(
+    name: str, data: DataOptions | None, options: Options, config: Any, only_describe: bool = False
+) -> Path | None:
     """Train a model by its name, in this process or as one of torchrun's.
 
     Args:
         name: of the model; :func:`mixsyn_fast.models.training.registry.trainable` knows it.
-        data: what to train on.
+        data: what to train on; None for a model that makes its data itself.
         options: of the loop.
         config: of the model; what the data decides is filled in.
         only_describe: print the whole configuration as JSON and train nothing.
@@ -52,6 +59,9 @@ def train_model(name: str, data: DataOptions, options: Options, config: Any, onl
     description = trainable(name)
     world = distributed.init(None if options.device == "auto" else options.device, timeout=options.timeout)
     try:
+        if description.own_data:
+            return _train_on_own_data(name, options, config, only_describe, world)
+        assert data is not None
         dataset = data.training_set(options.seed)
         validation = data.validation_set()
         source = dataset.source
@@ -85,6 +95,24 @@ def train_model(name: str, data: DataOptions, options: Options, config: Any, onl
         distributed.shutdown()
 
 
+def _train_on_own_data(name: str, options: Options, config: Any, only_describe: bool, world: World) -> Path | None:
+    """Train a model that makes its data itself; see :func:`train_model`."""
+    description = trainable(name)
+    config = description.fitted(config, (), (0, 0), False)
+    whole = {"model": name, "options": settings.to_dict(options), "task": settings.to_dict(config), "classes": []}
+    if only_describe:
+        if world.rank == 0:
+            print(settings.dumps(whole))
+        return None
+    distributed.seed_step(options.seed, 0, -2)  # the same weights in every process
+    task = description.build(config, True)
+    if task.total_steps is not None:
+        options = replace(options, steps=min(options.steps, task.total_steps))
+        whole["options"] = settings.to_dict(options)
+    dataset, validation = task.own_data(options.seed)
+    return train(task, options, dataset, validation, config=whole, world=world)
+
+
 def rarity_of_run(path: Path, source: Source, bandwidth: float, world: World) -> Rarity:
     """Return how rare the colours of the classes of a set are: found by the first process, kept beside the run.
 
@@ -114,9 +142,10 @@ def run(argv: Sequence[str]) -> int:
         """Take a run's config.json."""
         if values.get("model") != name:
             raise ValueError(f"expected the config of model {name!r}, got {values.get('model')!r}")
-        return {section: values.get(section, {}) for section in ("data", "options", "task")}
+        return {section: values.get(section, {}) for section in sections}
 
     kind: Any = options_of(name)
+    sections = [field.name for field in dataclasses.fields(kind)]
     given, only_describe = settings.read(
         kind,
         argv[1:],
@@ -126,7 +155,8 @@ def run(argv: Sequence[str]) -> int:
         of_file=of_run,
     )
     try:
-        newest = train_model(name, given.data, given.options, given.task, only_describe)
+        data = None if trainable(name).own_data else given.data
+        newest = train_model(name, data, given.options, given.task, only_describe)
     except ValueError as error:
         raise ValueError(settings.spelled(str(error), kind)) from error
     if newest is not None:

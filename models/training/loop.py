@@ -114,10 +114,17 @@ def begin(trainer: Trainer, init_from: str) -> list[str]:
 
     The first process looks for them, and the others take what it found.
     """
+    needed = trainer.task.begins_with
     if not init_from:
+        if needed:
+            raise ValueError(f"init_from: expected weights of {', '.join(needed)}, on which what is trained rests, got none")
         return []
     path = Path(distributed.from_first(str(find_weights(init_from)) if trainer.world.rank == 0 else ""))
-    return trainer.begin_with(read_weights(path, trainer.task.networks, trainer.task.averaged))
+    weights = read_weights(path, trainer.task.networks, trainer.task.averaged)
+    missing = [name for name in needed if name not in weights.networks]
+    if missing:
+        raise ValueError(f"init_from: {path}: expected weights of {', '.join(needed)}, got none of {', '.join(missing)}")
+    return trainer.begin_with(weights)
 
 
 def due(every: int, step: int, last: bool) -> bool:

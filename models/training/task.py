@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mixsyn_fast.region_map import Plan, Size
 
 if TYPE_CHECKING:
-    from ..data import Source
+    from ..data import Source, TrainingSet
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,10 @@ class Task(ABC):
     """Every label analysis that the networks will ask for: made by the data workers."""
     classes: tuple[str, ...] = ()
     """Names of the K regions, for sheets; filled by the command."""
+    begins_with: tuple[str, ...] = ()
+    """Names of networks that learn nothing here and on which the others rest: a run must get their weights (init_from)."""
+    total_steps: int | None = None
+    """Steps of a whole run, where the task knows them: the command trains no longer."""
     best: str = "psnr"
     """The figure of `validate` whose best checkpoint is kept (- before it: smaller is better); "": none."""
 
@@ -74,6 +78,10 @@ class Task(ABC):
     @abstractmethod
     def generate(self, batch: Any, networks: Mapping[str, nn.Module]) -> Tensor:
         """Return the images (B, 3, H, W) in [-1, 1] that `networks` (live or averaged) make of a batch."""
+
+    def own_data(self, seed: int) -> tuple[TrainingSet, TrainingSet | None]:
+        """Return what to learn from and what to validate on, of a task whose data are no pictures (`Trainable.own_data`)."""
+        raise NotImplementedError(f"{type(self).__name__} learns from a data set of the user's")
 
     def to(self, device: torch.device) -> None:
         """Move the networks and whatever else the losses need."""
@@ -121,6 +129,8 @@ class Trainable:
     """Dotted names of the config's fields that `fitted` sets from the data: they are no options of the command."""
     needs_regions: bool = True
     """False: it trains on plain pictures (kind images) as well."""
+    own_data: bool = False
+    """True: the task makes its data sets itself (`Task.own_data`), and the command has no options about data."""
 
     def check(self, name: str, source: Source) -> None:
         """Raise ValueError when model `name` needs label maps and the data set has none."""

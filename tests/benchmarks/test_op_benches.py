@@ -16,6 +16,7 @@ from benchmarks import ops, plot_ops, run_ops, tables
 from benchmarks.cases import DTYPES, Labels, select
 from benchmarks.ops.attention import AttentionCase, PairBench, PoolAttentionBench, SpreadBench
 from benchmarks.ops.base import OpBench, Target, Work
+from benchmarks.ops.bias_act import BiasActBench, BiasActCase
 from benchmarks.ops.fusion import FusionBench, FusionCase
 from benchmarks.ops.label_patterns import PatternBench, PatternCase
 from benchmarks.ops.latent_blend import BlendBench, BlendCase
@@ -46,6 +47,7 @@ TINY: list[tuple[type[OpBench], Any]] = [
         for bench in (PoolAttentionBench, SpreadBench, PairBench)
         for layout in ("channels_last", "contiguous")
     ),
+    *((BiasActBench, BiasActCase(5, 6, 2, layout)) for layout in ("channels_last", "contiguous")),
     (BlendBench, BlendCase(2, 64)),
     (BlendBench, BlendCase(3, 1024, "a")),
     (FusionBench, FusionCase(1, 16, 8)),
@@ -146,6 +148,7 @@ def test_cases_are_unique_and_of_the_shapes_asked_for() -> None:
         "attention_pair/k16/n128/m64/2x128x128/channels_last/float32",
         "attention_pair/k16/n512/m64/2x32x32/channels_last/float32",
         "latent_blend/b16/1024/q_on_b/float32",
+        "bias_act/8x64x256x256/channels_last/float32",
         "fusion_hierarchy/faces/b16/1024/h2560/float32",
     ):
         assert name in standard

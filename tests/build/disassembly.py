@@ -33,6 +33,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mixsyn_fast import _build
+from tests.emulation import arm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OBJECTS = REPOSITORY / "build" / "disassembly"
@@ -470,13 +471,19 @@ def loops_of_units(config: _build.Config, units: Sequence[_build.Unit]) -> list[
 
 
 def loops_of_build(config: _build.Config, isa: str) -> list[Loop]:
-    """Return the loops of all kernels for ``isa``: of what setup.py built from these very sources, else of new objects."""
+    """Return the loops of all kernels for ``isa``: of what was built from these very sources, else of new objects.
+
+    That is what setup.py made, and for 64-bit Arm the program that the tests of the ops run (tests/emulation/arm.py).
+    """
+    wanted = f"3cpu{len(isa)}{isa}"
+    if isa == "neon" and ARM and config.csrc == arm.CSRC:
+        return loops(parse(disassemble(arm.build(config), isa), wanted), isa)
     places = (REPOSITORY / "mixsyn_fast").glob(f"{Path(_build.MANIFEST).stem}*.so")
     manifest = _build.read_manifest(REPOSITORY / "mixsyn_fast" / _build.MANIFEST) or {}
     same = {"recipe": _build.recipe(config.sources), "compiler": config.compiler_version, "isas": list(config.isas)}
     for library in places:
         if library.name == manifest.get("library") and all(manifest.get(name) == fact for name, fact in same.items()):
-            return loops(parse(disassemble(library, isa), f"3cpu{len(isa)}{isa}"), isa)
+            return loops(parse(disassemble(library, isa), wanted), isa)
     return loops_of_units(config, kernel_units(config, isa=isa))
 
 

@@ -239,6 +239,7 @@ def test_every_instruction_set_in_a_wheel_one_in_a_just_in_time_build(facts):
     for native in ("avx512", "avx2", "baseline"):
         assert isas(jit=True, native=native) == (native,)
     assert isas(jit=True, MIXSYN_FAST_CPU="avx2") == ("avx2",)
+    assert isas(jit=True, MIXSYN_FAST_CPU="avx2", MIXSYN_FAST_SANITIZE="1") == ("avx512", "avx2", "baseline"), "one, for all"
     assert isas(jit=True, native="avx2", MIXSYN_FAST_CPU="avx512") == ("avx2",), "lowered, never raised"
     with pytest.raises(_build.BuildError, match="expected one of avx512, avx2, neon, baseline, got 'sse'"):
         isas(jit=True, MIXSYN_FAST_CPU="sse")

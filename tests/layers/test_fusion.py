@@ -377,13 +377,9 @@ def hierarchy(dtype: torch.dtype = torch.float64, tree: dict[str, tuple[str, str
 
 
 def by_hand(tree: FusionHierarchy, given: dict[str, Tensor], name: str = "all") -> Tensor:
-    """Recursion over the published form."""
-
-    def has_code(name: str) -> bool:
-        return name in given or any(has_code(c) for c in published.FACES.get(name, ()))
-
+    """Recursion over the published form, with the published rule of bypasses."""
     children = published.FACES.get(name, ())
-    if not any(has_code(c) for c in children):
+    if name not in tree.nets or not all(c in given for c in children):
         return given[name]
     theirs = PublishedFusionNet(HIDDEN, True, DEPTH).double()
     theirs.load_state_dict(tree.nets[name].state_dict())
@@ -391,25 +387,79 @@ def by_hand(tree: FusionHierarchy, given: dict[str, Tensor], name: str = "all") 
     return theirs(first, second, given[name], CONV, RGB)
 
 
-BYPASSES = [(), ("face",), ("skin_mouth",), ("bg_hair_clothes", "skin_mouth"), ("bg_clothes",), ("all",)]
+def every_code(tree: FusionHierarchy, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    return dict(zip(tree.names, codes(LAYOUT.size, 2, dtype, len(tree.names)), strict=True))
 
 
-def below(name: str) -> set[str]:
-    children = published.FACES.get(name, ())
-    return {*children, *(n for c in children for n in below(c))}
+# nodes without an entry -> an entry whose code then is of no matter, if any
+LEFT_OUT = {
+    (): None,
+    ("mouth",): "skin",
+    ("mouth", "skin"): None,
+    ("eyes",): "mouth",  # the face passes its own code, whatever lies below skin_mouth
+    ("skin_mouth",): "mouth",
+    ("face",): "bg",  # a child that is a node itself: the root passes its own
+    ("clothes", "bg", "eyes", "skin_mouth", "mouth", "skin"): None,
+    tuple(n for n in ("face", "bg_hair_clothes", *published.FACES["face"], *published.FACES["bg_hair_clothes"])): "mouth",
+}
 
 
-@pytest.mark.parametrize("bypassed", BYPASSES, ids=lambda b: "+".join(b) or "none")
-def test_hierarchy_and_bypass(bypassed: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("left_out", LEFT_OUT, ids=lambda names: "+".join(names) or "none")
+def test_hierarchy_and_the_published_bypass(left_out: tuple[str, ...]) -> None:
     tree = hierarchy()
-    left_out = set().union(*(below(name) for name in bypassed))
-    given = {n: c for n, c in zip(tree.names, codes(LAYOUT.size, 2, count=len(tree.names)), strict=True)}
-    given = {n: c for n, c in given.items() if n not in left_out}
+    given = {n: c for n, c in every_code(tree).items() if n not in left_out}
+    ignored = LEFT_OUT[left_out]
     with torch.no_grad():
         expected = by_hand(tree, given)
         for way, enter in WAYS.items():
             with enter():
                 assert relative_error(tree(given), expected) < 1e-12, way
+        if ignored is None:
+            assert torch.equal(tree(given, strict=True), tree(given))
+            return
+        assert torch.equal(tree(given | {ignored: -given[ignored]}), tree(given))
+        with pytest.raises(ValueError, match="codes: expected an entry .*strict: .*" + ignored):
+            tree(given, strict=True)
+
+
+def test_a_node_without_a_network_passes_its_own() -> None:
+    whole = hierarchy()
+    nets = {name: net for name, net in whole.nets.items() if name != "face"}
+    tree = FusionHierarchy(FusionConfig(published.FACES, LAYOUT, HIDDEN), nets).eval()
+    assert tree.names == whole.names and "face" not in tree.nets
+    given = every_code(tree)
+    without = {n: c for n, c in given.items() if n not in tree.below("face")}
+    with torch.no_grad():
+        assert relative_error(tree(given), by_hand(tree, given)) < 1e-12
+        assert torch.equal(tree(given), whole(without)) and torch.equal(tree(given), tree(without, strict=True))
+        with pytest.raises(ValueError, match="no entry below 'face' .strict: 'face' has no network"):
+            tree(given, strict=True)
+        bare = FusionHierarchy(FusionConfig(published.FACES, LAYOUT, HIDDEN), {})
+        assert torch.equal(bare(given), given["all"])
+
+
+def test_without_a_global_code() -> None:
+    """The ablation: the fusing blender alone, which has no third input, whatever s_align says."""
+    torch.manual_seed(0)
+    net = FusionNet(LAYOUT, hidden=HIDDEN, depth=DEPTH, global_code=False).double().eval()
+    randomised(net)
+    a, b, c = codes(LAYOUT.size)
+    assert all(name.startswith("blender_segments") for name in net.state_dict())
+    with torch.no_grad():
+        for way, enter in WAYS.items():
+            with enter():
+                fused = net.fuse(a, b, c)
+            assert torch.equal(fused.aligned[0], a) and fused.q_align[1].shape == (3, 0), way
+            theirs = published.Blender(HIDDEN, False, DEPTH).double()
+            theirs.load_state_dict(net.blender_segments.state_dict())
+            vectors = zip(*(code[:1].split([*CONV, *RGB], 1) for code in (a, b)), strict=True)
+            numbers = [*range(len(CONV)), *range(len(RGB))]
+            rows = [theirs(x, y, n, False, None, True) for n, (x, y) in zip(numbers, vectors, strict=True)]
+            assert relative_error(fused.code[:1], torch.cat(rows, 1)) < 1e-12, way
+        tree = FusionHierarchy(FusionConfig({"x": ("y", "z")}, LAYOUT), {"x": net})
+        assert torch.equal(tree({"x": c, "y": a, "z": b}), net(a, b, -c))
+    with pytest.raises(ValueError, match="FusionNet.align: expected a network with a global code"):
+        net.align(a, c)
 
 
 def test_levels_run_together(monkeypatch: pytest.MonkeyPatch, stacked: None) -> None:
@@ -511,8 +561,8 @@ def test_bad_networks() -> None:
     leaves = {"car": ("car_body", "wheels"), "background": ("top", "bottom")}
     config = FusionConfig({"all": ("car", "background"), **leaves}, LAYOUT, 8)
     for nets, words in (
-        ({"all": net}, r"missing \['background', 'car'\] and unknown \[\]"),
-        ({"all": net, "car": net, "background": net, "moon": net}, r"unknown \['moon'\]"),
+        ({"all": net, "moon": net}, r"expected inner nodes among all, car, background, got \['moon'\]"),
+        ({"all": net, "car": FusionNet(LAYOUT, hidden=8, depth=DEPTH, global_code=False)}, "global_code True for 'car'"),
         ({"all": net, "car": net, "background": FusionNet(StyleLayout.of([4]), hidden=8, depth=4)}, "for 'background'"),
         ({"all": net, "car": net, "background": FusionNet(LAYOUT, hidden=8, depth=DEPTH, coarse=3)}, "coarse layers"),
         ({"all": net, "car": net, "background": FusionNet(LAYOUT, hidden=8, depth=DEPTH, q_on="a")}, "q_on 'b'"),
@@ -523,15 +573,13 @@ def test_bad_networks() -> None:
 
 def test_bad_codes() -> None:
     tree = hierarchy(torch.float32)
-    given = dict(zip(tree.names, codes(LAYOUT.size, 2, torch.float32, len(tree.names)), strict=True))
+    given = every_code(tree, torch.float32)
 
     def fails(words: str, error: type[Exception] = ValueError, **change: Any) -> None:
         with pytest.raises(error, match="FusionHierarchy: codes" + words):
             tree({name: code for name, code in (given | change).items() if code is not None})
 
-    fails(": expected an entry 'eyes' .a region", eyes=None)
-    fails(": expected an entry 'face' .the global code", face=None)
-    fails(": expected an entry 'skin_mouth' .a node without codes", mouth=None, skin=None, skin_mouth=None)
+    fails(": expected an entry 'all', the root's, got none", all=None)
     fails(r": expected names among all, .*got \['nose'\]", nose=given["eyes"])
     fails(r"\['eyes'\]: expected batch 2 as codes\['all'\], got 1", eyes=given["eyes"][:1])
     fails(r"\['eyes'\]: expected shape \(B, 824\)", eyes=given["eyes"][:, :5])

@@ -110,6 +110,7 @@ def test_quarter_turns(turns: int) -> None:
         ({"stretch": 0.5}, lambda x, y: (x / 2**0.5, y * 2**0.5)),
         ({"before": 0.3}, lambda x, y: (math.cos(0.3) * x + math.sin(0.3) * y, math.cos(0.3) * y - math.sin(0.3) * x)),
         ({"flip": 1, "offset_x": 2.0}, lambda x, y: (2.0 - x, y)),
+        ({"flip": 1, "shift_x": 2.0, "scale": 1.0}, lambda x, y: (2 - x / 2, y / 2)),
         ({"scale": 1.0, "offset_x": 2.0}, lambda x, y: ((x - 2) / 2, y / 2)),
         ({"before": math.pi / 2, "stretch": 1.0}, lambda x, y: (2 * y, -x / 2)),
         ({"stretch": 1.0, "after": math.pi / 2}, lambda x, y: (y / 2, -2 * x)),

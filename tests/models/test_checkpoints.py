@@ -179,7 +179,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one plain state_dict"):
         models.load_published(tmp_path / "nested.pth")
     torch.save({"a.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="not a SPADE, CLADE or SEAN"):
+    with pytest.raises(ValueError, match="not a SPADE, CLADE, SEAN or StyleGAN2"):
         models.load_published(tmp_path / "other.pth")
 
     torch.save({"a": Path("x")}, tmp_path / "code.pth")

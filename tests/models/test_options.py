@@ -35,6 +35,12 @@ LOOP = {
     "--drop-last": True, "--rename-classes": False, "--init-from": "",
     "--plan": "auto", "--backend": "auto", "--timeout": 600.0,
 }
+DATA = {
+    "--unknown-id", "--first-id", "--partition", "--names", "--data", "--kind", "--split", "--validation", "--unknown",
+    "--size", "--load-size", "--crop", "--flip", "--count", "--merge", "--also", "--balance", "--balance-classes",
+    "--colour-bandwidth", "--on-error",
+}
+"""Options about data, which a model that makes its data itself does not have."""
 RECONSTRUCTION = {
     "--generator.ngf": 64, "--generator.largest": 0,
     "--generator.num-upsampling-layers": "normal", "--generator.norm": "batch",
@@ -81,7 +87,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "clvae reconstruct": {
         **PICTURES,
         "--image": [], "--data": None, "--split": "all", "--limit": 8, "--out": "reconstructed", "--codes-out": None,
-        "--sheet": None, "--seed": 0,
+        "--sheet": None, "--json": None, "--seed": 0,
     },
     "clvae sample": {
         **PICTURES,
@@ -103,6 +109,39 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--model": None, "--device": "cpu", "--data": "", "--kind": "auto", "--split": "val", "--unknown": "class",
         "--merge": None, "--limit": None, "--inception": None, "--seed": 0, "--samples": 40, "--network": "alexnet",
         "--lpips": None, "--out": "evaluation",
+    },
+    "stylefusion generate": {
+        "--model": None, "--device": "cpu", "--count": 6, "--seed": 0, "--out": "generated", "--codes-out": None,
+        "--sheet": None,
+    },
+    "stylefusion fuse": {
+        "--model": None, "--device": "cpu", "--image": "0", "--set": [], "--count": 5, "--seed": 1, "--out": "fused.png",
+        "--codes-out": None, "--sheet": None, "--json": None,
+    },
+    "stylefusion pose": {
+        "--model": None, "--device": "cpu", "--image": ["0", "1", "2"], "--node": None, "--seed": 10, "--count": 5,
+        "--out": "poses", "--codes-out": None, "--sheet": None,
+    },
+    "stylefusion edit": {
+        "--model": None, "--device": "cpu", "--image": None, "--direction": "1,2", "--region": [], "--strength": 1.0,
+        "--seed": 0, "--out": "edited.png", "--codes-out": None, "--sheet": None,
+    },
+    "stylefusion heatmap": {
+        "--model": None, "--device": "cpu", "--region": [], "--count": 500, "--base": None, "--seed": 0, "--batch": 8,
+        "--sheet": None, "--json": None,
+    },
+    "stylefusion invert": {
+        "--model": None, "--device": "cpu", "--image": [], "--space": "w", "--steps": 150, "--lr": 0.05, "--squared": 1.0,
+        "--network": "alexnet", "--lpips": None, "--seed": 0, "--out": "inverted", "--codes-out": "inverted",
+        "--sheet": None, "--json": None,
+    },
+    "stylefusion evaluate": {
+        "--model": None, "--device": "cpu", "--compare": [], "--region": [], "--count": 500, "--images": 64, "--seed": 0,
+        "--batch": 8, "--out": "evaluation",
+    },
+    "stylefusion segments": {
+        "--generator": None, "--segments": None, "--name": [], "--clusters": 12, "--images": 100, "--pixels": 4000,
+        "--from-side": 16, "--truncation": 0.7, "--seed": 0, "--show": 6, "--out": None, "--sheet": None, "--device": "cpu",
     },
     "data inspect": {
         **READER,
@@ -170,6 +209,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--path-length": 2.0, "--path-length-every": 4, "--path-length-shrink": 2, "--path-length-decay": 0.01,
         "--mixing": 0.9, "--mean-decay": 0.995,
     },
+    "train stylefusion": {
+        **{k: v for k, v in LOOP.items() if k not in DATA},
+        "--generator": "", "--segments": "", "--tree": "faces", "--nodes": [], "--training": "tree", "--ablation": "none",
+        "--truncation": None, "--hidden": 1536, "--coarse": 5, "--q-on": "b", "--stage1": 5000, "--stage2": 10000,
+        "--stage3": 10000, "--mask": 30000.0, "--local": 15000.0, "--local-favored": 20000.0, "--local-other": 10000.0,
+        "--align-reg1": 6.0, "--align-reg3": 1.0, "--fusion": 375.0, "--fusion-favored": 500.0, "--fusion-other": 250.0,
+        "--epsilon": 0.1, "--temperature": 0.0, "--lr": 0.01, "--betas": [0.9, 0.999], "--weight-decay": 0.0,
+        "--local-norm": "paper", "--mask3": 0.0,
+    },
 }
 # fmt: on
 NEW = {
@@ -179,7 +227,12 @@ NEW = {
 }
 """What WING.md asks of every verb besides."""
 
-NEEDED = {"parse": ["x.jpg", "--weights", "w.pth", "--out", "o"], "evaluate": ["--images", "a", "--reference", "b"]}
+NEEDED = {
+    "stylefusion edit": ["--sheet", "s.png"],
+    "stylefusion segments": ["--sheet", "s.png"],
+    "parse": ["x.jpg", "--weights", "w.pth", "--out", "o"],
+    "evaluate": ["--images", "a", "--reference", "b"],
+}
 """Words without which a command cannot run."""
 
 

@@ -32,6 +32,12 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         | {"running_mean": OPTIONAL, "running_var": OPTIONAL, "training": FLAG, "momentum": POSITIVE, "eps": POSITIVE}
         | {"noise": OPTIONAL, "noise_scale": OPTIONAL, "negative_slope": NUMBER, "process_group": OTHER},
     ),
+    "bias_act": (
+        {"x": X, "bias": torch.randn(4), "scale": torch.randn(2, 4), "noise": torch.randn(2, 1, 3, 3)}
+        | {"strength": torch.randn(1), "slope": 0.2, "gain": 1.5},
+        {"x": TENSOR, "bias": OPTIONAL, "scale": OPTIONAL, "noise": OPTIONAL, "strength": OPTIONAL}
+        | {"slope": POSITIVE, "gain": POSITIVE},
+    ),
     "label_patterns": (
         {"labels": LABELS, "num_regions": 3, "radius": 1, "edges": LABELS.bool(), "per_image": False, "max_rows": 99},
         {"labels": TENSOR, "num_regions": INTEGER, "radius": INTEGER, "edges": OPTIONAL, "per_image": FLAG}

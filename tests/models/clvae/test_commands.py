@@ -120,9 +120,19 @@ def test_without_pictures_every_verb_draws_them(
     assert not np.array_equal(_pixels(first), _pixels(second))
 
 
-def test_reconstruct(model: str, clvae: CLVAE, photos: Path) -> None:
+def test_reconstruct(model: str, clvae: CLVAE, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--image", "a.png", "--image", "d.png", "--out", "r", "--codes-out", "c", "--sheet", "deep/s.png"]
-    assert _run("reconstruct", model, *words) == 0
+    assert _run("reconstruct", model, *words, "--json", "t.json") == 0
+    found = json.loads(Path("t.json").read_text())
+    assert (found["model"], found["size"], [row["name"] for row in found["pictures"]]) == (model, [64, 64], ["a", "d"])
+    for name, row in zip("ad", found["pictures"], strict=True):
+        image, labels = _pair(name)
+        difference = _pixels(f"r/{name}.png").astype(float) - image
+        assert row["mean_difference"] == pytest.approx(np.abs(difference).mean())
+        assert row["psnr"] == pytest.approx(20 * np.log10(255 / np.sqrt((difference**2).mean())))
+        assert row["classes"] == [FACADE_CLASSES[k] for k in np.unique(labels)]
+    said = f"d: mean difference {row['mean_difference']:.1f} of 255 grey levels, PSNR {row['psnr']:.1f} dB; "
+    assert said + f"{len(row['classes'])} classes" in capsys.readouterr().out
     assert sorted(os.listdir("r")) == ["a.png", "d.png"] and sorted(os.listdir("c")) == ["a.safetensors", "d.safetensors"]
     for name in "ad":
         made = clvae.reconstruct(*_pair(name))
@@ -233,6 +243,7 @@ BAD: dict[str, tuple[str, list[str], str]] = {
     "twice": ("reconstruct", ["--image", "a.png", "--image", "x/a.png"], "out: expected pictures of different names"),
     "limit": ("reconstruct", ["--limit", "0"], "limit: expected at least 1, got 0"),
     "out over input": ("reconstruct", ["--image", "a.png", "--out", "."], "out: a: expected another file than a.png: it is"),
+    "json over input": ("reconstruct", ["--image", "a.png", "--json", "a.png"], "json: expected another file than a.png"),
     "out is a file": ("reconstruct", ["--image", "a.png", "--out", "b.png"], "lies below"),
     "sheet suffix": ("sample", ["--sheet", "s.jpg"], "sheet: expected a file name ending in .png, got s.jpg"),
     "count": ("sample", ["--count", "0"], "count: expected at least 1, got 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +149,19 @@ class Means(nn.Module):
         return nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
 
 
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model in a file."""
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    model().save(path)
+    return path
+
+
 @pytest.fixture
-def words(tmp_path: Path, alexnet_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def words(file: Path, tmp_path: Path, alexnet_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Of the command, on a model file and two drawn pictures."""
     monkeypatch.setattr("mixsyn_fast.models.metrics.lpips.find_heads", lambda kind: alexnet_files[1])
-    model().save(tmp_path / "model.safetensors")
+    shutil.copy(file, tmp_path / "model.safetensors")
     given = ["--model", tmp_path / "model.safetensors", "--kind", "procedural_facades", "--limit", "2", "--samples", "3"]
     return [str(word) for word in (*given, "--lpips", alexnet_files[0], "--out", tmp_path / "out")]
 

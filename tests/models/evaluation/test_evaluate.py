@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 import unicodedata
@@ -52,29 +53,31 @@ def save(path: Path, array: np.ndarray) -> None:
     Image.fromarray(array).save(path)
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """A data set of five drawn faces, split "val"."""
-    root = tmp_path / "data"
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a data set of five drawn faces, split "val", and with noisy copies of its pictures."""
+    folder = tmp_path_factory.mktemp("drawn")
+    rng = np.random.default_rng(0)
     for seed, name in enumerate(NAMES):
         image, labels = draw("face", seed, SIZE)
-        save(root / "val" / "images" / f"{name}.png", image)
-        save(root / "val" / "labels" / f"{name}.png", labels)
-    (root / "classes.txt").write_text("\n".join(FACE_CLASSES))
-    return root
+        save(folder / "data" / "val" / "images" / f"{name}.png", image)
+        save(folder / "data" / "val" / "labels" / f"{name}.png", labels)
+        noisy = np.clip(image + rng.normal(0, 25, image.shape), 0, 255).astype(np.uint8)
+        save(folder / "outputs" / f"{name}.png", noisy)
+    (folder / "data" / "classes.txt").write_text("\n".join(FACE_CLASSES))
+    return folder
 
 
 @pytest.fixture
-def outputs(data: Path, tmp_path: Path) -> Path:
+def data(drawn: Path, tmp_path: Path) -> Path:
+    """The data set, a copy."""
+    return Path(shutil.copytree(drawn / "data", tmp_path / "data"))
+
+
+@pytest.fixture
+def outputs(drawn: Path, tmp_path: Path) -> Path:
     """Noisy copies of its pictures."""
-    rng = np.random.default_rng(0)
-    for name in NAMES:
-        picture = np.asarray(Image.open(data / "val" / "images" / f"{name}.png")).astype(float)
-        save(
-            tmp_path / "outputs" / f"{name}.png",
-            np.clip(picture + rng.normal(0, 25, picture.shape), 0, 255).astype(np.uint8),
-        )
-    return tmp_path / "outputs"
+    return Path(shutil.copytree(drawn / "outputs", tmp_path / "outputs"))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,10 +61,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.fixture
-def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures a to d with label maps beside them, d of another size; e without a door; f without a label map."""
-    folder = tmp_path / "photos"
+    folder = tmp_path_factory.mktemp("drawn")
     for name, seed, size in (("a", 3, 32), ("b", 5, 32), ("c", 7, 32), ("d", 11, (50, 40)), ("e", 13, 32), ("f", 17, 32)):
         image, labels = draw_facade(seed, size)
         if name == "e":
@@ -71,8 +72,21 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         save_image(folder / f"{name}.png", image)
         if name != "f":
             save_labels(folder / f"{name}_labels.png", labels, 12)
+    return folder
+
+
+@pytest.fixture
+def photos(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own with these pictures, where the command runs."""
+    folder = Path(shutil.copytree(drawn, tmp_path / "photos"))
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def small_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells of 64 pixels: compressing large sheets takes most of the time."""
+    monkeypatch.setattr("mixsyn_fast.models.pictures.sheets._SIDE", 64)
 
 
 def _read(name: str) -> Picture:
@@ -263,6 +277,7 @@ def test_the_functions_take_values(model: str, photos: Path) -> None:
         compose.Options(base="c.png")
 
 
+@pytest.mark.usefixtures("small_sheets")
 @pytest.mark.parametrize(
     ("verb", "written"),
     [("compose", ["composed.png", "s.png"]), ("edit", ["edited.png", "s.png"]), ("diversity", ["diversity.png", "s.png"])],
@@ -304,6 +319,7 @@ def test_drawn_pictures_of_faces_and_of_region_types() -> None:
 # --------------------------------------------------------------------------------------------------------------- edit
 
 
+@pytest.mark.usefixtures("small_sheets")
 def test_edit_chain(model: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps = ["--step", "window=a.png", "--step", "door=b.png,facade=d.png", "--step", "window=c.png"]
     steps += ["--step", "facade=c.png,door=c.png"]
@@ -395,6 +411,7 @@ def _printed(command: str) -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.usefixtures("small_sheets")
 @pytest.mark.parametrize("command, where, line", [(c, *found) for c in ("compose", "edit") for found in _printed(c)])
 def test_printed_commands_run(command: str, where: str, line: str, model: str, tmp_path: Path) -> None:
     for name, seed in zip("abc", _with(("window", "door", "shop", "balcony")), strict=True):
@@ -426,6 +443,7 @@ def test_commas_in_file_names_stay() -> None:
 # ---------------------------------------------------------------------------------------------------------- diversity
 
 
+@pytest.mark.usefixtures("small_sheets")
 def test_diversity_of_drawn_pictures(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [
         "mixsyn",

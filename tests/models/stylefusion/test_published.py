@@ -1,15 +1,20 @@
-"""Loading of published FusionNet weights: every form of file, and files that do not fit."""
+"""Loading of published FusionNet weights: every form of file, whole trees by a map, and files that do not fit."""
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mixsyn_fast.models.stylefusion import load_fusion_net
+import torch.nn.functional as F
+from mixsyn_fast.models.stylefusion import CHURCHES, load_fusion_hierarchy, load_fusion_net, write_tree
 from torch import Tensor
 
+from mixsyn_fast import StyleLayout
+from mixsyn_fast.layers import FusionConfig, FusionNet
 from tests.compare import relative_error
 from tests.layers.stylefusion_published import PublishedFusionNet
 from tests.layers.test_fusion import CONV, DEPTH, HIDDEN, LAYOUT, RGB, codes, randomised
@@ -81,3 +86,67 @@ def test_files_that_do_not_fit(small: PublishedFusionNet, tmp_path: Path) -> Non
         load_fusion_net([1, 2], LAYOUT)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError):
         load_fusion_net(tmp_path / "absent.pt")
+
+
+def test_columns_of_the_first_linear() -> None:
+    """First, second, extra, indicator: one coarse layer of StyleGAN2's own layout, written out once more."""
+    torch.manual_seed(0)
+    layout, layer = StyleLayout.stylegan2(64), 1
+    net = FusionNet(layout, hidden=64).eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=100.0 if p.dim() == 2 else 30.0)
+    s0, s1, align = (torch.randn(1, layout.size) for _ in range(3))
+    with torch.no_grad():
+        fusion = net.fuse(s0, s1, align)
+        start, width = layout.offsets[layer], layout.channels[layer]
+        a, b, third = (v[0, start : start + width].repeat_interleave(512 // width) for v in (*fusion.aligned, align))
+        indicator = torch.zeros(19)
+        indicator[layer] = 1
+        x = torch.cat((a, b, third, indicator.repeat(10)))
+        for linear in net.blender_segments.linears:
+            weight = linear.weight * (0.01 / math.sqrt(linear.weight.shape[1]))
+            x = F.leaky_relu(F.linear(x, weight, linear.bias * 0.01), 0.2) * math.sqrt(2)
+        expected = (a + torch.sigmoid(x) * (b - a)).view(width, -1).amax(1)
+        assert relative_error(fusion.code[0, start : start + width], expected) < 1e-5
+
+
+@pytest.fixture
+def churches(small: PublishedFusionNet, tmp_path: Path) -> Path:
+    """A map of one node, to a file in a folder beside it."""
+    (tmp_path / "nets").mkdir()
+    torch.save(small.state_dict(), tmp_path / "nets" / "all.pt")
+    (tmp_path / "nodes.json").write_text('{"all": "nets/all.pt"}')
+    return tmp_path / "nodes.json"
+
+
+def test_a_hierarchy_by_the_map_of_its_nodes(churches: Path, small: PublishedFusionNet) -> None:
+    s_align, first, second = codes(LAYOUT.size, 2, torch.float32)
+    given = {"all": s_align, "church": first, "background": second}
+    with torch.no_grad():
+        expected = small(first, second, s_align, CONV, RGB)
+        tree = load_fusion_hierarchy(churches, "churches", LAYOUT)
+        assert not tree.training and relative_error(tree(given), expected) < 1e-6
+        # nodes that are missing have no network: they pass their own code
+        config = FusionConfig({"all": ("church", "background"), "church": ("door", "tower")}, LAYOUT)
+        tree = load_fusion_hierarchy(str(churches), config)
+        assert set(tree.nets) == {"all"} and tree.layout == LAYOUT
+        assert relative_error(tree(given | {"door": s_align, "tower": s_align}), expected) < 1e-6
+    write_tree(churches.parent / "tree.json", CHURCHES)
+    assert load_fusion_hierarchy(churches, churches.parent / "tree.json", LAYOUT).tree == CHURCHES.tree
+
+
+def test_maps_that_do_not_fit(churches: Path) -> None:
+    def fails(content: Any, words: str, error: type[Exception] = ValueError) -> None:
+        churches.write_text(content if isinstance(content, str) else json.dumps(content))
+        with pytest.raises(error, match=f"(?s)nodes.json: {words}"):
+            load_fusion_hierarchy(churches, "churches", LAYOUT)
+
+    fails("{", "expected JSON, got other text in line 1")
+    fails(["a"], "expected a JSON object from node to file of FusionNet weights, got list")
+    fails({"all": "nets/all.pt", "face": "x"}, r"expected inner nodes among all, got \['face'\]")
+    fails({"all": 5}, "node 'all': expected the name of a file, got 5")
+    fails({"all": "absent.pt"}, "node 'all': .*absent.pt: no such file", FileNotFoundError)
+    torch.save({"a": torch.zeros(1)}, churches.parent / "nets" / "all.pt")
+    fails({"all": "nets/all.pt"}, "node 'all': load_fusion_net: source: expected the 20 entries")
+    with pytest.raises(FileNotFoundError, match="absent.json: no such file .expected a JSON object from node"):
+        load_fusion_hierarchy(churches.parent / "absent.json")

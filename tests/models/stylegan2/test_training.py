@@ -132,11 +132,15 @@ def test_augmentation_follows_the_signs_of_real_images() -> None:
     with torch.no_grad():
         judge.final_linear[1].bias.fill_(100.0)  # it knows every picture
     made.losses("discriminator", batch(), 0)
-    assert made.probability.p == pytest.approx(4 / 100)
+    made.losses("discriminator", batch(), 0)  # another micro-batch of the step
+    assert made.probability.p == 0
+    made.losses("discriminator", batch(), 1)  # the signs of the step before
+    assert made.probability.p == pytest.approx(8 / 100)
     with torch.no_grad():
         judge.final_linear[1].bias.fill_(-100.0)
-    made.losses("discriminator", batch(), 1)
-    assert made.probability.p == 0
+    made.losses("discriminator", batch(), 2)
+    made.losses("discriminator", batch(), 3)
+    assert made.probability.p == pytest.approx((8 + 4 - 4) / 100)
     state = json.loads(json.dumps(made.state()))
     other = task()
     other.load_state(state)

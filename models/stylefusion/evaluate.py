@@ -1,0 +1,204 @@
+"""How local StyleFusion's control is, against simpler ways to exchange a region's code (the paper's point; Fig. 10, 16).
+
+    mixsyn-fast evaluate stylefusion --count 50 --out evaluation                  the shipped model
+    mixsyn-fast evaluate stylefusion --model runs/full --compare no_stage1=runs/no_stage1 --compare no_global=runs/no_global
+
+For every region, over --count samples: the code of the region changes between two random ones, all others stay, and the
+change of pixels is measured. The share of it that lies inside the region's mask (of either image) is the locality; the
+region's own share of the image is what a change spread evenly would have; the change inside says whether the region changes
+at all. Ways:
+
+* FusionNets: the model, and those of --compare (ablations); * correlation: those channels of S alone are exchanged whose
+energy lies mainly in the region (M > 0.5, Eq. 1, over --images); * blend: the whole code, half and half.
+
+The folder gets report.json, report.md, and the mean changes as heat.png.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import mixsyn_fast
+from mixsyn_fast.progress import progress
+from mixsyn_fast.writing import jsonable, write_json, write_whole
+
+from ..metrics.intervals import Interval, intervals
+from ..pictures.options import ModelOptions, check_outputs, name_and_file, open_model
+from ..settings import at_least, repeated
+from ..sheets import contact_sheet, save_png
+from .correlation import energies
+from .model import Heat, StyleFusion
+from .pictures import check_node, heat_cell
+from .segments import draw_codes
+
+Swap = Callable[[Tensor, Tensor], Tensor]
+OURS, CORRELATION, BLEND = "FusionNets", "correlation", "blend"
+
+
+@dataclass(frozen=True)
+class Options(ModelOptions):
+    """Options of the command."""
+
+    compare: tuple[str, ...] = repeated()  # NAME=FILE: another model of the same generator and tree, an ablation say
+    region: tuple[str, ...] = ()  # nodes that are judged; none: all but the root
+    count: int = 500  # samples of each region
+    images: int = 64  # images over which channels are correlated with regions
+    seed: int = 0  # of all codes
+    batch: int = 8  # how many samples are made at a time
+    out: Path = Path("evaluation")  # folder of the report
+
+    def __post_init__(self) -> None:
+        """Check what nothing needs to be opened for."""
+        super().__post_init__()
+        at_least(self, count=2, images=1, seed=0, batch=1)
+
+
+@torch.no_grad()
+def channel_correlations(fusion: StyleFusion, images: int, seed: int, batch: int = 8) -> dict[str, Tensor]:
+    """Return M (Eq. 1) of every node of a model with segments, (S) each, over random images."""
+    segments, nodes = fusion.segments, fusion.nodes
+    if segments is None:
+        raise ValueError("model: expected one with segments (mixsyn-fast stylefusion segments), got one without")
+    regions = [fusion.tree.within(node) for node in nodes]
+    inside: Tensor | float = 0.0
+    whole: Tensor | float = 0.0
+    for code in draw_codes(fusion.generator, images, fusion.tree.truncation, seed, batch):
+        _, activations = fusion.generator.activations(code)
+        own, every = energies(activations, segments.hard_masks(activations, regions))
+        inside, whole = inside + own.sum(0), whole + every.sum(0)
+    assert isinstance(inside, Tensor) and isinstance(whole, Tensor)
+    found = inside / whole.clamp(min=torch.finfo(torch.float32).tiny)
+    return dict(zip(nodes, found, strict=True))
+
+
+def swaps(correlations: Mapping[str, Tensor], node: str) -> dict[str, Swap]:
+    """Return the simpler ways to give a node another code."""
+    mainly = correlations[node] > 0.5
+    return {
+        CORRELATION: lambda own, other: torch.where(mainly, other, own),
+        BLEND: lambda own, other: torch.lerp(own, other, 0.5),
+    }
+
+
+@dataclass(frozen=True)
+class Locality:
+    """What exchanging one region's code does."""
+
+    inside: Interval
+    """Share of the change inside the region."""
+    area: float
+    """Share of the image that the region has."""
+    change_inside: float
+    """Mean absolute change of a pixel inside, share of the range."""
+    change_outside: float
+
+
+def judged(heat: Heat) -> Locality:
+    """Return the figures of a heat map."""
+    mean, area = heat.totals, heat.areas.mean()
+    inside = float((mean * heat.shares).mean() / max(float(area), 1e-9))
+    outside = float((mean * (1 - heat.shares)).mean() / max(1 - float(area), 1e-9))
+    return Locality(intervals(heat.shares)[0], float(area), inside, outside)
+
+
+def evaluate(
+    models: Mapping[str, StyleFusion], regions: tuple[str, ...], count: int, images: int, seed: int, batch: int
+) -> tuple[dict[str, dict[str, Locality]], dict[str, dict[str, Heat]]]:
+    """Judge every way by every region.
+
+    Args:
+        models: name -> model; the first is also judged by the simpler ways.
+        regions: nodes.
+        count, images, seed, batch: see :class:`Options`.
+
+    Returns:
+        way -> region -> figures, and way -> region -> heat map.
+    """
+    first = next(iter(models.values()))
+    correlations = channel_correlations(first, images, seed + 1, batch)
+    heats: dict[str, dict[str, Heat]] = {}
+    for node in regions:
+        ways: dict[str, tuple[StyleFusion, Swap | None]] = {name: (model, None) for name, model in models.items()}
+        ways |= {name: (first, swap) for name, swap in swaps(correlations, node).items()}
+        for name, (model, swap) in ways.items():
+            with progress(f"{node}, {name}"):
+                found = model.heatmap(node, count, seed=seed, batch=batch, swap=swap)
+            heats.setdefault(name, {})[node] = found
+    return {way: {node: judged(heat) for node, heat in found.items()} for way, found in heats.items()}, heats
+
+
+def main(options: Options) -> int:
+    """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"out: expected a folder, got the file {options.out}")
+    check_outputs({"out": options.out / "report.json"})
+    given = dict(name_and_file(entry, "compare", "NAME=FILE") for entry in options.compare)
+    taken = [name for name in given if name in (OURS, CORRELATION, BLEND)]
+    if taken or len(given) != len(options.compare):
+        raise ValueError(f"compare: expected other names, each once, got {', '.join(options.compare)}")
+    models = {OURS: open_model(StyleFusion, options.model, options.device)}
+    models |= {name: open_model(StyleFusion, file, options.device) for name, file in given.items()}
+    first = models[OURS]
+    for name, model in models.items():
+        if model.tree.tree != first.tree.tree or model.segments is None:
+            raise ValueError(f"compare: {name}: expected a model with segments and the tree of the first, got another one")
+    for name in options.region:
+        check_node(first, name, "region")
+    regions = options.region or first.nodes[1:]
+    found, heats = evaluate(models, regions, options.count, options.images, options.seed, options.batch)
+    settings = {
+        "model": options.model or "shipped",
+        "compare": given,
+        "samples of each region": options.count,
+        "images of the correlation": options.images,
+        "size": f"{first.size[0]} x {first.size[1]}",
+        "truncation": first.tree.truncation,
+        "seed": options.seed,
+        "versions": f"mixsyn_fast {mixsyn_fast.__version__}, torch {torch.__version__}",
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    table = {way: {node: asdict(each) for node, each in row.items()} for way, row in found.items()}
+    write_json(options.out / "report.json", jsonable({"settings": settings, "locality": table}))
+    text = markdown(settings, found)
+    write_whole(options.out / "report.md", text)
+    save_png(sheet(first, heats), options.out / "heat.png")
+    print(text, end="")
+    print(f"\n{options.out / 'report.json'}")
+    return 0
+
+
+def markdown(settings: Mapping[str, Any], found: Mapping[str, Mapping[str, Locality]]) -> str:
+    """Return the report as Markdown."""
+    lines = ["# Locality of StyleFusion", "", *(f"* {name}: {value}" for name, value in settings.items() if value), ""]
+    lines += [
+        "Share of the change inside the region [95 % interval]; mean change of a pixel inside, outside (% of the range).",
+        "",
+    ]
+    ways = list(found)
+    lines += [f"| region | area | {' | '.join(ways)} |", "|---" * (len(ways) + 2) + "|"]
+    for node, own in found[ways[0]].items():
+        cells = []
+        for way in ways:
+            each = found[way][node]
+            cells.append(f"{each.inside} ({100 * each.change_inside:.1f}, {100 * each.change_outside:.1f})")
+        lines.append(f"| {node} | {own.area:.3f} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "![heat](heat.png)"]) + "\n"
+
+
+def sheet(fusion: StyleFusion, heats: Mapping[str, Mapping[str, Heat]]) -> np.ndarray:
+    """Draw the mean changes: a row a way, a column a region, each in units of its own largest change."""
+    rows = []
+    for way, found in heats.items():
+        cells = []
+        for node, heat in found.items():
+            text = f"{way}: {node}, {100 * float(heat.shares.mean()):.0f} % inside"
+            cells.append(heat_cell(fusion, heat.mean, text, float(heat.mean.max())))
+        rows.append(cells)
+    return contact_sheet(rows)

@@ -1,0 +1,135 @@
+"""StyleFusion in use: what every application changes, what it leaves alone, and what is not computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mixsyn_fast.models.sheets import to_uint8
+from mixsyn_fast.models.stylefusion.model import StyleFusion
+from mixsyn_fast.models.stylefusion.networks import make_net
+from mixsyn_fast.models.stylefusion.segments import Segments
+from mixsyn_fast.models.stylefusion.trees import RegionTree
+from mixsyn_fast.models.stylegan2 import Generator
+
+TREE = RegionTree({"all": ("both", "rest"), "both": ("left", "right")}, truncation=1.0)
+
+
+@pytest.fixture(scope="module")
+def fusion(generator: Generator, segments: Segments) -> StyleFusion:
+    torch.manual_seed(0)
+    nets = {node: make_net(generator, 16, 2, "b", True) for node in TREE.tree}
+    for net in nets.values():
+        for p in net.parameters():
+            torch.nn.init.normal_(p, std=100.0 if p.dim() == 2 else 30.0)  # q far from one half, other for every channel
+    return StyleFusion(generator, TREE, nets, segments)
+
+
+def test_a_seed_gives_the_generators_own_image(fusion: StyleFusion) -> None:
+    made = fusion.generate(3)
+    expected = fusion.generator.synthesis(fusion.code(3)[None])
+    assert np.array_equal(made.image, to_uint8(expected)[0])
+    assert set(made.codes) == {"all", "both", "left", "right", "rest"} and made.image.shape == (32, 32, 3)
+    assert fusion.regions == ("rest", "left", "right")
+    assert torch.equal(fusion.code(3), fusion.code(3)) and not torch.equal(fusion.code(3), fusion.code(4))
+
+
+def test_fuse_is_the_hierarchy_with_one_code_exchanged(fusion: StyleFusion) -> None:
+    base = fusion.generate(1)
+    made = fusion.fuse(base.codes, {"left": 2})
+    codes = {name: value[None] for name, value in (base.codes | {"left": fusion.code(2)}).items()}
+    torch.testing.assert_close(made.s, fusion.hierarchy(codes)[0])
+    assert not np.array_equal(made.image, base.image)
+    assert {n for n in made.codes if not torch.equal(made.codes[n], base.codes[n])} == {"left"}
+    whole = fusion.fuse(base.codes, {"both": fusion.generate(5).codes})
+    assert {n for n in whole.codes if not torch.equal(whole.codes[n], base.codes[n])} == {"both", "left", "right"}
+
+
+def test_only_what_lies_above_a_change_is_fused_again(fusion: StyleFusion) -> None:
+    fusion._forget()
+    base = fusion.generate(1)
+    assert set(base.fused) == {"all", "both"}
+    assert fusion.fuse(base.codes, {"rest": 4}).fused == ("all",)
+    assert fusion.generate(codes=base.codes).fused == ("all",)
+    assert fusion.generate(codes=base.codes).fused == ()
+    assert fusion.fuse(base.codes, {"right": 4}).fused == ("both", "all")
+    again = fusion.generate(codes=base.codes)
+    assert np.array_equal(again.image, base.image)
+
+
+def test_pose_changes_global_codes_alone(fusion: StyleFusion) -> None:
+    base = fusion.fuse(fusion.generate(1).codes, {"left": 2, "rest": 3})
+    made = fusion.pose(base.codes, {"all": 7})
+    assert {n for n in made.codes if not torch.equal(made.codes[n], base.codes[n])} == {"all"}
+    assert not np.array_equal(made.image, base.image)
+    with pytest.raises(ValueError, match="changes: expected inner nodes among all, both, got 'left'"):
+        fusion.pose(base.codes, {"left": 7})
+
+
+def test_edit_moves_the_named_regions_once(fusion: StyleFusion) -> None:
+    base = fusion.generate(1)
+    direction = fusion.direction(1, 2)
+    made = fusion.edit(base.codes, direction, ["both", "left"], 0.5)
+    for name in ("both", "left", "right"):
+        torch.testing.assert_close(made.codes[name], base.codes[name] + 0.5 * direction)
+    assert torch.equal(made.codes["rest"], base.codes["rest"])
+    w = torch.randn(8)
+    moved = fusion.edit(base.codes, w, ["rest"])
+    expected = fusion.styles(fusion.w(1) + w)
+    torch.testing.assert_close(moved.codes["rest"], expected)  # the affine layers are linear but for their bias
+
+
+def test_heat_is_where_the_region_changes(fusion: StyleFusion) -> None:
+    seen: list[int] = []
+    heat = fusion.heatmap("left", 5, batch=2, advance=seen.append)
+    assert heat.mean.shape == (32, 32) and heat.mean.max() > 0 and seen == [2, 2, 1]
+    assert heat.shares.shape == heat.areas.shape == (5,) and ((heat.shares > 0) & (heat.shares < 1)).all()
+    same = fusion.heatmap("left", 5, batch=5)
+    np.testing.assert_allclose(same.mean, heat.mean, atol=1e-6)  # the samples do not depend on the batch
+    held = fusion.heatmap("left", 2, base=fusion.generate(1).codes)
+    assert held.mean.shape == (32, 32)
+    nothing = fusion.heatmap("left", 3, swap=lambda image, region: image)
+    assert nothing.mean.max() == 0
+    names, masks = fusion.masks(fusion.generate(1).codes)
+    assert names == ("rest", "left", "right") and masks.shape == (3, 32, 32)
+    np.testing.assert_allclose(masks.sum(0), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_files(fusion: StyleFusion, tmp_path: Path, half: bool) -> None:
+    path = tmp_path / "model.safetensors"
+    fusion.save(path, half)
+    again = StyleFusion.load(path)
+    assert again.nodes == fusion.nodes and again.segments is not None
+    assert again.segments.names == fusion.segments.names  # type: ignore[union-attr]
+    base = fusion.fuse(fusion.generate(1).codes, {"left": 2})
+    made = again.generate(codes=base.codes)
+    difference = np.abs(made.image.astype(int) - base.image.astype(int))
+    assert difference.max() <= (12 if half else 0)
+    with pytest.raises(FileNotFoundError, match="none"):
+        StyleFusion.load(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda f, c: f.fuse(c, {}), "changes: expected at least one node, got none"),
+        (lambda f, c: f.fuse(c, {"nose": 1}), "changes: expected nodes among all, both, rest, left, right, got 'nose'"),
+        (lambda f, c: f.fuse(c, {"both": 1, "left": 2}), "changes: left lies below both, which changes whole"),
+        (lambda f, c: f.fuse(c, {"left": torch.zeros(3)}), r"changes: left: expected a code \(\d+\) of floats, got \(3,\)"),
+        (lambda f, c: f.fuse({"all": c["all"]}, {"left": 1}), "codes: expected a code of every node .* got missing"),
+        (lambda f, c: f.generate(-1), "seed: expected an integer, 0 or more, got -1"),
+        (lambda f, c: f.pose(c, {}), "changes: expected at least one inner node, got none"),
+        (lambda f, c: f.edit(c, torch.zeros(3), ["left"]), r"direction: expected shape \(\d+\) or \(8\), got \(3,\)"),
+        (lambda f, c: f.edit(c, torch.zeros(8), []), "regions: expected at least one node, got none"),
+        (lambda f, c: f.heatmap("left", 0), "count, batch: expected at least 1, got 0, 8"),
+        (lambda f, c: f.heatmap("nose"), "region: expected nodes among"),
+    ],
+)
+def test_bad_input(fusion: StyleFusion, call: Callable[[StyleFusion, Any], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(fusion, fusion.codes(1))
