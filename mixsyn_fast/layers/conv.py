@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backend import current_backend
-from .derived import derived, may_keep
+from .derived import Owner, derived, may_keep
 
 
 def settings_are_pairs(module: nn.Conv2d) -> bool:
@@ -16,10 +18,10 @@ def settings_are_pairs(module: nn.Conv2d) -> bool:
     return all(isinstance(value, tuple) for value in (module.stride, module.padding, module.dilation))
 
 
-def _can_prepack(module: nn.Conv2d, x: Tensor) -> bool:
-    weight = module.weight
+def _takes_packed(module: Owner, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Say whether a call may take a packed weight that is kept: in eval, without gradients, in float32 and channels_last."""
     return (
-        may_keep(module, weight, module.bias)
+        may_keep(module, weight, bias)
         and x.device.type == "cpu"
         and x.dtype == torch.float32 == weight.dtype
         and x.dim() == 4
@@ -28,13 +30,27 @@ def _can_prepack(module: nn.Conv2d, x: Tensor) -> bool:
         and not x.is_contiguous()  # the packed convolution answers in channels_last whatever comes in
         and not (torch.is_grad_enabled() and x.requires_grad)
         and not torch.is_autocast_enabled("cpu")
-        and module.groups == 1
-        and module.padding_mode == "zeros"
-        and settings_are_pairs(module)
         and current_backend() != "reference"
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
     )
+
+
+def _can_prepack(module: nn.Conv2d, x: Tensor) -> bool:
+    return (
+        module.groups == 1
+        and module.padding_mode == "zeros"
+        and settings_are_pairs(module)
+        and _takes_packed(module, x, module.weight, module.bias)
+    )
+
+
+def _packed(weight: Tensor, how: tuple[tuple[int, ...], ...], x: Tensor) -> Tensor:
+    """Lay a weight out as oneDNN wants it for a convolution with (padding, stride, dilation) of inputs like x."""
+    reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # torch's stub lacks the size of the input
+    # oneDNN picks the form for the first size and takes it at every other one
+    packed: Tensor = reorder(weight.to_mkldnn(), *how, 1, list(x.shape))
+    return packed
 
 
 def conv2d(module: nn.Conv2d, x: Tensor) -> Tensor:
@@ -56,17 +72,47 @@ def conv2d(module: nn.Conv2d, x: Tensor) -> Tensor:
     if not _can_prepack(module, x):
         y = module._conv_forward(x, module.weight, module.bias)
         return y
-    how = (module.padding, module.stride, module.dilation, 1)
-
-    def pack() -> Tensor:
-        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # torch's stub lacks the size of the input
-        weight: Tensor = reorder(module.weight.detach().to_mkldnn(), *how, list(x.shape))
-        return weight
-
-    # oneDNN picks the form for the first size and takes it at every other one
-    packed = derived(module, "prepacked", (module.weight, *how), pack)
+    how: Any = (module.padding, module.stride, module.dilation)
+    packed = derived(module, "prepacked", (module.weight, *how), lambda: _packed(module.weight.detach(), how, x))
     bias = None if module.bias is None else module.bias.detach()
-    y = torch.ops.mkldnn._convolution_pointwise(x.detach(), packed, bias, *how, "none", [], "")
+    y = torch.ops.mkldnn._convolution_pointwise(x.detach(), packed, bias, *how, 1, "none", [], "")
+    return y
+
+
+def scaled_conv2d(module: Owner, x: Tensor, weight: Tensor, folded: Callable[[], Tensor], up: bool) -> Tensor:
+    """Convolve with a weight that is made of a parameter; in eval it is made, and packed for oneDNN, once.
+
+    Args:
+        module: owner of the parameter.
+        x: (B, I, H, W).
+        weight: the parameter.
+        folded: makes the weight (O, I, k, k) of it, k odd.
+        up: as a transposed convolution of stride 2 without padding, (2H + k - 2, 2W + k - 2); else with the padding that
+            keeps the size.
+
+    Returns:
+        (B, O, H', W').
+    """
+    pad = weight.shape[2] // 2
+    zero, one, two = (0, 0), (1, 1), (2, 2)
+    y: Tensor
+    if not _takes_packed(module, x, weight) or (up and not hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise")):
+        made = folded()
+        y = F.conv_transpose2d(x, made.transpose(0, 1), stride=2) if up else F.conv2d(x, made, padding=pad)
+    elif up:
+
+        def turned() -> Tensor:
+            made = folded().detach().transpose(0, 1).contiguous()
+            reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight
+            packed: Tensor = reorder(made, zero, zero, two, one, 1, list(x.shape))
+            return packed
+
+        packed = derived(module, "prepacked", (weight,), turned)
+        how = (zero, zero, two, one, 1, "none", [], "")
+        y = torch.ops.mkldnn._convolution_transpose_pointwise(x.detach(), packed, None, *how)
+    else:
+        packed = derived(module, "prepacked", (weight,), lambda: _packed(folded().detach(), ((pad, pad), one, one), x))
+        y = torch.ops.mkldnn._convolution_pointwise(x.detach(), packed, None, (pad, pad), one, one, 1, "none", [], "")
     return y
 
 

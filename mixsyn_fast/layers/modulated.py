@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ..backend import current_plan
 from ..ops._common import check_integer, check_tensor, fail
+from .conv import scaled_conv2d
 from .derived import derived, may_keep
 from .equalized import EqualizedLinear
 from .resample import blur, filter_2d
@@ -139,12 +140,8 @@ class ModulatedConv2d(nn.Module):
             self.blur = Filter(4.0)
 
     def folded(self) -> Tensor:
-        """Return the weight (O, I, k, k) with its constant factor; kept in eval."""
-
-        def make() -> Tensor:
-            return self.weight * self.scale
-
-        return derived(self, "folded", (self.weight,), make) if may_keep(self, self.weight) else make()
+        """Return the weight (O, I, k, k) with its constant factor."""
+        return self.weight * self.scale
 
     def squares(self) -> Tensor:
         """Return W2 (O, I), the sums over the taps of the folded weight's squares; kept in eval."""
@@ -167,7 +164,7 @@ class ModulatedConv2d(nn.Module):
         modulated = x * style[:, :, None, None]
         if current_plan() == "dense":
             return modulated, modulated_conv2d_reference(x, self.folded(), style, self.demodulate, self.up), None
-        y = _spread(modulated, self.folded(), self.up)
+        y = scaled_conv2d(self, modulated, self.weight, self.folded, self.up)
         if self.up:
             y = blur(y, 1, 4.0)
         return modulated, y, demodulation(style, self.squares()) if self.demodulate else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from mixsyn_fast import StyleLayout
 from mixsyn_fast.layers.modulated import modulated_conv2d, modulated_conv2d_reference
+from tests.compare import assert_within_rule
 from tests.models.stylegan2 import plain
 
 TINY = Config(size=16, z_dim=8, w_dim=6, mapping_layers=2, channel_base=64, channel_max=8)
@@ -191,3 +193,24 @@ def test_bad_inputs(generator: Generator) -> None:
 
 def test_an_empty_batch(generator: Generator) -> None:
     assert generator(torch.randn(0, 8, dtype=torch.float64)).shape == (0, 3, 16, 16)
+
+
+def test_packed_weights_in_use() -> None:
+    """In eval, in float32, weights are packed once: the right image, by the rule; an edit of the weights is noticed."""
+    torch.manual_seed(5)
+    network = Generator(TINY).eval().requires_grad_(False)
+    _randomised(network)
+    s = network.styles(network.map(torch.randn(2, 8)))
+    exact = copy.deepcopy(network).double()
+    with dense_reference():
+        reference = network.synthesis(s)
+    first = network.synthesis(s)
+    assert_within_rule(first, reference, exact.synthesis(s.double()))
+    assert torch.equal(network.synthesis(s), first)
+    for name in ("convs.0.conv.weight", "convs.1.conv.weight"):  # one enlarges, one does not
+        network.get_parameter(name).mul_(torch.rand(8, 1, 1, 1) + 0.5)
+    exact = copy.deepcopy(network).double()
+    with dense_reference():
+        reference = network.synthesis(s)
+    assert_within_rule(network.synthesis(s), reference, exact.synthesis(s.double()))
+    assert not torch.equal(network.synthesis(s), first)
