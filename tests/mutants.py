@@ -974,7 +974,8 @@ MUTATIONS = [
         "resampling: the filter one pixel off",
         "mixsyn_fast/layers/resample.py",
         "stride=2, padding=1, groups=x.shape[1])\n\n\ndef downsample_2d",
-        "stride=2, padding=2, output_padding=1, groups=x.shape[1])[:, :, : 2 * x.shape[2], : 2 * x.shape[3]]\n\n\ndef downsample_2d",
+        "stride=2, padding=2, output_padding=1, groups=x.shape[1])[:"
+        ", :, : 2 * x.shape[2], : 2 * x.shape[3]]\n\n\ndef downsample_2d",
         "tests/models/stylegan2/test_networks.py",
     ),
     Mutation(
@@ -1020,7 +1021,7 @@ MUTATIONS = [
         "tests/models/stylefusion/test_model.py",
     ),
     Mutation(
-        "heat maps: samples depend on the batch",
+        "heat maps: samples that repeat",
         "models/stylefusion/model.py",
         "np.random.MT19937([seed, number])",
         "np.random.MT19937([seed, number % 2])",

@@ -47,6 +47,8 @@ def test_fuse_is_the_hierarchy_with_one_code_exchanged(fusion: StyleFusion) -> N
     assert {n for n in made.codes if not torch.equal(made.codes[n], base.codes[n])} == {"left"}
     whole = fusion.fuse(base.codes, {"both": fusion.generate(5).codes})
     assert {n for n in whole.codes if not torch.equal(whole.codes[n], base.codes[n])} == {"both", "left", "right"}
+    seeded = fusion.fuse(base.codes, {"both": 5})
+    assert all(torch.equal(seeded.codes[n], whole.codes[n]) for n in fusion.nodes)
 
 
 def test_only_what_lies_above_a_change_is_fused_again(fusion: StyleFusion) -> None:
@@ -87,7 +89,8 @@ def test_heat_is_where_the_region_changes(fusion: StyleFusion) -> None:
     seen: list[int] = []
     heat = fusion.heatmap("left", 5, batch=2, advance=seen.append)
     assert heat.mean.shape == (32, 32) and heat.mean.max() > 0 and seen == [2, 2, 1]
-    assert heat.shares.shape == heat.areas.shape == (5,) and ((heat.shares > 0) & (heat.shares < 1)).all()
+    assert heat.shares.shape == heat.areas.shape == heat.totals.shape == (5,) and len(set(heat.totals.tolist())) == 5
+    assert ((heat.shares > 0) & (heat.shares < 1)).all()
     same = fusion.heatmap("left", 5, batch=5)
     np.testing.assert_allclose(same.mean, heat.mean, atol=1e-6)  # the samples do not depend on the batch
     held = fusion.heatmap("left", 2, base=fusion.generate(1).codes)
