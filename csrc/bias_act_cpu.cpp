@@ -161,7 +161,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_backward_cpu(const Tensor& g
     if (per_pixel) p.sums = mutable_data<A>(sums);
     // channels_last: parts enough for many threads, and small enough for sums in float32; large enough that their sums,
     // which lie in the cache, are little beside them. Contiguous: runs of a page and more.
-    const int64_t least = std::min<int64_t>(16384 / channels + 1, 512);
+    const int64_t least = std::min<int64_t>(32768 / channels + 1, 512);
     const int64_t most = std::min<int64_t>(131072 / channels + 1, 1024);
     const int64_t parts = typed.set_chunk(channels_last ? std::clamp(batch * p.pixels / 32, least, most)
                                           : per_pixel   ? 2048

@@ -80,49 +80,67 @@ void bias_act_forward_pixels(const BiasAct<T, A>& a, int64_t begin, int64_t end)
   }
 }
 
-// Pixels whose sums are added to those of the part together, which saves loads and stores of these. A line that takes several
-// vectors has to be streamed one vector after the other.
-template <bool STREAM>
-constexpr int kBiasActPixels = STREAM && MIXSYN_VECTOR_BYTES < 64 ? 1 : 2;
+// A block has these pixels, whose sums are added to those of the part together, times these vectors: a line, where there are
+// registers for it. A line that takes several blocks has to be streamed one vector after the other, pixel by pixel.
+template <typename T>
+constexpr int kBiasActVectors = MIXSYN_VECTOR_BYTES == 32 && sizeof(T) > 2 ? 2 : 1;
+template <typename T, bool STREAM>
+constexpr int kBiasActPixels = STREAM && kBiasActVectors<T> * MIXSYN_VECTOR_BYTES < 64 ? 1 : 2;
 
-// Channels [c, c + L) of N pixels from p on; adds their sums over channels to `rows`.
-template <typename T, typename A, int N, bool FULL, bool SCALE, bool SUMS, bool STREAM>
+// Channels [c, c + V * L) of N pixels from p on; adds their sums over channels to `rows`.
+template <typename T, typename A, int N, int V, bool FULL, bool SCALE, bool SUMS, bool STREAM>
 MIXSYN_INLINE void bias_act_backward_block(const BiasAct<T, A>& a, const A* scale_row, A* part_bias, A* part_scale,
                                            int64_t p, int64_t c, Vec<A>* rows) {
+  constexpr int L = kLanes<A>;
   const int64_t C = a.channels, m = C - c;
-  const Vec<A> high = splat<A>(a.high), low = splat<A>(a.low), scale = load_part<FULL>(scale_row + c, m);
-  Vec<A> sum = {}, sum_x = {};
+  const Vec<A> high = splat<A>(a.high), low = splat<A>(a.low);
+  Vec<A> scale[V], sum[V], sum_x[V];
+  MIXSYN_UNROLL
+  for (int v = 0; v < V; ++v) scale[v] = load_part<FULL>(scale_row + c + v * L, m), sum[v] = sum_x[v] = Vec<A>{};
   MIXSYN_UNROLL
   for (int k = 0; k < N; ++k) {
-    const int64_t at = (p + k) * C + c;
-    bias_act_prefetch(a.grad + at, kBiasActPage<T>), bias_act_prefetch(a.y + at, kBiasActPage<T>);
-    if constexpr (SCALE) bias_act_prefetch(a.x + at, kBiasActPage<T>);
-    const Vec<A> y = load_part<FULL>(a.y + at, m);
-    const Vec<A> h = load_part<FULL>(a.grad + at, m) * (y >= 0 ? high : low);
-    if constexpr (FULL)
-      bias_act_store<STREAM>(a.grad_x + at, h * scale);
-    else
-      store_part<false>(a.grad_x + at, h * scale, m);
-    sum += h;
-    if constexpr (SCALE) sum_x += h * load_part<FULL>(a.x + at, m);
-    if constexpr (SUMS) rows[k] += h;
+    const int64_t line = (p + k) * C + c;
+    bias_act_prefetch(a.grad + line, kBiasActPage<T>), bias_act_prefetch(a.y + line, kBiasActPage<T>);
+    if constexpr (SCALE) bias_act_prefetch(a.x + line, kBiasActPage<T>);
+    MIXSYN_UNROLL
+    for (int v = 0; v < V; ++v) {
+      const int64_t at = line + v * L;
+      const Vec<A> y = load_part<FULL>(a.y + at, m);
+      const Vec<A> h = load_part<FULL>(a.grad + at, m) * (y >= 0 ? high : low);
+      if constexpr (FULL)
+        bias_act_store<STREAM>(a.grad_x + at, h * scale[v]);
+      else
+        store_part<false>(a.grad_x + at, h * scale[v], m);
+      sum[v] += h;
+      if constexpr (SCALE) sum_x[v] += h * load_part<FULL>(a.x + at, m);
+      if constexpr (SUMS) rows[k] += h;
+    }
   }
-  store_part<FULL>(part_bias + c, load_part<FULL>(part_bias + c, m) + sum, m);
-  if constexpr (SCALE) store_part<FULL>(part_scale + c, load_part<FULL>(part_scale + c, m) + sum_x, m);
+  MIXSYN_UNROLL
+  for (int v = 0; v < V; ++v) {
+    A *bias = part_bias + c + v * L, *of_scale = SCALE ? part_scale + c + v * L : nullptr;
+    store_part<FULL>(bias, load_part<FULL>(bias, m) + sum[v], m);
+    if constexpr (SCALE) store_part<FULL>(of_scale, load_part<FULL>(of_scale, m) + sum_x[v], m);
+  }
 }
 
 template <typename T, typename A, int N, bool SCALE, bool SUMS, bool STREAM>
 MIXSYN_INLINE void bias_act_backward_rows(const BiasAct<T, A>& a, const A* scale, A* part_bias, A* part_scale,
                                           int64_t p) {
-  constexpr int L = kLanes<A>;
-  const int64_t full = a.channels / L * L;
+  constexpr int L = kLanes<A>, V = kBiasActVectors<T>;
+  const int64_t C = a.channels;
   Vec<A> rows[N];
   MIXSYN_UNROLL
   for (int k = 0; k < N; ++k) rows[k] = Vec<A>{};
-  for (int64_t c = 0; c < full; c += L)
-    bias_act_backward_block<T, A, N, true, SCALE, SUMS, STREAM>(a, scale, part_bias, part_scale, p, c, rows);
-  if (full < a.channels)
-    bias_act_backward_block<T, A, N, false, SCALE, SUMS, false>(a, scale, part_bias, part_scale, p, full, rows);
+  int64_t c = 0;
+  for (; c + V * L <= C; c += V * L)
+    bias_act_backward_block<T, A, N, V, true, SCALE, SUMS, STREAM>(a, scale, part_bias, part_scale, p, c, rows);
+  if (V > 1 && c + L <= C) {
+    bias_act_backward_block<T, A, N, 1, true, SCALE, SUMS, false>(a, scale, part_bias, part_scale, p, c, rows);
+    c += L;
+  }
+  if (c < C)
+    bias_act_backward_block<T, A, N, 1, false, SCALE, SUMS, false>(a, scale, part_bias, part_scale, p, c, rows);
   if constexpr (SUMS) {
     MIXSYN_UNROLL
     for (int k = 0; k < N; ++k) a.sums[p + k] = lane_sum<A>(rows[k]);
@@ -131,7 +149,7 @@ MIXSYN_INLINE void bias_act_backward_rows(const BiasAct<T, A>& a, const A* scale
 
 template <typename T, typename A, bool SCALE, bool SUMS, bool STREAM>
 MIXSYN_INLINE void bias_act_backward_parts(const BiasAct<T, A>& a, int64_t begin, int64_t end) {
-  constexpr int N = kBiasActPixels<STREAM>;
+  constexpr int N = kBiasActPixels<T, STREAM>;
   for (int64_t part = begin; part < end; ++part) {
     const int64_t image = part / a.chunks, first = part % a.chunks * a.chunk;
     const int64_t p1 = image * a.pixels + (first + a.chunk < a.pixels ? first + a.chunk : a.pixels);
