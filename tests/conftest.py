@@ -7,6 +7,7 @@ HYPOTHESIS_PROFILE chooses how many examples a property test draws: `fast` (the 
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,9 +39,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _garbage_of_the_tests_alone() -> Iterator[None]:
+def _garbage_of_the_tests_alone(request: pytest.FixtureRequest) -> Iterator[None]:
     """Leave what was imported and collected out of garbage collections: searching it takes a third of a second each time."""
-    torch.use_deterministic_algorithms(False)  # imports torch's compiler, a large part of it
+    if len(request.session.items) > 3000:  # all tests: some compile, so torch's compiler comes in any case
+        importlib.import_module("torch._inductor")
     gc.collect()
     gc.freeze()
     yield
@@ -51,13 +53,10 @@ def _garbage_of_the_tests_alone() -> Iterator[None]:
 def _poisoned_memory() -> Iterator[None]:
     """Fill uninitialised memory with NaN, in Python and C++, so that an element nobody wrote shows."""
     torch.manual_seed(0)
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import torch's compiler: two seconds
     yield
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    torch.set_deterministic_debug_mode(before)
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def test_nothing_is_reported_behind_a_red_gate(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-def test_a_real_run_goes_through(tmp_path: Path) -> None:
+def test_a_real_run_goes_through() -> None:
     small = ["--kind", "procedural_facades", "--size", "32", "--batch-size", "2", "--generator.ngf", "2", "--vgg", "0"]
     small += [
         "--generator.style-length",
@@ -63,7 +63,14 @@ def test_a_real_run_goes_through(tmp_path: Path) -> None:
     row = run_training.measure("sean", [*small, "--init-gain", "0"], rounds=1, steps=1)
     assert row["contenders"]["ours"].gate.error <= 1e-3 and row["contenders"]["dense"].timing.median > 0
     assert row["facts"]["images"] == 2
-    with pytest.raises(RuntimeError, match="--nonsense"):
+
+
+def test_a_run_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter = tmp_path / "python"
+    interpreter.write_text("#!/bin/sh\necho no such option >&2\nexit 2\n")
+    interpreter.chmod(0o755)
+    monkeypatch.setattr(run_training.sys, "executable", str(interpreter))
+    with pytest.raises(RuntimeError, match=r"training sean --nonsense .*\nno such option"):
         run_training.train_once("sean", ["--nonsense"], 1, tmp_path)
 
 

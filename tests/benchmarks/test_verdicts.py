@@ -181,8 +181,8 @@ def test_results_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("name", sorted(cpu.RESTRICTIONS))
 def test_the_option_cpu_restricts_torch_and_us(name: str) -> None:
     """The program starts anew, and its machine says so."""
-    code = "import json, sys\nfrom benchmarks import cpu, timing\n"
-    code += "cpu.restrict(sys.argv[1])\nprint(json.dumps(timing.machine()))"
+    code = "import json, sys\nfrom benchmarks import cpu\ncpu.restrict(sys.argv[1])\n"
+    code += "from benchmarks import timing\nprint(json.dumps(timing.machine()))"
     environ = {key: value for key, value in os.environ.items() if key not in cpu.VARIABLES}
     command = [sys.executable, "-c", code, name]
     done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=ROOT, timeout=120)
