@@ -20,7 +20,19 @@ from mixsyn_fast.measure.gate import Gate
 
 RESULTS = Path(__file__).parent / "results"
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
-KINDS = ("ops", "models", "mixsyn", "clvae", "stylegan2", "training", "plot", "winners", "accelerate", "evaluation")
+KINDS = (
+    "ops",
+    "models",
+    "mixsyn",
+    "clvae",
+    "stylegan2",
+    "stylefusion",
+    "training",
+    "plot",
+    "winners",
+    "accelerate",
+    "evaluation",
+)
 _NOT_IN_JSON = ("nan", "inf", "-inf")  # numbers that JSON does not have: mixsyn_fast/writing.py
 
 

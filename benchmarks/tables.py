@@ -323,13 +323,8 @@ def render(result: Mapping[str, Any], *, markdown: bool = True) -> str:
     return "\n".join(filter(None, (machine_line(result["machine"]), about))) + f"\n\n{body}\n"
 
 
-_NETWORKS = (
-    "models",
-    "mixsyn",
-    "clvae",
-    "stylegan2",
-    "training",
-)  # kinds that are about whole networks, the others are about ops
+# kinds that are about whole networks, the others are about ops
+_NETWORKS = ("models", "mixsyn", "clvae", "stylegan2", "stylefusion", "training")
 _TITLES = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "SSE2", "neon": "NEON"}
 
 
