@@ -79,6 +79,9 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
     "ops_cpu_float16.json": (1.5, f"run_ops --no-compile --dtype float16 {_HALF}"),
     "ops_cpu_pooling.json": (1, "run_ops --no-compile --modes forward,backward --seconds 0.8 --repeat 9 --cases roi_pool"),
     "plot_ops_cpu.json": (2, "plot_ops"),
+    "stylefusion_cpu.json": (3, "run_stylefusion --repeat 9"),
+    "stylegan2_cpu.json": (6, "run_stylegan2 --repeat 7 --seconds 60"),
+    "stylegan2_cpu_avx2.json": (3, "run_stylegan2 --modes forward --repeat 7 --seconds 60 --cpu avx2"),
     "training_cpu.json": (
         20,
         f"run_training --model sean {_FACADES} --batch-size 16 --generator.ngf 64",

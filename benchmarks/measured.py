@@ -303,6 +303,34 @@ def clvae(results: Results) -> str:
     return _table(("row", *columns), body)
 
 
+_STYLES = ("stylegan2_cpu.json", "stylegan2_cpu_avx2.json", "stylefusion_cpu.json")
+
+
+def stylegan2(results: Results) -> str:
+    """StyleGAN2's generator, and a move of a slider of StyleFusion."""
+    body = []
+    for name in _STYLES:
+        for row in results[name]["rows"]:
+            isa = ", AVX2" if results[name]["machine"]["instruction_set"] == "avx2" else ""
+            cells = [_time(row, contender) for contender in ("published", "compile", "full", "ours", "floor")]
+            cells += [_times(ratio(row, other, "ours"), 3) for other in ("published", "compile", "full")]
+            floor = ratio(row, "ours", "floor")
+            mode = {"both": ", with gradients"}.get(row["mode"], "")
+            body.append([row["case"] + mode + isa, *cells, "-" if floor is None else f"{floor:.2f}"])
+    columns = (
+        "published",
+        "compile",
+        "full pass",
+        "ours",
+        "floor",
+        "than published",
+        "than compile",
+        "than full",
+        "/ floor",
+    )
+    return _table(("row", *columns), body)
+
+
 def errors(results: Results) -> str:
     """How far from float64 each op and network is, ours and plain PyTorch."""
     rows = [
@@ -324,6 +352,7 @@ def errors(results: Results) -> str:
             "class- and layer-wise VAE: steps and pooling",
             ("clvae_cpu.json", "clvae_step_cpu.json", "clvae_edit_cpu.json", "clvae_cpu_avx2.json"),
         ),
+        ("StyleGAN2's generator, StyleFusion's move", _STYLES),
     )
     for text, files in networks:
         plain = _worst(results, files, lambda name: name in ("dense", "published"))
@@ -423,7 +452,7 @@ def document(results: Results) -> str:
     double = max(float(row["facts"].get("float64_error", 0)) for name in GENERATORS for row in results[name]["rows"])
     parts = {
         "generators": generators, "instruction_sets": instruction_sets, "foreign": foreign, "ops": ops, "lost": lost,
-        "other_rows": other_rows, "missed": missed, "training": training, "mixsyn": mixsyn, "clvae": clvae, "errors": errors,
+        "other_rows": other_rows, "missed": missed, "training": training, "mixsyn": mixsyn, "clvae": clvae, "stylegan2": stylegan2, "errors": errors,
         "choices": choices, "files": files, "temporary": temporary, "rates": rates,
     }  # fmt: skip
     text = _TEXT
@@ -532,6 +561,16 @@ parts forward and backward, and the codes of K classes from five levels of a 256
 [[clvae]]
 
 [[from clvae_cpu.json clvae_step_cpu.json clvae_edit_cpu.json clvae_cpu_avx2.json clvae_quality.json]]
+
+## StyleGAN2 and StyleFusion
+StyleGAN2's generator at channel multiplier 1 (channel base 16384), s to image: *published* has weights per sample and grouped
+convolutions, *floor* are the convolutions of all layers alone. A move of a slider of StyleFusion's tree of faces (hidden width 1536)
+over the same generator: *published* every FusionNet layer by layer, *full pass* ours with every FusionNet anew, *ours* those above the
+region alone, *floor* the generator alone. Random weights: the work is that of trained ones.
+
+[[stylegan2]]
+
+[[from stylegan2_cpu.json stylegan2_cpu_avx2.json stylefusion_cpu.json]]
 
 ## Training
 Whole steps of `mixsyn-fast train` on CMP Facade at 128 x 128 (SEAN: VGG-16 perceptual loss, feature matching, two
