@@ -452,7 +452,8 @@ def document(results: Results) -> str:
     double = max(float(row["facts"].get("float64_error", 0)) for name in GENERATORS for row in results[name]["rows"])
     parts = {
         "generators": generators, "instruction_sets": instruction_sets, "foreign": foreign, "ops": ops, "lost": lost,
-        "other_rows": other_rows, "missed": missed, "training": training, "mixsyn": mixsyn, "clvae": clvae, "stylegan2": stylegan2, "errors": errors,
+        "other_rows": other_rows, "missed": missed, "training": training, "mixsyn": mixsyn, "clvae": clvae,
+        "stylegan2": stylegan2, "errors": errors,
         "choices": choices, "files": files, "temporary": temporary, "rates": rates,
     }  # fmt: skip
     text = _TEXT
@@ -563,10 +564,11 @@ parts forward and backward, and the codes of K classes from five levels of a 256
 [[from clvae_cpu.json clvae_step_cpu.json clvae_edit_cpu.json clvae_cpu_avx2.json clvae_quality.json]]
 
 ## StyleGAN2 and StyleFusion
-StyleGAN2's generator at channel multiplier 1 (channel base 16384), s to image: *published* has weights per sample and grouped
-convolutions, *floor* are the convolutions of all layers alone. A move of a slider of StyleFusion's tree of faces (hidden width 1536)
-over the same generator: *published* every FusionNet layer by layer, *full pass* ours with every FusionNet anew, *ours* those above the
-region alone, *floor* the generator alone. Random weights: the work is that of trained ones.
+StyleGAN2's generator at channel multiplier 1 (channel base 16384), s to image: *published* has weights per sample and
+grouped convolutions, *floor* are the convolutions of all layers alone. A move of a slider of StyleFusion's tree of faces
+(hidden width 1536) over the same generator: *published* every FusionNet layer by layer, *full pass* ours with every
+FusionNet anew, *ours* those above the region alone, *floor* the generator alone. Random weights: the work is that of
+trained ones.
 
 [[stylegan2]]
 

@@ -230,8 +230,8 @@ def load_generator(source: str | os.PathLike[str], device: torch.device | str = 
     named = path.name == str(source) and not path.suffix and str(source)
     if not path.exists() and not named:
         raise FileNotFoundError(
-            "generator: expected a run folder of mixsyn-fast train stylegan2, a file of a generator, or the name of a shipped "
-            f"one, got {os.fspath(source)!r}"
+            "generator: expected a run folder of mixsyn-fast train stylegan2, a file of a generator, or the name of a "
+            f"shipped one, got {os.fspath(source)!r}"
         )
     if path.is_dir() and str(source):
         network: Any = load_trained(path).networks.get("generator")
