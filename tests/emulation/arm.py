@@ -18,7 +18,7 @@ import shutil
 import struct
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,8 +62,12 @@ def missing() -> str | None:
     return None
 
 
-def build(config: _build.Config) -> Path:
+def build(config: _build.Config, made: Mapping[_build.Unit, Path] | None = None) -> Path:
     """Compile what has changed since any earlier build (tests/emulation/objects.py), and return the program.
+
+    Args:
+        config: for which processor, by which compiler.
+        made: objects of kernels that somebody else has compiled so.
 
     Raises:
         RuntimeError: the compiler's message.
@@ -71,7 +75,9 @@ def build(config: _build.Config) -> Path:
     versions = f"{config.compiler_version} {config.torch.version}"
     includes = [f"-I{ALONE.relative_to(ROOT)}", "-Icsrc", "-isystem", str(config.torch.root / "include")]
     target = f"-DTORCH_TARGET_VERSION={_build.TORCH_TARGET_VERSION}"
-    sources = {unit: CSRC / unit.source for unit in _build.translation_units(config) if unit.source.name != "module.cpp"}
+    made = made or {}
+    wanted = [unit for unit in _build.translation_units(config) if unit.source.name != "module.cpp" and unit not in made]
+    sources = {unit: CSRC / unit.source for unit in wanted}
     sources[_build.Unit(Path("serve.cpp"))] = ALONE / "serve.cpp"
     # once per instruction set: the source is the same, so versions tell the objects apart
     units = {
@@ -80,7 +86,8 @@ def build(config: _build.Config) -> Path:
         ]
         for unit, source in sources.items()
     }  # fmt: skip
-    return objects.build("mixsyn_fast-served", units, [*config.compiler, "-static", "{}"], [CSRC, CSRC / "cpu", ALONE])
+    folders = [CSRC, CSRC / "cpu", ALONE]
+    return objects.build("mixsyn_fast-served", units, [*config.compiler, "-static", "{}"], folders, [*made.values()])
 
 
 class Call(NamedTuple):
@@ -225,5 +232,16 @@ def served() -> Server:
 
 @functools.cache
 def served_here() -> Server:
-    """Return the program for this machine and its best instruction set (or MIXSYN_FAST_CPU), without an emulator."""
-    return Server([build(_build.configure(jit=True, csrc=CSRC, environ={**os.environ, "FORCE_CPU": "1"}))])
+    """Return the program for this machine and its best instruction set (or MIXSYN_FAST_CPU), without an emulator.
+
+    Its kernels are the objects that setup.py made of these very sources, where it did.
+    """
+    environ = {**os.environ, "FORCE_CPU": "1"}
+    config = _build.configure(jit=False, csrc=CSRC, environ=environ)
+    kept = ROOT / "build" / _build.settings_key(config) / "kept"
+    made = {unit: kept / "objects" / unit.object for unit in _build.translation_units(config) if unit.isa}
+    manifest = _build.read_manifest(ROOT / "mixsyn_fast" / _build.MANIFEST) or {}
+    sources = {manifest.get("sources"), _build.sources_hash(kept / "csrc"), config.sources}
+    if len(sources) > 1 or not all(path.is_file() for path in made.values()):
+        return Server([build(_build.configure(jit=True, csrc=CSRC, environ=environ))])
+    return Server([build(config, made)])

@@ -16,7 +16,13 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def build(name: str, units: Mapping[tuple[Path, str], Sequence[str]], link: Sequence[str], folders: Sequence[Path]) -> Path:
+def build(
+    name: str,
+    units: Mapping[tuple[Path, str], Sequence[str]],
+    link: Sequence[str],
+    folders: Sequence[Path],
+    made: Sequence[Path] = (),
+) -> Path:
     """Compile what has changed since any earlier build, and link it.
 
     Objects are kept under the content of their source, of the headers it includes, and of the command, in
@@ -28,6 +34,7 @@ def build(name: str, units: Mapping[tuple[Path, str], Sequence[str]], link: Sequ
             decides of its object: versions of the compiler and of torch.
         link: the command that links, without output, with ``{}`` in place of the objects.
         folders: where the commands look for headers of the repository.
+        made: objects that are there already and linked as well.
 
     Returns:
         What was linked.
@@ -41,7 +48,7 @@ def build(name: str, units: Mapping[tuple[Path, str], Sequence[str]], link: Sequ
     for (source, versions), command in units.items():
         parts = [path.read_bytes() for path in [source, *_included(source, folders)]]
         objects[source, versions] = root / f"{_key(versions, repr(command), source.name, *parts)}.o"
-    target = root / _key(repr(link), *(path.name for path in objects.values()))
+    target = root / _key(repr(link), *(path.name for path in objects.values()), *(path.read_bytes() for path in made))
     if target.is_file():
         return target
     with FileLock(root / "lock"):
@@ -49,7 +56,7 @@ def build(name: str, units: Mapping[tuple[Path, str], Sequence[str]], link: Sequ
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda job: _run([*job[0], "-c", str(job[1].relative_to(ROOT))], job[2]), missing))
         middle = link.index("{}")
-        _run([*link[:middle], *map(str, objects.values()), *link[middle + 1 :]], target)
+        _run([*link[:middle], *map(str, [*objects.values(), *made]), *link[middle + 1 :]], target)
     return target
 
 

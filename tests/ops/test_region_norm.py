@@ -83,6 +83,8 @@ def test_kernels_follow_the_reference(dtype: torch.dtype, shape: Any, channels_l
     values, index, grad = make_inputs(shape, dtype, channels_last=channels_last)
     cases = itertools.product(("table", "maps", "none"), ("instance", "batch", "none"), (False, True), (None, 0.2))
     for case in cases:
+        if shape == SHAPES[-1] and case[2] == (case[3] is None):
+            continue  # of the largest half: with noise and a slope, and without both
         exact = run(values, index, grad, torch.float64, "reference", *case)
         reference = run(values, index, grad, dtype, "reference", *case)
         kernel = run(values, index, grad, dtype, "native", *case)
