@@ -73,13 +73,15 @@ def image_of(fusion: StyleFusion, codes: Mapping[str, Tensor], plain: bool = Fal
         return fusion.generator.synthesis(fusion.hierarchy(given))
 
 
-def measure(fusion: StyleFusion, double: StyleFusion, leaf: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the row of a leaf's slider."""
+def measure(
+    fusion: StyleFusion, plain: StyleFusion, double: StyleFusion, leaf: str, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the row of a leaf's slider; `plain` has NCHW weights, `double` float64 ones."""
     base = dict(zip(fusion.nodes, (fusion.code(i) for i in range(len(fusion.nodes))), strict=True))
     ends = (base, base | {leaf: fusion.code(100)})
     with progress(f"gates of {leaf}"):
         exact = {"image": image_of(double, ends[1], True)}
-        found = {"published": image_of(fusion, ends[1], True)}
+        found = {"published": image_of(plain, ends[1], True)}
         fusion.generate(codes=ends[0])
         made = fusion.generate(codes=ends[1])
         with torch.no_grad():
@@ -104,7 +106,7 @@ def measure(fusion: StyleFusion, double: StyleFusion, leaf: str, options: argpar
     held = copy.copy(fusion)  # what ours remembers is not what full forgets
     held._fused = {}
     calls: dict[str, Call] = {
-        "published": lambda: to_uint8(image_of(fusion, next(turns["published"]), True)),
+        "published": lambda: to_uint8(image_of(plain, next(turns["published"]), True)),
         "full": full,
         "ours": lambda: held.generate(codes=next(turns["ours"])),
         "floor": floor,
@@ -160,10 +162,11 @@ def main(arguments: list[str] | None = None) -> int:
     print(machine_line(result["machine"]))
     start = time.perf_counter()
     fusion = model_of(options)
-    double = copy.deepcopy(fusion)
+    plain, double = copy.deepcopy(fusion), copy.deepcopy(fusion)
+    plain.generator.to(memory_format=torch.contiguous_format)
     double.generator.double()
     double.hierarchy.double()
-    result["rows"] = jsonable([measure(fusion, double, leaf, options) for leaf in LEAVES])
+    result["rows"] = jsonable([measure(fusion, plain, double, leaf, options) for leaf in LEAVES])
     result["seconds"] = round(time.perf_counter() - start, 1)
     for row in result["rows"]:
         print(tables.row_line(row))

@@ -67,9 +67,9 @@ class Bench:
             for x, m in zip(found, modules, strict=True)
         ]
 
-    def run(self, network: Any, backward: bool, plain: bool) -> dict[str, Tensor]:
-        """Return the image, and with `backward` the gradients; `network` is the generator's synthesis."""
-        generator = network.__self__ if hasattr(network, "__self__") else self.generator
+    def run(self, network: Any, backward: bool, plain: bool, of: Generator | None = None) -> dict[str, Tensor]:
+        """Return the image, and with `backward` the gradients; `network` is the synthesis of `of`, None: of the own one."""
+        generator = self.generator if of is None else of
         with torch.set_grad_enabled(backward), dense_reference() if plain else nullcontext():
             s = self.s.to(generator.input.input.dtype).requires_grad_(backward)
             image = network(s)
@@ -98,16 +98,18 @@ def measure(options: argparse.Namespace, batch: int, mode: str) -> dict[str, Any
     bench, backward = Bench(config, batch), mode == "both"
     bench.generator.train(backward)
     double = copy.deepcopy(bench.generator).double()
-    networks: dict[str, Any] = {"published": bench.generator.synthesis, "ours": bench.generator.synthesis}
+    plain = copy.deepcopy(bench.generator).to(memory_format=torch.contiguous_format)
+    networks: dict[str, Any] = {"published": plain.synthesis, "ours": bench.generator.synthesis}
     if options.compile:
-        networks["compile"] = torch.compile(bench.generator.synthesis)
+        networks["compile"] = torch.compile(plain.synthesis)
+    of = dict.fromkeys(("published", "compile"), plain)
     with progress(f"gates of batch {batch}, {mode}"):
-        exact = bench.run(double.synthesis, backward, True)
-        found = {name: bench.run(network, backward, name != "ours") for name, network in networks.items()}
+        exact = bench.run(double.synthesis, backward, True, double)
+        found = {n: bench.run(network, backward, n != "ours", of.get(n)) for n, network in networks.items()}
         verdicts = {name: gate(own, found["published"], exact) for name, own in found.items()}
     del exact, found, double
     calls: dict[str, Call] = {
-        name: (lambda name=name: bench.run(networks[name], backward, name != "ours"))
+        name: (lambda name=name: bench.run(networks[name], backward, name != "ours", of.get(name)))
         for name, verdict in verdicts.items()
         if verdict.passed
     }

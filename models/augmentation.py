@@ -347,30 +347,31 @@ class AdaptiveProbability:
         self.config = config or AugmentConfig()
         self.p = float(p)
         self._steps = 0
-        self._signs: float | Tensor = 0.0  # on the logits' device
-        self._logits = self._images = 0
+        self._sums: Tensor | None = None  # signs, logits, images since p last moved, on the logits' device
 
     @torch.no_grad()
-    def observe(self, real_logits: Tensor) -> None:
-        """Take in logits of real images, (B, ...): added up on their device, so the host waits for nothing."""
-        if real_logits.dim() < 1:
-            raise ValueError("real_logits: expected the batch first, (B, ...), got a tensor of no dimension")
-        self._signs = self._signs + real_logits.sign().sum(dtype=torch.float32)  # whole numbers: exact
-        self._logits, self._images = self._logits + real_logits.numel(), self._images + len(real_logits)
-
-    def update(self, reduce: Callable[[Tensor], Tensor] | None = None) -> float:
-        """Count a step, move p if it is due, and return it.
+    def observe(self, real_logits: Tensor, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Take in logits of real images: added up on their device, so the host waits for nothing.
 
         Args:
-            reduce: with several processes, takes the sums of this one, (3,) float64 on the CPU: signs, logits, images, and
-                returns those over all; called in the steps that move p, in every process alike.
+            real_logits: (B, ...).
+            reduce: with several processes, takes the sums of this one, (3,) float32 on the logits' device (signs, logits,
+                images: whole numbers, exact), and returns those over all. So the state is the same in every process.
         """
+        if real_logits.dim() < 1:
+            raise ValueError("real_logits: expected the batch first, (B, ...), got a tensor of no dimension")
+        counts = torch.tensor([0.0, real_logits.numel(), len(real_logits)], device=real_logits.device)
+        counts[0] = real_logits.sign().sum(dtype=torch.float32)
+        sums = reduce(counts) if reduce else counts
+        self._sums = sums if self._sums is None else self._sums.to(sums.device) + sums
+
+    def update(self) -> float:
+        """Count a step, move p if it is due, and return it."""
         self._steps += 1
         if self._steps % self.config.interval:
             return self.p
-        sums = torch.tensor([float(self._signs), self._logits, self._images], dtype=torch.float64)
-        signs, logits, images = (reduce(sums) if reduce else sums).tolist()
-        self._signs, self._logits, self._images = 0.0, 0, 0
+        signs, logits, images = (0.0, 0.0, 0.0) if self._sums is None else self._sums.tolist()
+        self._sums = None
         if logits:
             change = images / self.config.speed
             sign = signs / logits
@@ -380,10 +381,9 @@ class AdaptiveProbability:
 
     def state(self) -> dict[str, Any]:
         """Return p and what was counted since it last moved, as JSON; `load_state` goes on from there bit for bit."""
-        sums = [float(self._signs), self._logits, self._images]
-        return {"p": self.p, "steps": self._steps, "sums": sums}
+        return {"p": self.p, "steps": self._steps, "sums": None if self._sums is None else self._sums.tolist()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` returned."""
         self.p, self._steps = float(state["p"]), int(state["steps"])
-        self._signs, self._logits, self._images = state["sums"]
+        self._sums = None if state["sums"] is None else torch.tensor(state["sums"])

@@ -63,6 +63,8 @@ class Config:
         for name in ("r1_every", "path_length_every", "path_length_shrink"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {self.betas}")
         for name in ("path_length_decay", "mixing", "mean_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
@@ -94,6 +96,7 @@ class StyleGAN2Task(Task):
         training: False builds the generator alone.
     """
 
+    compiles = False  # map, styles and synthesis are called apart, which a compiled network's forward does not see
     best = ""  # quality of a set of images is no mean over images: `mixsyn-fast evaluate` has FID
 
     def __init__(self, config: Config, training: bool = True) -> None:
@@ -156,24 +159,30 @@ class StyleGAN2Task(Task):
             images, _ = self.make(len(real), real, track=True)
             return {"gan": non_saturating.generator_loss(self.judge(images))}
         if phase == "path_length":
-            count = max(1, len(real) // self.config.path_length_shrink)
-            images, w = self.make(count, real)
-            lengths, decay = path_lengths(images, w), self.config.path_length_decay
-            penalty, self.mean_length = path_length_penalty(lengths, self.mean_length, decay)
-            return {"path_length": self.config.path_length * self.config.path_length_every * penalty}
+            return self._path_length(real)
         if phase == "discriminator":
             with torch.no_grad():
                 images, _ = self.make(len(real), real)
             if step != self._step:  # not for every micro-batch: within a step p stays
-                self.probability.update(distributed.sum_over_ranks)
+                self.probability.update()
                 self._step = step
             of_fake, of_real = self.judge(images), self.judge(real)
-            self.probability.observe(of_real.detach())
+            self.probability.observe(of_real.detach(), distributed.sum_over_ranks)
             return {"gan": non_saturating.discriminator_loss(of_real, of_fake)}
         if phase == "r1":
             config = self.config
             return {"r1": r1_penalty(self.judge, real, gamma=config.r1, interval=config.r1_every)}
         raise ValueError(f"phase: expected one of {', '.join(self.phases)}, got {phase!r}")
+
+    def _path_length(self, real: Tensor) -> dict[str, Tensor]:
+        """Return the penalty of path lengths, outside autocast as R1 is: it squares gradients."""
+        config = self.config
+        with torch.autocast(real.device.type, enabled=False):
+            images, w = self.make(max(1, len(real) // config.path_length_shrink), real)
+            lengths = path_lengths(images, w)
+            penalty, mean = path_length_penalty(lengths, self.mean_length, config.path_length_decay)
+        self.mean_length = distributed.mean_of_ranks(mean)  # what one process saves is everybody's
+        return {"path_length": config.path_length * config.path_length_every * penalty}
 
     # --- looking at it --------------------------------------------------------------------------------------------------
 

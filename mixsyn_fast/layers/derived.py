@@ -5,6 +5,7 @@ Nothing lives on the module itself: a copy, a pickle or a ``state_dict`` never c
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
@@ -103,7 +104,12 @@ def derived(module: Owner, name: Hashable, sources: tuple[Source, ...], make: Ca
     entries = _kept.setdefault(module, {})
     entry = entries.get(name)
     if entry is None or not all(map(_as_it_was, entry[0], sources)):
-        with torch.inference_mode(False), torch.no_grad():
+        kinds = {s.device.type for s in sources if isinstance(s, Tensor)} | {"cpu"}
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+            for kind in kinds:  # the value is kept for calls outside autocast too
+                stack.enter_context(torch.autocast(kind, enabled=False))
             entry = tuple(Fingerprint(s) if isinstance(s, Tensor) else s for s in sources), make()
         entries[name] = entry
     return entry[1]

@@ -50,8 +50,10 @@ def _check(x: Tensor, weight: Tensor, style: Tensor) -> None:
 
 
 def demodulation(style: Tensor, squares: Tensor, epsilon: float = EPSILON) -> Tensor:
-    """Return d (B, O) from the style (B, I) and W2 (O, I)."""
-    return torch.rsqrt(F.linear(style.square(), squares) + epsilon)
+    """Return d (B, O) from the style (B, I) and W2 (O, I), at least in float32: a square needs twice the range."""
+    with torch.autocast(style.device.type, enabled=False):
+        wide = style if style.dtype.itemsize >= 4 else style.float()
+        return torch.rsqrt(F.linear(wide.square(), squares.to(wide.dtype)) + epsilon)
 
 
 def _spread(x: Tensor, weight: Tensor, up: bool) -> Tensor:

@@ -242,6 +242,11 @@ class _Inputs:
 
             step = int(options.step) if options.step.isdigit() else options.step
             trained = load_trained(options.run, step=step, averaged=not options.live, device=options.device)
+            if "data" not in trained.config:
+                name = trained.config["model"]
+                raise ValueError(
+                    f"run: expected a run on pictures, got one of {name}: mixsyn-fast {name} evaluate judges it"
+                )
             saved = trained.config["data"]
         reference: Reference | None = None
         if trained is not None or options.data:

@@ -62,8 +62,14 @@ class Options(Checked):
 def main(options: Options) -> int:
     """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
     check_outputs({"out": options.out, "sheet": options.sheet})
+    names = dict(_named(entry) for entry in options.name)
+    if len(names) < len(options.name):
+        raise ValueError(f"name: expected every cluster or region once, got {', '.join(options.name)}")
+    most = max((key for key in names if isinstance(key, int)), default=0)
+    if not options.segments and (most >= options.clusters or any(isinstance(key, str) for key in names)):
+        raise ValueError(f"name: expected clusters 0 to {options.clusters - 1}, got {', '.join(options.name)}")
     device = device_of(options.device)
-    generator = load_generator(options.generator, device) if options.generator else StyleFusion.shipped().generator
+    generator = load_generator(options.generator, device) if options.generator else StyleFusion.shipped(device).generator
     if options.segments:
         found = Segments.load(options.segments)
         found.check(generator)
@@ -78,7 +84,7 @@ def main(options: Options) -> int:
                 seed=options.seed,
                 from_side=options.from_side,
             )
-    found = found.named(dict(_named(entry) for entry in options.name)).to(device)
+    found = found.named(names).to(device)
     for i, (name, share) in enumerate(zip(found.names, found.shares, strict=True)):
         print(f"cluster {i}: {name}, {100 * share:.1f} % of the pixels")
     if options.out:

@@ -29,7 +29,7 @@ class Config:
     """Settings of StyleFusion's training."""
 
     generator: str = ""  # the StyleGAN2 whose codes are fused: a file, or a run folder
-    segments: str = ""  # file of the generator's segments (mixsyn-fast stylefusion segments)
+    segments: str = ""  # file of the generator's segments (mixsyn-fast stylefusion segments), or its text
     tree: str = "faces"  # faces, cars, churches, or a JSON file of a tree
     nodes: tuple[str, ...] = ()
     """inner nodes to train, from the top down; none: all. Those above them must be trained before"""

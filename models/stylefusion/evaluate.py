@@ -60,12 +60,19 @@ class Options(ModelOptions):
         at_least(self, count=2, images=1, seed=0, batch=1)
 
 
+def with_clusters(fusion: StyleFusion) -> tuple[str, ...]:
+    """Return the nodes of a model whose regions have clusters."""
+    names = () if fusion.segments is None else fusion.segments.names
+    return tuple(node for node in fusion.nodes if set(fusion.tree.within(node)) & set(names))
+
+
 @torch.no_grad()
 def channel_correlations(fusion: StyleFusion, images: int, seed: int, batch: int = 8) -> dict[str, Tensor]:
     """Return M (Eq. 1) of every node of a model with segments, (S) each, over random images."""
-    segments, nodes = fusion.segments, fusion.nodes
+    segments = fusion.segments
     if segments is None:
         raise ValueError("model: expected one with segments (mixsyn-fast stylefusion segments), got one without")
+    nodes = with_clusters(fusion)
     regions = [fusion.tree.within(node) for node in nodes]
     inside: Tensor | float = 0.0
     whole: Tensor | float = 0.0
@@ -103,8 +110,9 @@ class Locality:
 def judged(heat: Heat) -> Locality:
     """Return the figures of a heat map."""
     mean, area = heat.totals, heat.areas.mean()
-    inside = float((mean * heat.shares).mean() / max(float(area), 1e-9))
-    outside = float((mean * (1 - heat.shares)).mean() / max(1 - float(area), 1e-9))
+    shares = np.nan_to_num(heat.shares)  # of a sample without a change: 0 of 0
+    inside = float((mean * shares).mean() / max(float(area), 1e-9))
+    outside = float((mean * (1 - shares)).mean() / max(1 - float(area), 1e-9))
     return Locality(intervals(heat.shares)[0], float(area), inside, outside)
 
 
@@ -147,11 +155,17 @@ def main(options: Options) -> int:
     models |= {name: open_model(StyleFusion, file, options.device) for name, file in given.items()}
     first = models[OURS]
     for name, model in models.items():
-        if model.tree.tree != first.tree.tree or model.segments is None:
-            raise ValueError(f"compare: {name}: expected a model with segments and the tree of the first, got another one")
+        option = "model" if model is first else f"compare: {name}"
+        if model.segments is None:
+            raise ValueError(f"{option}: expected one with segments (mixsyn-fast stylefusion segments), got one without")
+        alike = (model.tree.tree, model.tree.truncation, model.generator_digest)
+        if alike != (first.tree.tree, first.tree.truncation, first.generator_digest):
+            raise ValueError(f"{option}: expected generator, tree and truncation of the first model, got others")
     for name in options.region:
         check_node(first, name, "region")
-    regions = options.region or first.nodes[1:]
+        if name not in with_clusters(first):
+            raise ValueError(f"region: expected nodes with clusters, {', '.join(with_clusters(first))}, got {name!r}")
+    regions = options.region or tuple(name for name in with_clusters(first) if name != first.tree.root)
     found, heats = evaluate(models, regions, options.count, options.images, options.seed, options.batch)
     settings = {
         "model": options.model or "shipped",
@@ -192,13 +206,18 @@ def markdown(settings: Mapping[str, Any], found: Mapping[str, Mapping[str, Local
     return "\n".join([*lines, "", "![heat](heat.png)"]) + "\n"
 
 
+def _percent(heat: Heat) -> str:
+    found = heat.shares[np.isfinite(heat.shares)]
+    return f"{100 * float(found.mean()):.0f} %" if len(found) else "nothing"
+
+
 def sheet(fusion: StyleFusion, heats: Mapping[str, Mapping[str, Heat]]) -> np.ndarray:
     """Draw the mean changes: a row a way, a column a region, each in units of its own largest change."""
     rows = []
     for way, found in heats.items():
         cells = []
         for node, heat in found.items():
-            text = f"{way}: {node}, {100 * float(heat.shares.mean()):.0f} % inside"
+            text = f"{way}: {node}, {_percent(heat)} inside"
             cells.append(heat_cell(fusion, heat.mean, text, float(heat.mean.max())))
         rows.append(cells)
     return contact_sheet(rows)

@@ -33,7 +33,7 @@ class Options(ModelOptions):
     set: tuple[str, ...] = repeated()  # NODE=SEED|FILE: new code of a region; once per region
     count: int = 5  # without --set: other codes of every region
     seed: int = 1  # without --set: of the first of these codes
-    out: Path = Path("fused.png")  # the image with all changes
+    out: Path | None = None  # the image with all changes (PNG); none: fused.png, where there are some
     codes_out: Path | None = None  # also write its codes (safetensors)
     sheet: Path | None = None  # also write a contact sheet (PNG)
     json: Path | None = None  # also write the shares (JSON)
@@ -44,14 +44,18 @@ class Options(ModelOptions):
         at_least(self, seed=0, count=1)
         check_png(self, "out", "sheet")
         check_suffix(self, ".safetensors", "codes_out")
-        if not self.set and self.codes_out:
-            raise ValueError("codes_out: needs --set, got none")
+        for name in ("out", "codes_out"):
+            if not self.set and getattr(self, name):
+                raise ValueError(f"{name}: needs --set, got none")
+        if not (self.set or self.sheet or self.json):
+            raise ValueError("set: expected NODE=SEED or NODE=FILE, or --sheet for a sheet of all regions; got none")
 
 
 def main(options: Options) -> int:
     """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
-    files = {"out": options.out, "codes_out": options.codes_out, "sheet": options.sheet, "json": options.json}
-    check_outputs(files if options.set else files | {"out": None})
+    out = options.out or Path("fused.png")
+    files = {"codes_out": options.codes_out, "sheet": options.sheet, "json": options.json}
+    check_outputs(files | {"out": out if options.set else None})
     fusion = open_model(StyleFusion, options.model, options.device)
     codes = source(fusion, options.image, "image")
     changes = changes_of(fusion, options.set, "set")
@@ -82,7 +86,7 @@ def main(options: Options) -> int:
                     row.append(cell(fusion, one.image, line(f"seed {options.seed + i}", found)))
                 rows.append(row)
     if changes:
-        write_image(made.image, options.out)
+        write_image(made.image, out)
         if options.codes_out:
             save_codes(fusion, made.codes, options.codes_out)
     for name, values in shares.items():

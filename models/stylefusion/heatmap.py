@@ -24,6 +24,7 @@ from ..metrics.intervals import intervals
 from ..pictures.options import ModelOptions, check_outputs, check_png, open_model, write_sheet
 from ..settings import at_least
 from ..sheets import contact_sheet
+from .evaluate import with_clusters
 from .model import Heat, StyleFusion
 from .pictures import cell, check_node, heat_cell, source
 
@@ -55,7 +56,7 @@ def main(options: Options) -> int:
         check_node(fusion, name, "region")
     base = None if options.base is None else source(fusion, options.base, "base")
     found: dict[str, Heat] = {}
-    for name in options.region or fusion.nodes[1:]:
+    for name in options.region or (with_clusters(fusion) or fusion.nodes)[1:]:
         with progress(f"changing {name}"):
             found[name] = fusion.heatmap(name, options.count, base, seed=options.seed, batch=options.batch)
     table: dict[str, dict[str, Any]] = {}
@@ -64,7 +65,7 @@ def main(options: Options) -> int:
         text = f"{name}: mean change {100 * table[name]['mean_change']:.2f} % of the range"
         if len(heat.shares):
             table[name] |= {"inside": dataclasses.asdict(intervals(heat.shares)[0]), "area": float(heat.areas.mean())}
-            text += f", {100 * heat.shares.mean():.0f} % of it inside, which is {100 * heat.areas.mean():.0f} % of the image"
+            text += f", {_inside(heat)}, which is {100 * heat.areas.mean():.0f} % of the image"
         print(text)
     if options.sheet:
         most = max(float(heat.mean.max()) for heat in found.values())
@@ -79,4 +80,9 @@ def main(options: Options) -> int:
 
 
 def _caption(name: str, heat: Heat) -> str:
-    return f"{name}: {100 * float(np.mean(heat.shares)):.0f} % inside" if len(heat.shares) else name
+    return f"{name}: {_inside(heat)}" if len(heat.shares) else name
+
+
+def _inside(heat: Heat) -> str:
+    found = heat.shares[np.isfinite(heat.shares)]
+    return f"{100 * float(np.mean(found)):.0f} % of it inside" if len(found) else "nothing changed"

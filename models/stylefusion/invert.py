@@ -12,6 +12,7 @@ the photo.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,8 @@ class Options(ModelOptions):
     steps: int = 150  # of the optimisation, for each photo
     lr: float = 0.05  # its learning rate
     squared: float = 1.0  # weight of the mean squared difference beside LPIPS
-    network: Literal["vgg16", "alexnet", "none"] = "alexnet"  # LPIPS's; none: the squared difference alone
+    network: Literal["auto", "alexnet", "vgg16", "none"] = "auto"
+    """LPIPS's; none: the squared difference alone; auto: alexnet where its weights are found, and said where not"""
     lpips: str | None = None  # weights of that network; none: found where a package brought them
     seed: int = 0  # of the model's own images
     out: Path = Path("inverted")  # folder of the images found, which are called as the photos
@@ -173,9 +175,12 @@ def main(options: Options) -> int:
     lpips = None
     if options.network != "none":
         try:
-            lpips = LPIPS(options.network, options.lpips).eval().requires_grad_(False).to(device_of(options.device))
+            kind: Literal["alexnet", "vgg16"] = "alexnet" if options.network == "auto" else options.network
+            lpips = LPIPS(kind, options.lpips).eval().requires_grad_(False).to(device_of(options.device))
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"lpips: {error}; or --network none") from error
+            if options.network != "auto" or options.lpips or not options.squared:
+                raise FileNotFoundError(f"lpips: {error}; or --network none") from error
+            print(f"without LPIPS, by the squared difference alone: {error}", file=sys.stderr)
     fusion = open_model(StyleFusion, options.model, options.device)
     if options.image:
         photos = [_square(read_image(image), fusion.size, image) for image in options.image]

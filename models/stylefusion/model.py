@@ -22,12 +22,13 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mixsyn_fast.backend import current_backend, current_plan
 from mixsyn_fast.layers import FusionHierarchy, FusionNet
 from mixsyn_fast.layers.derived import forget
 
@@ -36,7 +37,7 @@ from ..model_file import ModelFile
 from ..sheets import to_uint8
 from ..stylegan2 import Generator
 from .networks import make_net
-from .segments import Segments, resized
+from .segments import Segments, digest_of, resized
 from .trees import RegionTree, find_tree
 
 Code = int | Tensor
@@ -125,6 +126,12 @@ class StyleFusion:
         return tuple(name for name in self.nodes if name not in self.tree.tree)
 
     @property
+    def generator_digest(self) -> str:
+        """Of the generator's weights: codes and segments belong to one generator."""
+        self._digest = self._digest or digest_of(self.generator)
+        return self._digest
+
+    @property
     def device(self) -> torch.device:
         """Where the networks are."""
         return self.generator.w_mean.device
@@ -180,8 +187,11 @@ class StyleFusion:
             OSError: the file cannot be written.
             ImportError: safetensors is not installed.
         """
-        nets = dict(self.hierarchy.nets.items())
-        first: Any = next(iter(nets.values()), None)
+        nets: dict[str, Any] = dict(self.hierarchy.nets.items())
+        first = next(iter(nets.values()), None)
+        other = [name for name, net in nets.items() if _settings_of(net) != _settings_of(first)]
+        if other:
+            raise ValueError(f"nets: expected FusionNets of one size in a file, got others: {', '.join(other)}")
         about = Saved(
             self.generator.config,
             self.tree.to_json(),
@@ -207,8 +217,8 @@ class StyleFusion:
     @torch.no_grad()
     def w(self, seed: int, truncation: float | None = None) -> Tensor:
         """Return w (w_dim) of a seed; see :meth:`code`."""
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed: expected an integer, 0 or more, got {seed!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise ValueError(f"seed: expected an integer, 0 or more and below 2^63, got {seed!r}")
         z = torch.randn(1, self.generator.config.z_dim, generator=torch.Generator().manual_seed(seed)).to(self.device)
         psi = self.tree.truncation if truncation is None else truncation
         return self.generator.truncate(self.generator.map(z), psi)[0]
@@ -220,7 +230,8 @@ class StyleFusion:
 
     def codes(self, code: Code) -> dict[str, Tensor]:
         """Return codes of all nodes that are one and the same: those of the generator's own image."""
-        return dict.fromkeys(self.nodes, self._code(code, "code"))
+        found = self._code(code, "code")
+        return {name: found.clone() for name in self.nodes}
 
     def direction(self, first: int, second: int) -> Tensor:
         """Return the difference (S) of the codes of two seeds, second minus first: a latent direction like any other."""
@@ -314,13 +325,15 @@ class StyleFusion:
             side: of the masks; None: the image's.
 
         Returns:
-            leaves of the tree that have clusters, and (R, side, side) float32 in [0, 1].
+            nodes that have clusters of their own, and (R, side, side) float32 in [0, 1].
 
         Raises:
-            ValueError: the model has no segments.
+            ValueError: the model has no segments, or none of the tree's nodes.
         """
         segments = self._segments()
-        names = tuple(name for name in self.regions if name in segments.names)
+        names = tuple(name for name in self.nodes if name in segments.names)
+        if not names:
+            raise ValueError(f"segments: expected clusters named as nodes of the tree, got {', '.join(segments.regions)}")
         _, activations = self.generator.activations(self._made(self._checked(codes)).s[None])
         found = resized(segments.masks(activations, names), side or self.size[0])[0]
         return names, found.cpu().numpy()
@@ -356,6 +369,8 @@ class StyleFusion:
         if count < 1 or batch < 1:
             raise ValueError(f"count, batch: expected at least 1, got {count}, {batch}")
         fixed = None if base is None else self._checked(base)
+        if self.segments is not None:
+            self.segments.membership([self.tree.within(region)])  # a region without a cluster is refused before the work
         total = torch.zeros(self.size, dtype=torch.float64)
         shares: list[float] = []
         areas: list[float] = []
@@ -372,9 +387,11 @@ class StyleFusion:
                 else:
                     held = {n: own if fixed is None else fixed[n].expand(len(numbers), -1) for n in self.nodes}
                     s = self.hierarchy(held | dict.fromkeys(inside, other))
-                image, activations = self.generator.activations(s)
-                images.append(image.clamp(-1, 1))
-                if self.segments is not None:
+                if self.segments is None:
+                    images.append(self.generator.synthesis(s).clamp(-1, 1))
+                else:
+                    image, activations = self.generator.activations(s)
+                    images.append(image.clamp(-1, 1))
                     mask = self.segments.masks(activations, [self.tree.within(region)])
                     masks.append(resized(mask, self.size[0])[:, 0])
             change = (images[0] - images[1]).abs().mean(1) / 2  # of the range
@@ -382,7 +399,7 @@ class StyleFusion:
             totals += change.mean((1, 2)).tolist()
             if masks:
                 where = torch.maximum(*masks)
-                shares += ((change * where).sum((1, 2)) / change.sum((1, 2)).clamp(min=1e-12)).tolist()
+                shares += ((change * where).sum((1, 2)) / change.sum((1, 2))).tolist()  # 0 / 0 where nothing changed
                 areas += where.mean((1, 2)).tolist()
             if advance is not None:
                 advance(len(numbers))
@@ -398,7 +415,8 @@ class StyleFusion:
     # --- inner parts --------------------------------------------------------------------------------------------------
 
     def _forget(self) -> None:
-        self._fused: dict[str, tuple[tuple[Tensor, ...], Tensor]] = {}
+        self._fused: dict[str, _Fused] = {}
+        self._digest = ""
         forget(self.hierarchy)
 
     def _segments(self) -> Segments:
@@ -416,7 +434,7 @@ class StyleFusion:
                 raise ValueError(
                     f"{argument}: expected a code ({self.tree.layout.size}) of floats, got {tuple(code.shape)} {code.dtype}"
                 )
-            return code.detach().to(self.device, torch.float32)
+            return code.detach().to(self.device, torch.float32, copy=True)  # the caller may go on writing into his
         return self.code(code)
 
     def _checked(self, codes: Codes, argument: str = "codes") -> dict[str, Tensor]:
@@ -433,7 +451,7 @@ class StyleFusion:
         ran: list[str] = []
         s = self._value(self.tree.root, codes, ran)
         image = to_uint8(self.generator.synthesis(s[None]))[0]
-        return Made(image, dict(codes), s, tuple(ran))
+        return Made(image, dict(codes), s.clone(), tuple(ran))
 
     def _value(self, node: str, codes: Codes, ran: list[str]) -> Tensor:
         """The fused code (S) of a node, remembered where nothing below it changed."""
@@ -441,13 +459,22 @@ class StyleFusion:
             return codes[node]
         first, second = (self._value(child, codes, ran) for child in self.tree.tree[node])
         inputs = (first, second, codes[node])
+        net: Any = self.hierarchy.nets[node]
+        way = (current_plan(), current_backend(), *(p._version for p in net.parameters()))
         kept = self._fused.get(node)
-        if kept is None or not all(torch.equal(a, b) for a, b in zip(kept[0], inputs, strict=True)):
-            net: Any = self.hierarchy.nets[node]
+        if kept is None or kept.way != way or not all(map(torch.equal, kept.inputs, inputs)):
             made: Tensor = net(*(each[None] for each in inputs))[0]
-            self._fused[node] = kept = (inputs, made)
+            self._fused[node] = kept = _Fused(tuple(each.clone() for each in inputs), way, made)
             ran.append(node)
-        return kept[1]
+        return kept.made
+
+
+class _Fused(NamedTuple):
+    """The last fused code of a node."""
+
+    inputs: tuple[Tensor, ...]
+    way: tuple[Any, ...]
+    made: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -457,7 +484,8 @@ class Heat:
     mean: np.ndarray
     """(H, W) float32: mean absolute change, as a share of the range of values."""
     shares: np.ndarray
-    """(count) of every sample, the share of its change inside the region; empty without segments."""
+    """(count) of every sample, the share of its change inside the region, NaN where nothing changed; empty without
+    segments."""
     areas: np.ndarray
     """(count) the share of the image that the region has: that of a change spread evenly."""
     totals: np.ndarray
@@ -488,6 +516,10 @@ def _load_run(folder: Path) -> StyleFusion:
         task = trained.task
         if not isinstance(task, StyleFusionTask):
             raise ValueError(f"a run of model {trained.config['model']!r}")
-        return StyleFusion(task.generator, task.tree, task.nets, task.segments)
+        tree = replace(task.tree, truncation=task.truncation)
+        segments = task.segments
+        if task.config.temperature:
+            segments = replace(segments, temperature=task.config.temperature)
+        return StyleFusion(task.generator, tree, task.nets, segments)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: expected a run of `mixsyn-fast train stylefusion`, got: {error}") from error

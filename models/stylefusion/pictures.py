@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..model_file import TensorFile
@@ -16,7 +15,6 @@ from ..pictures.options import name_and_file
 from ..pictures.sheets import captioned, cell_size, enlarged
 from ..sheets import legend
 from .model import Codes, StyleFusion
-from .segments import digest_of
 
 CODES = TensorFile("stylefusion.codes", "StyleFusion's commands (--codes-out)")
 _ONE = "code"  # the entry of a file with one code for all nodes
@@ -26,7 +24,7 @@ _HUES = (0.0, 0.6, 0.33, 0.12, 0.8, 0.5, 0.92, 0.22, 0.7, 0.42)
 def save_codes(fusion: StyleFusion, codes: Codes | Tensor, path: str | os.PathLike[str]) -> None:
     """Write the codes (S) of all nodes, or one code for all of them, to a file, whole or not at all; the path is printed."""
     found = {_ONE: codes} if isinstance(codes, Tensor) else dict(codes)
-    CODES.save(path, found, {"generator": digest_of(fusion.generator)})
+    CODES.save(path, found, {"generator": fusion.generator_digest})
     print(f"written: {path}")
 
 
@@ -36,7 +34,7 @@ def load_codes(fusion: StyleFusion, path: str | os.PathLike[str], option: str) -
         codes, about = CODES.load(path)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{option}: {error}") from error
-    if about.get("generator") != digest_of(fusion.generator):
+    if about.get("generator") != fusion.generator_digest:
         raise ValueError(f"{option}: {path}: expected codes of the model's generator, got those of another one")
     if set(codes) == {_ONE}:
         codes = dict.fromkeys(fusion.nodes, codes[_ONE])
@@ -44,6 +42,10 @@ def load_codes(fusion: StyleFusion, path: str | os.PathLike[str], option: str) -
         raise ValueError(
             f"{option}: {path}: expected codes of the nodes {', '.join(fusion.nodes)}, got {', '.join(sorted(codes))}"
         )
+    length = fusion.tree.layout.size
+    wrong = next((name for name, code in codes.items() if code.shape != (length,) or not code.is_floating_point()), None)
+    if wrong is not None:
+        raise ValueError(f"{option}: {path}: {wrong}: expected ({length}) floats, got {tuple(codes[wrong].shape)}")
     return codes
 
 
@@ -65,6 +67,10 @@ def changes_of(fusion: StyleFusion, given: Sequence[str], option: str) -> dict[s
         if name in found:
             raise ValueError(f"{option}: expected every node once, got {name} twice")
         found[name] = source(fusion, word, option)
+    for name in found:
+        above = next((node for node in fusion.tree.ancestors(name) if node in found), None)
+        if above:
+            raise ValueError(f"{option}: {name} lies below {above}, which changes whole")
     return found
 
 
@@ -110,8 +116,3 @@ def heat_cell(fusion: StyleFusion, mean: np.ndarray, caption: str, most: float) 
     share = np.clip(mean / max(most, 1e-9), 0, 1)[..., None] * 3
     drawn = np.clip(np.concatenate((share, share - 1, share - 2), -1), 0, 1)
     return cell(fusion, (255 * drawn).round().astype(np.uint8), caption)
-
-
-def seeds_of(fusion: StyleFusion, first: int, count: int) -> list[Tensor]:
-    """Return the codes (S) of seeds first, first + 1 ..."""
-    return [fusion.code(first + i).to(torch.float32) for i in range(count)]

@@ -45,7 +45,12 @@ def main(options: Options) -> int:
     names = {(image, seed): f"{Path(image).stem}_{seed}" for image in options.image for seed in seeds}
     images = {key: options.out / f"{name}.png" for key, name in names.items()}
     codes_out = {key: options.codes_out / f"{name}.safetensors" for key, name in names.items() if options.codes_out}
-    files = {f"out: {path.name}": path for path in (*images.values(), *codes_out.values())}
+    if len(set(names.values())) < len(names):
+        raise ValueError(
+            f"image: expected files of different names, for the results go by them; got {', '.join(options.image)}"
+        )
+    files = {f"out: {path.name}": path for path in images.values()}
+    files |= {f"codes_out: {path.name}": path for path in codes_out.values()}
     check_outputs({**files, "sheet": options.sheet})
     fusion = open_model(StyleFusion, options.model, options.device)
     node = options.node or fusion.tree.root

@@ -11,6 +11,7 @@ node's own code, as in the paper's equations.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,10 @@ class StagePhase(Phase):
         """Say whether a step, counted from 0, belongs to the stage."""
         return self.start <= step < self.stop
 
+    def finished(self, step: int) -> bool:
+        """Say whether a step, counted from 0, was the stage's last one."""
+        return step + 1 == self.stop
+
 
 class Context:
     """Codes of a step for one node.
@@ -83,6 +88,7 @@ class StyleFusionTask(Task):
             region has no cluster.
     """
 
+    compiles = False  # the networks' parts are called together, not their forward
     best = ""  # figures of different nodes and stages do not compare
 
     def __init__(self, config: Config, generator: Generator, segments: Segments) -> None:
@@ -160,8 +166,9 @@ class StyleFusionTask(Task):
         count = OWN_CODES + 2 * depth
         if z.dim() != 3 or z.shape[1] < count:
             raise ValueError(f"batch: expected {count} codes or more for node {node!r}, (B, n, z_dim), got {tuple(z.shape)}")
-        w = self.generator.truncate(self.generator.map(z[:, :count].flatten(0, 1)), self.truncation)
-        return Context(self.generator.styles(w).unflatten(0, (len(z), count)), depth)
+        with torch.autocast(z.device.type, enabled=False):  # differences of codes are what is learnt from
+            w = self.generator.truncate(self.generator.map(z[:, :count].flatten(0, 1)), self.truncation)
+            return Context(self.generator.styles(w).unflatten(0, (len(z), count)), depth)
 
     def placed(self, node: str, code: Tensor, above: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Return the code of the whole image (B, S) of a node's code, through the networks above it."""
@@ -315,15 +322,28 @@ def _weighed(weights: tuple[float, float], terms: Tensor) -> Tensor:
 
 
 def fitted(config: Config, classes: Sequence[str], size: Size, edges: bool) -> Config:
-    """Return the settings with the tree itself in place of its name, so that a run folder says all of it."""
+    """Return the settings with the tree and the segments themselves, and where the generator lies.
+
+    So a run folder says all of it but the generator's weights, and no later edit of a file changes what was trained.
+
+    Raises:
+        FileNotFoundError, ValueError: generator, segments or tree are not named, not there, or something else.
+    """
     del classes, size, edges  # codes know none of them
-    return replace(config, tree=config.region_tree().to_json())
+    for name in ("generator", "segments"):
+        if not getattr(config, name):
+            raise ValueError(
+                f"{name}: expected {'a StyleGAN2' if name == 'generator' else 'a file of its segments'}, got none"
+            )
+    segments = config.segments if config.segments.lstrip().startswith("{") else Segments.load(config.segments).to_json()
+    generator = os.path.abspath(config.generator) if os.path.exists(config.generator) else config.generator
+    return replace(config, tree=config.region_tree().to_json(), segments=segments, generator=generator)
 
 
 def build(config: Config, training: bool) -> StyleFusionTask:
     """Return the task of settings, with the generator and the segments that they name; see :class:`StyleFusionTask`."""
     del training  # the losses need nothing that the images do not
-    return StyleFusionTask(config, load_generator(config.generator), Segments.load(config.segments))
+    return StyleFusionTask(config, load_generator(config.generator), Segments.from_json(config.segments))
 
 
 TRAINABLES = {"stylefusion": Trainable(Config, fitted, build, needs_regions=False, own_data=True)}

@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from mixsyn_fast import StyleLayout
 from mixsyn_fast.layers import FusionConfig, FusionHierarchy
 from mixsyn_fast.reading import read_text
@@ -64,6 +66,8 @@ class RegionTree(FusionConfig):
         for name in (*ordered, *(child for pair in ordered.values() for child in pair)):
             if not re.fullmatch(r"[\w -]+", name):  # they name networks, files and options
                 raise ValueError(f"node {name!r}: expected a name of letters, digits, spaces, _ and -")
+            if hasattr(nn.ModuleDict(), name):
+                raise ValueError(f"node {name!r}: expected a name that is no attribute of torch's modules")
         if not 0 <= self.truncation <= 1:
             raise ValueError(f"truncation: expected 0 to 1, got {self.truncation}")
         for name, (kind, favored) in self.training.items():
@@ -94,13 +98,6 @@ class RegionTree(FusionConfig):
             if node in children:
                 return (name, *self.ancestors(name))
         return ()
-
-    def sibling(self, node: str) -> str:
-        """Return the other child of a node's parent; ValueError for the root."""
-        for children in self.tree.values():
-            if node in children:
-                return children[1 - children.index(node)]
-        raise ValueError(f"node: expected one below the root, got {node!r}")
 
     def to_json(self) -> str:
         """Return what :func:`tree_from_json` reads; the S space is not part of it unless it is StyleGAN2's of some size."""

@@ -107,7 +107,8 @@ def _train_on_own_data(name: str, options: Options, config: Any, only_describe: 
     distributed.seed_step(options.seed, 0, -2)  # the same weights in every process
     task = description.build(config, True)
     if task.total_steps is not None:
-        options = replace(options, steps=min(options.steps, task.total_steps))
+        given = options.steps if options.steps != Options().steps else task.total_steps
+        options = replace(options, steps=min(given, task.total_steps))
         whole["options"] = settings.to_dict(options)
     dataset, validation = task.own_data(options.seed)
     return train(task, options, dataset, validation, config=whole, world=world)

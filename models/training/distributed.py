@@ -126,12 +126,17 @@ def mean_over_ranks(scalars: Mapping[str, Tensor | float]) -> dict[str, float]:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Return the sum over the processes of a tensor on the CPU, the same in every process, which must all call it."""
+    """Return the sum over the processes of a tensor, on its device; every process must call it."""
     if not _several():
         return values
     total = values.to(_group_device())
     dist.all_reduce(total)
     return total.to(values.device)
+
+
+def mean_of_ranks(value: Tensor) -> Tensor:
+    """Return the mean over the processes of a tensor, on its device; every process must call it."""
+    return sum_over_ranks(value) / dist.get_world_size() if _several() else value
 
 
 def any_rank(flag: bool) -> bool:

@@ -41,6 +41,10 @@ class Phase:
         """Say whether the phase runs in a step, counted from 0: in the first one, so that what is wrong shows at once."""
         return step % self.every == 0
 
+    def finished(self, step: int) -> bool:
+        """Say whether a step, counted from 0, was the phase's last one: its optimiser's moments are dropped then."""
+        return False
+
 
 class Task(ABC):
     """A model in training. The loop (`train`) owns steps, optimisers, averages, files and processes; a task owns the rest.
@@ -61,6 +65,8 @@ class Task(ABC):
     """Every label analysis that the networks will ask for: made by the data workers."""
     classes: tuple[str, ...] = ()
     """Names of the K regions, for sheets; filled by the command."""
+    compiles: bool = True
+    """False: the networks are used otherwise than by their forward, so that compiling them would change nothing."""
     begins_with: tuple[str, ...] = ()
     """Names of networks that learn nothing here and on which the others rest: a run must get their weights (init_from)."""
     total_steps: int | None = None

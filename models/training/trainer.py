@@ -72,6 +72,8 @@ class Trainer:
         if options.channels_last:
             for network in task.networks.values():
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if options.compile and not task.compiles:
+            raise ValueError(f"compile: {type(task).__name__} calls parts of its networks, which compiling does not reach")
         if options.compile:
             for network in task.networks.values():
                 network.compile()
@@ -156,6 +158,9 @@ class Trainer:
             group["lr"] = phase.lr * factor
         scaler.step(optimizer)
         scaler.update()
+        if phase.finished(self.step):
+            optimizer.zero_grad()
+            optimizer.state.clear()
         return found
 
     @contextlib.contextmanager
@@ -321,7 +326,7 @@ class Trainer:
         """Return the size of one checkpoint: weights, averages and two moments of what is trained."""
         weights = sum(t.nbytes for network in self.task.networks.values() for t in network.state_dict().values())
         averages = sum(t.nbytes for t in self.ema.state_dict().values()) if self.ema else 0
-        return weights + averages + 2 * sum(p.nbytes for parameters in self.parameters.values() for p in parameters)
+        return weights + averages + 2 * sum(p.nbytes for name in self.optimizers for p in self.parameters[name])
 
     # --- looking at it --------------------------------------------------------------------------------------------------
 

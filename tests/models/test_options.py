@@ -115,7 +115,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--sheet": None,
     },
     "stylefusion fuse": {
-        "--model": None, "--device": "cpu", "--image": "0", "--set": [], "--count": 5, "--seed": 1, "--out": "fused.png",
+        "--model": None, "--device": "cpu", "--image": "0", "--set": [], "--count": 5, "--seed": 1, "--out": None,
         "--codes-out": None, "--sheet": None, "--json": None,
     },
     "stylefusion pose": {
@@ -132,7 +132,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "stylefusion invert": {
         "--model": None, "--device": "cpu", "--image": [], "--space": "w", "--steps": 150, "--lr": 0.05, "--squared": 1.0,
-        "--network": "alexnet", "--lpips": None, "--seed": 0, "--out": "inverted", "--codes-out": "inverted",
+        "--network": "auto", "--lpips": None, "--seed": 0, "--out": "inverted", "--codes-out": "inverted",
         "--sheet": None, "--json": None,
     },
     "stylefusion evaluate": {
@@ -229,6 +229,7 @@ NEW = {
 
 NEEDED = {
     "stylefusion edit": ["--sheet", "s.png"],
+    "stylefusion fuse": ["--sheet", "s.png"],
     "stylefusion segments": ["--sheet", "s.png"],
     "parse": ["x.jpg", "--weights", "w.pth", "--out", "o"],
     "evaluate": ["--images", "a", "--reference", "b"],

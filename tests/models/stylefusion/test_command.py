@@ -10,15 +10,18 @@ import torch
 from mixsyn_fast.models.stylefusion.model import StyleFusion
 from mixsyn_fast.models.stylefusion.segments import Segments
 from mixsyn_fast.models.stylegan2 import Generator
-from mixsyn_fast.models.training import command
+from mixsyn_fast.models.training import checkpoint, command
 from mixsyn_fast.models.unconditional import load_generator, save_generator
 
+from mixsyn_fast import cli
 from tests.models.stylefusion.test_task import TREE
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
 
-def test_a_tree_is_trained_and_used(generator: Generator, segments: Segments, tmp_path: Path) -> None:
+def test_a_tree_is_trained_and_used(
+    generator: Generator, segments: Segments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_generator(generator, tmp_path / "g.safetensors")
     segments.save(tmp_path / "s.json")
     (tmp_path / "tree.json").write_text(TREE)
@@ -34,6 +37,14 @@ def test_a_tree_is_trained_and_used(generator: Generator, segments: Segments, tm
         command.run([*words, "--nodes", "main", "--out", str(tmp_path / "rest")])
     begin = ["--init-from", str(tmp_path / "top")]
     assert command.run([*words, "--nodes", "main", *begin, "--out", str(tmp_path / "rest")]) == 0
+    (saved,) = (tmp_path / "rest" / "checkpoints").glob("step_*")
+    whole = checkpoint.open_checkpoint(saved)
+    moments = [whole.tensors(group) for group in whole.groups if group.startswith("optimizer.")]
+    assert moments == [{}] * len(moments)  # every stage is over
+    assert cli.main(["evaluate", "--run", str(tmp_path / "rest"), "--data", "x"]) == 2
+    assert "run: expected a run on pictures, got one of stylefusion" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="compile: StyleFusionTask calls parts of its networks"):
+        command.run([*words, "--nodes", "all", "--compile", "--out", str(tmp_path / "c")])
     fusion, top = StyleFusion.load(tmp_path / "rest"), StyleFusion.load(tmp_path / "top")
     assert set(fusion.hierarchy.nets) == {"all", "main"} and set(top.hierarchy.nets) == {"all"}
     for (name, value), (_, other) in zip(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from mixsyn_fast.models.stylefusion import invert as inversion
 from mixsyn_fast.models.stylefusion.model import StyleFusion
 from mixsyn_fast.models.stylefusion.networks import make_net
 from mixsyn_fast.models.stylefusion.pictures import load_codes, save_codes
-from mixsyn_fast.models.stylefusion.segments import Segments
+from mixsyn_fast.models.stylefusion.segments import Segments, digest_of
 from mixsyn_fast.models.stylefusion.trees import RegionTree
 from mixsyn_fast.models.stylegan2 import Generator
 from mixsyn_fast.models.unconditional import load_generator, save_generator
@@ -130,7 +131,7 @@ def test_invert_finds_an_image_again(model: str, fusion: StyleFusion, tmp_path: 
         inversion.invert(fusion.generator, np.zeros((8, 8, 3), np.uint8))
 
 
-def test_segments(generator: Generator, tmp_path: Path) -> None:
+def test_segments(generator: Generator, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_generator(generator, tmp_path / "g.safetensors")
     words = f"segments --generator {tmp_path}/g.safetensors --clusters 3 --images 4 --pixels 100 --show 2"
     assert run(f"{words} --name 0=wall --out {tmp_path}/s.json --sheet {tmp_path}/s.png", "") == 0
@@ -141,6 +142,13 @@ def test_segments(generator: Generator, tmp_path: Path) -> None:
     assert run(words, "") == 0
     assert Segments.load(tmp_path / "t.json").names[0] == "sky"
     assert isinstance(load_generator(tmp_path / "g.safetensors"), Generator)
+    for words, message in (
+        ("--clusters 3 --name 3=x --out o.json", "--name: expected clusters 0 to 2, got 3=x"),
+        ("--name wall=x --out o.json", "--name: expected clusters 0 to 11, got wall=x"),
+        ("--name 1=x --name 1=y --out o.json", "--name: expected every cluster or region once"),
+    ):
+        assert run(f"segments --generator {tmp_path}/g.safetensors {words}", "") == 2
+        assert message in capsys.readouterr().err
     assert cluster.Options(out=Path("x.json")).clusters == 12
 
 
@@ -160,6 +168,11 @@ def test_evaluate(model: str, fusion: StyleFusion, tmp_path: Path, capsys: pytes
     capsys.readouterr()
     assert cli.main([*words, "--compare", f"blend={model}", "--out", str(tmp_path / "f")]) == 2
     assert "compare: expected other names" in capsys.readouterr().err and not (tmp_path / "f").exists()
+    other = Generator(fusion.generator.config)
+    StyleFusion(other, TREE, {}, replace(fusion.segments, generator=digest_of(other))).save(tmp_path / "o.safetensors")
+    words = ["evaluate", "stylefusion", "--model", model, "--compare", f"other={tmp_path}/o.safetensors"]
+    assert cli.main([*words, "--out", str(tmp_path / "f")]) == 2
+    assert "other: expected generator, tree and truncation of the first model" in capsys.readouterr().err
 
 
 def test_simpler_ways(fusion: StyleFusion) -> None:
@@ -182,9 +195,14 @@ def test_simpler_ways(fusion: StyleFusion) -> None:
         ("fuse --image nothing --sheet x.png", "--image: expected a seed or a file of codes, got 'nothing'"),
         ("fuse --image none.safetensors --sheet x.png", "image: none.safetensors: no such file"),
         ("fuse --codes-out x.safetensors", "--codes-out: needs --set, got none"),
+        ("fuse --out x.png --sheet y.png", "--out: needs --set, got none"),
+        ("fuse", "--set: expected NODE=SEED or NODE=FILE, or --sheet for a sheet of all regions; got none"),
+        ("fuse --set both=1 --set left=2", "--set: left lies below both, which changes whole"),
+        ("generate --seed 9223372036854775808 --count 1", "seed: expected an integer, 0 or more and below 2^63"),
         ("generate --count 0", "--count: expected at least 1, got 0"),
         ("generate --sheet x.jpg", "--sheet: expected a file name ending in .png, got x.jpg"),
         ("pose --node left", "--node: expected inner nodes among all, both, got 'left'"),
+        ("pose --image 3,x/3.safetensors", "--image: expected files of different names"),
         ("pose --image 1,1", "--image: expected different images, at least one, got 1, 1"),
         ("edit --out x.png", "--region: expected nodes of the tree, or --sheet"),
         ("edit --region nose --out x.png", "--region: unknown node 'nose'"),

@@ -14,7 +14,9 @@ from mixsyn_fast.models.stylefusion.model import StyleFusion
 from mixsyn_fast.models.stylefusion.networks import make_net
 from mixsyn_fast.models.stylefusion.segments import Segments
 from mixsyn_fast.models.stylefusion.trees import RegionTree
-from mixsyn_fast.models.stylegan2 import Generator
+from mixsyn_fast.models.stylegan2 import Config, Generator
+
+from mixsyn_fast import use_backend, use_plan
 
 TREE = RegionTree({"all": ("both", "rest"), "both": ("left", "right")}, truncation=1.0)
 
@@ -63,6 +65,32 @@ def test_only_what_lies_above_a_change_is_fused_again(fusion: StyleFusion) -> No
     assert np.array_equal(again.image, base.image)
 
 
+def test_what_is_remembered_is_nobody_elses(fusion: StyleFusion) -> None:
+    """A slider that writes into one tensor, weights loaded anew, another way to compute: never the image before."""
+    base = fusion.generate(1)
+    slider = fusion.code(2)
+    first = fusion.fuse(base.codes, {"left": slider})
+    slider.add_(fusion.direction(1, 3))
+    moved = fusion.fuse(base.codes, {"left": slider})
+    assert not torch.equal(moved.s, first.s) and moved.fused == ("both", "all")
+    kept = moved.s.clone()
+    moved.s.zero_()
+    moved.codes["left"].zero_()
+    assert torch.equal(fusion.fuse(base.codes, {"left": slider}).s, kept)
+    codes = fusion.codes(1)
+    codes["left"].zero_()
+    assert not torch.equal(codes["right"], codes["left"])
+    with use_plan("dense"), use_backend("reference"):
+        assert fusion.fuse(base.codes, {"left": slider}).fused == ("both", "all")
+    net = fusion.hierarchy.nets["both"]
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    fusion.fuse(base.codes, {"left": slider})
+    net.load_state_dict({name: value * 0.5 for name, value in state.items()})
+    assert not torch.equal(fusion.fuse(base.codes, {"left": slider}).s, kept)
+    net.load_state_dict(state)
+    assert torch.equal(fusion.fuse(base.codes, {"left": slider}).s, kept)
+
+
 def test_pose_changes_global_codes_alone(fusion: StyleFusion) -> None:
     base = fusion.fuse(fusion.generate(1).codes, {"left": 2, "rest": 3})
     made = fusion.pose(base.codes, {"all": 7})
@@ -96,7 +124,7 @@ def test_heat_is_where_the_region_changes(fusion: StyleFusion) -> None:
     held = fusion.heatmap("left", 2, base=fusion.generate(1).codes)
     assert held.mean.shape == (32, 32)
     nothing = fusion.heatmap("left", 3, swap=lambda image, region: image)
-    assert nothing.mean.max() == 0
+    assert nothing.mean.max() == 0 and np.isnan(nothing.shares).all()
     names, masks = fusion.masks(fusion.generate(1).codes)
     assert names == ("rest", "left", "right") and masks.shape == (3, 32, 32)
     np.testing.assert_allclose(masks.sum(0), 1, atol=1e-4)
@@ -117,6 +145,28 @@ def test_files(fusion: StyleFusion, tmp_path: Path, half: bool) -> None:
         StyleFusion.load(tmp_path / "none")
 
 
+def test_models_that_no_file_holds_and_regions_without_clusters(
+    fusion: StyleFusion, generator: Generator, segments: Segments, tmp_path: Path
+) -> None:
+    nets = {node: make_net(generator, width, 2, "b", True) for node, width in (("all", 16), ("both", 8))}
+    with pytest.raises(ValueError, match="nets: expected FusionNets of one size in a file, got others: both"):
+        StyleFusion(generator, TREE, nets).save(tmp_path / "m.safetensors")
+    assert not (tmp_path / "m.safetensors").exists()
+    # an inner node with a cluster of its own, leaves without
+    named = segments.named({"left": "both", "right": "both"})
+    other = StyleFusion(generator, TREE, {}, named)
+    names, masks = other.masks(other.codes(1))
+    assert names == ("both", "rest")
+    np.testing.assert_allclose(masks.sum(0), 1, atol=1e-4)
+    with pytest.raises(ValueError, match="regions: expected clusters named left, got none"):
+        other.heatmap("left", 2)
+    with pytest.raises(ValueError, match="segments: expected clusters named as nodes of the tree, got x"):
+        strange = StyleFusion(generator, TREE, {}, segments.named({n: "x" for n in segments.regions}))
+        strange.masks(strange.codes(1))
+    with pytest.raises(ValueError, match=r"generator: expected widths of layers that divide the largest, 8, got 6, 8"):
+        make_net(Generator(Config(size=16, z_dim=4, w_dim=4, channel_base=100, channel_max=8)), 8, 2, "b", True)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -125,7 +175,7 @@ def test_files(fusion: StyleFusion, tmp_path: Path, half: bool) -> None:
         (lambda f, c: f.fuse(c, {"both": 1, "left": 2}), "changes: left lies below both, which changes whole"),
         (lambda f, c: f.fuse(c, {"left": torch.zeros(3)}), r"changes: left: expected a code \(\d+\) of floats, got \(3,\)"),
         (lambda f, c: f.fuse({"all": c["all"]}, {"left": 1}), "codes: expected a code of every node .* got missing"),
-        (lambda f, c: f.generate(-1), "seed: expected an integer, 0 or more, got -1"),
+        (lambda f, c: f.generate(-1), "seed: expected an integer, 0 or more and below 2.63, got -1"),
         (lambda f, c: f.pose(c, {}), "changes: expected at least one inner node, got none"),
         (lambda f, c: f.edit(c, torch.zeros(3), ["left"]), r"direction: expected shape \(\d+\) or \(8\), got \(3,\)"),
         (lambda f, c: f.edit(c, torch.zeros(8), []), "regions: expected at least one node, got none"),

@@ -12,7 +12,7 @@ from mixsyn_fast.models.stylegan2 import Config, Discriminator, Generator
 from torch import Tensor
 
 from mixsyn_fast import StyleLayout
-from mixsyn_fast.layers.modulated import modulated_conv2d, modulated_conv2d_reference
+from mixsyn_fast.layers.modulated import demodulation, modulated_conv2d, modulated_conv2d_reference
 from tests.compare import assert_within_rule
 from tests.models.stylegan2 import plain
 
@@ -193,6 +193,14 @@ def test_bad_inputs(generator: Generator) -> None:
 
 def test_an_empty_batch(generator: Generator) -> None:
     assert generator(torch.randn(0, 8, dtype=torch.float64)).shape == (0, 3, 16, 16)
+
+
+def test_demodulation_keeps_its_digits_under_autocast() -> None:
+    style, squares = torch.rand(2, 8) * 3, torch.rand(4, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = demodulation(style.bfloat16(), squares)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, demodulation(style.bfloat16().float(), squares))
 
 
 def test_packed_weights_in_use() -> None:

@@ -153,6 +153,7 @@ def test_what_the_data_decides() -> None:
         fitted(TINY, (), (16, 32), False)
     for fields, message in (
         ({"mixing": 1.5}, r"mixing: expected a number in \[0, 1\], got 1.5"),
+        ({"betas": (-0.5, 0.9)}, r"betas: expected two numbers in \[0, 1\), got \(-0.5, 0.9\)"),
         ({"r1": -1.0}, "r1: expected 0 or more, got -1.0"),
         ({"r1_every": 0}, "r1_every: expected at least 1, got 0"),
         ({"generator_lr": 0.0}, "generator_lr: expected a positive number, got 0.0"),
