@@ -1,4 +1,4 @@
-"""Trees of regions: those of StyleFusion's domains (Appendix A.1), and any other from a JSON file.
+"""Trees of regions: those of StyleFusion's domains (Appendix A.1), and any other from a file, JSON or YAML.
 
 A file says of every inner node its two children and how its FusionNet is trained (Appendix A.2)::
 
@@ -145,7 +145,7 @@ DOMAINS = {"faces": FACES, "cars": CARS, "churches": CHURCHES}
 
 
 def tree_from_json(text: str) -> RegionTree:
-    """Read a tree from the text of a file.
+    """Read a tree from the text of a JSON file.
 
     Raises:
         ValueError: not JSON, or not a tree; the message names the node.
@@ -154,6 +154,22 @@ def tree_from_json(text: str) -> RegionTree:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"expected JSON, got other text in line {error.lineno} ({error.msg})") from None
+    return _tree(content)
+
+
+def _from_yaml(text: str) -> RegionTree:
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError("trees in YAML need pyyaml: pip install 'mixsyn_fast[models]', or write JSON") from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"expected YAML, got other text ({' '.join(str(error).split())})") from None
+    return _tree(content)
+
+
+def _tree(content: Any) -> RegionTree:
     _check_keys("", content, {"nodes"}, {"size", "truncation"})
     nodes = content["nodes"]
     if not isinstance(nodes, dict):
@@ -176,16 +192,17 @@ def tree_from_json(text: str) -> RegionTree:
 
 
 def read_tree(path: str | os.PathLike[str]) -> RegionTree:
-    """Read a tree from a JSON file (see above).
+    """Read a tree from a JSON file (see above), or the same in YAML from a file called .yaml or .yml.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON, or not a tree; the message names the file and the node.
+        ValueError: neither, or not a tree; the message names the file and the node.
+        ImportError: a YAML file, and pyyaml is not installed.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{os.fspath(path)}: no such file (expected a tree of regions as JSON)")
+        raise FileNotFoundError(f"{os.fspath(path)}: no such file (expected a tree of regions as JSON or YAML)")
     try:
-        return tree_from_json(read_text(path))
+        return (_from_yaml if Path(path).suffix.lower() in (".yaml", ".yml") else tree_from_json)(read_text(path))
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from None
 
@@ -208,7 +225,7 @@ def find_tree(name: str | os.PathLike[str]) -> RegionTree:
     if text.lstrip().startswith("{"):
         return tree_from_json(text)
     if not Path(text).is_file():
-        raise FileNotFoundError(f"tree: expected one of {', '.join(DOMAINS)} or a JSON file of a tree, got {text!r}")
+        raise FileNotFoundError(f"tree: expected one of {', '.join(DOMAINS)} or a file of a tree, got {text!r}")
     return read_tree(text)
 
 
@@ -219,7 +236,7 @@ def _said(value: Any) -> str:
 
 def _check_keys(where: str, content: Any, needed: set[str], known: set[str]) -> None:
     if not isinstance(content, dict):
-        raise ValueError(f"{where}expected a JSON object, got {_said(content)}")
+        raise ValueError(f"{where}expected an object with names, got {_said(content)}")
     missing, unknown = sorted(needed - set(content)), sorted(set(content) - needed - known)
     if missing or unknown:
         expected = f"{', '.join(sorted(needed))} and perhaps {', '.join(sorted(known))}"

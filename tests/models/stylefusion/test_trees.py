@@ -109,3 +109,24 @@ def test_no_such_tree(tmp_path: Path) -> None:
         find_tree("x")
     with pytest.raises(ValueError, match="training: expected inner nodes among a, got 'b'"):
         RegionTree({"a": ("b", "c")}, training={"b": Training()})
+
+
+def test_a_tree_in_yaml(tmp_path: Path) -> None:
+    pytest.importorskip("yaml", reason="pyyaml is not installed")
+    path = tmp_path / "tree.yaml"
+    path.write_text(
+        "truncation: 0.6\nnodes:\n  all: {children: [wall, rest], training: favored, favored: wall}\n"
+        "  rest:\n    children:\n      - sky\n      - door\n"
+    )
+    tree = find_tree(path)
+    write_tree(tmp_path / "tree.json", tree)
+    assert tree == read_tree(tmp_path / "tree.json") and tree.tree["rest"] == ("sky", "door") and tree.truncation == 0.6
+    for text, message in (
+        ("nodes: [", "tree.yaml: expected YAML, got other text"),
+        ("nodes: {all: {children: [a]}}", "tree.yaml: node 'all': children: expected two names"),
+        ("- 1", "tree.yaml: expected an object with names"),
+        ("!!python/object/apply:os.system [echo]", "tree.yaml: expected YAML, got other text"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            find_tree(path)
