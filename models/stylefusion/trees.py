@@ -230,7 +230,7 @@ def find_tree(name: str | os.PathLike[str]) -> RegionTree:
 
 
 def _said(value: Any) -> str:
-    said = json.dumps(value)
+    said = json.dumps(value, default=str)  # YAML has dates
     return said if len(said) <= 60 else f"{said[:57]}..."
 
 

@@ -73,11 +73,11 @@ NODE = {"children": ["b", "c"]}
     ("content", "words"),
     [
         ("{,}", "expected JSON, got other text in line 1"),
-        ([1], r"expected a JSON object, got \[1\]"),
+        ([1], r"expected an object with names, got \[1\]"),
         ({}, r"expected nodes and perhaps size, truncation; got missing \['nodes'\]"),
         ({"nodes": {}, "domain": "x"}, r"unknown \['domain'\]"),
         ({"nodes": [1]}, r"nodes: expected an object of nodes, got \[1\]"),
-        ({"nodes": {"a": ["b", "c"]}}, r"node 'a': expected a JSON object, got \[.b., .c.\]"),
+        ({"nodes": {"a": ["b", "c"]}}, r"node 'a': expected an object with names, got \[.b., .c.\]"),
         ({"nodes": {"a": {"training": "short"}}}, r"node 'a': expected children .*missing \['children'\]"),
         ({"nodes": {"a": {"children": ["b"]}}}, r"node 'a': children: expected two names, got \[.b.\]"),
         ({"nodes": {"a": {"children": "bc"}}}, "node 'a': children: expected two names"),
@@ -104,7 +104,7 @@ def test_no_such_tree(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent.json: no such file .expected a tree"):
         read_tree(tmp_path / "absent.json")
     with pytest.raises(
-        FileNotFoundError, match="tree: expected one of faces, cars, churches or a JSON file of a tree, got 'x'"
+        FileNotFoundError, match="tree: expected one of faces, cars, churches or a file of a tree, got 'x'"
     ):
         find_tree("x")
     with pytest.raises(ValueError, match="training: expected inner nodes among a, got 'b'"):
