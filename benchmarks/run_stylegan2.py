@@ -9,8 +9,8 @@ Contenders share weights and noise, and take turns:
 * ours: styles on the inputs, demodulation in the pass of noise, bias and activation;
 * floor: the convolutions of all layers alone, each of the whole batch on inputs of the right size in channels_last.
 
-Gate: the image by the rule of mixsyn_fast/measure/gate.py, published as the reference; with gradients in the 2-norm, with the
-floor KINKS.
+Gate: the image by the rule of mixsyn_fast/measure/gate.py, published as the reference; with gradients in the 2-norm,
+with the floor KINKS.
 """
 
 from __future__ import annotations
