@@ -148,7 +148,8 @@ class StyleGAN2Task(Task):
 
     def judge(self, images: Tensor) -> Tensor:
         """Return the discriminator's logits (B, 1) of augmented images."""
-        return self.networks["discriminator"](self.augment(images, self.probability.p))
+        logits: Tensor = self.networks["discriminator"](self.augment(images, self.probability.p))
+        return logits
 
     # --- losses ---------------------------------------------------------------------------------------------------------
 
@@ -190,8 +191,8 @@ class StyleGAN2Task(Task):
         """Return as many images (B, 3, size, size) as the batch has, of codes from torch's random numbers."""
         generator = networks["generator"]
         assert isinstance(generator, stylegan2.Generator)
-        z = torch.randn(len(batch), generator.config.z_dim).to(generator.w_mean)
-        return generator(z)
+        images: Tensor = generator(torch.randn(len(batch), generator.config.z_dim).to(generator.w_mean))
+        return images
 
     def validate(self, batch: Any, networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         """Return the discriminator's logits of the batch's pictures, which it never learnt from, and of generated ones.
@@ -253,7 +254,7 @@ def load_generator(source: str | os.PathLike[str], device: torch.device | str = 
         network = load_published(path)
     if not isinstance(network, stylegan2.Generator):
         raise ValueError(f"{path}: expected a StyleGAN2, got {type(network).__name__}")
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval().requires_grad_(False)
 
 

@@ -108,7 +108,7 @@ def scaled_conv2d(module: Owner, x: Tensor, weight: Tensor, folded: Callable[[],
             return packed
 
         packed = derived(module, "prepacked", (weight,), turned)
-        how = (zero, zero, two, one, 1, "none", [], "")
+        how: Any = (zero, zero, two, one, 1, "none", [], "")
         y = torch.ops.mkldnn._convolution_transpose_pointwise(x.detach(), packed, None, *how)
     else:
         packed = derived(module, "prepacked", (weight,), lambda: _packed(folded().detach(), ((pad, pad), one, one), x))

@@ -106,6 +106,7 @@ class StyleFusion:
         if segments is not None:
             segments.check(generator)
         self.segments = segments
+        self._digest = ""
         self._forget()
 
     # --- what it is ---------------------------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ class StyleFusion:
             ImportError: safetensors is not installed.
         """
         nets: dict[str, Any] = dict(self.hierarchy.nets.items())
-        first = next(iter(nets.values()), None)
+        first: Any = next(iter(nets.values()), None)
         other = [name for name, net in nets.items() if _settings_of(net) != _settings_of(first)]
         if other:
             raise ValueError(f"nets: expected FusionNets of one size in a file, got others: {', '.join(other)}")
@@ -416,7 +417,6 @@ class StyleFusion:
 
     def _forget(self) -> None:
         self._fused: dict[str, _Fused] = {}
-        self._digest = ""
         forget(self.hierarchy)
 
     def _segments(self) -> Segments:

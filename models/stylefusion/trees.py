@@ -159,7 +159,7 @@ def tree_from_json(text: str) -> RegionTree:
 
 def _from_yaml(text: str) -> RegionTree:
     try:
-        import yaml
+        import yaml  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError("trees in YAML need pyyaml: pip install 'mixsyn_fast[models]', or write JSON") from error
     try:

@@ -29,7 +29,8 @@ class Block(nn.Module):
         """(B, C, H, W) -> (B, O, H/2, W/2)."""
         _, convolve, activate = self.conv2
         main = activate(convolve(blur(self.conv1(x), 2)))
-        return (main + self.skip[1](downsample_2d(x))) * _HALF
+        y: Tensor = (main + self.skip[1](downsample_2d(x))) * _HALF
+        return y
 
 
 def minibatch_statistics(x: Tensor, group: int = 4) -> Tensor:
@@ -84,4 +85,5 @@ class Discriminator(nn.Module):
             raise ValueError(f"image: expected shape (B, 3, {size}, {size}), got {tuple(image.shape)}")
         x = self.convs(image.contiguous(memory_format=torch.channels_last))
         x = self.final_conv(minibatch_statistics(x))
-        return self.final_linear(x.flatten(1))
+        logits: Tensor = self.final_linear(x.flatten(1))
+        return logits

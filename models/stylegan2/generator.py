@@ -127,17 +127,18 @@ class Generator(nn.Module):
         self.num_ws = len(self.convs) + 2
 
     def _convs(self) -> list[StyledConv]:
-        return [self.conv1, *self.convs]  # type: ignore[list-item]
+        return [self.conv1, *self.convs]
 
     def _rgbs(self) -> list[ToRGB]:
-        return [self.to_rgb1, *self.to_rgbs]  # type: ignore[list-item]
+        return [self.to_rgb1, *self.to_rgbs]
 
     # --- z, w, s --------------------------------------------------------------------------------------------------------
 
     def map(self, z: Tensor) -> Tensor:
         """Return w (B, w_dim) of z (B, z_dim)."""
         self._check("z", z, self.config.z_dim)
-        return self.style(z)
+        w: Tensor = self.style(z)
+        return w
 
     def truncate(self, w: Tensor, psi: float) -> Tensor:
         """Return w_mean + psi (w - w_mean): psi 1 is w itself, 0 the mean; (..., w_dim)."""

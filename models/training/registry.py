@@ -22,4 +22,5 @@ def trainable(name: str) -> Trainable:
     """Return the description of a model by its name; ValueError lists the names."""
     if name not in MODULES:
         raise ValueError(f"model: expected one of {', '.join(MODULES)}, got {name!r}")
-    return importlib.import_module(MODULES[name]).TRAINABLES[name]
+    found: Trainable = importlib.import_module(MODULES[name]).TRAINABLES[name]
+    return found

@@ -326,7 +326,8 @@ class Trainer:
         """Return the size of one checkpoint: weights, averages and two moments of what is trained."""
         weights = sum(t.nbytes for network in self.task.networks.values() for t in network.state_dict().values())
         averages = sum(t.nbytes for t in self.ema.state_dict().values()) if self.ema else 0
-        return weights + averages + 2 * sum(p.nbytes for name in self.optimizers for p in self.parameters[name])
+        moments = 2 * sum(p.nbytes for name in self.optimizers for p in self.parameters[name])
+        return int(weights + averages + moments)
 
     # --- looking at it --------------------------------------------------------------------------------------------------
 
