@@ -114,6 +114,23 @@ def test_gradients_are_those_of_the_published_form(phase: str) -> None:
             torch.testing.assert_close(other, gradient, rtol=1e-7, atol=1e-9)
 
 
+def test_half_precision_spares_what_squares_gradients() -> None:
+    found: dict[str, list[torch.Tensor]] = {}
+    for half in (False, True):
+        for phase in ("generator", "discriminator", "path_length", "r1"):
+            made = task()
+            torch.manual_seed(3)
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                (loss,) = made.losses(phase, batch(), 0).values()
+            loss.float().backward()
+            gradients = [p.grad for net in made.networks.values() for p in net.parameters() if p.grad is not None]
+            assert all(torch.isfinite(g).all() and g.dtype == torch.float32 for g in gradients)
+            found.setdefault(phase, []).append(loss.detach().float())
+    for phase, (plain, under) in found.items():
+        tolerance = 0.0 if phase in ("path_length", "r1") else 0.05
+        torch.testing.assert_close(under, plain, rtol=tolerance, atol=tolerance)
+
+
 def test_mixed_codes_differ_from_a_layer_on() -> None:
     made = task(mixing=1.0)
     torch.manual_seed(0)
