@@ -348,3 +348,19 @@ def test_images_and_figures(generator: Generator, segments: Segments) -> None:
     assert all(value.shape == (2,) and bool(torch.isfinite(value).all()) for value in figures.values())
     assert set(figures) == {"mask", "locality", "region_share"} and bool((figures["locality"] <= 1).all())
     assert len(rows) == 2 and len(rows[0]) == 6 and rows[0][0].shape == (32, 32, 3)
+
+
+def test_half_precision(generator: Generator, segments: Segments) -> None:
+    """Codes, whose differences are learnt from, keep their digits; every stage's losses and gradients are finite."""
+    made = task(generator, segments)
+    data = batch(made)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = made.context(data, "all")
+    plain = made.context(data, "all")
+    assert torch.equal(under.first, plain.first) and under.align.dtype == torch.float32
+    for name in made.stages:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = torch.stack([each.float() for each in made.losses(name, data, 0).values()]).sum()
+        loss.backward()
+    gradients = [p.grad for net in made.networks.values() for p in net.parameters() if p.grad is not None]
+    assert gradients and all(torch.isfinite(g).all() for g in gradients)
