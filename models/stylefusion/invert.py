@@ -27,7 +27,7 @@ from mixsyn_fast.progress import progress
 from mixsyn_fast.writing import write_json
 
 from ..metrics.lpips import LPIPS
-from ..pictures.files import read_image
+from ..pictures.files import list_pictures, read_image
 from ..pictures.options import (
     UNSEEN,
     ModelOptions,
@@ -137,7 +137,7 @@ def invert(
 class Options(ModelOptions):
     """Options of the command."""
 
-    image: tuple[str, ...] = ()  # photos; none: two images of the model itself, to be found again
+    image: tuple[str, ...] = ()  # photos, or folders of them; none: two images of the model itself, to be found again
     space: Literal["w", "w+", "s"] = "w"  # what is optimised: one w, one w a layer, or s
     steps: int = 150  # of the optimisation, for each photo
     lr: float = 0.05  # its learning rate
@@ -164,14 +164,15 @@ class Options(ModelOptions):
 
 def main(options: Options) -> int:
     """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
-    names = [Path(image).stem for image in options.image] or ["own_0", "own_1"]
+    photos_at = [str(file) for image in options.image for file in _files(image)]
+    names = [Path(image).stem for image in photos_at] or ["own_0", "own_1"]
     if len(set(names)) != len(names):
         raise ValueError(f"image: expected photos of different names, for that is what files are called; got {names}")
     images = {name: options.out / f"{name}.png" for name in names}
     codes = {name: options.codes_out / f"{name}.safetensors" for name in names}
     outputs = {f"out: {name}": path for name, path in images.items()}
     outputs |= {f"codes_out: {name}": path for name, path in codes.items()}
-    check_outputs({**outputs, "sheet": options.sheet, "json": options.json}, options.image)
+    check_outputs({**outputs, "sheet": options.sheet, "json": options.json}, photos_at)
     lpips = None
     if options.network != "none":
         try:
@@ -182,8 +183,8 @@ def main(options: Options) -> int:
                 raise FileNotFoundError(f"lpips: {error}; or --network none") from error
             print(f"without LPIPS, by the squared difference alone: {error}", file=sys.stderr)
     fusion = open_model(StyleFusion, options.model, options.device)
-    if options.image:
-        photos = [_square(read_image(image), fusion.size, image) for image in options.image]
+    if photos_at:
+        photos = [_square(read_image(image), fusion.size, image) for image in photos_at]
     else:
         photos = [fusion.generate(UNSEEN + options.seed + i).image for i in range(len(names))]
     rows, table = [], {}
@@ -210,6 +211,11 @@ def main(options: Options) -> int:
         write_json(options.json, table)
         print(f"written: {options.json}")
     return 0
+
+
+def _files(image: str) -> list[Path]:
+    """Return the file, or the pictures of the folder."""
+    return list(list_pictures(image).values()) if Path(image).is_dir() else [Path(image)]
 
 
 def _square(photo: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:

@@ -116,7 +116,9 @@ def test_heatmap(model: str, fusion: StyleFusion, tmp_path: Path) -> None:
 
 def test_invert_finds_an_image_again(model: str, fusion: StyleFusion, tmp_path: Path) -> None:
     save_image(tmp_path / "photo.png", np.repeat(fusion.generate(3).image, 2, 1)[:, 16:48])
-    words = f"invert --image {tmp_path}/photo.png --network none --steps 12 --out {tmp_path}/i --codes-out {tmp_path}/i"
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photo.png").rename(tmp_path / "photos" / "photo.png")
+    words = f"invert --image {tmp_path}/photos --network none --steps 12 --out {tmp_path}/i --codes-out {tmp_path}/i"
     words += f" --sheet {tmp_path}/s.png --json {tmp_path}/i.json"
     assert run(words, model) == 0
     losses = json.loads((tmp_path / "i.json").read_text())["photo"]["losses"]
