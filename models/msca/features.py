@@ -1,0 +1,28 @@
+"""The exemplar's image features at five scales, Eq. 1 before its compression: a fixed VGG's, or those of an own trunk."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..feature_networks import PERCEPTUAL_TAPS, FeatureNetwork
+from .networks import Alignment
+
+
+def image_features(alignment: Alignment, vgg: FeatureNetwork | None, image: Tensor) -> list[Tensor]:
+    """Return the features of images (B, 3, H, W) in [-1, 1], scales 0 to 4, as `Alignment.exemplar` takes them.
+
+    Args:
+        alignment: its trunk is used, where it has one.
+        vgg: relu1_1, relu2_1, ... relu5_1 of it otherwise; no gradient goes there.
+        image: the exemplars.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    if alignment.trunk is not None:
+        return alignment.trunk(image)
+    if vgg is None:
+        raise ValueError("vgg: expected a VGG, for the model has no trunk of its own; got none")
+    with torch.no_grad():
+        return vgg(image, PERCEPTUAL_TAPS)
