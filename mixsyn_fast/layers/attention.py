@@ -93,6 +93,8 @@ class Target(NamedTuple):
 class FeatureMask(nn.Sequential):
     """Feature masking (MSCA, Eq. 6): ``sigmoid(mlp([gap(F_c1), gap(F_c2)]))``, a gate for each of K vectors.
 
+    The module is the MLP, without its sigmoid.
+
     Args:
         condition_channels: M2, channels of the exemplar's label features.
         target_channels: M1, channels of the target's label features.
@@ -105,7 +107,7 @@ class FeatureMask(nn.Sequential):
         hidden = max(maps, both // 4) if hidden is None else check_integer("FeatureMask", "hidden", hidden, 1, None)
         super().__init__(nn.Linear(both, hidden), nn.ReLU(), nn.Linear(hidden, maps))
 
-    def forward(self, condition_mean: Tensor, target_mean: Tensor) -> Tensor:  # type: ignore[override]
+    def gates(self, condition_mean: Tensor, target_mean: Tensor) -> Tensor:
         """Return the gates (B, K) in (0, 1).
 
         Args:
@@ -113,7 +115,7 @@ class FeatureMask(nn.Sequential):
             target_mean: gap(F_c1), (B, M1).
         """
         dtype = next(self.parameters()).dtype
-        return torch.sigmoid(super().forward(torch.cat((target_mean.to(dtype), condition_mean.to(dtype)), 1)))
+        return torch.sigmoid(self(torch.cat((target_mean.to(dtype), condition_mean.to(dtype)), 1)))
 
 
 def gate_values(gathered: Gathered, gate: FeatureMask | None, target_mean: Tensor) -> Tensor:
@@ -130,7 +132,7 @@ def gate_values(gathered: Gathered, gate: FeatureMask | None, target_mean: Tenso
     values, mean = gathered
     if target_mean.shape[0] != values.shape[0]:
         raise ValueError(f"target_condition: expected batch {values.shape[0]} as features, got {target_mean.shape[0]}")
-    return values if gate is None else values * gate(mean, target_mean)[:, :, None].to(values.dtype)
+    return values if gate is None else values * gate.gates(mean, target_mean)[:, :, None].to(values.dtype)
 
 
 class SpatialChannelAttention(nn.Module):

@@ -125,7 +125,7 @@ class LabelAlignment(nn.Module):
 class MeanAlignment(nn.Module):
     """The mean over all positions, everywhere (ablation "GAP"): MSCA with one map of constant logits, without a gate."""
 
-    gate = None
+    gate: FeatureMask | None = None
 
     def gather(
         self, features: Tensor, condition: Tensor, regions: RegionMap, compress: Tensor | None, mask: Tensor | None

@@ -20,9 +20,12 @@ def image_features(alignment: Alignment, vgg: FeatureNetwork | None, image: Tens
     Raises:
         ValueError: neither is there.
     """
+    found: list[Tensor]
     if alignment.trunk is not None:
-        return alignment.trunk(image)
+        found = alignment.trunk(image)
+        return found
     if vgg is None:
         raise ValueError("vgg: expected a VGG, for the model has no trunk of its own; got none")
     with torch.no_grad():
-        return vgg(image, PERCEPTUAL_TAPS)
+        found = vgg(image, PERCEPTUAL_TAPS)
+    return found

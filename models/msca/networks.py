@@ -1,4 +1,4 @@
-"""MSCA's networks: label pyramid, exemplar's features, alignment, synthesis; the decoder that pretrains the alignment.
+"""MSCA's networks: label pyramid, exemplar's features, alignment, synthesis; a decoder to pretrain the alignment.
 
 What depends on the exemplar (:class:`Exemplar`) and what depends on the label map (:class:`Layout`) are made apart and joined
 last, so each serves any number of the other. Neither the aligned features F_x1 nor the compressed features F_x2 are ever
@@ -263,7 +263,7 @@ class Alignment(nn.Module):
             values = join_gathered(gathered, [each.log_masses[scale] for each in exemplars], weights)
             gate = self.aligner(scale).gate
             if gate is not None:
-                gates = [gate(gathered[j].condition_mean, target.condition_mean) * (weights[j] / total) for j in used]
+                gates = [gate.gates(gathered[j].condition_mean, target.condition_mean) * (weights[j] / total) for j in used]
                 values = values * torch.stack(gates).sum(0)[:, :, None].to(values.dtype)
             found.append(Attended(values, target.maps, target.condition))
         return found
@@ -344,7 +344,8 @@ class Synthesis(nn.Module):
             x = self.blocks[scale](x, attended[scale])
             if scale:
                 x = F.interpolate(x, scale_factor=2, mode="nearest")
-        return self.conv_img(F.leaky_relu(x, SLOPE))
+        image: Tensor = self.conv_img(F.leaky_relu(x, SLOPE))
+        return image
 
     def forward(self, attended: Sequence[Attended]) -> Tensor:
         """Return the image (B, 3, H, W) in (-1, 1).
