@@ -1,0 +1,1 @@
+"""Harmonized regional style transfer and manipulation (Wang, Tang, Zhang, Wu, Dong, Computational Visual Media 2023)."""
