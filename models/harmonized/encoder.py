@@ -12,6 +12,8 @@ pooled as it is and only the K means are projected and added: F is never made (d
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -130,15 +132,15 @@ class MultiScaleEncoder(nn.Module):
                 each = F.avg_pool2d(each, 2)
             elif each.shape[2] < size[0]:
                 each = F.interpolate(each, size=size, mode="bilinear")
-            total = total + alpha * F.conv2d(each, projection.weight[:, :, None, None])
+            total = total + alpha * F.conv2d(each, cast(Tensor, projection.weight)[:, :, None, None])
         return total
 
 
 def spread_weights(regions: RegionMap) -> RegionMap:
-    """Return a map for features of half the size that pools them as `regions` pools them upsampled (bilinear, by 2).
+    """Return a map for features of half the size that pools them as `regions` does after upsampling (bilinear, by 2).
 
-    The mean of U x over a region is that of x with the weights U^T m, m being the region's mask: as U's rows sum to one, so do
-    both means' weights.
+    The mean of U x over a region is that of x with the weights U^T m, m being the region's mask: as U's rows sum to one,
+    both means have the same sum of weights.
 
     Args:
         regions: hard or soft, (H, W) even.

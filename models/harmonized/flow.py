@@ -21,7 +21,8 @@ between. Codes are standardised first, each number by its mean and deviation ove
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -129,8 +130,8 @@ class StyleFlow(nn.Module):
 
         start = (x, x.new_zeros(len(x)))
         z, gained = self._integral(both, start, solver, forward=True)
-        normal = -0.5 * (z * z).sum(1) - 0.5 * self.size * math.log(2 * math.pi)
-        return normal + gained - self.deviation.log().sum()
+        likelihood: Tensor = gained - 0.5 * (z * z).sum(1) - 0.5 * self.size * math.log(2 * math.pi)
+        return likelihood - self.deviation.log().sum()
 
     def _checked(self, values: Tensor) -> Tensor:
         if values.dim() != 2 or values.shape[1] != self.size:
@@ -138,9 +139,10 @@ class StyleFlow(nn.Module):
         return values
 
     def _solved(self, start: Tensor, solver: Solver, *, forward: bool) -> Tensor:
-        return self._integral(self.change, start, solver, forward=forward)
+        found: Tensor = self._integral(self.change, start, solver, forward=forward)
+        return found
 
-    def _integral(self, change, start, solver: Solver, *, forward: bool):  # type: ignore[no-untyped-def]
+    def _integral(self, change: Callable[..., Any], start: Any, solver: Solver, *, forward: bool) -> Any:
         """The state at the other end of time; `start` is a tensor or a tuple of them."""
         from torchdiffeq import odeint
 
