@@ -1,8 +1,8 @@
 """MSCA's networks: label pyramid, exemplar's features, alignment, synthesis; a decoder to pretrain the first three.
 
 What depends on the exemplar (:class:`Exemplar`) and what depends on the label map (:class:`Layout`) are made apart and
-joined last, so each serves any number of the other. Neither the aligned features F_x1 nor the compressed features F_x2 are ever
-made: see docs/exact_algebra.md, 7 and 12. `use_plan("dense")` computes as published.
+joined last, so each serves any number of the other. Neither the aligned features F_x1 nor the compressed features F_x2 are
+ever made: see docs/exact_algebra.md, 7 and 12. `use_plan("dense")` computes as published.
 """
 
 from __future__ import annotations
