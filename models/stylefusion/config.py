@@ -30,7 +30,7 @@ class Config:
 
     generator: str = ""  # the StyleGAN2 whose codes are fused: a file, or a run folder
     segments: str = ""  # file of the generator's segments (mixsyn-fast stylefusion segments), or its text
-    tree: str = "faces"  # faces, cars, churches, or a file of a tree, JSON or YAML
+    tree: str = "faces"  # faces, cars, churches, drawn_faces, facades, or a file of a tree, JSON or YAML
     nodes: tuple[str, ...] = ()
     """inner nodes to train, from the top down; none: all. Those above them must be trained before"""
     training: Literal["tree", "regular", "short", "favored"] = "tree"

@@ -106,7 +106,7 @@ def load_fusion_hierarchy(
     Args:
         nodes: a JSON file, an object from the name of an inner node to its file of FusionNet weights, relative to the JSON.
             A node that is missing has no network: it passes its own code.
-        tree: a domain (faces, cars, churches), a file of a tree, or the tree itself.
+        tree: a domain (faces, cars, churches, ...), a file of a tree, or the tree itself.
         layout: the S space; None: the tree's.
         coarse: see :func:`load_fusion_net`.
         q_on: as ``coarse``.

@@ -140,8 +140,19 @@ CHURCHES = RegionTree(
     truncation=0.5,
 )
 
-DOMAINS = {"faces": FACES, "cars": CARS, "churches": CHURCHES}
-"""The paper's trees by the name of their domain."""
+DRAWN_FACES = RegionTree(
+    {"all": ("face", "bg_hair"), "bg_hair": ("hair", "bg")},
+    StyleLayout.stylegan2(64),
+    training={"all": Training("favored", "face")},
+)
+FACADES = RegionTree(
+    {"all": ("building", "background"), "building": ("wall", "openings")},
+    StyleLayout.stylegan2(64),
+    training={"all": Training("favored", "building")},
+)
+
+DOMAINS = {"faces": FACES, "cars": CARS, "churches": CHURCHES, "drawn_faces": DRAWN_FACES, "facades": FACADES}
+"""Trees by the name of their domain: the paper's, and those of the shipped models."""
 
 
 def tree_from_json(text: str) -> RegionTree:
