@@ -39,6 +39,13 @@ _COMMANDS = {
         "clvae edit": ("models.clvae.edit", "new codes for some classes or levels, step by step; material sheets"),
         "clvae evaluate": ("models.clvae.evaluate", "Tables 1 to 5, and how local edits are; of a SPADE-VAE too"),
     },
+    "MSCA: the image of a label map in the style of any scene": {
+        "msca evaluate": (
+            "models.msca.evaluate",
+            "Table 1: duplicating, mirroring, retrieving; several models side by side",
+        ),
+        "msca transfer": ("models.msca.transfer", "which labels hand what to which, and which are alike (Fig. 10, 12)"),
+    },
     "StyleFusion: images of a code per region": {
         "stylefusion generate": ("models.stylefusion.generate", "random images, and their codes"),
         "stylefusion fuse": ("models.stylefusion.fuse", "other codes for some regions of an image, all else as it is"),

@@ -32,7 +32,7 @@ class Columns:
     settings: dict[str, Any]
     """What was compared with what, and how."""
     reports: Mapping[str, Mapping[str, Report]]
-    """Task -> model -> scores and FID; every task has the same models, the first one is what the others are compared with."""
+    """Task -> model -> scores and FID; every task has the same models, and the others are compared with the first one."""
     counts: dict[str, int] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     """What stands in the JSON besides, for a person to check."""
@@ -122,12 +122,16 @@ class Columns:
         models = self.reports[task]
         rows = []
         for metric in self._metrics(task):
-            found = [report.scores[metric].whole(self.seed) if metric in report.scores else None for report in models.values()]
+            found = [
+                report.scores[metric].whole(self.seed) if metric in report.scores else None for report in models.values()
+            ]
             cells = ["–" if each is None else f"{each} ({each.count})" for each in found]
             rows.append(f"| {task} | {METRICS[metric].heading} | {' | '.join(cells)} |")
         fids = [report.fid.get("") for report in models.values()]
         if any(fid is not None for fid in fids):
-            cells = ["–" if fid is None else f"{fid.value:.4g} ({fid.first_count} against {fid.second_count})" for fid in fids]
+            cells = [
+                "–" if fid is None else f"{fid.value:.4g} ({fid.first_count} against {fid.second_count})" for fid in fids
+            ]
             rows.append(f"| {task} | {METRICS['fid'].heading} | {' | '.join(cells)} |")
         return rows
 
@@ -153,7 +157,9 @@ def _difference(score: Score, first: Score, seed: int) -> Interval:
     """Mean of `score - first` over the pictures that both have."""
     known = dict(zip(first.names, first.values, strict=True))
     pairs = [(value, known[name]) for name, value in zip(score.names, score.values, strict=True) if name in known]
-    change = np.array([ours - theirs if math.isfinite(ours) and math.isfinite(theirs) else math.nan for ours, theirs in pairs])
+    change = np.array(
+        [ours - theirs if math.isfinite(ours) and math.isfinite(theirs) else math.nan for ours, theirs in pairs]
+    )
     return intervals(change, seed=seed)[0]
 
 

@@ -1,13 +1,13 @@
 r"""The picture of a pool that is most like a given one: by labels first, then by dense matching.
 
-Zheng et al. (MSCA, Sec. 4, "retrieving") take the candidates whose label histograms have the greatest intersection with the
-picture's, and of them the one that SIFT Flow matches best. SIFT Flow's code is not to be had as a library; here its parts are
-those of scikit-image:
+Zheng et al. (MSCA, Sec. 4, "retrieving") take the candidates whose label histograms have the greatest intersection with
+the picture's, and of them the one that SIFT Flow matches best. SIFT Flow's code is not to be had as a library; here its
+parts are those of scikit-image:
 
-* label histogram: share of the pixels of every class; the intersection of two is :math:`\sum_k \min(h_k, h'_k)`, 1 for equal
-  ones without unlabelled pixels;
-* dense flow: TV-L1 (Zach, Pock, Bischof, DAGM 2007; Wedel et al., 2009) from the picture to the candidate on grey values, the
-  shorter side at most `SIDE` pixels;
+* label histogram: share of the pixels of every class; the intersection of two is :math:`\sum_k \min(h_k, h'_k)`, 1 for
+  equal ones without unlabelled pixels;
+* dense flow: TV-L1 (Zach, Pock, Bischof, DAGM 2007; Wedel et al., 2009) from the picture to the candidate on grey values,
+  the shorter side at most `SIDE` pixels;
 * matching cost: the candidate is warped by the flow, and what is left is the mean distance of DAISY descriptors (Tola,
   Lepetit, Fua, PAMI 2010), dense histograms of gradients like SIFT's, so that brightness and colours hardly count.
 """
@@ -64,12 +64,14 @@ def grey_for_matching(image: np.ndarray) -> np.ndarray:
         size = tuple(max(least, round(side * scale)) for side in grey.shape)
         grey = resize(grey, size, anti_aliasing=True).astype(np.float32)
     if min(grey.shape) < least:
-        raise ValueError(f"image: expected at least {least} x {least} pixels to match, got {grey.shape[0]} x {grey.shape[1]}")
+        raise ValueError(
+            f"image: expected at least {least} x {least} pixels to match, got {grey.shape[0]} x {grey.shape[1]}"
+        )
     return grey
 
 
 def matching_cost(target: np.ndarray, candidate: np.ndarray) -> float:
-    """Return what is left of the difference of two pictures after the candidate was warped onto the target; 0 for equal ones.
+    """Return what differs between two pictures after the candidate was warped onto the target; 0 for equal ones.
 
     Args:
         target: (h, w) float32, of :func:`grey_for_matching`.
@@ -84,7 +86,9 @@ def matching_cost(target: np.ndarray, candidate: np.ndarray) -> float:
     skimage = _skimage()
     flow = skimage.registration.optical_flow_tvl1(target, candidate)
     places = np.meshgrid(*(np.arange(side) for side in target.shape), indexing="ij")
-    warped = skimage.transform.warp(candidate, np.stack([at + move for at, move in zip(places, flow, strict=True)]), mode="edge")
+    warped = skimage.transform.warp(
+        candidate, np.stack([at + move for at, move in zip(places, flow, strict=True)]), mode="edge"
+    )
     ours, theirs = (skimage.feature.daisy(grey, **_DAISY) for grey in (target, warped.astype(np.float32)))
     return float(np.linalg.norm(ours - theirs, axis=2).mean())
 
@@ -148,9 +152,7 @@ class Pool:
         others = [at for at in np.argsort(-shares, kind="stable").tolist() if self._contents[at] != own][:count]
         grey, names = grey_for_matching(item.image), self.dataset.source.names()
         judged = [
-            Candidate(
-                names[self._indices[at]], self._indices[at], float(shares[at]), matching_cost(grey, self._greys[at])
-            )
+            Candidate(names[self._indices[at]], self._indices[at], float(shares[at]), matching_cost(grey, self._greys[at]))
             for at in others
         ]
         return sorted(judged, key=lambda candidate: candidate.cost)

@@ -1,4 +1,4 @@
-r"""The colours of one picture given to another: mean and covariance of its RGB values, by the linear map that moves them least.
+r"""The colours of one picture given to another: mean and covariance of RGB, by the linear map that moves colours least.
 
 .. math::
 
@@ -6,8 +6,8 @@ r"""The colours of one picture given to another: mean and covariance of its RGB 
     A = \Sigma_1^{-1/2} \bigl( \Sigma_1^{1/2} \Sigma_2 \Sigma_1^{1/2} \bigr)^{1/2} \Sigma_1^{-1/2}
 
 is the optimal transport between the two normal distributions (Monge-Kantorovich; Pitié and Kokaram, "The linear
-Monge-Kantorovitch linear colour mapping for example-based colour transfer", CVMP 2007). Of all linear maps that make means and
-covariances equal (they differ by a rotation) it has the least mean squared change of colours, so that none changes hue
+Monge-Kantorovitch linear colour mapping for example-based colour transfer", CVMP 2007). Of all linear maps that make means
+and covariances equal (they differ by a rotation) it has the least mean squared change of colours, so that none changes hue
 without need, as whitening and colouring by principal axes may.
 """
 

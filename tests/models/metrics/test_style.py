@@ -8,29 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mixsyn_fast.models.feature_networks import PERCEPTUAL_TAPS, FeatureNetwork, gram
+from mixsyn_fast.models.feature_networks import PERCEPTUAL_TAPS, gram
 from mixsyn_fast.models.metrics import StyleDistance
 from torch import Tensor
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random VGG-16 in a file, with the keys of the public ones."""
-    torch.manual_seed(3)
-    at = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-    state = {}
-    for index, convolution in zip(at, FeatureNetwork("vgg16").convolutions, strict=True):
-        out, inner = convolution.weight.shape[:2]
-        state[f"features.{index}.weight"] = torch.randn(out, inner, 3, 3) * (2 / (9 * inner)) ** 0.5
-        state[f"features.{index}.bias"] = torch.randn(out) * 0.1
-    path = tmp_path_factory.mktemp("style") / "vgg16.pth"
-    torch.save(state, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def style(file: Path) -> StyleDistance:
-    return StyleDistance(file)
+def style(vgg16_file: Path) -> StyleDistance:
+    return StyleDistance(vgg16_file)
 
 
 def pictures() -> tuple[Tensor, Tensor]:
@@ -86,9 +71,7 @@ def test_where_things_are_does_not_count(style: StyleDistance) -> None:
         gram(features, features)
 
 
-def test_bad_input_is_named(
-    style: StyleDistance, alexnet_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_input_is_named(style: StyleDistance, alexnet_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     image, target = pictures()
     with pytest.raises(ValueError, match="labels and num_regions: expected both or neither"):
         style(image, target, num_regions=2)
