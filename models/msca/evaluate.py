@@ -56,7 +56,8 @@ from ..sheets import contact_sheet, save_png, to_uint8
 from ..training import Trained
 from .model import MSCA
 
-TASKS = ("retrieving", "mirroring", "duplicating")
+Task = Literal["retrieving", "mirroring", "duplicating"]
+TASKS: tuple[Task, ...] = ("retrieving", "mirroring", "duplicating")
 """In the order of Table 1."""
 METRICS = ("psnr", "lpips_vgg", "style", "fid")
 OURS = "model"
@@ -195,7 +196,7 @@ def sheet_row(given: Posed, made: Mapping[str, np.ndarray], psnr: Mapping[str, f
     Returns:
         Cells (H, W, 3) uint8.
     """
-    size = cell_size(given.truth.shape[:2])  # type: ignore[arg-type]
+    size = cell_size((given.truth.shape[0], given.truth.shape[1]))
     labels = colorize(enlarged_labels(given.item.labels, size), num_classes)
     exemplar = f"exemplar {given.exemplar.name}"
     if given.candidates:
@@ -318,7 +319,7 @@ class Options(JudgedModelOptions):
     """Options of the command."""
 
     compare: tuple[str, ...] = repeated()  # NAME=MODEL: another column, an ablation or a run of spade with a VAE, say
-    tasks: tuple[Literal["retrieving", "mirroring", "duplicating"], ...] = TASKS
+    tasks: tuple[Task, ...] = TASKS
     """what the models have to do"""
     pool: str | None = None  # part of the data set that exemplars are retrieved from; none: the part that is judged
     candidates: int = 20  # pictures with the most similar label histograms, of which one is matched best
@@ -381,7 +382,7 @@ def main(options: Options) -> int:
     files = {"lpips_vgg": options.lpips, "style_vgg": options.style, "inception": options.inception}
     device = device_of(options.device)
     tools = Tools(METRICS, files, device=device)
-    tasks, problems = list(options.tasks), list[str]()
+    tasks, problems = list[str](options.tasks), list[str]()
     pool: Pool | None = None
     if "retrieving" in tasks:
         try:
