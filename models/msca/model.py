@@ -13,7 +13,6 @@ call: a new label map costs its own half and the synthesis, a new exemplar likew
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,7 +34,7 @@ from ..memory import Memory, digest
 from ..model_file import ModelFile, digest_of
 from ..pictures.picture import Picture, checked_labels, checked_picture, fit, fit_labels
 from ..sheets import to_uint8
-from .blending import blending_weights, gradient_maps, patch_border, weights_of_walk, window_places
+from .blending import blending_weights, check_weights, gradient_maps, patch_border, weights_of_walk, window_places
 from .config import GeneratorConfig, sizes_of
 from .features import image_features
 from .networks import Alignment, Exemplar, Layout, Synthesis
@@ -76,6 +75,14 @@ class Made:
     """Of an extrapolation: (row, column) of the upper left corners of the windows that it was made of."""
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Mixed(Made):
+    """An image of several styles, each somewhere."""
+
+    weights: np.ndarray
+    """(J, H, W) float32: the share of every exemplar at every pixel; together they sum to one."""
+
+
 @dataclass(frozen=True, eq=False)
 class ScaleMaps:
     """What the attention of one scale does with an exemplar and a label map. K maps, C classes."""
@@ -104,13 +111,13 @@ class ScaleMaps:
         return [int(k) for k in np.argsort(-self.strength, kind="stable")[:count]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Correspondence(Made):
     """An image, and what went where."""
 
-    exemplar: Picture | None = None
+    exemplar: Picture
     """As the model saw it."""
-    scales: tuple[ScaleMaps, ...] = ()
+    scales: tuple[ScaleMaps, ...]
     """Of scales 0 to 4."""
 
 
@@ -295,7 +302,7 @@ class MSCA:
             ValueError: no exemplar, another number of weights, or weights out of range.
         """
         fitted, pictures = self._labels(labels, size), self._exemplars(exemplars)
-        self._check_weights(weights, len(pictures))
+        check_weights(weights, len(pictures))
         return self._mixed(fitted, pictures, weights)
 
     def walk(
@@ -323,7 +330,7 @@ class MSCA:
         direction: Literal["horizontal", "vertical"] = "horizontal",
         *,
         size: tuple[int, int] | None = None,
-    ) -> Made:
+    ) -> Mixed:
         """Return the image of a label map whose style changes from place to place (Sec. 4, Fig. 7).
 
         Args:
@@ -348,7 +355,7 @@ class MSCA:
         layout, layouts = self._layout(fitted)
         given = torch.from_numpy(maps)[None].to(self.device)
         image = self._image(self._spatially([half for half, _ in halves], given, layout))
-        return Made(image, fitted, sum(computed for _, computed in halves), layouts)
+        return Mixed(image, fitted, sum(computed for _, computed in halves), layouts, weights=maps)
 
     def extrapolate(
         self,
@@ -441,12 +448,6 @@ class MSCA:
                 raise ValueError(f"exemplars[{i}]: expected (image, label map), got {type(given).__name__}")
             found.append(self._exemplar(*given, f"exemplars[{i}]: image", f"exemplars[{i}]: labels"))
         return found
-
-    def _check_weights(self, weights: Sequence[float], count: int) -> None:
-        if len(weights) != count:
-            raise ValueError(f"weights: expected one for each of {count} exemplars, got {len(weights)}")
-        if not all(0 <= weight < math.inf for weight in weights) or not sum(weights):
-            raise ValueError(f"weights: expected numbers that are not negative, and one above 0; got {tuple(weights)}")
 
     def _weight_maps(
         self,
