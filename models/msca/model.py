@@ -28,7 +28,7 @@ from mixsyn_fast.backend import current_backend, current_plan
 from mixsyn_fast.layers.attended import Attended
 
 from ..checkpoints import load_checked
-from ..feature_networks import FeatureNetwork, Kind, find_weights
+from ..feature_networks import FeatureNetwork
 from ..losses.perceptual import load_vgg
 from ..memory import Memory, digest
 from ..model_file import ModelFile, digest_of
@@ -585,35 +585,36 @@ def _vgg_of(saved: Saved, weights: str, source: str) -> FeatureNetwork | None:
         if weights != "auto":
             raise ValueError(f"vgg_weights: expected 'auto', for {source} has a trunk of its own; got {weights}")
         return None
-    file = find_weights(cast(Kind, saved.vgg)) if weights == "auto" else weights
-    if file is None:
-        raise FileNotFoundError(
-            f"vgg_weights: {source} needs the weights of {saved.vgg}, none on this machine: give the file"
-        )
-    vgg = load_vgg(str(file))
-    if (vgg.kind, digest_of(vgg)) != (saved.vgg, saved.vgg_digest):
+    try:
+        vgg = load_vgg(weights, cast(Literal["vgg16", "vgg19"], saved.vgg))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; {source} reads the features of {saved.vgg}") from error
+    if digest_of(vgg) != saved.vgg_digest:
         raise ValueError(
-            f"vgg_weights: {file}: expected the {saved.vgg} that {source} was trained with "
-            f"(digest {saved.vgg_digest[:12]}), got {vgg.kind} (digest {digest_of(vgg)[:12]})"
+            f"vgg_weights: expected the {saved.vgg} that {source} was trained with (digest {saved.vgg_digest[:12]}), "
+            f"got another one (digest {digest_of(vgg)[:12]})"
         )
     return vgg
 
 
 def _load_run(folder: Path, vgg_weights: str) -> MSCA:
     from ..training.trained import load_trained
+    from .task import MSCATask
 
     try:
         trained = load_trained(folder)
-        if trained.config["model"] != "msca":
+        task = trained.task
+        if not isinstance(task, MSCATask):
             raise ValueError(f"a run of model {trained.config['model']!r}")
         whole = trained.config["data"]["size"]
         size = (whole[0] // 2, whole[-1] // 2)  # patches of half the picture's size
         alignment = cast(Alignment, trained.networks["alignment"])
         synthesis = cast(Synthesis, trained.networks["synthesis"])
-        own = alignment.config.trunk == "own"
-        if own and vgg_weights != "auto":
-            raise ValueError(f"vgg_weights: expected 'auto', for the run has a trunk of its own; got {vgg_weights}")
-        named = trained.config["task"]["vgg_weights"] if vgg_weights == "auto" else vgg_weights
-        return MSCA(alignment, synthesis, trained.config["classes"], size, None if own else load_vgg(named))
+        if alignment.config.trunk == "own":
+            vgg = _vgg_of(Saved(), vgg_weights, str(folder))
+        else:  # the task has loaded the one that the run names
+            kind = None if task.config.vgg_kind == "auto" else task.config.vgg_kind
+            vgg = task.vgg if vgg_weights == "auto" else load_vgg(vgg_weights, kind)
+        return MSCA(alignment, synthesis, trained.config["classes"], size, vgg)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: expected a run of `mixsyn-fast train msca`, got: {error}") from error
