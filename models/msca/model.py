@@ -37,6 +37,7 @@ from ..sheets import to_uint8
 from .blending import blending_weights, check_weights, gradient_maps, patch_border, weights_of_walk, window_places
 from .config import GeneratorConfig, sizes_of
 from .features import image_features
+from .label_transfer import label_masses
 from .networks import Alignment, Exemplar, Layout, Synthesis
 
 Scene = tuple[np.ndarray, np.ndarray]
@@ -570,9 +571,7 @@ class MSCA:
 
 def _shares(maps: Tensor, regions: RegionMap) -> Tensor:
     """Share of the mass of maps (K, h, w) on every label, (K, C); zeros for a map without mass."""
-    size = (maps.shape[1], maps.shape[2])
-    masses = torch.einsum("khw,chw->kc", maps, regions.onehot(size, maps.dtype)[0])
-    return masses / maps.sum((1, 2))[:, None].clamp(min=torch.finfo(maps.dtype).tiny)
+    return label_masses(maps[None], regions)[0] / maps.sum((1, 2))[:, None].clamp(min=torch.finfo(maps.dtype).tiny)
 
 
 def _networks(saved: Saved) -> dict[str, nn.Module]:

@@ -110,6 +110,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--merge": None, "--limit": None, "--inception": None, "--seed": 0, "--samples": 40, "--network": "alexnet",
         "--lpips": None, "--out": "evaluation",
     },
+    "msca evaluate": {
+        **READER,
+        "--model": None, "--device": "cpu", "--data": "", "--kind": "auto", "--split": "val", "--unknown": "class",
+        "--merge": None, "--limit": None, "--inception": None, "--seed": 0, "--compare": [],
+        "--tasks": ["retrieving", "mirroring", "duplicating"], "--pool": None, "--candidates": 20,
+        "--colour-correction": True, "--lpips": None, "--style": None, "--show": 4, "--out": "evaluation",
+    },
+    "msca transfer": {
+        **READER,
+        "--model": None, "--device": "cpu", "--data": "", "--kind": "auto", "--split": "val", "--unknown": "class",
+        "--merge": None, "--limit": None, "--seed": 0, "--scale": 0, "--gates": True, "--labels": 20, "--clustered": 25,
+        "--linkage": "average", "--out": "transfer", "--json": None,
+    },
     "stylefusion generate": {
         "--model": None, "--device": "cpu", "--count": 6, "--seed": 0, "--out": "generated", "--codes-out": None,
         "--sheet": None,
@@ -154,7 +167,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--split": None, "--unknown": None, "--size": None, "--limit": None,
         "--metrics": ["psnr", "ssim", "rmse", "lpips_vgg", "lpips_alex", "fid"], "--regions": False, "--step": "newest",
         "--live": False, "--draws": 8, "--diversity-network": "alexnet", "--diversity-rule": "masked", "--lpips-vgg": None,
-        "--lpips-alex": None, "--inception": None, "--batch-size": 8, "--device": "cpu", "--seed": 0,
+        "--lpips-alex": None, "--style-vgg": None, "--inception": None, "--batch-size": 8, "--device": "cpu", "--seed": 0,
         "--out": "evaluation",
     },
     "parse": {
