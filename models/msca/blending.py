@@ -96,6 +96,14 @@ def weights_of_walk(count: int, between: int) -> list[tuple[float, ...]]:
     return [*found, tuple(1.0 if i == count - 1 else 0.0 for i in range(count))]
 
 
+def check_weights(weights: Sequence[float], count: int) -> None:
+    """ValueError for weights that are not one for each of `count` exemplars, or negative, or all 0."""
+    if len(weights) != count:
+        raise ValueError(f"weights: expected one for each of {count} exemplars, got {len(weights)}")
+    if not all(0 <= weight < math.inf for weight in weights) or not sum(weights):
+        raise ValueError(f"weights: expected numbers that are not negative, and one above 0; got {tuple(weights)}")
+
+
 def gradient_maps(count: int, size: tuple[int, ...], direction: str) -> np.ndarray:
     """Return weight maps (count, H, W) float32 that change linearly from one exemplar to the next, and sum to one.
 

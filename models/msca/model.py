@@ -13,7 +13,6 @@ call: a new label map costs its own half and the synthesis, a new exemplar likew
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,15 +28,16 @@ from mixsyn_fast.backend import current_backend, current_plan
 from mixsyn_fast.layers.attended import Attended
 
 from ..checkpoints import load_checked
-from ..feature_networks import FeatureNetwork, Kind, find_weights
+from ..feature_networks import FeatureNetwork
 from ..losses.perceptual import load_vgg
 from ..memory import Memory, digest
 from ..model_file import ModelFile, digest_of
 from ..pictures.picture import Picture, checked_labels, checked_picture, fit, fit_labels
 from ..sheets import to_uint8
-from .blending import blending_weights, gradient_maps, patch_border, weights_of_walk, window_places
+from .blending import blending_weights, check_weights, gradient_maps, patch_border, weights_of_walk, window_places
 from .config import GeneratorConfig, sizes_of
 from .features import image_features
+from .label_transfer import label_masses
 from .networks import Alignment, Exemplar, Layout, Synthesis
 
 Scene = tuple[np.ndarray, np.ndarray]
@@ -76,6 +76,14 @@ class Made:
     """Of an extrapolation: (row, column) of the upper left corners of the windows that it was made of."""
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Mixed(Made):
+    """An image of several styles, each somewhere."""
+
+    weights: np.ndarray
+    """(J, H, W) float32: the share of every exemplar at every pixel; together they sum to one."""
+
+
 @dataclass(frozen=True, eq=False)
 class ScaleMaps:
     """What the attention of one scale does with an exemplar and a label map. K maps, C classes."""
@@ -104,13 +112,13 @@ class ScaleMaps:
         return [int(k) for k in np.argsort(-self.strength, kind="stable")[:count]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Correspondence(Made):
     """An image, and what went where."""
 
-    exemplar: Picture | None = None
+    exemplar: Picture
     """As the model saw it."""
-    scales: tuple[ScaleMaps, ...] = ()
+    scales: tuple[ScaleMaps, ...]
     """Of scales 0 to 4."""
 
 
@@ -295,7 +303,7 @@ class MSCA:
             ValueError: no exemplar, another number of weights, or weights out of range.
         """
         fitted, pictures = self._labels(labels, size), self._exemplars(exemplars)
-        self._check_weights(weights, len(pictures))
+        check_weights(weights, len(pictures))
         return self._mixed(fitted, pictures, weights)
 
     def walk(
@@ -323,7 +331,7 @@ class MSCA:
         direction: Literal["horizontal", "vertical"] = "horizontal",
         *,
         size: tuple[int, int] | None = None,
-    ) -> Made:
+    ) -> Mixed:
         """Return the image of a label map whose style changes from place to place (Sec. 4, Fig. 7).
 
         Args:
@@ -348,7 +356,7 @@ class MSCA:
         layout, layouts = self._layout(fitted)
         given = torch.from_numpy(maps)[None].to(self.device)
         image = self._image(self._spatially([half for half, _ in halves], given, layout))
-        return Made(image, fitted, sum(computed for _, computed in halves), layouts)
+        return Mixed(image, fitted, sum(computed for _, computed in halves), layouts, weights=maps)
 
     def extrapolate(
         self,
@@ -441,12 +449,6 @@ class MSCA:
                 raise ValueError(f"exemplars[{i}]: expected (image, label map), got {type(given).__name__}")
             found.append(self._exemplar(*given, f"exemplars[{i}]: image", f"exemplars[{i}]: labels"))
         return found
-
-    def _check_weights(self, weights: Sequence[float], count: int) -> None:
-        if len(weights) != count:
-            raise ValueError(f"weights: expected one for each of {count} exemplars, got {len(weights)}")
-        if not all(0 <= weight < math.inf for weight in weights) or not sum(weights):
-            raise ValueError(f"weights: expected numbers that are not negative, and one above 0; got {tuple(weights)}")
 
     def _weight_maps(
         self,
@@ -569,9 +571,7 @@ class MSCA:
 
 def _shares(maps: Tensor, regions: RegionMap) -> Tensor:
     """Share of the mass of maps (K, h, w) on every label, (K, C); zeros for a map without mass."""
-    size = (maps.shape[1], maps.shape[2])
-    masses = torch.einsum("khw,chw->kc", maps, regions.onehot(size, maps.dtype)[0])
-    return masses / maps.sum((1, 2))[:, None].clamp(min=torch.finfo(maps.dtype).tiny)
+    return label_masses(maps[None], regions)[0] / maps.sum((1, 2))[:, None].clamp(min=torch.finfo(maps.dtype).tiny)
 
 
 def _networks(saved: Saved) -> dict[str, nn.Module]:
@@ -584,35 +584,36 @@ def _vgg_of(saved: Saved, weights: str, source: str) -> FeatureNetwork | None:
         if weights != "auto":
             raise ValueError(f"vgg_weights: expected 'auto', for {source} has a trunk of its own; got {weights}")
         return None
-    file = find_weights(cast(Kind, saved.vgg)) if weights == "auto" else weights
-    if file is None:
-        raise FileNotFoundError(
-            f"vgg_weights: {source} needs the weights of {saved.vgg}, none on this machine: give the file"
-        )
-    vgg = load_vgg(str(file))
-    if (vgg.kind, digest_of(vgg)) != (saved.vgg, saved.vgg_digest):
+    try:
+        vgg = load_vgg(weights, cast(Literal["vgg16", "vgg19"], saved.vgg))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; {source} reads the features of {saved.vgg}") from error
+    if digest_of(vgg) != saved.vgg_digest:
         raise ValueError(
-            f"vgg_weights: {file}: expected the {saved.vgg} that {source} was trained with "
-            f"(digest {saved.vgg_digest[:12]}), got {vgg.kind} (digest {digest_of(vgg)[:12]})"
+            f"vgg_weights: expected the {saved.vgg} that {source} was trained with (digest {saved.vgg_digest[:12]}), "
+            f"got another one (digest {digest_of(vgg)[:12]})"
         )
     return vgg
 
 
 def _load_run(folder: Path, vgg_weights: str) -> MSCA:
     from ..training.trained import load_trained
+    from .task import MSCATask
 
     try:
         trained = load_trained(folder)
-        if trained.config["model"] != "msca":
+        task = trained.task
+        if not isinstance(task, MSCATask):
             raise ValueError(f"a run of model {trained.config['model']!r}")
         whole = trained.config["data"]["size"]
         size = (whole[0] // 2, whole[-1] // 2)  # patches of half the picture's size
         alignment = cast(Alignment, trained.networks["alignment"])
         synthesis = cast(Synthesis, trained.networks["synthesis"])
-        own = alignment.config.trunk == "own"
-        if own and vgg_weights != "auto":
-            raise ValueError(f"vgg_weights: expected 'auto', for the run has a trunk of its own; got {vgg_weights}")
-        named = trained.config["task"]["vgg_weights"] if vgg_weights == "auto" else vgg_weights
-        return MSCA(alignment, synthesis, trained.config["classes"], size, None if own else load_vgg(named))
+        if alignment.config.trunk == "own":
+            vgg = _vgg_of(Saved(), vgg_weights, str(folder))
+        else:  # the task has loaded the one that the run names
+            kind = None if task.config.vgg_kind == "auto" else task.config.vgg_kind
+            vgg = task.vgg if vgg_weights == "auto" else load_vgg(vgg_weights, kind)
+        return MSCA(alignment, synthesis, trained.config["classes"], size, vgg)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: expected a run of `mixsyn-fast train msca`, got: {error}") from error

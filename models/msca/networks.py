@@ -188,6 +188,7 @@ class Alignment(nn.Module):
         *,
         mask: Tensor | None = None,
         masses: bool = False,
+        conditions: Sequence[Tensor] | None = None,
     ) -> Exemplar:
         """Return what exemplars give, from their image features and label maps (Eq. 1, 3, 4, 5).
 
@@ -196,12 +197,14 @@ class Alignment(nn.Module):
             regions: label maps of the exemplars.
             mask: (B, H, W) bool or None: positions that take part (at coarser scales those with any such pixel below).
             masses: keep what :meth:`interpolate` needs.
+            conditions: the maps' features F_c2 of scales 0 to 4, where they are there already (a :class:`Layout` of the same
+                maps has them); None: they are computed.
 
         Raises:
             ValueError: batches, sizes or channels differ.
         """
         gathered, log_masses = [], []
-        for aligner, *given in self._exemplar_inputs(features, regions, mask):
+        for aligner, *given in self._exemplar_inputs(features, regions, mask, conditions):
             gathered.append(aligner.gather(*given))
             if masses:
                 log_masses.append(aligner.log_mass(*given))
@@ -211,15 +214,19 @@ class Alignment(nn.Module):
         self, features: Sequence[Tensor], regions: RegionMap | Tensor, *, mask: Tensor | None = None
     ) -> list[Tensor]:
         """Return alpha (Eq. 4) of scales 0 to 4, (B, K, h, w) each, for pictures; arguments as :meth:`exemplar`."""
-        return [aligner.spatial_maps(*given) for aligner, *given in self._exemplar_inputs(features, regions, mask)]
+        return [aligner.spatial_maps(*given) for aligner, *given in self._exemplar_inputs(features, regions, mask, None)]
 
     def _exemplar_inputs(
-        self, features: Sequence[Tensor], regions: RegionMap | Tensor, mask: Tensor | None
+        self,
+        features: Sequence[Tensor],
+        regions: RegionMap | Tensor,
+        mask: Tensor | None,
+        conditions: Sequence[Tensor] | None,
     ) -> Iterator[tuple[Any, ...]]:
         """Yield, of scales 0 to 4, what aligns, and what its exemplar's half is made of."""
         regions = self.region_map(regions)
         sizes = _sizes_of_features(features, self.config, regions)
-        for scale, condition in enumerate(self.pyramid(regions, sizes)):
+        for scale, condition in enumerate(self.pyramid(regions, sizes) if conditions is None else conditions):
             given, matrix = features[scale], cast(Tensor, self.compress[scale].weight)
             kept = None if mask is None else F.adaptive_max_pool2d(mask[:, None].float(), sizes[scale])[:, 0] > 0
             compress: Tensor | None = matrix
