@@ -40,7 +40,7 @@ import torch
 import mixsyn_fast
 from mixsyn_fast.progress import progress
 
-from ..data import Collate, Item, colorize
+from ..data import Collate, Item
 from ..evaluation.columns import Columns
 from ..evaluation.compare import Compared, Comparison
 from ..evaluation.inputs import DataReference, JudgedModelOptions, load_vae, reference_of_model
@@ -50,7 +50,7 @@ from ..metrics.style import StyleDistance
 from ..metrics.table import Tools
 from ..pictures.colours import transfer_colours
 from ..pictures.options import check_outputs, device_of, name_and_file, open_model
-from ..pictures.sheets import captioned, cell_size, enlarged, enlarged_labels
+from ..pictures.sheets import captioned, cell_size, coloured, enlarged
 from ..settings import at_least, repeated
 from ..sheets import contact_sheet, save_png, to_uint8
 from ..training import Trained
@@ -197,7 +197,7 @@ def sheet_row(given: Posed, made: Mapping[str, np.ndarray], psnr: Mapping[str, f
         Cells (H, W, 3) uint8.
     """
     size = cell_size((given.truth.shape[0], given.truth.shape[1]))
-    labels = colorize(enlarged_labels(given.item.labels, size), num_classes)
+    labels = coloured(given.item.labels, num_classes, size)
     exemplar = f"exemplar {given.exemplar.name}"
     if given.candidates:
         best = given.candidates[0]
