@@ -21,6 +21,11 @@ PICTURES = {
     "--model": None, "--device": "cpu", "--kind": "auto", "--unknown-id": None, "--first-id": None, "--merge": "auto",
     "--labels": [], "--parser": None,
 }
+PAIR = {
+    **PICTURES,
+    "--vgg-weights": "auto", "--image": None, "--label-map": None, "--exemplar": [], "--size": None, "--seed": 0,
+    "--sheet": None, "--json": None,
+}
 LOOP = {
     **READER,
     "--data": "", "--kind": "auto", "--split": "train", "--validation": "auto", "--unknown": "class", "--size": [256],
@@ -109,6 +114,31 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--model": None, "--device": "cpu", "--data": "", "--kind": "auto", "--split": "val", "--unknown": "class",
         "--merge": None, "--limit": None, "--inception": None, "--seed": 0, "--samples": 40, "--network": "alexnet",
         "--lpips": None, "--out": "evaluation",
+    },
+    "msca synthesize": {
+        **PAIR,
+        "--out": "synthesized",
+    },
+    "msca swap": {
+        **PICTURES,
+        "--vgg-weights": "auto", "--picture": [], "--exemplar": [], "--size": None, "--seed": 0, "--out": "swapped",
+        "--sheet": None, "--json": None,
+    },
+    "msca interpolate": {
+        **PAIR,
+        "--weights": None, "--between": 3, "--out": "interpolated",
+    },
+    "msca spatial": {
+        **PAIR,
+        "--weight-map": [], "--direction": "horizontal", "--out": "spatial.png",
+    },
+    "msca extrapolate": {
+        **{k: v for k, v in PAIR.items() if k != "--exemplar"},
+        "--patch": None, "--others": 10, "--keep": False, "--out": "extrapolated.png",
+    },
+    "msca attention": {
+        **PAIR,
+        "--scales": [0], "--strongest": 6, "--out": "attended.png",
     },
     "msca evaluate": {
         **READER,
