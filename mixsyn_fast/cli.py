@@ -39,6 +39,19 @@ _COMMANDS = {
         "clvae edit": ("models.clvae.edit", "new codes for some classes or levels, step by step; material sheets"),
         "clvae evaluate": ("models.clvae.evaluate", "Tables 1 to 5, and how local edits are; of a SPADE-VAE too"),
     },
+    "MSCA: the image of a label map in the style of any scene": {
+        "msca synthesize": ("models.msca.synthesize", "the image of a label map in the style of other pictures"),
+        "msca swap": ("models.msca.swap", "all label maps in the styles of all pictures"),
+        "msca interpolate": ("models.msca.interpolate", "mixtures of styles, on the way from one to the next"),
+        "msca spatial": ("models.msca.spatial", "a style that changes from place to place, as painted"),
+        "msca extrapolate": ("models.msca.extrapolate", "a whole scene in the style of a patch of it"),
+        "msca attention": ("models.msca.attention", "which region gives its style to which, in maps and in words"),
+        "msca evaluate": (
+            "models.msca.evaluate",
+            "Table 1: duplicating, mirroring, retrieving; several models side by side",
+        ),
+        "msca transfer": ("models.msca.transfer", "which labels hand what to which, and which are alike (Fig. 10, 12)"),
+    },
     "StyleFusion: images of a code per region": {
         "stylefusion generate": ("models.stylefusion.generate", "random images, and their codes"),
         "stylefusion fuse": ("models.stylefusion.fuse", "other codes for some regions of an image, all else as it is"),

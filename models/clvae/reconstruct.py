@@ -29,6 +29,7 @@ from ..pictures.options import (
     Reader,
     check_outputs,
     check_png,
+    files_of,
     open_matching,
     open_model,
     write_image,
@@ -39,7 +40,7 @@ from ..pictures.sheets import region_legend
 from ..settings import at_least, repeated
 from ..sheets import contact_sheet
 from .model import CLVAE, Made
-from .pictures import drawn_pictures, files_of, image_cell, labels_cell, size_of
+from .pictures import drawn_pictures, image_cell, labels_cell, size_of
 
 _DRAWN = 4  # pictures that are drawn where none are given
 

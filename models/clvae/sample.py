@@ -17,12 +17,20 @@ import numpy as np
 
 from mixsyn_fast.progress import progress
 
-from ..pictures.options import check_outputs, check_png, open_model, write_image, write_sheet
+from ..pictures.options import (
+    TargetOptions,
+    check_outputs,
+    check_png,
+    files_of,
+    open_model,
+    write_image,
+    write_sheet,
+)
 from ..pictures.sheets import region_legend
 from ..settings import at_least
 from ..sheets import contact_sheet
 from .model import CLVAE, Made
-from .pictures import TargetOptions, drawn_pictures, files_of, image_cell, labels_cell, size_of
+from .pictures import drawn_pictures, image_cell, labels_cell, size_of
 
 _ROW = 7  # cells in a row of the sheet
 
@@ -52,7 +60,7 @@ def main(options: Options) -> int:
     inputs = [options.target] if options.target else []
     check_outputs({**images, **codes, "sheet": options.sheet}, inputs, options.labels)
     clvae = open_model(CLVAE, options.model, options.device)
-    reader = options.reader(clvae)
+    reader = options.reader(clvae.classes, clvae.size)
     target = reader.read(options.target) if options.target else drawn_pictures(clvae, 1, options.seed)[0]
     reader.check_labels_used()
     with progress("sampling"):

@@ -17,13 +17,21 @@ import numpy as np
 
 from mixsyn_fast.progress import progress
 
-from ..pictures.options import check_outputs, check_png, open_model, write_image, write_sheet
+from ..pictures.options import (
+    TargetOptions,
+    check_outputs,
+    check_png,
+    files_of,
+    open_model,
+    write_image,
+    write_sheet,
+)
 from ..pictures.picture import Picture
 from ..pictures.sheets import captioned, lines_for, outlined, region_legend, source_colour
 from ..settings import at_least, repeated
 from ..sheets import contact_sheet
 from .model import CLVAE, Made
-from .pictures import TargetOptions, drawn_pictures, files_of, image_cell, labels_cell, listed, size_of
+from .pictures import drawn_pictures, image_cell, labels_cell, listed, size_of
 
 _DRAWN = 3  # styles that are drawn where none are given
 
@@ -52,7 +60,7 @@ def main(options: Options) -> int:
     """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
     check_files(options, [Path(file).stem for file in options.style])
     clvae = open_model(CLVAE, options.model, options.device)
-    reader = options.reader(clvae)
+    reader = options.reader(clvae.classes, clvae.size)
     target = reader.read(options.target) if options.target else None
     styles = [reader.read(file) for file in options.style]
     reader.check_labels_used()

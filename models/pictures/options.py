@@ -6,7 +6,7 @@ A paper's verb inherits the classes that it needs. Without pictures from the use
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -21,7 +21,7 @@ from ..data.region_types import merge_of, merged
 from ..data.sets import DRAWN_KINDS, classes_differ
 from ..settings import Checked, repeated
 from ..sheets import save_png
-from .files import save_image, save_labels
+from .files import list_pictures, save_image, save_labels
 from .picture import Picture, fit, label_map_places, read_picture
 
 if TYPE_CHECKING:
@@ -47,12 +47,12 @@ class Shippable(Protocol):
     """A trained model in use, as every paper has one."""
 
     @classmethod
-    def load(cls, path: str, device: torch.device) -> Any:
-        """Read a file or a run folder."""
+    def load(cls, *args: Any, **kwargs: Any) -> Any:
+        """Read a file or a run folder: (path, device), and what a model needs besides."""
 
     @classmethod
-    def shipped(cls, device: torch.device) -> Any:
-        """Read the weights that come with the package."""
+    def shipped(cls, *args: Any, **kwargs: Any) -> Any:
+        """Read the weights that come with the package: (device), and what a model needs besides."""
 
 
 M = TypeVar("M", bound=Shippable)
@@ -71,11 +71,14 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def open_model(kind: type[M], model: str | None = None, device: str = "cpu") -> M:
-    """Load a model of a paper onto a device, the shipped one for None. ValueError or OSError names the file or option."""
+def open_model(kind: type[M], model: str | None = None, device: str = "cpu", **how: Any) -> M:
+    """Load a model of a paper onto a device, the shipped one for None; `how` are further arguments of its `load`.
+
+    ValueError or OSError names the file or option.
+    """
     where = device_of(device)
     with progress("loading the model"):
-        loaded: M = kind.load(model, where) if model else kind.shipped(where)
+        loaded: M = kind.load(model, where, **how) if model else kind.shipped(where, **how)
     return loaded
 
 
@@ -102,7 +105,7 @@ class Reader:
 
     Args:
         classes: the model's N region names.
-        size: (H, W) in pixels that the pictures get.
+        size: (H, W) in pixels that the pictures get; None: as they are stored.
         options: what the label maps are.
         device: where a face parser runs.
 
@@ -111,7 +114,11 @@ class Reader:
     """
 
     def __init__(
-        self, classes: Sequence[str], size: tuple[int, int], options: PictureOptions, device: torch.device | str = "cpu"
+        self,
+        classes: Sequence[str],
+        size: tuple[int, int] | None,
+        options: PictureOptions,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.classes, self.size = tuple(classes), size
         self._rules: dict[str, Any] = {
@@ -131,7 +138,7 @@ class Reader:
         self._parser: FaceParser | None = None
 
     def read(self, path: str) -> Picture:
-        """Return the picture at the model's size.
+        """Return the picture at the reader's size.
 
         Raises:
             FileNotFoundError: no such image, or no label map; the message lists where one was looked for.
@@ -150,7 +157,7 @@ class Reader:
                 self._parser = load_face_parser(self.weights).to(self.device)
             labels = self._labels.get(where)
             picture = read_picture(path, classes=self.classes, labels=labels, parser=self._parser, **self._rules)
-            self._read[where] = fit(picture, self.size)
+            self._read[where] = picture if self.size is None else fit(picture, self.size)
         return self._read[where]
 
     def check_labels_used(self) -> None:
@@ -158,6 +165,48 @@ class Reader:
         unused = [file for image, file in self._labels.items() if image not in self._read]
         if unused:
             raise ValueError(f"labels: no image of this command belongs to {', '.join(unused)}")
+
+
+@dataclass(frozen=True)
+class TargetOptions(PictureOptions, ModelOptions):
+    """The label map that a command makes images of."""
+
+    image: str | None = None  # picture whose label map is taken; none: pictures drawn by code
+    label_map: str | None = None  # a label map alone (PNG), instead of --image
+
+    def __post_init__(self) -> None:
+        """Check what nothing needs to be opened for."""
+        super().__post_init__()
+        if self.image and self.label_map:
+            raise ValueError(f"label_map: expected it or --image, got both: {self.label_map} and {self.image}")
+
+    @property
+    def target(self) -> str | None:
+        """The file."""
+        return self.image or self.label_map
+
+    def reader(self, classes: Sequence[str], size: tuple[int, int] | None) -> Reader:
+        """Return a reader of pictures at a size, None: as stored, which takes a label map alone for its own label map."""
+        alone = (f"{self.label_map}={self.label_map}",) if self.label_map else ()
+        return Reader(classes, size, replace(self, labels=(*self.labels, *alone)), self.device)
+
+
+def picture_files(given: Sequence[str]) -> list[str]:
+    """Return files, and in place of a folder all its pictures that are not the label map of another.
+
+    Raises:
+        FileNotFoundError: a folder without a picture.
+        ValueError: two files with one name in a folder.
+    """
+    found: list[str] = []
+    for path in given:
+        if not Path(path).is_dir():
+            found.append(path)
+            continue
+        files = list(list_pictures(path).values())
+        maps = {place.absolute() for file in files for place in label_map_places(file)}
+        found += [str(file) for file in files if file.absolute() not in maps]
+    return found
 
 
 def drawn_source(classes: Sequence[str], size: tuple[int, int], count: int, seed: int = 0) -> Source:
@@ -235,6 +284,14 @@ def name_and_file(given: str, option: str, form: str) -> tuple[str, str]:
 
 
 # -------------------------------------------------------------------------------------------------------------- outputs
+
+
+def files_of(folder: Path, names: Sequence[str], suffix: str, option: str) -> dict[str, Path]:
+    """Return what is written where: `option: name` -> file in a folder; ValueError for two pictures of one name."""
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{option}: expected pictures of different names, for that is what files are called; {twice} twice")
+    return {f"{option}: {name}": folder / f"{name}{suffix}" for name in names}
 
 
 def check_png(options: Any, *names: str) -> None:

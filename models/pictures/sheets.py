@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from ..data import palette
+from ..data import colorize, palette
 from ..sheets import legend, text
 from .picture import Picture
 
@@ -44,6 +44,11 @@ def enlarged_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     columns = (np.arange(size[1]) * labels.shape[1]) // size[1]
     scaled: np.ndarray = labels[rows[:, None], columns[None]]
     return scaled
+
+
+def coloured(labels: np.ndarray, num_classes: int, size: tuple[int, int]) -> np.ndarray:
+    """Draw a label map (h, w) at `size` (H, W) in the palette's colours, (H, W, 3) uint8, white where there is no class."""
+    return colorize(enlarged_labels(labels, size), num_classes)
 
 
 def contour(mask: np.ndarray, width: int = 2) -> np.ndarray:

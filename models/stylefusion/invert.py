@@ -27,7 +27,7 @@ from mixsyn_fast.progress import progress
 from mixsyn_fast.writing import write_json
 
 from ..metrics.lpips import LPIPS
-from ..pictures.files import list_pictures, read_image
+from ..pictures.files import read_image
 from ..pictures.options import (
     UNSEEN,
     ModelOptions,
@@ -35,6 +35,7 @@ from ..pictures.options import (
     check_png,
     device_of,
     open_model,
+    picture_files,
     write_image,
     write_sheet,
 )
@@ -164,7 +165,7 @@ class Options(ModelOptions):
 
 def main(options: Options) -> int:
     """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
-    photos_at = [str(file) for image in options.image for file in _files(image)]
+    photos_at = picture_files(options.image)
     names = [Path(image).stem for image in photos_at] or ["own_0", "own_1"]
     if len(set(names)) != len(names):
         raise ValueError(f"image: expected photos of different names, for that is what files are called; got {names}")
@@ -211,11 +212,6 @@ def main(options: Options) -> int:
         write_json(options.json, table)
         print(f"written: {options.json}")
     return 0
-
-
-def _files(image: str) -> list[Path]:
-    """Return the file, or the pictures of the folder."""
-    return list(list_pictures(image).values()) if Path(image).is_dir() else [Path(image)]
 
 
 def _square(photo: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:

@@ -382,8 +382,14 @@ class Trainer:
 
 def check(task: Task, dataset: TrainingSet) -> None:
     """Raise ValueError when a task has no phase in some steps, or asks for region maps that a data set does not have."""
-    if all(phase.every > 1 for phase in task.phases.values()):
-        raise ValueError(f"phases: expected one that runs in every step, got {', '.join(task.phases)}")
+    reached: float = 0  # every step before this one has a phase
+    for phase in sorted((p for p in task.phases.values() if p.every == 1), key=lambda p: p.start):
+        if phase.start <= reached:
+            reached = max(reached, math.inf if phase.stop is None else phase.stop)
+    if reached < (math.inf if task.total_steps is None else task.total_steps):
+        raise ValueError(
+            f"phases: expected one that runs in every step, got {', '.join(task.phases)}, none in step {reached}"
+        )
     for name, phase in task.phases.items():
         owner = task.phases.get(phase.shares)
         if phase.shares and (owner is None or owner.shares or owner.networks != phase.networks):

@@ -41,3 +41,17 @@ def alexnet_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
 def random_lpips(alexnet_files: tuple[Path, Path]) -> LPIPS:
     """LPIPS on them."""
     return LPIPS("alexnet", *alexnet_files)
+
+
+@pytest.fixture(scope="session")
+def vgg16_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random VGG-16 in a file, with the keys of the public ones."""
+    torch.manual_seed(3)
+    widths = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+    state = {}
+    for i, at in enumerate((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)):
+        state[f"features.{at}.weight"] = torch.randn(widths[i + 1], widths[i], 3, 3) * (2 / (9 * widths[i])) ** 0.5
+        state[f"features.{at}.bias"] = torch.randn(widths[i + 1]) * 0.1
+    path = tmp_path_factory.mktemp("vgg") / "vgg16.pth"
+    torch.save(state, path)
+    return path

@@ -21,6 +21,11 @@ PICTURES = {
     "--model": None, "--device": "cpu", "--kind": "auto", "--unknown-id": None, "--first-id": None, "--merge": "auto",
     "--labels": [], "--parser": None,
 }
+PAIR = {
+    **PICTURES,
+    "--vgg-weights": "auto", "--image": None, "--label-map": None, "--exemplar": [], "--size": None, "--seed": 0,
+    "--sheet": None, "--json": None,
+}
 LOOP = {
     **READER,
     "--data": "", "--kind": "auto", "--split": "train", "--validation": "auto", "--unknown": "class", "--size": [256],
@@ -110,6 +115,44 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--merge": None, "--limit": None, "--inception": None, "--seed": 0, "--samples": 40, "--network": "alexnet",
         "--lpips": None, "--out": "evaluation",
     },
+    "msca synthesize": {
+        **PAIR,
+        "--out": "synthesized",
+    },
+    "msca swap": {
+        **PICTURES,
+        "--vgg-weights": "auto", "--picture": [], "--exemplar": [], "--size": None, "--seed": 0, "--out": "swapped",
+        "--sheet": None, "--json": None,
+    },
+    "msca interpolate": {
+        **PAIR,
+        "--weights": None, "--between": 3, "--out": "interpolated",
+    },
+    "msca spatial": {
+        **PAIR,
+        "--weight-map": [], "--direction": "horizontal", "--out": "spatial.png",
+    },
+    "msca extrapolate": {
+        **{k: v for k, v in PAIR.items() if k != "--exemplar"},
+        "--patch": None, "--others": 10, "--keep": False, "--out": "extrapolated.png",
+    },
+    "msca attention": {
+        **PAIR,
+        "--scales": [0], "--strongest": 6, "--out": "attended.png",
+    },
+    "msca evaluate": {
+        **READER,
+        "--model": None, "--device": "cpu", "--data": "", "--kind": "auto", "--split": "val", "--unknown": "class",
+        "--merge": None, "--limit": None, "--inception": None, "--seed": 0, "--compare": [],
+        "--tasks": ["retrieving", "mirroring", "duplicating"], "--pool": None, "--candidates": 20,
+        "--colour-correction": True, "--lpips": None, "--style": None, "--show": 4, "--out": "evaluation",
+    },
+    "msca transfer": {
+        **READER,
+        "--model": None, "--device": "cpu", "--data": "", "--kind": "auto", "--split": "val", "--unknown": "class",
+        "--merge": None, "--limit": None, "--seed": 0, "--scale": 0, "--gates": True, "--labels": 20, "--clustered": 25,
+        "--linkage": "average", "--out": "transfer", "--json": None,
+    },
     "stylefusion generate": {
         "--model": None, "--device": "cpu", "--count": 6, "--seed": 0, "--out": "generated", "--codes-out": None,
         "--sheet": None,
@@ -154,7 +197,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--split": None, "--unknown": None, "--size": None, "--limit": None,
         "--metrics": ["psnr", "ssim", "rmse", "lpips_vgg", "lpips_alex", "fid"], "--regions": False, "--step": "newest",
         "--live": False, "--draws": 8, "--diversity-network": "alexnet", "--diversity-rule": "masked", "--lpips-vgg": None,
-        "--lpips-alex": None, "--inception": None, "--batch-size": 8, "--device": "cpu", "--seed": 0,
+        "--lpips-alex": None, "--style-vgg": None, "--inception": None, "--batch-size": 8, "--device": "cpu", "--seed": 0,
         "--out": "evaluation",
     },
     "parse": {

@@ -116,6 +116,10 @@ def test_flip_swaps_left_and_right() -> None:
     assert (a.image[:, ::-1] == b.image).all()
     assert (a.labels == b.labels).all()  # walls are named by side: mirrored and swapped, they are where they were
     assert (b.labels[0] == 0).all() and (b.labels[-1] == -1).all() and b.edges is not None and b.edges[3].all()
+    mirrored = plain.mirrored(a)
+    for name in ("image", "labels", "edges"):
+        np.testing.assert_array_equal(getattr(mirrored, name), getattr(b, name))
+    assert mirrored.name == a.name and np.array_equal(plain.mirrored(mirrored).labels, a.labels)
     half = RegionDataset(Drawn(200, (2, 4)), (2, 4), flip=0.5, seed=1)
     count = sum(bool(half[i].image[0, 0, 1]) for i in range(200))
     assert 70 < count < 130

@@ -1,0 +1,462 @@
+"""A trained MSCA in use: what its methods give, what they do not do again, what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mixsyn_fast.models.feature_networks import FeatureNetwork, load_feature_network
+from mixsyn_fast.models.model_file import digest_of
+from mixsyn_fast.models.msca.blending import (
+    blending_weights,
+    check_weights,
+    gradient_maps,
+    patch_border,
+    weights_of_walk,
+    window_places,
+)
+from mixsyn_fast.models.msca.config import GeneratorConfig
+from mixsyn_fast.models.msca.features import image_features
+from mixsyn_fast.models.msca.model import MSCA, Made
+from mixsyn_fast.models.msca.networks import Alignment, Synthesis
+from mixsyn_fast.models.pictures.picture import Picture, fit, fit_labels
+
+from mixsyn_fast import RegionMap, use_plan
+
+NAMES = ("sky", "wall", "door", "window", "tree")
+SIZE = (32, 48)
+Scene = tuple[np.ndarray, np.ndarray]
+
+
+def scene(seed: int = 0, size: tuple[int, int] = SIZE) -> Scene:
+    """Noise of a colour, with blocks of labels, some of none."""
+    rng = np.random.default_rng(seed)
+    image = (rng.integers(0, 256, 3) * 0.7 + rng.integers(0, 70, (*size, 3))).astype(np.uint8)
+    return image, np.kron(rng.integers(-1, 5, (4, 4)), np.ones((size[0] // 4, size[1] // 4), int))
+
+
+def make(vgg: FeatureNetwork | None = None, **fields: Any) -> MSCA:
+    """A tiny model with random weights, so large that exemplars show in the image."""
+    small: dict[str, Any] = {"label_nc": 5, "trunk": "own", "trunk_width": 4, "features": 4, "condition": 4, "ngf": 2}
+    config = GeneratorConfig(**(small | {"maps": (3, 4, 4, 4, 4), "hidden": 8, "largest": 8} | fields))
+    torch.manual_seed(1)
+    alignment, synthesis = Alignment(config), Synthesis(config)
+    with torch.no_grad():
+        for weight in alignment.aligners.parameters():  # far from even attention
+            weight.mul_(4)
+        for weight in synthesis.parameters():
+            if weight.dim() > 1:
+                weight.copy_(torch.randn(weight.shape) * (2 / weight[0].numel()) ** 0.5)
+        made = MSCA(alignment, synthesis, NAMES, SIZE, vgg)
+        attended = made.alignment.attend(made._half(Picture(*_int(scene()), "a"))[0], made._layout(_int(scene())[1])[0])
+        made.synthesis.conv_img.weight.mul_(0.4 / made.synthesis.forward_features(attended).std())  # grey levels
+    return made.to("cpu")
+
+
+def _int(given: Scene) -> Scene:
+    return given[0], given[1].astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def shared() -> MSCA:
+    return make()
+
+
+@pytest.fixture
+def msca(shared: MSCA) -> MSCA:
+    """The model, with nothing remembered."""
+    return shared.to("cpu")
+
+
+@pytest.fixture
+def passes(msca: MSCA, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+    """How often the trunk, and the label map's half, have run."""
+    count = {"trunk": 0, "layout": 0}
+
+    def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            count[name] += 1
+            return call(*args)
+
+        return run
+
+    assert msca.alignment.trunk is not None
+    monkeypatch.setattr(msca.alignment.trunk, "forward", counted("trunk", msca.alignment.trunk.forward))
+    monkeypatch.setattr(msca.alignment, "layout", counted("layout", msca.alignment.layout))
+    yield count
+
+
+def _apart(a: Made, b: Made) -> float:
+    return float(np.abs(a.image.astype(int) - b.image).mean())
+
+
+# --------------------------------------------------------------------------------------------------------- applications
+
+
+def test_an_image_is_what_the_networks_give(msca: MSCA) -> None:
+    (image, theirs), labels = scene(1), scene(2)[1]
+    made = msca.synthesize(labels, image, theirs)
+    assert made.image.shape == (*SIZE, 3) and made.image.dtype == np.uint8
+    assert np.array_equal(made.labels, labels) and (made.exemplars, made.layouts) == (1, 1)
+    maps = [RegionMap(torch.from_numpy(each)[None], 5, ignore_index=-1) for each in (theirs, labels)]
+    with torch.no_grad():
+        features = image_features(msca.alignment, None, torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1)
+        half = msca.alignment.exemplar(features, maps[0])
+        expected = msca.synthesis(msca.alignment.attend(half, msca.alignment.layout(maps[1], SIZE)))[0]
+    assert np.abs((expected.permute(1, 2, 0).numpy() + 1) * 127.5 - made.image).max() < 0.51  # rounding
+    assert (made.image % 255 == 0).mean() < 0.2  # not saturated
+    assert _apart(made, msca.synthesize(labels, *scene(3))) > 1
+    assert _apart(made, msca.synthesize(scene(4)[1], image, theirs)) > 1
+
+
+def test_each_half_is_kept_apart(msca: MSCA, passes: dict[str, int]) -> None:
+    one, two, first, second = scene(1), scene(2), scene(3)[1], scene(4)[1]
+    msca.synthesize(first, *one)
+    assert passes == {"trunk": 1, "layout": 1}
+    made = msca.synthesize(second, *one)  # a new label map costs its own half alone
+    assert (made.exemplars, made.layouts) == (0, 1) and passes == {"trunk": 1, "layout": 2}
+    made = msca.synthesize(second, *two)  # a new exemplar likewise
+    assert (made.exemplars, made.layouts) == (1, 0) and passes == {"trunk": 2, "layout": 2}
+    again = msca.synthesize(first, *two)
+    assert (again.exemplars, again.layouts) == (0, 0) and passes == {"trunk": 2, "layout": 2}
+    assert np.array_equal(msca.to("cpu").synthesize(first, *two).image, again.image)
+    with use_plan("dense"):  # computed another way: not what was kept
+        dense = msca.synthesize(first, *two)
+    assert (dense.exemplars, dense.layouts) == (1, 1) and np.abs(dense.image.astype(int) - again.image).max() <= 1
+    changed = two[0].copy()
+    changed[0, 0, 0] ^= 1
+    assert msca.synthesize(first, changed, two[1]).exemplars == 1
+
+
+def test_a_matrix_computes_each_half_once(msca: MSCA, passes: dict[str, int]) -> None:
+    scenes, maps = [scene(i) for i in range(3)], [scene(5)[1], scene(0)[1]]
+    made = msca.swap(maps, scenes)
+    assert passes == {"trunk": 3, "layout": 2}
+    assert [[each.exemplars for each in row] for row in made] == [[1, 1, 1], [0, 0, 0]]
+    assert [[each.layouts for each in row] for row in made] == [[1, 0, 0], [1, 0, 0]]
+    for labels, row in zip(maps, made, strict=True):
+        for given, each in zip(scenes, row, strict=True):
+            assert np.array_equal(each.image, msca.synthesize(labels, *given).image)
+    assert passes == {"trunk": 3, "layout": 2}
+    assert np.array_equal(made[1][0].image, msca.synthesize(scenes[0][1], *scenes[0]).image)  # of itself
+
+
+def test_the_ends_of_an_interpolation_are_the_single_images(msca: MSCA, passes: dict[str, int]) -> None:
+    labels, scenes = scene(3)[1], [scene(i) for i in range(3)]
+    alone = [msca.synthesize(labels, *given) for given in scenes]
+    msca.to("cpu")
+    for i, weights in enumerate([(2.0, 0, 0), (0, 0.1, 0), (0.0, 0, 1)]):
+        before = passes["trunk"]
+        made = msca.interpolate(labels, scenes, weights)
+        assert np.array_equal(made.image, alone[i].image)
+        assert passes["trunk"] == before + 1 == before + made.exemplars  # the others are not looked at
+    half = msca.interpolate(labels, scenes[:2], [3, 3])
+    assert _apart(half, alone[0]) > 0.3 and _apart(half, alone[1]) > 0.3
+    assert np.abs(msca.interpolate(labels, scenes[:2], [0.5, 0.5]).image.astype(int) - half.image).max() <= 1
+    near = msca.interpolate(labels, scenes[:2], [0.999, 0.001])
+    assert _apart(near, alone[0]) < _apart(half, alone[0])
+    walk = msca.walk(labels, scenes, between=1)
+    assert len(walk) == 5
+    for each, expected in zip(walk, (alone[0], half, alone[1], None, alone[2]), strict=True):
+        assert expected is None or np.abs(each.image.astype(int) - expected.image).max() <= (expected is half)
+
+
+def test_styles_at_every_pixel(msca: MSCA) -> None:
+    labels, scenes = scene(3)[1], [scene(i) for i in range(3)]
+    alone = [msca.synthesize(labels, *given).image.astype(int) for given in scenes]
+    for j in range(3):  # one exemplar everywhere
+        maps = [np.full(SIZE, 7.0 if i == j else 0.0) for i in range(3)]
+        assert np.abs(msca.spatial(labels, scenes, maps).image - alone[j]).max() <= 1
+    made = msca.spatial(labels, scenes)
+    assert np.array_equal(made.weights, gradient_maps(3, SIZE, "horizontal"))
+    upright = msca.spatial(labels, scenes, direction="vertical")
+    assert np.array_equal(upright.weights, gradient_maps(3, SIZE, "vertical")) and _apart(made, upright) > 0.3
+    # a painted map: 0 is the first, 255 the second; what is far from its border is one of both
+    painted = np.zeros(SIZE, np.uint8)
+    painted[:, 24:] = 255
+    two = msca.spatial(labels, scenes[:2], painted).image.astype(int)
+    by_floats = msca.spatial(labels, scenes[:2], painted / 255.0)
+    assert np.array_equal(two, by_floats.image) and np.array_equal(by_floats.weights[1], painted / 255)
+    left, right = np.s_[:, :2], np.s_[:, -2:]
+    assert np.abs(two[left] - alone[0][left]).mean() < np.abs(two[left] - alone[1][left]).mean()
+    assert np.abs(two[right] - alone[1][right]).mean() < np.abs(two[right] - alone[0][right]).mean()
+
+
+def test_weight_maps_are_fitted_as_the_label_map_is(msca: MSCA) -> None:
+    labels = scene(3, (64, 64))[1]
+    maps = np.random.default_rng(0).random((2, 64, 64))
+    made = msca.spatial(labels, [scene(0), scene(1)], maps)
+    assert np.array_equal(made.labels, fit_labels(labels.astype(np.int32), SIZE)) and made.weights.shape == (2, *SIZE)
+    assert made.weights.sum(0) == pytest.approx(1, abs=1e-6)
+    shares = (maps[0] / maps.sum(0)).astype(np.float32)
+    number = np.arange(64 * 64, dtype=np.int32).reshape(64, 64)
+    assert np.array_equal(made.weights[0], shares.ravel()[fit_labels(number, SIZE)])
+
+
+def test_a_scene_is_made_of_windows(msca: MSCA, passes: dict[str, int]) -> None:
+    patch, labels = scene(1), scene(2, (72, 100))[1]
+    made = msca.extrapolate(*patch, labels, others=3, seed=5)
+    assert made.image.shape == (72, 100, 3) and np.array_equal(made.labels, labels)
+    assert passes == {"trunk": 1, "layout": len(made.windows)} and made.layouts == len(made.windows)
+    corners = {(0, 0), (0, 52), (40, 0), (40, 52)}
+    assert set(made.windows[:4]) == corners
+    for y, x, at in ((0, 0, (0, 0)), (40, 52, (-1, -1))):  # where one window alone lies, the scene is its image
+        alone = msca.synthesize(np.ascontiguousarray(labels[y : y + 32, x : x + 48]), *patch)
+        assert np.abs(made.image[at].astype(int) - alone.image[at]).max() <= 1
+    assert np.array_equal(msca.extrapolate(*patch, labels, others=3, seed=5).image, made.image)
+    # the paper's numbers: twice the size, 4 + 10 windows
+    twice = msca.extrapolate(*patch, scene(2, (64, 96))[1])
+    assert len(twice.windows) == 14 and twice.exemplars == 0
+    assert msca.extrapolate(*patch, scene(2, (64, 96))[1], seed=1).windows != twice.windows
+    # a scene of the model's size is one window
+    small = scene(6)[1]
+    one = msca.extrapolate(*patch, small)
+    assert one.windows == ((0, 0),) and np.abs(one.image.astype(int) - msca.synthesize(small, *patch).image).max() <= 1
+
+
+def test_the_patch_can_be_kept(msca: MSCA) -> None:
+    patch, labels = scene(1), scene(2, (64, 96))[1]
+    without, kept = msca.extrapolate(*patch, labels), msca.extrapolate(*patch, labels, keep=True)
+    inside = np.s_[20:44, 32:64]  # the patch without its border
+    assert np.abs(kept.image[inside].astype(int) - patch[0][4:28, 8:40]).max() <= 1
+    assert np.abs(without.image[inside].astype(int) - patch[0][4:28, 8:40]).mean() > 5
+    outside = np.ones((64, 96), bool)
+    outside[16:48, 24:72] = False
+    assert np.array_equal(kept.image[outside], without.image[outside])
+
+
+@pytest.mark.parametrize("masking", [True, False])
+def test_attention_says_what_goes_where(masking: bool, msca: MSCA) -> None:
+    model = msca if masking else make(masking=False)
+    given, labels = scene(1), scene(2)[1]
+    found = model.attention(labels, *given)
+    assert np.array_equal(found.image, model.synthesize(labels, *given).image)
+    assert np.array_equal(found.exemplar.image, given[0])
+    assert [len(each.gates) for each in found.scales] == [3, 4, 4, 4, 4]
+    for each in found.scales:
+        size = (32 >> each.scale, 48 >> each.scale)
+        assert each.alpha.shape[1:] == each.beta.shape[1:] == size
+        assert each.alpha.sum((1, 2)) == pytest.approx(1, abs=1e-5) and each.beta.sum(0) == pytest.approx(1, abs=1e-5)
+        assert (each.gates == 1).all() if not masking else ((each.gates > 0) & (each.gates < 1)).all()
+        assert each.strength == pytest.approx(each.beta.mean((1, 2)) * each.gates)
+        order = each.strongest(9)
+        assert sorted(order) == list(range(len(each.gates))) and list(each.strength[order]) == sorted(each.strength)[::-1]
+    finest = found.scales[0]
+    for k in range(3):
+        for label in range(5):
+            assert finest.given[k, label] == pytest.approx(finest.alpha[k][given[1] == label].sum(), abs=1e-5)
+            share = finest.beta[k][labels == label].sum() / finest.beta[k].sum()
+            assert finest.taken[k, label] == pytest.approx(share, abs=1e-5)
+    assert (finest.given.sum(1) < 1 - 1e-3).any()  # some of the exemplar has no label
+
+
+def test_attention_of_the_ablations() -> None:
+    given, labels = scene(1), scene(2)[1]
+    even = make(attention="gap").attention(labels, *given).scales[0]
+    assert even.alpha.shape == (1, *SIZE) and even.alpha == pytest.approx(1 / (32 * 48)) and (even.beta == 1).all()
+    model = make(attention="labels")
+    found = model.attention(labels, *given)
+    for each in found.scales[:2]:
+        there, wanted = np.isin(range(5), given[1]), np.isin(range(5), labels)
+        assert each.given == pytest.approx(np.diag(there.astype(float)), abs=1e-5)
+        assert each.taken == pytest.approx(np.diag(wanted.astype(float)), abs=1e-5)
+    mixed = model.interpolate(labels, [given, scene(3)], [1, 1])
+    assert np.isfinite(mixed.image).all() and _apart(mixed, found) > 0.1
+
+
+def test_pictures_and_results_of_other_sizes(msca: MSCA) -> None:
+    image, theirs = scene(1, (40, 100))
+    labels = scene(2, (60, 52))[1]
+    made = msca.synthesize(labels, image, theirs)
+    fitted = fit(Picture(*_int((image, theirs)), "x"), SIZE)
+    assert np.array_equal(made.image, msca.synthesize(made.labels, fitted.image, fitted.labels).image)
+    assert made.labels.shape == SIZE
+    for size in ((16, 16), (64, 32), (32, 128)):
+        other = msca.synthesize(labels, image, theirs, size=size)
+        assert other.image.shape == (*size, 3) and other.labels.shape == size and other.exemplars == 0
+        assert msca.spatial(labels, [(image, theirs), scene(3)], size=size).weights.shape == (2, *size)
+    assert np.array_equal(msca.synthesize(labels.astype(np.int8), image, theirs).image, made.image)
+
+
+# ------------------------------------------------------------------------------------------------------------- its parts
+
+
+@pytest.mark.parametrize(
+    ("scene_size", "window", "others"),
+    [
+        ((64, 96), (32, 48), 10),
+        ((32, 48), (32, 48), 10),
+        ((33, 48), (32, 48), 2),
+        ((200, 70), (32, 48), 0),
+        ((64, 64), (16, 64), 3),
+    ],
+)
+def test_windows_sum_to_one(scene_size: tuple[int, int], window: tuple[int, int], others: int) -> None:
+    places = window_places(scene_size, window, others, 3)
+    weights = blending_weights(scene_size, window, places)
+    assert weights.shape == (len(places), *window) and float(weights.min()) > 0
+    total = torch.zeros(scene_size)
+    for (y, x), weight in zip(places, weights, strict=True):
+        total[y : y + window[0], x : x + window[1]] += weight
+    assert torch.allclose(total, torch.ones(scene_size), atol=1e-6)
+    ends = {(y, x) for y in (0, scene_size[0] - window[0]) for x in (0, scene_size[1] - window[1])}
+    assert set(places[: len(ends)]) == ends
+    assert len(places) >= len(ends) + (others if scene_size != window else 0)
+
+
+def test_windows_overlap_and_fall_off() -> None:
+    rows = sorted({y for y, _ in window_places((200, 48), (32, 48), 0)})
+    assert max(np.diff(rows)) <= 24  # at least a quarter of 32
+    weights = blending_weights((48, 48), (32, 48), [(0, 0), (16, 0)])
+    assert float(weights[0, 0].min()) == pytest.approx(1)  # alone there
+    seam = weights[0, 16:, 5]
+    assert bool((seam.diff() < 0).all()) and float(seam[0]) > 0.99 and float(seam[-1]) < 0.01
+
+
+def test_windows_refuse() -> None:
+    with pytest.raises(ValueError, match=r"scene: expected at least \(32, 48\), the window's size, got \(31, 48\)"):
+        window_places((31, 48), (32, 48))
+    with pytest.raises(ValueError, match="others, seed: expected 0 or more, got -1 and 0"):
+        window_places((64, 48), (32, 48), -1)
+    with pytest.raises(ValueError, match="expected every pixel in a window, got 768 in none"):
+        blending_weights((48, 48), (32, 48), [(0, 0)])
+    with pytest.raises(ValueError, match="expected windows inside"):
+        blending_weights((48, 48), (32, 48), [(0, 0), (17, 0)])
+
+
+def test_gradients_and_walks() -> None:
+    maps = gradient_maps(3, (4, 9), "horizontal")
+    assert maps.sum(0) == pytest.approx(1) and (maps[0, :, 0] == 1).all() and (maps[2, :, -1] == 1).all()
+    assert (maps[1, :, 4] == 1).all() and maps[0, 0, 2] == pytest.approx(0.5)
+    assert np.array_equal(gradient_maps(3, (9, 4), "vertical"), maps.transpose(0, 2, 1))
+    assert weights_of_walk(2, 1) == [(1, 0), (0.5, 0.5), (0, 1)]
+    walk = weights_of_walk(3, 3)
+    assert len(walk) == 9 and walk[4] == (0, 1, 0) and all(sum(each) == pytest.approx(1) for each in walk)
+    border = patch_border((32, 48))
+    assert float(border.max()) == 1 and float(border[4:28, 6:42].min()) == 1 and float(border[0].max()) < 0.05
+    with pytest.raises(ValueError, match="direction: expected 'horizontal' or 'vertical', got 'up'"):
+        gradient_maps(2, (4, 4), "up")
+    with pytest.raises(ValueError, match="between: expected 0 or more, got -1"):
+        weights_of_walk(2, -1)
+    with pytest.raises(ValueError, match="weights: expected numbers that are not negative"):
+        check_weights((float("nan"), 1), 2)
+
+
+# ----------------------------------------------------------------------------------------------------------------- files
+
+
+def test_a_file_holds_all(msca: MSCA, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    msca.save(tmp_path / "m.safetensors")
+    msca.save(tmp_path / "h.safetensors", half=True)
+    expected = msca.synthesize(scene(3)[1], *scene(1)).image
+    loaded = MSCA.load(tmp_path / "m.safetensors")
+    assert (loaded.size, loaded.classes, loaded.config) == (SIZE, NAMES, msca.config)
+    assert np.array_equal(loaded.synthesize(scene(3)[1], *scene(1)).image, expected)
+    small = MSCA.load(tmp_path / "h.safetensors").synthesize(scene(3)[1], *scene(1)).image
+    assert np.abs(small.astype(int) - expected).mean() < 2
+    with pytest.raises(ValueError, match=r"vgg_weights: expected 'auto', for .*m.safetensors has a trunk of its own; got x"):
+        MSCA.load(tmp_path / "m.safetensors", vgg_weights="x")
+    with pytest.raises(FileNotFoundError, match="no such weights came with the package"):
+        MSCA.shipped(name="nothing")
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such file \(expected a file of MSCA.save, or a run folder\)"):
+        MSCA.load(tmp_path / "nowhere")
+
+
+def test_a_model_knows_its_vgg(tmp_path: Path, vgg16_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("safetensors")
+    vgg = load_feature_network(vgg16_file)
+    model = make(vgg, trunk="vgg")
+    model.save(tmp_path / "m.safetensors")
+    expected = model.synthesize(scene(3)[1], *scene(1)).image
+    loaded = MSCA.load(tmp_path / "m.safetensors", vgg_weights=str(vgg16_file))
+    assert np.array_equal(loaded.synthesize(scene(3)[1], *scene(1)).image, expected)
+    monkeypatch.setattr("mixsyn_fast.models.losses.perceptual.find_weights", lambda kind: None)
+    with pytest.raises(
+        FileNotFoundError, match=r"no VGG-16 weights on this machine.*m.safetensors reads the features of vgg16"
+    ):
+        MSCA.load(tmp_path / "m.safetensors")
+    monkeypatch.setattr("mixsyn_fast.models.losses.perceptual.find_weights", lambda kind: vgg16_file)
+    assert MSCA.load(tmp_path / "m.safetensors").vgg is not None
+    state = torch.load(vgg16_file, weights_only=True)
+    state["features.28.bias"] += 0.01
+    torch.save(state, tmp_path / "other.pth")
+    message = rf"expected the vgg16 that .* was trained with \(digest {digest_of(vgg)[:12]}\), got another one"
+    with pytest.raises(ValueError, match=message):
+        MSCA.load(tmp_path / "m.safetensors", vgg_weights=str(tmp_path / "other.pth"))
+
+
+def test_a_run_folder_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("safetensors")
+    from mixsyn_fast import cli
+
+    monkeypatch.chdir(tmp_path)
+    words = "--kind procedural_facades --count 4 --size 64 --out run --steps 2 --batch-size 1 --workers 0 --save-every 2"
+    words += " --validation none --sheet-every 0 --vgg 0 --pretrain-steps 0 --patch-steps 1 --generator-every 1"
+    words += " --generator.trunk own --generator.trunk-width 2 --generator.features 2 --generator.condition 2"
+    words += " --generator.maps 2,2,2,2,2 --generator.ngf 2 --generator.largest 4 --generator.hidden 4"
+    words += " --discriminator.ndf 2 --discriminator.n-layers 2 --discriminator.scales 1"
+    assert cli.main(["train", "msca", *words.split()]) == 0
+    loaded = MSCA.load("run")
+    assert loaded.size == (32, 32) and len(loaded.classes) == 12 and not loaded.config.spectral_norm
+    made = loaded.synthesize(scene(3)[1], *scene(1))
+    loaded.save("m.safetensors")
+    assert np.array_equal(MSCA.load("m.safetensors").synthesize(scene(3)[1], *scene(1)).image, made.image)
+
+
+# ------------------------------------------------------------------------------------------------------------- bad input
+
+IMAGE, LABELS = scene(1)
+BAD: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], str]] = {
+    "labels": ("synthesize", (LABELS / 2, IMAGE, LABELS), {}, r"labels: expected \(H, W\) integers, got \(32, 48\) float64"),
+    "value": ("synthesize", (LABELS + 9, IMAGE, LABELS), {}, "labels: expected classes 0 to 4 or -1, got"),
+    "image": ("synthesize", (LABELS, IMAGE / 2, LABELS), {}, r"exemplar: expected \(H, W, 3\) uint8, got \(32, 48, 3\)"),
+    "no array": ("synthesize", (LABELS, None, LABELS), {}, r"exemplar: expected \(H, W, 3\) uint8, got NoneType"),
+    "apart": ("synthesize", (LABELS, IMAGE, LABELS[:8]), {}, r"exemplar_labels: expected \(32, 48\), the image's size"),
+    "size": ("synthesize", (LABELS, IMAGE, LABELS), {"size": (40, 48)}, "multiples of 16, got 40 x 48"),
+    "no size": ("synthesize", (LABELS, IMAGE, LABELS), {"size": (0, 48)}, "multiples of 16, got 0 x 48"),
+    "no maps": ("swap", ([], [scene()]), {}, "label_maps: expected at least one, got none"),
+    "no scenes": ("swap", ([LABELS], []), {}, "exemplars: expected at least 1, got 0"),
+    "bad map": ("swap", ([LABELS, LABELS - 9], [scene()]), {}, r"label_maps\[1\]: expected classes"),
+    "no pair": ("swap", ([LABELS], [IMAGE]), {}, r"exemplars\[0\]: expected \(image, label map\), got ndarray"),
+    "pair": ("interpolate", (LABELS, [scene(), (IMAGE, IMAGE)], [1, 1]), {}, r"exemplars\[1\]: labels: expected"),
+    "count": ("interpolate", (LABELS, [scene()], [1, 1]), {}, "weights: expected one for each of 1 exemplars, got 2"),
+    "zero": ("interpolate", (LABELS, [scene()] * 2, [0, 0]), {}, r"weights: expected numbers .* one above 0; got \(0, 0\)"),
+    "negative": ("interpolate", (LABELS, [scene()] * 2, [2, -1]), {}, "weights: expected numbers that are not negative"),
+    "walk": ("walk", (LABELS, [scene()]), {}, "exemplars: expected at least 2, got 1"),
+    "between": ("walk", (LABELS, [scene()] * 2), {"between": -1}, "between: expected 0 or more, got -1"),
+    "direction": ("spatial", (LABELS, [scene()] * 2), {"direction": "up"}, "direction: expected 'horizontal' or"),
+    "one map": ("spatial", (LABELS, [scene()] * 3, np.ones(SIZE)), {}, "weight_maps: expected one for each of 3"),
+    "maps": ("spatial", (LABELS, [scene()] * 2, np.ones((3, *SIZE))), {}, "weight_maps: expected one for each of 2"),
+    "map size": ("spatial", (LABELS, [scene()] * 2, np.ones((2, 8, 8))), {}, r"weight_maps\[0\]: expected 32 x 48"),
+    "map type": ("spatial", (LABELS, [scene()] * 2, np.ones((2, *SIZE), bool)), {}, r"weight_maps\[0\]: .* bool"),
+    "all 0": ("spatial", (LABELS, [scene()] * 2, np.zeros((2, *SIZE))), {}, "one above 0 at every pixel, got none at 1536"),
+    "nan": ("spatial", (LABELS, [scene()] * 2, np.full((2, *SIZE), np.nan)), {}, "expected numbers that are not negative"),
+    "beyond": ("spatial", (LABELS, [scene()] * 2, np.full(SIZE, 1.5)), {}, r"expected one map from 0 to 1"),
+    "small": ("extrapolate", (IMAGE, LABELS, LABELS[:, :40]), {}, r"labels: expected at least \(32, 48\), .*40\)"),
+    "others": ("extrapolate", (IMAGE, LABELS, LABELS), {"others": -1}, "others, seed: expected 0 or more, got -1 and 0"),
+    "patch": ("extrapolate", (IMAGE, LABELS[:8], LABELS), {}, r"patch_labels: expected \(32, 48\), the image's size"),
+    "attention": ("attention", (LABELS, IMAGE, LABELS + 9), {}, "exemplar_labels: expected classes 0 to 4 or -1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_before_any_work(case: str, msca: MSCA, passes: dict[str, int]) -> None:
+    verb, args, kwargs, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        getattr(msca, verb)(*args, **kwargs)
+    assert passes == {"trunk": 0, "layout": 0}
+
+
+def test_networks_that_do_not_fit(msca: MSCA, vgg16_file: Path) -> None:
+    networks = (msca.alignment, msca.synthesis)
+    with pytest.raises(ValueError, match="classes: expected 5 names, got 2"):
+        MSCA(*networks, ("a", "b"), SIZE)
+    with pytest.raises(ValueError, match="size: expected height and width that are multiples of 16, got 30 x 48"):
+        MSCA(*networks, NAMES, (30, 48))
+    with pytest.raises(ValueError, match="vgg: expected none, for the model's trunk is 'own'"):
+        MSCA(*networks, NAMES, SIZE, load_feature_network(vgg16_file))
