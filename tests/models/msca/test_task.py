@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mixsyn_fast.models.data import Batch, Loader, ProceduralSource, RegionDataset
 from mixsyn_fast.models.discriminators import DiscriminatorConfig, ExemplarPicture, MultiScaleDiscriminator, logits_of
+from mixsyn_fast.models.evaluation.inputs import DataReference, outputs_of_run
 from mixsyn_fast.models.feature_networks import PERCEPTUAL_TAPS, FeatureNetwork
 from mixsyn_fast.models.losses import perceptual
 from mixsyn_fast.models.msca import task as module
@@ -511,4 +512,9 @@ def test_a_run_through_all_stages_resumed_bit_for_bit(tmp_path: Path, with_vgg: 
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert trained.step == 6 and set(trained.networks) == {"alignment", "synthesis"}
     assert config["data"]["size"] == [32] and config["task"]["generator"]["label_nc"] == 12
+    source = ProceduralSource("procedural_facades", 2, size=(32, 32))
+    reference = DataReference(source, RegionDataset(source, (32, 32)))
+    judged = list(outputs_of_run(trained, reference, reference.names(), [], batch_size=2, device="cpu", seed=0))
+    shapes = [(each.outputs[0].shape, each.target.shape, each.labels.shape) for each in judged]
+    assert shapes == [((16, 16, 3), (16, 16, 3), (16, 16))] * 2, "all of the size of what is made"
     assert isinstance(trained.task, MSCATask) and not isinstance(trained.networks["synthesis"], MultiScaleDiscriminator)
