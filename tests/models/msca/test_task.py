@@ -337,6 +337,24 @@ def test_the_discriminator_sees_the_exemplar() -> None:
     assert not torch.allclose(*logits)
 
 
+def test_a_step_in_bfloat16(with_vgg: FeatureNetwork) -> None:
+    """Every phase under autocast: losses near those of float32, gradients that are finite."""
+    batch = make_batch(dtype=torch.float32)
+    for phase, step in (("pretrain", 0), ("generator", 4), ("discriminator", 4)):
+        found = []
+        for enabled in (False, True):
+            task = make(torch.float32, trunk="vgg", vgg=1.0, pretrain_steps=2)
+            torch.manual_seed(9)
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                found.append(run_phase(task, phase, batch, step))
+            for name in task.phases[phase].networks:
+                for parameter in task.networks[name].parameters():
+                    assert parameter.grad is None or bool(parameter.grad.isfinite().all())
+        assert found[0].keys() == found[1].keys() and len(found[0]) >= 2
+        for name, exact in found[0].items():
+            assert found[1][name].item() == pytest.approx(exact.item(), rel=0.05), name
+
+
 def test_losses_fall(with_vgg: FeatureNetwork) -> None:
     """Thirty steps of pretraining on drawn facades."""
     source = ProceduralSource("procedural_facades", 4, size=(32, 32))
