@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mixsyn_fast.backend import use_backend, use_plan
 from mixsyn_fast.layers import CLADENorm, SEANNorm, SPADENorm
+from mixsyn_fast.layers.attended import AttendedSPADENorm
 
 # torch's default initialisation leaves the label maps next to no influence; these factors give scale and shift a
 # spread of about one half and one
@@ -111,7 +112,7 @@ def without_norms(generator: nn.Module) -> Any:
     bare = shared_copy(generator)
     for parent in list(bare.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, SPADENorm | SEANNorm | CLADENorm):
+            if isinstance(child, SPADENorm | SEANNorm | CLADENorm | AttendedSPADENorm):
                 setattr(parent, name, NoNorm())
     return bare
 
