@@ -13,6 +13,7 @@ MODULES = {
     "sean": "mixsyn_fast.models.reconstruction",
     "mixsyn": "mixsyn_fast.models.mixsyn.task",
     "clvae": "mixsyn_fast.models.clvae.task",
+    "harmonized": "mixsyn_fast.models.harmonized.task",
     "stylegan2": "mixsyn_fast.models.unconditional",
     "stylefusion": "mixsyn_fast.models.stylefusion.task",
 }
