@@ -57,8 +57,8 @@ class Config(reconstruction.Config):
     flow: FlowConfig = field(default_factory=FlowConfig)
     attend: bool = True  # multi-region style attention before the decoder; False: the ablation "w/o SA"
     mapping_by: Literal["style", "image", "kl"] = "style"
-    """where random styles come from: mapping networks judged in style space (Eq. 6); judged by the image discriminator in the
-    images that their codes make (StarGAN v2's way); or from N(0, I), to which a KLD draws the codes of stage 1 (GroupDNet's)"""
+    """where random styles come from: mapping networks judged in style space (Eq. 6); judged by the image discriminator, in
+    the images that their codes make (StarGAN v2's way); or N(0, I), to which a KLD draws the codes of stage 1 (GroupDNet's)"""
     groups: tuple[str, ...] = settings.repeated()
     """groups of related regions, NAME=REGION or NAME=REGION,REGION: each has a mapping network and a flow; none given:
     hair=hair and skin=skin,nose, as far as the data set has these regions"""
@@ -148,7 +148,7 @@ def fitted(config: Config, classes: Sequence[str], size: Size, edges: bool) -> C
         if not groups and (config.has("mapping") or config.has("flow")):
             raise ValueError(
                 "groups: expected groups of this data set's regions for mapping networks and flows, such as "
-                f"{classes[-1]}={classes[-1]}, for it has neither hair nor skin (its regions: {', '.join(classes)}), got none"
+                f"{classes[-1]}={classes[-1]}, for it has no hair, skin or nose (but {', '.join(classes)}); got none"
             )
     made = reconstruction.fitted(config, classes, size, False)
     length = made.generator.style_length
@@ -311,7 +311,9 @@ class HarmonizedTask(reconstruction.ReconstructionTask):
         for name, regions in self.groups.items():
             network, batch, like = networks[f"{kind}_{name}"], len(composed), composed
             if isinstance(network, StyleFlow):
-                made = network.decode(like.new_empty(batch, network.size).normal_(), "fixed").unflatten(1, (len(regions), -1))
+                made = network.decode(like.new_empty(batch, network.size).normal_(), "fixed").unflatten(
+                    1, (len(regions), -1)
+                )
             else:
                 made = network(like.new_empty(batch, self.config.mapping.z_dim).normal_())
             index = list(regions)
@@ -408,10 +410,10 @@ class HarmonizedTask(reconstruction.ReconstructionTask):
         return found
 
     def sheet(self, batch: Batch, networks: Mapping[str, nn.Module]) -> list[list[np.ndarray]]:
-        """Return rows: picture, labels, reconstruction, transfer from the next row without and with attention, random styles.
+        """Return rows: picture, labels, reconstruction, transfer without and with attention, random styles.
 
-        The transfer is of the first group's regions, of all regions where there is no group. Random styles of all groups are
-        by the mapping networks and by the flows, as far as the model has them.
+        The transfer is from the next picture, of the first group's regions, of all regions where there is no group. Random
+        styles of all groups are by the mapping networks and by the flows, as far as the model has them.
         """
         regions = self.regions(batch)
         target, _ = self.encode(batch.image, regions, networks)

@@ -14,6 +14,7 @@ MODULES = {
     "mixsyn": "mixsyn_fast.models.mixsyn.task",
     "clvae": "mixsyn_fast.models.clvae.task",
     "harmonized": "mixsyn_fast.models.harmonized.task",
+    "harmony": "mixsyn_fast.models.harmony",
     "stylegan2": "mixsyn_fast.models.unconditional",
     "stylefusion": "mixsyn_fast.models.stylefusion.task",
 }

@@ -29,21 +29,28 @@ class Phase:
     betas: tuple[float, float] = (0.0, 0.9)  # decay rates of Adam's moments
     weight_decay: float = 0.0  # per step, as options say: L2 (adam) or decoupled (adamw)
     optimizer: Literal["adam", "adamw"] = "adam"
-    every: int = 1  # period: the phase runs in steps 0, every, 2 every, ... (counted from 0); its batches are that step's
+    every: int = 1  # period: it runs in steps start, start + every, ... (counted from 0); its batches are that step's
     shares: str = ""  # name of a phase of the same networks whose optimiser, moments included, this one steps; "": its own
+    start: int = 0  # first step of the phase
+    stop: int | None = None  # first step after its last; None: it never ends
 
     def __post_init__(self) -> None:
-        """Check the period."""
+        """Check period and window."""
         if self.every < 1:
             raise ValueError(f"every: expected at least 1, got {self.every}")
+        if self.start < 0:
+            raise ValueError(f"start: expected 0 or more, got {self.start}")
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError(f"stop: expected more than start {self.start}, or none, got {self.stop}")
 
     def due(self, step: int) -> bool:
-        """Say whether the phase runs in a step, counted from 0: in the first one, so that what is wrong shows at once."""
-        return step % self.every == 0
+        """Say whether the phase runs in a step, counted from 0: in its first one, so that what is wrong shows at once."""
+        begun, over = step >= self.start, self.stop is not None and step >= self.stop
+        return begun and not over and (step - self.start) % self.every == 0
 
     def finished(self, step: int) -> bool:
-        """Say whether a step, counted from 0, was the phase's last one: its optimiser's moments are dropped then."""
-        return False
+        """Say whether a step in which it ran was the phase's last one: its optimiser's moments are dropped then."""
+        return self.stop is not None and step + self.every >= self.stop
 
 
 class Task(ABC):
@@ -94,11 +101,16 @@ class Task(ABC):
         for network in self.networks.values():
             network.to(device)
 
+    def wanted(self, batch: Any) -> Tensor:
+        """Return the images (B, 3, H, W) that `generate` is judged against: here the batch's own."""
+        image: Tensor = batch.image
+        return image
+
     def validate(self, batch: Any, networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-        """Return figures of merit, (B,) each: here PSNR in dB, SSIM and L1 (range [-1, 1]) against the batch's images."""
+        """Return figures of merit, (B,) each: here PSNR in dB, SSIM and L1 (range [-1, 1]) against `wanted`."""
         from ..metrics.pixels import psnr, ssim
 
-        made, real = self.generate(batch, networks).float().clamp(-1, 1), batch.image
+        made, real = self.generate(batch, networks).float().clamp(-1, 1), self.wanted(batch)
         return {"psnr": psnr(made, real), "ssim": ssim(made, real), "l1": (made - real).abs().mean((1, 2, 3))}
 
     def sheet(self, batch: Any, networks: Mapping[str, nn.Module]) -> list[list[np.ndarray]]:

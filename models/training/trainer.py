@@ -191,9 +191,17 @@ class Trainer:
             scalars |= {f"{name}/{key}": loss for key, loss in self.run_phase(name, batches).items()}
         if self.ema:
             self.ema.update(self.step)
+            self.ema.settle(self._ended())
         self.step += 1
         self.waited, self.skipped = waited, [name for batch in batches for name in batch.skipped]
         return scalars
+
+    def _ended(self) -> set[str]:
+        """Averaged networks whose last phase ended with this step: what rests on them is to learn from what will be used."""
+        phases = self.task.phases.values()
+        done = {name for phase in self.ran for name in self.task.phases[phase].networks if name in self.task.averaged}
+        on = {name for phase in phases if phase.stop is None or phase.stop > self.step + 1 for name in phase.networks}
+        return done - on
 
     def rates(self, phases: Collection[str]) -> dict[str, float]:
         """Return the learning rate of some phases in their last step, and their loss scale where there is one."""
@@ -382,8 +390,14 @@ class Trainer:
 
 def check(task: Task, dataset: TrainingSet) -> None:
     """Raise ValueError when a task has no phase in some steps, or asks for region maps that a data set does not have."""
-    if all(phase.every > 1 for phase in task.phases.values()):
-        raise ValueError(f"phases: expected one that runs in every step, got {', '.join(task.phases)}")
+    reached: float = 0  # every step before this one has a phase
+    for phase in sorted((p for p in task.phases.values() if p.every == 1), key=lambda p: p.start):
+        if phase.start <= reached:
+            reached = max(reached, math.inf if phase.stop is None else phase.stop)
+    if reached < (math.inf if task.total_steps is None else task.total_steps):
+        raise ValueError(
+            f"phases: expected one that runs in every step, got {', '.join(task.phases)}, none in step {reached}"
+        )
     for name, phase in task.phases.items():
         owner = task.phases.get(phase.shares)
         if phase.shares and (owner is None or owner.shares or owner.networks != phase.networks):
