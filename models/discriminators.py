@@ -8,11 +8,15 @@ It judges the image together with its label map. Two exact shortcuts (docs/exact
 * The first convolution of [one-hot map | image] is linear, so its map part is worked out once and added to that of every set
   of images that shares the map (real and generated). At full resolution it is a gather-sum: the one-hot map is never made.
 * The average-pooled one-hot map of the next scale is counted from the labels.
+
+MSCA's (Zheng et al., ECCV 2020, Eq. 11) judges the image beside an exemplar and the exemplar's label map
+(`DiscriminatorConfig.exemplar`). All of these but the image itself are given, so all go into what is worked out once.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,6 +45,7 @@ class DiscriminatorConfig:
     scales: int = 2  # discriminators, each on images of half the size of the one before
     spectral_norm: bool = True  # of the hidden layers but the first
     instance_norm: bool = True  # of the same layers
+    exemplar: bool = False  # see an exemplar and its label map beside the image (MSCA)
 
     def __post_init__(self) -> None:
         """Check every field once."""
@@ -54,6 +59,11 @@ class DiscriminatorConfig:
         return self.label_nc + int(self.edges)
 
     @property
+    def given_channels(self) -> int:
+        """Channels of all that the image is judged with: label map, exemplar's label map, exemplar; the image comes last."""
+        return self.map_channels + (self.label_nc + 3 if self.exemplar else 0)
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Channels of the hidden layers."""
         widths = [self.ndf]
@@ -62,11 +72,20 @@ class DiscriminatorConfig:
         return tuple(widths)
 
 
+class ExemplarPicture(NamedTuple):
+    """What images are judged beside."""
+
+    image: Tensor
+    """(B, 3, H, W) in [-1, 1], of the size of the images."""
+    regions: RegionMap | Tensor
+    """Its label map, of any size; edges are not read."""
+
+
 class MapParts(NamedTuple):
-    """What the label maps of a batch give to the first layers, by scale; see `MultiScaleDiscriminator.read_map`."""
+    """What the label maps of a batch, and its exemplars, give to the first layers, by scale: see `read_map`."""
 
     tensors: tuple[Tensor, ...]
-    """convolved: (B, ndf, h, w), the map's part of the first convolution; else (B, K [+ 1], H, W), the map itself."""
+    """convolved: (B, ndf, h, w), their part of the first convolution; else (B, given_channels, H, W), they themselves."""
     convolved: bool
     size: Size
     """(H, W) of the images that the parts are for."""
@@ -83,6 +102,10 @@ def _tap_labels(labels: Tensor, kernel: int, padding: int, outside: int) -> Tens
 def _halved(image: Tensor) -> Tensor:
     """Average pooling between scales."""
     return F.avg_pool2d(image, 3, stride=2, padding=1, count_include_pad=False)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _halved_map(regions: RegionMap, size: Size, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -106,7 +129,7 @@ class PatchDiscriminator(nn.Module):
         self.config = config
         widths = config.widths
         activation = nn.LeakyReLU(SLOPE)
-        first = nn.Conv2d(config.map_channels + 3, widths[0], KERNEL, stride=2, padding=PADDING)
+        first = nn.Conv2d(config.given_channels + 3, widths[0], KERNEL, stride=2, padding=PADDING)
         self.model0 = nn.Sequential(first, activation)
         kind = SpectralConv2d if config.spectral_norm else nn.Conv2d
         for i, (inner, outer) in enumerate(itertools.pairwise(widths), 1):
@@ -117,32 +140,50 @@ class PatchDiscriminator(nn.Module):
             self.add_module(f"model{i}", nn.Sequential(nn.Sequential(conv, norm), activation))
         self.add_module(f"model{config.n_layers}", nn.Sequential(nn.Conv2d(widths[-1], 1, KERNEL, padding=PADDING)))
 
-    def map_part(self, regions: RegionMap, size: Size) -> Tensor:
-        """Return the map's part of the first convolution at full size, (B, ndf, h, w), by a gather-sum over its taps."""
+    def map_part(self, maps: Sequence[RegionMap], size: Size, image: Tensor | None = None) -> Tensor:
+        """Return what is given's part of the first convolution at full size, (B, ndf, h, w): maps by one gather-sum.
+
+        Args:
+            maps: the label map, and the exemplar's where Config.exemplar.
+            size: (H, W) of the images.
+            image: the exemplar, (B, 3, H, W), likewise.
+        """
         conv = self.model0[0]
         assert isinstance(conv, nn.Conv2d) and conv.bias is not None
-        if regions.is_soft:
-            return self.convolved_map(regions.onehot(size, conv.weight.dtype))
+        if any(regions.is_soft for regions in maps):
+            planes = [regions.onehot(size, conv.weight.dtype) for regions in maps]
+            return self.convolved_map(_joined(planes if image is None else [*planes, image.to(conv.weight.dtype)]))
         count, out = self.config.label_nc, conv.out_channels
         columns = conv.weight.permute(2, 3, 1, 0).reshape(KERNEL**2, -1, out)  # (taps, channels, ndf)
-        # code K: no region, or outside the image; a second set of codes for pixels with an edge
-        table = torch.cat((columns[:, :count], columns.new_zeros(KERNEL**2, 1, out)), 1)
-        labels = regions.labels_at(size)
-        codes = torch.where(labels < 0, count, labels)
-        edges = regions.edges_at(size)
-        if edges is not None:
-            table = torch.cat((table, table + columns[:, count : count + 1]), 1)
-            codes = codes + edges * (count + 1)
-        below = _tap_labels(codes, KERNEL, PADDING, outside=count).permute(0, 2, 3, 1)
-        tap = torch.arange(KERNEL**2, device=codes.device, dtype=torch.int32) * table.shape[1]
-        rows = gather_sum(table.reshape(-1, out), (below + tap).to(torch.int32).reshape(-1, KERNEL**2))
-        return (rows + conv.bias).view(*below.shape[:3], out).permute(0, 3, 1, 2)
+        tables: list[Tensor] = []
+        codes: list[Tensor] = []
+        first, before = 0, 0  # channel and row at which a map begins
+        for regions in maps:
+            # code K: no region, or outside the image; a second set of codes for pixels with an edge
+            table = torch.cat((columns[:, first : first + count], columns.new_zeros(KERNEL**2, 1, out)), 1)
+            labels = regions.labels_at(size)
+            code = torch.where(labels < 0, count, labels)
+            edges = regions.edges_at(size)
+            if edges is not None:
+                table = torch.cat((table, table + columns[:, first + count : first + count + 1]), 1)
+                code = code + edges * (count + 1)
+            below = _tap_labels(code, KERNEL, PADDING, outside=count).permute(0, 2, 3, 1)
+            tap = torch.arange(KERNEL**2, device=code.device, dtype=torch.int32) * table.shape[1] + before
+            tables.append(table.reshape(-1, out))
+            codes.append((below + tap).to(torch.int32))
+            first, before = first + regions.num_channels, before + len(tables[-1])
+        index = codes[0] if len(codes) == 1 else torch.cat(codes, 3)
+        rows = gather_sum(tables[0] if len(tables) == 1 else torch.cat(tables), index.reshape(-1, index.shape[3]))
+        part = (rows + conv.bias).view(*index.shape[:3], out).permute(0, 3, 1, 2)
+        if image is None:
+            return part
+        return part + F.conv2d(image.to(part.dtype), conv.weight[:, first : first + 3], stride=2, padding=PADDING)
 
-    def convolved_map(self, label_map: Tensor) -> Tensor:
-        """Return the first convolution of a map (B, K [+ 1], H, W), without the image's part: (B, ndf, h, w)."""
+    def convolved_map(self, given: Tensor) -> Tensor:
+        """Return the first convolution of what is given (B, given_channels, H, W), without the image: (B, ndf, h, w)."""
         conv = self.model0[0]
         assert isinstance(conv, nn.Conv2d)
-        return F.conv2d(label_map, conv.weight[:, : self.config.map_channels], conv.bias, stride=2, padding=PADDING)
+        return F.conv2d(given, conv.weight[:, : self.config.given_channels], conv.bias, stride=2, padding=PADDING)
 
     def forward(
         self, image: Tensor, part: Tensor, convolved: bool = True, differentiable_twice: bool = False
@@ -151,7 +192,7 @@ class PatchDiscriminator(nn.Module):
 
         Args:
             image: (n B, 3, H, W): n sets of images that share the B maps.
-            part: (B, ndf, h, w) of `map_part` or `convolved_map`, or the map itself, (B, K [+ 1], H, W).
+            part: (B, ndf, h, w) of `map_part` or `convolved_map`, or what is given itself, (B, given_channels, H, W).
             convolved: which of the two.
             differentiable_twice: use no fused op (they have no second derivative).
         """
@@ -159,7 +200,7 @@ class PatchDiscriminator(nn.Module):
         assert isinstance(conv, nn.Conv2d)
         sets = image.shape[0] // max(part.shape[0], 1)
         if convolved:
-            x = F.conv2d(image, conv.weight[:, self.config.map_channels :], stride=2, padding=PADDING)
+            x = F.conv2d(image, conv.weight[:, self.config.given_channels :], stride=2, padding=PADDING)
             x = x + part.to(x.dtype).repeat(sets, 1, 1, 1) if sets != 1 else x + part.to(x.dtype)
         else:
             x = conv(torch.cat((part.to(image.dtype).repeat(sets, 1, 1, 1), image), 1))
@@ -182,11 +223,12 @@ class PatchDiscriminator(nn.Module):
 class MultiScaleDiscriminator(nn.Module):
     """Patch discriminators on images of full, half (, a quarter ...) size.
 
-    forward(images, regions, parts=None, *, differentiable_twice=False): images (n B, 3, H, W) in [-1, 1], n sets in a row
-    (generated, real) that share the B maps of `regions`, a RegionMap of K regions (with edges where Config.edges) or a float
-    map (B, K [+ 1], h, w), nearest-resized to the images. Returns a list over scales of lists of features, the last of each
-    being the logits (n B, 1, h, w). `parts` is what `read_map` returned for the same maps, where several passes share it.
-    `differentiable_twice` is for R1. Raises ValueError for images or maps that do not fit.
+    forward(images, regions, parts=None, *, exemplar=None, differentiable_twice=False): images (n B, 3, H, W) in [-1, 1], n
+    sets in a row (generated, real) that share the B maps of `regions`, a RegionMap of K regions (with edges where
+    Config.edges) or a float map (B, K [+ 1], h, w), nearest-resized to the images, and the B exemplars of `exemplar` where
+    Config.exemplar. Returns a list over scales of lists of features, the last of each being the logits (n B, 1, h, w).
+    `parts` is what `read_map` returned for the same maps and exemplars, where several passes share it.
+    `differentiable_twice` is for R1. Raises ValueError for images, maps or exemplars that do not fit.
 
     Sets may come in one pass or apart: instance normalisation lets no image see another, and the published single pass of
     [generated | real] is for batch normalisation. Apart, the real half of a generator's step needs no backward pass; in one,
@@ -202,34 +244,56 @@ class MultiScaleDiscriminator(nn.Module):
     def _scales(self) -> list[PatchDiscriminator]:
         return [getattr(self, f"discriminator_{i}") for i in range(self.config.scales)]
 
-    def read_map(self, regions: RegionMap | Tensor, size: Size) -> MapParts:
-        """Return what label maps give to the first layer of each scale, for images of a size (H, W).
+    def read_map(self, regions: RegionMap | Tensor, size: Size, exemplar: ExemplarPicture | None = None) -> MapParts:
+        """Return what label maps, and exemplars, give to the first layer of each scale, for images of a size (H, W).
 
         It depends on the weights: valid until they change, and made without gradient where gradients are off. With
         ``use_plan("dense")`` it is the maps themselves, to be concatenated as published.
 
         Raises:
-            ValueError: the number of regions or the edges do not fit Config.
+            ValueError: the number of regions or the edges do not fit Config; an exemplar is missing, too many, or of another
+                batch or size.
         """
         config = self.config
         regions = as_region_map(regions, num_regions=config.label_nc)
-        expected, got = config.map_channels, regions.num_channels
-        if expected != got or (not regions.is_soft and regions.num_regions != config.label_nc):
-            raise ValueError(f"regions: expected {expected} channels, {int(config.edges)} of them edges, got {regions}")
+        channels = config.map_channels
+        if channels != regions.num_channels or (not regions.is_soft and regions.num_regions != config.label_nc):
+            raise ValueError(f"regions: expected {channels} channels, {int(config.edges)} of them edges, got {regions}")
+        maps, image = [regions], None
+        if (exemplar is not None) != config.exemplar:
+            expected, got = ("one", "none") if config.exemplar else ("none", "one")
+            raise ValueError(f"exemplar: expected {expected}, got {got}")
+        if exemplar is not None:
+            image = exemplar.image
+            maps.append(self._map_of(exemplar, (regions.batch_size, 3, *size)))
         dense = current_plan() == "dense"
         dtype = next(self.parameters()).dtype
         tensors: list[Tensor] = []
-        label_map = None
+        given = None
         for i, scale in enumerate(self._scales()):
             if i == 1:
-                label_map = _halved_map(regions, size, dtype)
-            elif label_map is not None:
-                label_map = _halved(label_map)
-            if dense:
-                tensors.append(regions.onehot(size, dtype) if label_map is None else label_map)
+                given = _joined([_halved_map(each, size, dtype) for each in maps])
+                if image is not None:
+                    given = torch.cat((given, _halved(image).to(dtype)), 1)
+            elif given is not None:
+                given = _halved(given)
+            if given is not None:
+                tensors.append(given if dense else scale.convolved_map(given))
+            elif dense:
+                planes = [each.onehot(size, dtype) for each in maps]
+                tensors.append(_joined(planes if image is None else [*planes, image.to(dtype)]))
             else:
-                tensors.append(scale.map_part(regions, size) if label_map is None else scale.convolved_map(label_map))
+                tensors.append(scale.map_part(maps, size, image))
         return MapParts(tuple(tensors), not dense, size)
+
+    def _map_of(self, exemplar: ExemplarPicture, shape: tuple[int, ...]) -> RegionMap:
+        """Return the label map of exemplars whose images have a shape, or raise ValueError."""
+        if tuple(exemplar.image.shape) != shape:
+            raise ValueError(f"exemplar: expected images of shape {shape}, got {tuple(exemplar.image.shape)}")
+        found = as_region_map(exemplar.regions, num_regions=self.config.label_nc).without_edges()
+        if found.num_regions != self.config.label_nc or found.batch_size != shape[0]:
+            raise ValueError(f"exemplar: expected {shape[0]} maps of {self.config.label_nc} regions, got {found}")
+        return found
 
     def forward(
         self,
@@ -237,6 +301,7 @@ class MultiScaleDiscriminator(nn.Module):
         regions: RegionMap | Tensor,
         parts: MapParts | None = None,
         *,
+        exemplar: ExemplarPicture | None = None,
         differentiable_twice: bool = False,
     ) -> list[list[Tensor]]:
         """Return a list over scales of lists of features, the last of each being the logits."""
@@ -248,7 +313,7 @@ class MultiScaleDiscriminator(nn.Module):
         if images.shape[0] % max(batch, 1):
             raise ValueError(f"images: expected a multiple of the {batch} maps, got {images.shape[0]} images")
         if parts is None:
-            parts = self.read_map(regions, size)
+            parts = self.read_map(regions, size, exemplar)
         elif parts.size != size:
             raise ValueError(f"parts: expected those of images of size {size}, got {parts.size}")
         x = images.contiguous(memory_format=torch.channels_last)

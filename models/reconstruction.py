@@ -1,5 +1,8 @@
 """Training of SPADE, CLADE and SEAN: a generator that makes an image of its label map, judged against the real image.
 
+What other wings share of it (MSCA's) are the settings `JudgedConfig`, and `generator_losses` and `discriminator_losses` of
+images that somebody made.
+
 Per step, as published (Park et al., CVPR 2019; Tan et al., TPAMI 2021; Zhu et al., CVPR 2020):
 
     generator:      L_G  = hinge + 10 feature matching + 10 perceptual (+ 0.05 KLD of the VAE's code)
@@ -14,7 +17,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +29,10 @@ from mixsyn_fast.region_map import Kind, Plan, RegionMap, Size
 from . import clade, sean, spade
 from .blocks import GeneratorConfig, RegionGenerator
 from .data.classes import are_streets
-from .discriminators import DiscriminatorConfig, MultiScaleDiscriminator, logits_of
+from .discriminators import DiscriminatorConfig, ExemplarPicture, MultiScaleDiscriminator, logits_of
 from .losses import ADVERSARIAL, feature_matching_loss, kld_loss, masked_l1_loss, r1_due, r1_penalty
 from .losses.at_once import at_once
-from .losses.perceptual import perceptual_loss, without_missing_vgg
+from .losses.perceptual import PerceptualLoss, perceptual_loss, without_missing_vgg
 from .settings import one_of
 from .training.task import Phase, Task, Trainable
 
@@ -38,10 +41,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config:
-    """Settings that the three models share; label_nc, image_size, aspect_ratio and edges follow from the data."""
+class JudgedConfig:
+    """Settings of the losses of `generator_losses` and `discriminator_losses`, and of how what they judge is trained."""
 
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     adversarial: Literal["hinge", "non_saturating", "least_squares"] = "hinge"  # adversarial loss
     gan: float = 1.0  # weight of the adversarial loss, for the generator
@@ -49,6 +51,38 @@ class Config:
     vgg: float = 10.0  # weight of the perceptual loss; 0: none
     vgg_weights: str = "auto"  # file with VGG-19 or VGG-16; auto: one that is on this machine, else no perceptual loss
     l1: float = 0.0  # weight of the mean absolute difference to the real image (none in the papers)
+    r1: float = 0.0  # gamma of the R1 gradient penalty (none in the papers)
+    r1_every: int = 16  # steps between two R1 penalties, each this many times as strong
+    generator_lr: float = 1e-4  # learning rate of generator and encoder
+    discriminator_lr: float = 4e-4  # learning rate of the discriminator
+    betas: tuple[float, float] = (0.0, 0.9)  # Adam's decay rates, of both
+    init_gain: float = 0.02  # gain of the Xavier-normal initialisation of all convolutions; 0: PyTorch's own
+    reuse_fakes: bool = False  # the discriminator judges the generator step's images: one pass less than published
+
+    def __post_init__(self) -> None:
+        """Check every number once."""
+        self.check(
+            not_negative=("gan", "feature_matching", "vgg", "l1", "r1", "init_gain"),
+            positive=("generator_lr", "discriminator_lr", "r1_every"),
+        )
+        if self.adversarial not in ADVERSARIAL:
+            raise ValueError(f"adversarial: expected one of {', '.join(ADVERSARIAL)}, got {self.adversarial!r}")
+
+    def check(self, not_negative: Sequence[str] = (), positive: Sequence[str] = ()) -> None:
+        """Raise ValueError for a field of these that is out of range."""
+        for name in not_negative:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a number that is not negative, got {getattr(self, name)}")
+        for name in positive:
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Config(JudgedConfig):
+    """Settings that the three models share; label_nc, image_size, aspect_ratio and edges follow from the data."""
+
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     loss_mask: Literal["auto", "none", "rare_colours"] = "none"
     """what pixels weigh in feature matching, perceptual and L1 loss: all the same, or by how rare their class's colour is
     (conditional IMLE); auto: the latter in street scenes"""
@@ -56,26 +90,13 @@ class Config:
     """a class's colours weigh 1 on average, or its rarest colour weighs 1 (cIMLE, which has no adversarial loss beside it:
     the masked losses shrink, on CamVid to 0.09 of themselves)"""
     kld: float = 0.05  # weight of the KLD with a VAE: per image (published: summed over the 4 images of a GPU)
-    r1: float = 0.0  # gamma of the R1 gradient penalty (none in the papers)
-    r1_every: int = 16  # steps between two R1 penalties, each this many times as strong
-    generator_lr: float = 1e-4  # learning rate of generator and encoder
-    discriminator_lr: float = 4e-4  # learning rate of the discriminator
-    betas: tuple[float, float] = (0.0, 0.9)  # Adam's decay rates, of both
-    init_gain: float = 0.02  # gain of the Xavier-normal initialisation of all convolutions; 0: PyTorch's own
     instance_edges: bool = True  # read the edges of instance maps where the data has them (SEAN never does)
-    reuse_fakes: bool = False  # the discriminator judges the generator step's images: one pass less than published
 
     def __post_init__(self) -> None:
-        """Check every number once."""
-        for name in ("gan", "feature_matching", "vgg", "l1", "kld", "r1", "init_gain"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a number that is not negative, got {getattr(self, name)}")
-        for name in ("generator_lr", "discriminator_lr", "r1_every"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        """Check every field once."""
+        super().__post_init__()
+        self.check(not_negative=("kld",))
         one_of(self, loss_mask=("auto", "none", "rare_colours"), loss_mask_scale=("mean", "maximum"))
-        if self.adversarial not in ADVERSARIAL:
-            raise ValueError(f"adversarial: expected one of {', '.join(ADVERSARIAL)}, got {self.adversarial!r}")
 
 
 @dataclass(frozen=True)
@@ -176,6 +197,106 @@ def plans_of(generator: RegionGenerator, edges: bool) -> tuple[Plan, ...]:
     return tuple(found)
 
 
+def generator_losses(
+    config: JudgedConfig,
+    discriminator: nn.Module,
+    perceptual: PerceptualLoss | None,
+    fake: Tensor,
+    real: Tensor,
+    regions: RegionMap,
+    *,
+    exemplar: ExemplarPicture | None = None,
+    mask: Tensor | None = None,
+    targets: Sequence[Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Return the weighted losses of images that were to become others, whose gradient by the images is taken at once.
+
+    Args:
+        config: weights of the losses.
+        discriminator: a `MultiScaleDiscriminator`; it gets no gradient.
+        perceptual: the perceptual loss, or None for none.
+        fake: (B, 3, H, W).
+        real: likewise.
+        regions: the label maps of both.
+        exemplar: what the discriminator sees beside them, where it does.
+        mask: (B, 1, H, W) weights of the pixels in all losses but the adversarial one; None: all are 1.
+        targets: the perceptual network's features of `real`, where they are there already.
+    """
+    assert isinstance(discriminator, MultiScaleDiscriminator)
+    iterating = discriminator.training
+    with torch.no_grad():
+        parts = discriminator.read_map(regions, (real.shape[2], real.shape[3]), exemplar)
+        # Apart from the generated images: the published single pass computes a gradient of the real half, all zero.
+        wanted = discriminator(real, regions, parts) if config.feature_matching else None
+    adversarial = ADVERSARIAL[config.adversarial]
+
+    def judged(image: Tensor) -> dict[str, Tensor]:
+        # one power iteration per phase, as the single pass makes, and the same weights for both halves
+        discriminator.train(iterating and wanted is None)
+        features = discriminator(image, regions, parts)
+        discriminator.train(iterating)
+        found = {"gan": config.gan * adversarial.generator_loss(logits_of(features)[0])}
+        if wanted is not None:
+            found["feature_matching"] = config.feature_matching * feature_matching_loss(wanted, features, mask)
+        return found
+
+    losses = at_once(judged, fake)
+    if perceptual is not None:
+        losses |= at_once(lambda image: {"vgg": config.vgg * perceptual(image, real, mask, targets)}, fake)
+    if config.l1:
+        losses["l1"] = config.l1 * masked_l1_loss(fake.float(), real, mask)
+    return losses
+
+
+def discriminator_losses(
+    config: JudgedConfig,
+    discriminator: nn.Module,
+    fake: Tensor,
+    real: Tensor,
+    regions: RegionMap,
+    step: int,
+    *,
+    exemplar: ExemplarPicture | None = None,
+) -> dict[str, Tensor]:
+    """Return the weighted losses of the discriminator; arguments as `generator_losses`.
+
+    `step` says whether R1 is due; its gradient is that by the real image alone.
+    """
+    features = discriminator(torch.cat((fake.to(real.dtype), real)), regions, exemplar=exemplar)
+    fake_logits, real_logits = logits_of(features, 2)
+    losses = {"gan": ADVERSARIAL[config.adversarial].discriminator_loss(real_logits, fake_logits)}
+    if config.r1 and r1_due(step, config.r1_every):
+
+        def judge(image: Tensor) -> list[Tensor]:
+            return logits_of(discriminator(image, regions, exemplar=exemplar, differentiable_twice=True))[0]
+
+        losses["r1"] = r1_penalty(judge, real, gamma=config.r1, interval=config.r1_every)
+    return losses
+
+
+T = TypeVar("T")
+
+
+class Kept(Generic[T]):
+    """What an earlier phase of a step leaves for a later one, by the batch's image; micro-batches lie side by side."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[int, Tensor, T]] = []
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def keep(self, step: int, image: Tensor, value: T) -> None:
+        """Keep a value; those of other steps go."""
+        self._found = [*(entry for entry in self._found if entry[0] == step), (step, image, value)]
+
+    def take(self, image: Tensor) -> T | None:
+        """Return what was kept last for this image, which goes, or None."""
+        found = [value for _, key, value in self._found if key is image]
+        self._found = [entry for entry in self._found if entry[1] is not image]
+        return found[-1] if found else None
+
+
 class ReconstructionTask(Task):
     """What SPADE, CLADE and SEAN share: networks "generator" and "discriminator", one phase each.
 
@@ -204,7 +325,7 @@ class ReconstructionTask(Task):
         generator = self.networks["generator"]
         assert isinstance(generator, RegionGenerator)
         self.plans = plans_of(generator, config.discriminator.edges)
-        self._fakes: list[tuple[int, Tensor, Tensor]] = []  # step, real and generated images, from one phase to the next
+        self._fakes: Kept[Tensor] = Kept()
 
     @abstractmethod
     def make_generators(self) -> dict[str, nn.Module]:
@@ -238,55 +359,22 @@ class ReconstructionTask(Task):
 
     def generator_losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return the losses of the generator's step."""
-        config, real, discriminator = self.config, batch.image, self.networks["discriminator"]
-        assert isinstance(discriminator, MultiScaleDiscriminator)
-        regions = self.regions(batch)
+        config, real, regions = self.config, batch.image, self.regions(batch)
         mask = batch.pixel_weights() if config.loss_mask == "rare_colours" else None
         fake, losses = self.fake(batch, regions, self.networks, sample=True)
         if config.reuse_fakes:
-            self._fakes = [*(kept for kept in self._fakes if kept[0] == step), (step, real, fake.detach())]
-        iterating = discriminator.training
-        with torch.no_grad():
-            parts = discriminator.read_map(regions, (real.shape[2], real.shape[3]))
-            # Apart from the generated images: the published single pass computes a gradient of the real half, all zero.
-            targets = discriminator(real, regions, parts) if config.feature_matching else None
-        adversarial, perceptual = ADVERSARIAL[config.adversarial], self.perceptual
-
-        def judged(image: Tensor) -> dict[str, Tensor]:
-            # one power iteration per phase, as the single pass makes, and the same weights for both halves
-            discriminator.train(iterating and targets is None)
-            features = discriminator(image, regions, parts)
-            discriminator.train(iterating)
-            found = {"gan": config.gan * adversarial.generator_loss(logits_of(features)[0])}
-            if targets is not None:
-                found["feature_matching"] = config.feature_matching * feature_matching_loss(targets, features, mask)
-            return found
-
-        losses |= at_once(judged, fake)
-        if perceptual is not None:
-            losses |= at_once(lambda image: {"vgg": config.vgg * perceptual(image, real, mask)}, fake)
-        if config.l1:
-            losses["l1"] = config.l1 * masked_l1_loss(fake.float(), real, mask)
-        return losses
+            self._fakes.keep(step, real, fake.detach())
+        judge = self.networks["discriminator"]
+        return losses | generator_losses(config, judge, self.perceptual, fake, real, regions, mask=mask)
 
     def discriminator_losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return the losses of the discriminator's step."""
-        config, real, discriminator = self.config, batch.image, self.networks["discriminator"]
-        regions = self.regions(batch)
-        kept = [fake for _, image, fake in self._fakes if image is real]
-        self._fakes = [pair for pair in self._fakes if pair[1] is not real]
-        with torch.no_grad():
-            fake = kept[-1] if kept else self.fake(batch, regions, self.networks, sample=True)[0]
-        features = discriminator(torch.cat((fake.to(real.dtype), real)), regions)
-        fake_logits, real_logits = logits_of(features, 2)
-        losses = {"gan": ADVERSARIAL[config.adversarial].discriminator_loss(real_logits, fake_logits)}
-        if config.r1 and r1_due(step, config.r1_every):
-
-            def judge(image: Tensor) -> list[Tensor]:
-                return logits_of(discriminator(image, regions, differentiable_twice=True))[0]
-
-            losses["r1"] = r1_penalty(judge, real, gamma=config.r1, interval=config.r1_every)
-        return losses
+        real, regions = batch.image, self.regions(batch)
+        fake = self._fakes.take(real)
+        if fake is None:
+            with torch.no_grad():
+                fake = self.fake(batch, regions, self.networks, sample=True)[0]
+        return discriminator_losses(self.config, self.networks["discriminator"], fake, real, regions, step)
 
 
 class LatentTask(ReconstructionTask):

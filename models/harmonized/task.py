@@ -58,7 +58,7 @@ class Config(reconstruction.Config):
     attend: bool = True  # multi-region style attention before the decoder; False: the ablation "w/o SA"
     mapping_by: Literal["style", "image", "kl"] = "style"
     """where random styles come from: mapping networks judged in style space (Eq. 6); judged by the image discriminator, in
-    the images that their codes make (StarGAN v2's way); or N(0, I), to which a KLD draws the codes of stage 1 (GroupDNet's)"""
+    the images that their codes make (StarGAN v2's way); or N(0, I), to which a KLD draws stage 1's codes (GroupDNet's)"""
     groups: tuple[str, ...] = settings.repeated()
     """groups of related regions, NAME=REGION or NAME=REGION,REGION: each has a mapping network and a flow; none given:
     hair=hair and skin=skin,nose, as far as the data set has these regions"""

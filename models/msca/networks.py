@@ -1,8 +1,8 @@
-"""MSCA's networks: label pyramid, exemplar's features, alignment, synthesis; a decoder to pretrain the first three.
+"""MSCA's networks: label pyramid, exemplar's features, alignment, synthesis; a decoder to pretrain the alignment.
 
 What depends on the exemplar (:class:`Exemplar`) and what depends on the label map (:class:`Layout`) are made apart and
-joined last, so each serves any number of the other. Neither the aligned features F_x1 nor the compressed features F_x2 are ever
-made: see docs/exact_algebra.md, 7 and 12. `use_plan("dense")` computes as published.
+joined last, so each serves any number of the other. Neither the aligned features F_x1 nor the compressed features F_x2 are
+ever made: see docs/exact_algebra.md, 7 and 12. `use_plan("dense")` computes as published.
 """
 
 from __future__ import annotations
@@ -188,6 +188,7 @@ class Alignment(nn.Module):
         *,
         mask: Tensor | None = None,
         masses: bool = False,
+        conditions: Sequence[Tensor] | None = None,
     ) -> Exemplar:
         """Return what exemplars give, from their image features and label maps (Eq. 1, 3, 4, 5).
 
@@ -196,6 +197,8 @@ class Alignment(nn.Module):
             regions: label maps of the exemplars.
             mask: (B, H, W) bool or None: positions that take part (at coarser scales those with any such pixel below).
             masses: keep what :meth:`interpolate` needs.
+            conditions: the maps' features F_c2 of scales 0 to 4, where they are there already (a :class:`Layout` of the same
+                maps has them); None: they are computed.
 
         Raises:
             ValueError: batches, sizes or channels differ.
@@ -203,7 +206,7 @@ class Alignment(nn.Module):
         regions = self.region_map(regions)
         sizes = _sizes_of_features(features, self.config, regions)
         gathered, log_masses = [], []
-        for scale, condition in enumerate(self.pyramid(regions, sizes)):
+        for scale, condition in enumerate(self.pyramid(regions, sizes) if conditions is None else conditions):
             given, matrix = features[scale], cast(Tensor, self.compress[scale].weight)
             kept = None if mask is None else F.adaptive_max_pool2d(mask[:, None].float(), sizes[scale])[:, 0] > 0
             compress: Tensor | None = matrix

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,22 +40,6 @@ if TYPE_CHECKING:
 
 OWN_CODES = 4
 """Codes of a step: s_1, s_2, s_align, s_rnd; then two for every node above, its global code and that of the other region."""
-
-
-@dataclass(frozen=True)
-class StagePhase(Phase):
-    """A phase that runs in the steps of its stage alone: with an optimiser of its own, so that nothing else ever moves."""
-
-    start: int = 0
-    stop: int = 0
-
-    def due(self, step: int) -> bool:
-        """Say whether a step, counted from 0, belongs to the stage."""
-        return self.start <= step < self.stop
-
-    def finished(self, step: int) -> bool:
-        """Say whether a step, counted from 0, was the stage's last one."""
-        return step + 1 == self.stop
 
 
 class Context:
@@ -117,15 +101,10 @@ class StyleFusionTask(Task):
             self.networks[f"fuse_{node}"] = net.blender_segments
         self.averaged: tuple[str, ...] = ()
         self.stages = {f"{stage.node}_stage{stage.number}": stage for stage in stages}
+        moved = (config.lr, config.betas, config.weight_decay)
+        # in the steps of its stage alone, with an optimiser of its own, so that nothing else ever moves
         self.phases = {
-            name: StagePhase(
-                self._trained(stage),
-                config.lr,
-                config.betas,
-                config.weight_decay,
-                start=stage.start,
-                stop=stage.stop,
-            )
+            name: Phase(self._trained(stage), *moved, start=stage.start, stop=stage.stop)
             for name, stage in self.stages.items()
         }
         self.total_steps = stages[-1].stop

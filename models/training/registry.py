@@ -13,6 +13,7 @@ MODULES = {
     "sean": "mixsyn_fast.models.reconstruction",
     "mixsyn": "mixsyn_fast.models.mixsyn.task",
     "clvae": "mixsyn_fast.models.clvae.task",
+    "msca": "mixsyn_fast.models.msca.task",
     "harmonized": "mixsyn_fast.models.harmonized.task",
     "harmony": "mixsyn_fast.models.harmony",
     "stylegan2": "mixsyn_fast.models.unconditional",

@@ -299,7 +299,8 @@ def test_rare_colours_weigh_what_is_per_pixel() -> None:
     """L1 by its formula, feature matching and perceptual loss by their scale; the adversarial loss as without a mask."""
     plain, weighed = make("spade", l1=2.0), make("spade", l1=2.0, loss_mask="rare_colours")
     for task in (plain, weighed):  # a perceptual loss whose features are the pixels
-        task.config, task.perceptual = replace(task.config, vgg=3.0), masked_l1_loss  # type: ignore[assignment]
+        task.config = replace(task.config, vgg=3.0)
+        task.perceptual = lambda fake, real, mask, targets: masked_l1_loss(fake, real, mask)  # type: ignore[assignment]
     batch = make_batch()
     torch.manual_seed(9)
     expected = run_phase(plain, "generator", batch)
@@ -507,7 +508,7 @@ def test_vgg_19_before_vgg_16_and_no_alexnet(monkeypatch: pytest.MonkeyPatch, vg
     assert asked == ["vgg19", "vgg16"]
     monkeypatch.setattr(perceptual, "find_weights", lambda kind: vgg_file if kind == "vgg16" else None)
     assert perceptual_loss(Config()).network.kind == "vgg16"
-    monkeypatch.setattr(perceptual, "load_feature_network", lambda path: FeatureNetwork("alexnet"))
+    monkeypatch.setattr(perceptual, "load_feature_network", lambda path, kind: FeatureNetwork("alexnet"))
     with pytest.raises(ValueError, match="expected VGG-19 or VGG-16, got AlexNet"):
         perceptual_loss(Config())
 
