@@ -420,8 +420,8 @@ class HarmonizedTask(reconstruction.ReconstructionTask):
         pictures = [self.decode(each, target, regions, networks) for each in (target.codes, *made)]
         if "attention" in networks:
             pictures.insert(1, self.decode(composed, target, regions, networks, attend=False))
-        columns = [to_uint8(each) for each in (batch.image, *pictures)]
-        columns.insert(1, [colorize(each, self.num_regions) for each in batch.regions.labels_at().cpu().numpy()])
+        labels = colorize(batch.regions.labels_at().cpu().numpy(), self.num_regions)
+        columns = [to_uint8(batch.image), labels, *map(to_uint8, pictures)]
         return [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -434,7 +434,8 @@ TRAINABLES = {
         HarmonizedTask,
         (
             *(f"generator.{name}" for name in _DECIDED),
-            *("discriminator.label_nc", "discriminator.edges", "attention.style_length", "instance_edges", "classes"),
+            *(f"discriminator.{name}" for name in ("label_nc", "edges", "exemplar")),
+            *("attention.style_length", "instance_edges", "classes"),
         ),
     )
 }
