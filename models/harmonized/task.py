@@ -10,6 +10,7 @@ Stages 2 and 3 rest on the codes of the encoder, which stays as stage 1 left it 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -142,11 +143,15 @@ def fitted(config: Config, classes: Sequence[str], size: Size, edges: bool) -> C
     if not groups:
         there = {name: [each for each in regions if each in classes] for name, regions in DEFAULT_GROUPS.items()}
         groups = tuple(f"{name}={','.join(regions)}" for name, regions in there.items() if regions)
-        if not groups and (config.has("mapping") or config.has("flow")):
-            raise ValueError(
-                "groups: expected groups of this data set's regions for mapping networks and flows, such as "
-                f"{classes[-1]}={classes[-1]}, for it has no hair, skin or nose (but {', '.join(classes)}); got none"
-            )
+        missing = [each for regions in DEFAULT_GROUPS.values() for each in regions if each not in classes]
+        if config.has("mapping") or config.has("flow"):
+            if not groups:
+                raise ValueError(
+                    "groups: expected groups of this data set's regions for mapping networks and flows, such as "
+                    f"{classes[-1]}={classes[-1]}, for it has no hair, skin or nose (but {', '.join(classes)}); got none"
+                )
+            if missing:
+                warnings.warn(f"the data set has no {', '.join(missing)}: groups are {' '.join(groups)}", stacklevel=2)
     made = reconstruction.fitted(config, classes, size, False)
     length = made.generator.style_length
     attention = replace(made.attention, style_length=length)

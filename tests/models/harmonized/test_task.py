@@ -22,7 +22,7 @@ from mixsyn_fast.models.harmonized.task import TRAINABLES, Config, HarmonizedTas
 from mixsyn_fast.models.losses import kld_loss
 from mixsyn_fast.models.settings import to_dict
 from mixsyn_fast.models.training import Options, train
-from mixsyn_fast.models.training.command import limited
+from mixsyn_fast.models.training.command import limited, run
 from mixsyn_fast.models.training.distributed import World
 from mixsyn_fast.models.training.registry import trainable
 from mixsyn_fast.models.training.trained import load_trained
@@ -113,7 +113,8 @@ def test_the_data_decides_groups_and_sizes() -> None:
     assert config.attention.style_length == config.generator.style_length == 6
     assert config.generator.label_nc == 4 and config.generator.output_size == SIZE and config.betas == (0.5, 0.999)
     assert fitted(Config(vgg=0.0), FACE_CLASSES, (256, 256), True).groups == ("hair=hair", "skin=skin,nose")
-    assert fitted(Config(vgg=0.0), ("nose", "sky"), SIZE, False).groups == ("skin=nose",)  # as far as it has the regions
+    with pytest.warns(UserWarning, match="the data set has no hair, skin: groups are skin=nose"):
+        assert fitted(Config(vgg=0.0), ("nose", "sky"), SIZE, False).groups == ("skin=nose",)
     assert fitted(Config(vgg=0.0, groups=("a=wall,door",)), ("wall", "door"), SIZE, False).group_regions() == {"a": (0, 1)}
     assert trainable("harmonized") is TRAINABLES["harmonized"]
 
@@ -461,6 +462,25 @@ def test_stages_alone_begin_with_a_run_of_stage_1(tmp_path: Path) -> None:
         after = states[2].networks[name].state_dict()
         assert all(torch.equal(before[key], after[key]) for key in before), name
     assert set(states[2].networks) == FIRST | MAPPING | FLOW
+
+
+def test_the_command_takes_groups_and_makes_all_steps(tmp_path: Path) -> None:
+    """Groups as words, the number of steps from the stages; --config of the run gives the same again."""
+    words = ["--kind", "procedural_faces", "--count", "2", "--size", "32", "--batch-size", "2", "--workers", "0"]
+    words += ["--validation", "none", "--vgg", "0", "--generator.ngf", "2", "--generator.hidden", "4", "--sheet-every", "0"]
+    words += ["--generator.style-length", "4", "--generator.encoder-width", "2", "--mapping.width", "4", "--flow.width", "4"]
+    words += ["--discriminator.ndf", "2", "--discriminator.n-layers", "2", "--discriminator.scales", "1"]
+    words += ["--reconstruction-steps", "1", "--mapping-steps", "1", "--flow-steps", "1", "--flow-solver", "fixed"]
+    words += ["--groups", "hair=hair", "--groups", "face=skin,nose", "--out", str(tmp_path / "run")]
+    assert run(["harmonized", *words]) == 0
+    found = load_trained(tmp_path / "run")
+    assert found.step == 3 and found.config["options"]["steps"] == 3
+    assert found.config["task"]["groups"] == ["hair=hair", "face=skin,nose"] and "flow_face" in found.networks
+    assert run(["harmonized", "--config", str(tmp_path / "run" / "config.json")]) == 0  # nothing is left to do
+    bad = [*words, "--groups", "more=hair", "--out", str(tmp_path / "bad")]
+    with pytest.raises(ValueError, match="--groups: expected every region in one group, got hair in hair and in more"):
+        run(["harmonized", *bad])
+    assert not (tmp_path / "bad").exists()
 
 
 def test_unknown_phase(task: HarmonizedTask) -> None:
