@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from mixsyn_fast.layers import SEANNorm, SPADENorm, table_fits
 from mixsyn_fast.region_map import Kind, Plan, RegionMap, Size
@@ -169,6 +170,8 @@ def initialise(network: nn.Module, gain: float) -> None:
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             weight = getattr(module, "weight_orig", None)
+            if parametrize.is_parametrized(module, "weight"):  # torch's own spectral norm
+                weight = module.parametrizations.weight.original  # type: ignore[union-attr]
             nn.init.xavier_normal_(module.weight if weight is None else weight, gain)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

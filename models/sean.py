@@ -111,7 +111,11 @@ class SEANGenerator(RegionGenerator):
             )
 
         super().__init__(config, make_norm, stem="ace")
-        self.Zencoder = StyleEncoder(config.style_length, config.encoder_width)
+        self.Zencoder = self.make_encoder(config)
+
+    def make_encoder(self, config: Config) -> nn.Module:
+        """Return the style encoder: (image, regions) -> style codes (B, K, style_length)."""
+        return StyleEncoder(config.style_length, config.encoder_width)
 
     def encode(self, image: Tensor, regions: RegionMap | Tensor) -> Tensor:
         """Return the style codes (B, K, style_length) of the regions of `image` (B, 3, H, W)."""

@@ -46,7 +46,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("mixsyn_fast.models",),),  # the public names
     (("mixsyn_fast.models.pictures",),),
     (("mixsyn_fast.models.training",),),
-    (("mixsyn_fast.models.reconstruction",), ("mixsyn_fast.models.unconditional",)),
+    (("mixsyn_fast.models.reconstruction",), ("mixsyn_fast.models.unconditional",), ("mixsyn_fast.models.harmony",)),
     (("mixsyn_fast.models.evaluation",),),
     tuple((f"mixsyn_fast.models.{paper}",) for paper in ("mixsyn", "clvae", "msca", "stylefusion", "harmonized")),
     (("mixsyn_fast.models.demo",),),

@@ -58,6 +58,7 @@ class StyleFlow(nn.Module):
 
     mean: Tensor
     deviation: Tensor
+    seen: Tensor
 
     def __init__(self, size: int, config: FlowConfig | None = None) -> None:
         super().__init__()
@@ -67,19 +68,49 @@ class StyleFlow(nn.Module):
         self.layers = nn.ModuleList(ConcatSquash(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("deviation", torch.ones(size))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # codes that mean and deviation are of
 
     @torch.no_grad()
+    def observe(self, codes: Tensor, total: Callable[[Tensor], Tensor] = lambda values: values) -> None:
+        """Take codes (N, D), N of any number, into mean and deviation, beside those of earlier calls (Chan et al., 1979).
+
+        Args:
+            codes: of this process.
+            total: sum of a tensor over processes, all of which call this together.
+
+        Raises:
+            ValueError: another shape.
+        """
+        codes = self._checked(codes).double()
+        sums = total(torch.cat((codes.new_tensor([len(codes)]), codes.sum(0))))
+        count, before = sums[0], self.seen.double()
+        if count == 0:
+            return
+        mean = sums[1:] / count
+        spread = total((codes - mean).square().sum(0)) + self.deviation.double().square() * (before - 1).clamp(min=0)
+        step = mean - self.mean
+        whole = before + count
+        spread += step.square() * (before * count / whole)
+        self.mean.copy_(self.mean + step * (count / whole))
+        self.seen.copy_(whole)
+        if whole > 1:
+            self.deviation.copy_((spread / (whole - 1)).sqrt())
+
     def standardise(self, codes: Tensor) -> None:
-        """Take mean and deviation of every number over codes (N, D); a number that never changes keeps its scale.
+        """Take mean and deviation of every number over codes (N, D) alone; a number that never changes keeps its scale.
 
         Raises:
             ValueError: another shape, or fewer than two codes.
         """
         if codes.dim() != 2 or codes.shape[1] != self.size or len(codes) < 2:
             raise ValueError(f"codes: expected shape (N, {self.size}), N at least 2, got {tuple(codes.shape)}")
-        self.mean.copy_(codes.mean(0))
-        deviation = codes.std(0)
-        self.deviation.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
+        self.mean.zero_()
+        self.seen.zero_()
+        self.observe(codes)
+
+    def scale(self) -> Tensor:
+        """Return what codes are divided by, (D,): the deviation, or 1 of a number that never changed."""
+        return torch.where(self.deviation > 1e-6, self.deviation, 1.0)
 
     def change(self, time: Tensor, x: Tensor) -> Tensor:
         """Return f(x, l), (B, D)."""
@@ -93,7 +124,7 @@ class StyleFlow(nn.Module):
         Raises:
             ValueError: another shape.
         """
-        return self._solved((self._checked(codes) - self.mean) / self.deviation, solver, forward=True)
+        return self._solved((self._checked(codes) - self.mean) / self.scale(), solver, forward=True)
 
     def decode(self, z: Tensor, solver: Solver = "adaptive") -> Tensor:
         """Return codes (B, D) of z (B, D): Eq. 8.
@@ -101,7 +132,7 @@ class StyleFlow(nn.Module):
         Raises:
             ValueError: another shape.
         """
-        return self._solved(self._checked(z), solver, forward=False) * self.deviation + self.mean
+        return self._solved(self._checked(z), solver, forward=False) * self.scale() + self.mean
 
     def log_likelihood(self, codes: Tensor, solver: Solver = "adaptive", *, exact: bool = False) -> Tensor:
         """Return log p of codes (B, D) in nats, (B,).
@@ -114,7 +145,7 @@ class StyleFlow(nn.Module):
         Raises:
             ValueError: another shape.
         """
-        x = (self._checked(codes) - self.mean) / self.deviation
+        x = (self._checked(codes) - self.mean) / self.scale()
         direction = torch.empty_like(x).bernoulli_().mul_(2).sub_(1)
 
         def both(time: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -131,7 +162,7 @@ class StyleFlow(nn.Module):
         start = (x, x.new_zeros(len(x)))
         z, gained = self._integral(both, start, solver, forward=True)
         likelihood: Tensor = gained - 0.5 * (z * z).sum(1) - 0.5 * self.size * math.log(2 * math.pi)
-        return likelihood - self.deviation.log().sum()
+        return likelihood - self.scale().log().sum()
 
     def _checked(self, values: Tensor) -> Tensor:
         if values.dim() != 2 or values.shape[1] != self.size:

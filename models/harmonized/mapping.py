@@ -62,6 +62,22 @@ class MappingNetwork(nn.Module):
         return torch.stack(found, 1)
 
 
+class CodeDistribution(nn.Module):
+    """Codes (B, K, style_length) -> mean and log-variance of a Gaussian for every region: the ablation by KL (GroupDNet).
+
+    Two linear layers on the pooled codes, which are the same on F before the pooling: two 1 x 1 convolutions.
+    """
+
+    def __init__(self, style_length: int) -> None:
+        super().__init__()
+        self.mean = nn.Linear(style_length, style_length)
+        self.log_variance = nn.Linear(style_length, style_length)
+
+    def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance, (B, K, style_length) each."""
+        return self.mean(codes), self.log_variance(codes)
+
+
 class StyleDiscriminator(nn.Module):
     """Codes of a group's regions (B, n, style_length) -> logits (B, 1): D_j of Eq. 6, of all of them together.
 

@@ -1,4 +1,4 @@
-"""MSCA's networks: label pyramid, exemplar's features, alignment, synthesis; a decoder to pretrain the first three.
+"""MSCA's networks: label pyramid, exemplar's features, alignment, synthesis; a decoder to pretrain the alignment.
 
 What depends on the exemplar (:class:`Exemplar`) and what depends on the label map (:class:`Layout`) are made apart and
 joined last, so each serves any number of the other. Neither the aligned features F_x1 nor the compressed features F_x2 are

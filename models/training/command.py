@@ -22,6 +22,7 @@ from .distributed import World
 from .loop import train
 from .options import Options
 from .registry import MODULES, trainable
+from .task import Task
 
 
 def options_of(name: str) -> type:
@@ -90,6 +91,8 @@ def train_model(
         distributed.seed_step(options.seed, 0, -2)  # the same weights in every process
         task = description.build(config, True)
         task.classes = source.classes
+        options = limited(options, task)
+        whole["options"] = settings.to_dict(options)
         return train(task, options, dataset, validation, config=whole, world=world)
     finally:
         distributed.shutdown()
@@ -106,12 +109,18 @@ def _train_on_own_data(name: str, options: Options, config: Any, only_describe: 
         return None
     distributed.seed_step(options.seed, 0, -2)  # the same weights in every process
     task = description.build(config, True)
-    if task.total_steps is not None:
-        given = options.steps if options.steps != Options().steps else task.total_steps
-        options = replace(options, steps=min(given, task.total_steps))
-        whole["options"] = settings.to_dict(options)
+    options = limited(options, task)
+    whole["options"] = settings.to_dict(options)
     dataset, validation = task.own_data(options.seed)
     return train(task, options, dataset, validation, config=whole, world=world)
+
+
+def limited(options: Options, task: Task) -> Options:
+    """Return the options with no more steps than the task has, all of them where none are given."""
+    if task.total_steps is None:
+        return options
+    given = options.steps if options.steps != Options().steps else task.total_steps
+    return replace(options, steps=min(given, task.total_steps))
 
 
 def rarity_of_run(path: Path, source: Source, bandwidth: float, world: World) -> Rarity:

@@ -8,7 +8,7 @@ average forget the random start: without it a short run is judged by its initial
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 
 import torch
@@ -64,6 +64,13 @@ class EMA:
             old, new = list(average.buffers()), list(live.buffers())
             if old:
                 torch._foreach_copy_(old, new)
+
+    @torch.no_grad()
+    def settle(self, names: Collection[str]) -> None:
+        """Give live networks of these names their averaged weights: nothing trains them any more."""
+        for name in names:
+            for live, average in zip(self._live[name].parameters(), self.networks[name].parameters(), strict=True):
+                live.copy_(average)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return "network.entry" -> tensor (shared with the averaged copies, not cloned)."""

@@ -14,6 +14,8 @@ MODULES = {
     "mixsyn": "mixsyn_fast.models.mixsyn.task",
     "clvae": "mixsyn_fast.models.clvae.task",
     "msca": "mixsyn_fast.models.msca.task",
+    "harmonized": "mixsyn_fast.models.harmonized.task",
+    "harmony": "mixsyn_fast.models.harmony",
     "stylegan2": "mixsyn_fast.models.unconditional",
     "stylefusion": "mixsyn_fast.models.stylefusion.task",
 }

@@ -191,9 +191,17 @@ class Trainer:
             scalars |= {f"{name}/{key}": loss for key, loss in self.run_phase(name, batches).items()}
         if self.ema:
             self.ema.update(self.step)
+            self.ema.settle(self._ended())
         self.step += 1
         self.waited, self.skipped = waited, [name for batch in batches for name in batch.skipped]
         return scalars
+
+    def _ended(self) -> set[str]:
+        """Averaged networks whose last phase ended with this step: what rests on them is to learn from what will be used."""
+        phases = self.task.phases.values()
+        done = {name for phase in self.ran for name in self.task.phases[phase].networks if name in self.task.averaged}
+        on = {name for phase in phases if phase.stop is None or phase.stop > self.step + 1 for name in phase.networks}
+        return done - on
 
     def rates(self, phases: Collection[str]) -> dict[str, float]:
         """Return the learning rate of some phases in their last step, and their loss scale where there is one."""

@@ -258,6 +258,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--generator-lr": 0.0001, "--discriminator-lr": 0.0003, "--betas": [0.0, 0.999], "--weight-decay": 0.0001,
         "--training": "joint", "--structure-steps": 1000, "--reuse-fakes": True,
     },
+    "train harmonized": {
+        **LOOP,
+        **{k: v for k, v in RECONSTRUCTION.items() if k != "--instance-edges"},
+        "--generator.hidden": 128, "--generator.style-length": 512, "--generator.encoder-width": 32,
+        "--generator.unstyled": ["up_3"], "--generator.multi-scale": True, "--generator.softmax": True,
+        "--betas": [0.5, 0.999], "--attention.alpha": 1.0, "--attention.learned": True, "--mapping.z-dim": 16,
+        "--mapping.width": 512, "--mapping.shared": 4, "--mapping.own": 3, "--mapping.judges": 3, "--flow.width": 512,
+        "--flow.layers": 3, "--flow.time": 0.5, "--flow.tolerance": 1e-5, "--flow.steps": 8, "--attend": True,
+        "--mapping-by": "style", "--groups": [], "--reconstruction-steps": 60000, "--mapping-steps": 20000,
+        "--flow-steps": 20000, "--keep": [], "--mapping-lr": 0.0002, "--flow-lr": 0.001, "--flow-solver": "adaptive",
+        "--flow-statistics": 200,
+    },
+    "train harmony": {
+        **LOOP,
+        "--classifier.width": 32, "--classifier.largest": 256, "--classifier.halvings": 4, "--smallest": 0.01,
+        "--largest": 0.6, "--least-change": 0.05, "--lr": 0.0002, "--betas": [0.9, 0.999], "--weight-decay": 0.0001,
+    },
     "train stylegan2": {
         **LOOP,
         "--generator.z-dim": 512, "--generator.w-dim": 512, "--generator.mapping-layers": 8,
