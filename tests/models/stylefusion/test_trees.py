@@ -103,7 +103,9 @@ def test_bad_files(content: Any, words: str, tmp_path: Path) -> None:
 def test_no_such_tree(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent.json: no such file .expected a tree"):
         read_tree(tmp_path / "absent.json")
-    with pytest.raises(FileNotFoundError, match="tree: expected one of faces, cars, churches, drawn_faces, facades or a file"):
+    with pytest.raises(
+        FileNotFoundError, match="tree: expected one of faces, cars, churches, drawn_faces, facades or a file"
+    ):
         find_tree("x")
     with pytest.raises(ValueError, match="training: expected inner nodes among a, got 'b'"):
         RegionTree({"a": ("b", "c")}, training={"b": Training()})
