@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mixsyn_fast.models.data import Batch, Loader, ProceduralSource, RegionDataset
 from mixsyn_fast.models.discriminators import DiscriminatorConfig, ExemplarPicture, MultiScaleDiscriminator, logits_of
@@ -92,14 +92,16 @@ def run_phase(task: MSCATask, phase: str, batch: Batch, step: int = 0) -> dict[s
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 9), st.integers(0, 9), st.booleans(), st.integers(0, 10**6))
+@example(16, 16, 0, 16, True, 0)  # half the picture's side, as in training
 def test_boxes_are_apart(height: int, width: int, more: int, wider: int, tall: bool, seed: int) -> None:
-    """Any size of which two fit in one direction; half the picture's side, as in training, among them."""
+    """Any size of which two fit in one direction, within the picture."""
     whole = (2 * height + more, width + wider) if tall else (height + more, 2 * width + wider)
     torch.manual_seed(seed)
-    corners = draw_apart(whole, (height, width))
-    assert not overlap(*corners, (height, width))
-    for y, x in corners:
-        assert 0 <= y <= whole[0] - height and 0 <= x <= whole[1] - width
+    for _ in range(20):
+        corners = draw_apart(whole, (height, width))
+        assert not overlap(*corners, (height, width))
+        for y, x in corners:
+            assert 0 <= y <= whole[0] - height and 0 <= x <= whole[1] - width
 
 
 def test_collisions_are_avoided_at_random() -> None:
