@@ -168,7 +168,7 @@ def report(heats: Mapping[str, Mapping[str, Heat]], seed: int = 0) -> Report:
         "Locality is to be read against the share of pixels inside the region, which a change spread evenly would have, and "
         "with the change inside: a way that changes nothing is of no use.",
         "A region is the union of its soft masks in the two images. All ways have the same codes. A sample's value is the "
-        "mean over the regions that changed: means over all regions are to be compared where every way changes every region.",
+        "mean over the regions that changed: compare means over all regions where every way changes every region.",
     ]
     if CORRELATION in heats:
         found.notes.append(
