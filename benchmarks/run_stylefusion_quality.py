@@ -52,13 +52,16 @@ def training(model: str) -> dict[str, Any]:
     return {"steps": saved["options"]["steps"], "task": task}
 
 
-def judged(name: str, model: str, compare: Mapping[str, str], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the rows of a model, one for every way."""
+def judged(
+    name: str, model: str, compare: Mapping[str, str], regions: tuple[str, ...], args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Return the rows of a model, one for every way; no `regions`: all nodes but the root."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if args.reports is None else args.reports / name
         options = evaluate.Options(
             model=model,
             compare=tuple(f"{way}={file}" for way, file in compare.items()),
+            region=regions,
             count=args.count,
             images=args.images,
             seed=args.seed,
@@ -85,6 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="NAME=FILE", help="models: files, or runs of mixsyn-fast train")
     parser.add_argument("--compare", action="append", default=[], metavar="NAME:WAY=FILE", help="an ablation of model NAME")
+    parser.add_argument(
+        "--region",
+        action="append",
+        default=[],
+        metavar="NAME=NODE,NODE",
+        help="nodes of model NAME that are judged; none: all but the root",
+    )
     parser.add_argument("--count", type=int, default=500, help="samples of every region")
     parser.add_argument("--images", type=int, default=64, help="images over which channels are correlated with regions")
     parser.add_argument("--seed", type=int, default=0)
@@ -99,15 +109,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name not in models or not way:
                 raise ValueError(f"compare: expected NAME:WAY=FILE with NAME among {', '.join(models)}, got {entry!r}")
             compare[name][way] = file
+        regions = {name: tuple(nodes.split(",")) for name, _, nodes in (entry.partition("=") for entry in args.region)}
+        if not set(regions) <= set(models) or len(regions) < len(args.region):
+            raise ValueError(
+                f"region: expected NAME=NODE,NODE once a model of {', '.join(models)}, got {', '.join(args.region)}"
+            )
     except ValueError as error:
         parser.error(str(error))
     began = time.monotonic()
     result = heading("evaluation")
     try:
-        result["rows"] = [row for name, model in models.items() for row in judged(name, model, compare[name], args)]
+        result["rows"] = [
+            row for name, model in models.items() for row in judged(name, model, compare[name], regions.get(name, ()), args)
+        ]
     except (ValueError, OSError) as error:
         parser.error(str(error))
     words = [f"{name}={model_place(file)}" for name, file in models.items()]
+    words += [f"--region {entry}" for entry in args.region]
     words += [f"--compare {name}:{way}={model_place(file)}" for name, ways in compare.items() for way, file in ways.items()]
     result["command"] = f"run_stylefusion_quality --count {args.count} --images {args.images} {' '.join(words)}"
     result["seconds"] = time.monotonic() - began

@@ -43,7 +43,9 @@ def model(fusion: StyleFusion, tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_rows_are_what_the_evaluation_says(
     model: str, fusion: StyleFusion, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [f"a={model}", f"b={model}", "--compare", f"b:plain={model}", "--count", "3", "--images", "4"]
+    fusion.save(tmp_path / "again.safetensors")
+    words = [f"a={model}", f"b={model}", "--compare", f"b:plain={tmp_path}/again.safetensors", "--region", "b=sky"]
+    words += ["--count", "3", "--images", "4"]
     assert quality.main([*words, "--reports", str(tmp_path / "r"), "--out", str(tmp_path / "quality.json")]) == 0
     result = schema.load(tmp_path / "quality.json")
     rows: dict[str, dict[str, Any]] = {row["case"]: row for row in result["rows"]}
@@ -52,9 +54,10 @@ def test_rows_are_what_the_evaluation_says(
         f"quality/{name}" for name in (*(f"a/{w}" for w in ways), "b/FusionNets", "b/plain", "b/correlation", "b/blend")
     ]
     own = rows["quality/a/FusionNets"]
-    assert (
-        own["facts"]["regions"] == rows["quality/b/plain"]["facts"]["regions"] != rows["quality/a/blend"]["facts"]["regions"]
-    )
+    regions = own["facts"]["regions"]
+    assert list(regions) == ["wall", "sky"] and regions != rows["quality/a/blend"]["facts"]["regions"]
+    assert rows["quality/b/plain"]["facts"]["regions"] == rows["quality/b/FusionNets"]["facts"]["regions"]
+    assert list(rows["quality/b/plain"]["facts"]["regions"]) == ["sky"]
     heat = fusion.heatmap("sky", 3)
     locality = own["facts"]["regions"]["sky"]["locality"]
     assert locality["mean"] == pytest.approx(heat.shares.mean(), abs=1e-6) and locality["count"] == 3
@@ -62,7 +65,9 @@ def test_rows_are_what_the_evaluation_says(
     assert own["facts"]["not_computed"] and own["settings"]["samples"] == 3
     assert (tmp_path / "r" / "b" / "heat.png").is_file()
     assert str(tmp_path) not in (tmp_path / "quality.json").read_text() and str(Path(model).parent) not in str(result)
-    assert result["command"].endswith("b=runs/model.safetensors --compare b:plain=runs/model.safetensors")
+    assert result["command"].endswith("b=runs/model.safetensors --region b=sky --compare b:plain=runs/again.safetensors")
+    places = [rows[f"quality/b/{way}"]["settings"]["model"] for way in ("FusionNets", "plain", "blend")]
+    assert places == ["runs/model.safetensors", "runs/again.safetensors", "runs/model.safetensors"]
     assert "quality/b/plain" in tables.render(result) and "quality/b/plain" in capsys.readouterr().out
 
 
@@ -81,6 +86,8 @@ def test_what_a_run_says_of_its_training(tmp_path: Path, monkeypatch: pytest.Mon
         (["a=nowhere"], "models: a: expected a file or a run folder, got 'nowhere'"),
         (["a=MODEL", "a=MODEL"], "models: expected every name once, got a again"),
         (["a=MODEL", "--compare", "b:x=MODEL"], "compare: expected NAME:WAY=FILE with NAME among a, got 'b:x'"),
+        (["a=MODEL", "--region", "b=sky"], "region: expected NAME=NODE,NODE once a model of a, got b=sky"),
+        (["a=MODEL", "--region", "a=nose"], "region: unknown node 'nose'"),
         (["a=MODEL", "--compare", "a:blend=MODEL"], "compare: expected other names"),
     ],
 )
