@@ -305,7 +305,7 @@ def render_scores(result: Mapping[str, Any], *, markdown: bool = True) -> str:
         return f"{score['mean']:.3g}" + (f" [{score['low']:.3g}, {score['high']:.3g}]" if "low" in score else "")
 
     body = [
-        [row["case"], str(row["facts"]["steps"]), *(cell(row["facts"]["scores"].get(name)) for name in names)]
+        [row["case"], str(row["facts"].get("steps", "-")), *(cell(row["facts"]["scores"].get(name)) for name in names)]
         for row in result["rows"]
     ]
     return _table(["model", "steps", *names], body, markdown=markdown)

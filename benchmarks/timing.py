@@ -183,6 +183,12 @@ def portable(text: str) -> str:
     return text.replace(folder.rstrip("/"), "$MIXSYN_FAST_DATA") if folder else text
 
 
+def model_place(path: str) -> str:
+    """Return where a model lies, as it is written down: relative paths as they are, run folders elsewhere as runs/NAME."""
+    found = portable(path)
+    return f"runs/{Path(found).name}" if Path(found).is_absolute() else found
+
+
 def heading(kind: str, device: torch.device | str = "cpu", *, labels: str = "", repeat: int | None = None) -> dict[str, Any]:
     """Return a result (benchmarks/schema.py) without rows: its kind, the command that made it, machine, versions, commit."""
     module = getattr(sys.modules["__main__"], "__spec__", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from ..metrics.table import METRICS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_SHADES = ("#4878a8", "#e08040", "#6a9f58", "#b04f7a", "#8a8a8a", "#d0b040", "#60b0b8")  # of ways
 _SHOWN = 20  # problems listed in the Markdown; the JSON has all of them
 
 
@@ -44,6 +45,19 @@ class Report:
     notes: list[str] = field(default_factory=list)
     seed: int = 0
     """Of the bootstrap."""
+    way: str = ""
+    """What `scores` are of, where other ways stand beside it."""
+    others: dict[str, dict[str, Score]] = field(default_factory=dict)
+    """Other ways to do the same (models, ablations) -> scores by name in `METRICS`."""
+    judged: str = "pictures"
+    """What a value of a score is of."""
+    sheet: str = "extremes.png"
+    """A picture that the Markdown shows where the folder has it."""
+
+    @property
+    def ways(self) -> dict[str, dict[str, Score]]:
+        """The scores of every way, `way` first; none where there are no others."""
+        return {self.way: self.scores, **self.others} if self.others else {}
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as JSON types: means, intervals, and the value of every picture."""
@@ -63,18 +77,27 @@ class Report:
             "metrics": metrics,
             "fid": jsonable(whole) if whole is not None else None,
             "fid_regions": {name: jsonable(result) for name, result in self.fid.items() if name},
+            "ways": {way: self._way(scores) for way, scores in self.ways.items()},
             "not_computed": self.not_computed,
             "problems": self.problems,
             "notes": self.notes,
         }
 
+    def _way(self, scores: Mapping[str, Score]) -> dict[str, Any]:
+        """Return means and intervals of one way: "whole" -> metric, and "regions" -> region -> metric."""
+        regions: dict[str, dict[str, Any]] = {}
+        for name, score in scores.items():
+            for region, found in score.regions(self.classes, self.seed).items():
+                regions.setdefault(region, {})[name] = jsonable(found)
+        return {"whole": {name: jsonable(score.whole(self.seed)) for name, score in scores.items()}, "regions": regions}
+
     def as_markdown(self, plots: Sequence[Path] = ()) -> str:
-        """Return the report as Markdown; intervals are 95 % over pictures."""
+        """Return the report as Markdown; intervals are 95 % over what is judged."""
         lines = [f"# {self.title}", ""]
         lines += [f"* {name}: {value}" for name, value in self.settings.items() if value is not None]
         lines += [f"* {name}: {value}" for name, value in self.counts.items()]
         if self.scores or self.fid:
-            lines += ["", "| metric | mean | 95 % interval | pictures |", "|---|---|---|---|"]
+            lines += ["", f"| metric | mean | 95 % interval | {self.judged} |", "|---|---|---|---|"]
         for name, score in self.scores.items():
             found = score.whole(self.seed)
             lines.append(f"| {METRICS[name].heading} | {_number(found.mean)} | {_range(found)} | {_count(found)} |")
@@ -83,7 +106,7 @@ class Report:
             pictures = f"{whole.first_count} against {whole.second_count}"
             lines.append(f"| {METRICS['fid'].heading} | {_number(whole.value)} | one number for two sets | {pictures} |")
             lines += ["", *(f"* FID: {warning}" for warning in whole.warnings)]
-        lines += self._regions()
+        lines += self._regions() + self._beside()
         if self.not_computed:
             lines += ["", "## Not computed", "", *(f"* {name}: {reason}" for name, reason in self.not_computed.items())]
         if self.problems:
@@ -120,6 +143,24 @@ class Report:
             lines += ["", "FID by region: all other pixels of both pictures are grey."]
         return lines
 
+    def _beside(self) -> list[str]:
+        """A table a metric: every region by every way, the mean over all of them first."""
+        lines: list[str] = []
+        for name in self.scores if self.others else ():
+            scores = {way: found[name] for way, found in self.ways.items() if name in found}
+            rows = {"all": {way: score.whole(self.seed) for way, score in scores.items()}}
+            by_region = {way: score.regions(self.classes, self.seed) for way, score in scores.items()}
+            rows |= {
+                region: {way: found[region] for way, found in by_region.items() if region in found}
+                for region in self.classes
+            }
+            lines += ["", f"## {METRICS[name].heading}: ways", "", f"| region | {' | '.join(scores)} |"]
+            lines.append("|---" * (len(scores) + 1) + "|")
+            for region, found in rows.items():
+                cells = [f"{_number(found[way].mean)} {_range(found[way])}" if way in found else "–" for way in scores]
+                lines.append(f"| {region} | {' | '.join(cells)} |")
+        return lines
+
     def write(self, folder: Path) -> str:
         """Write report.json, report.md and, with matplotlib, scores.png and regions.png; return the Markdown."""
         plots: list[Path] = []
@@ -127,7 +168,7 @@ class Report:
             plots = _plots(self, folder)
         except ImportError as error:
             self.not_computed["plots"] = f"{error} (pip install matplotlib)"
-        sheets = [path for path in (folder / "extremes.png",) if path.is_file()]
+        sheets = [path for path in (folder / self.sheet,) if path.is_file()]
         write_json(folder / "report.json", self.as_json())
         text = self.as_markdown([*plots, *sheets])
         write_whole(folder / "report.md", text)
@@ -170,22 +211,34 @@ def _plots(report: Report, folder: Path) -> list[Path]:
             axes.hist(values, bins=min(30, max(5, len(values) // 5)), color="#4878a8")
             axes.axvspan(found.low, found.high, color="#e08040", alpha=0.35, label="95 % interval")
             axes.axvline(found.mean, color="#e08040", label=f"mean {found.mean:.4g}")
-            axes.set(xlabel=METRICS[name].label, ylabel="pictures" if i == 1 else "")
+            axes.set(xlabel=METRICS[name].label, ylabel=report.judged if i == 1 else "")
             axes.legend(fontsize=7)
         written.append(save_figure(figure, folder / "scores.png"))
-    regions = {name: score.regions(report.classes, report.seed) for name, score in report.scores.items() if score.by_region}
-    if any(regions.values()):
-        present = [c for c in report.classes if any(c in found for found in regions.values())]
-        figure = Figure(figsize=(3.2 * len(regions) + 1, 0.22 * len(present) + 1))
-        for i, (name, found) in enumerate(regions.items(), 1):
+    ways = report.ways or {report.way: report.scores}
+    regions = {  # metric -> way -> region
+        name: {way: found[name].regions(report.classes, report.seed) for way, found in ways.items() if name in found}
+        for name, score in report.scores.items()
+        if score.by_region
+    }
+    every = [found for by_way in regions.values() for found in by_way.values()]
+    if any(every):
+        present = [c for c in report.classes if any(c in found for found in every)]
+        thick, shades = 0.8 / len(ways), dict(zip(ways, _SHADES * len(ways), strict=False))
+        figure = Figure(figsize=(3.2 * len(regions) + 1, 0.22 * len(present) * max(1, 0.5 * len(ways)) + 1))
+        for i, (name, by_way) in enumerate(regions.items(), 1):
             axes = figure.add_subplot(1, len(regions), i)
-            for row, region in enumerate(present):
-                if region in found and math.isfinite(found[region].mean):
-                    f = found[region]
-                    axes.barh(row, f.mean, color="#4878a8")
-                    axes.plot([f.low, f.high], [row, row], color="#e08040", linewidth=2)
+            for place, (way, found) in enumerate(by_way.items()):
+                known = [(row, found[c]) for row, c in enumerate(present) if c in found and math.isfinite(found[c].mean)]
+                at = [row + (place - (len(ways) - 1) / 2) * thick for row, _ in known]
+                axes.barh(at, [f.mean for _, f in known], thick, color=shades[way], label=way)
+                for y, (_, f) in zip(at, known, strict=True):
+                    axes.plot([f.low, f.high], [y, y], color="#e08040" if len(ways) == 1 else "#202020", linewidth=2)
             axes.set_yticks(range(len(present)), present if i == 1 else [""] * len(present), fontsize=7)
             axes.invert_yaxis()
             axes.set_title(METRICS[name].label, fontsize=8)
+            if i == 1 and report.others:
+                figure.legend(
+                    *axes.get_legend_handles_labels(), fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0), ncol=4
+                )
         written.append(save_figure(figure, folder / "regions.png"))
     return written

@@ -3,6 +3,7 @@
     mixsyn-fast stylefusion segments --sheet segments.png                      the shipped model's generator, clusters anew
     mixsyn-fast stylefusion segments --generator runs/stylegan2 --clusters 12 --out segments.json --sheet segments.png
     mixsyn-fast stylefusion segments --generator runs/stylegan2 --segments segments.json --name 0=wall --sheet s.png
+    mixsyn-fast stylefusion segments --generator runs/stylegan2 --segments segments.json --json figures.json
 
 The file is JSON: a line for every cluster with the name of its region, which may be edited by hand as well. Clusters of one
 name are one region; a tree's nodes are such names (mixsyn-fast train stylefusion).
@@ -12,11 +13,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from mixsyn_fast.progress import progress
+from mixsyn_fast.writing import write_json
 
 from ..pictures.options import check_outputs, check_png, device_of, name_and_file, write_sheet
 from ..pictures.sheets import captioned, cell_size, enlarged, enlarged_labels
@@ -46,6 +49,7 @@ class Options(Checked):
     show: int = 6  # images on the sheet
     out: Path | None = None  # file of the segments (JSON)
     sheet: Path | None = None  # contact sheet: images, clusters, regions (PNG)
+    json: Path | None = None  # also write the figures of the clusters and regions (JSON)
     device: str = "cpu"  # cpu or cuda[:n]
 
     def __post_init__(self) -> None:
@@ -55,13 +59,13 @@ class Options(Checked):
         check_png(self, "sheet")
         if not 0 <= self.truncation <= 1:
             raise ValueError(f"truncation: expected 0 to 1, got {self.truncation}")
-        if not (self.out or self.sheet):
-            raise ValueError("out: expected a file for the segments, or --sheet, got neither")
+        if not (self.out or self.sheet or self.json):
+            raise ValueError("out: expected a file for the segments, or --sheet or --json, got none")
 
 
 def main(options: Options) -> int:
     """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
-    check_outputs({"out": options.out, "sheet": options.sheet})
+    check_outputs({"out": options.out, "sheet": options.sheet, "json": options.json})
     names = dict(_named(entry) for entry in options.name)
     if len(names) < len(options.name):
         raise ValueError(f"name: expected every cluster or region once, got {', '.join(options.name)}")
@@ -92,7 +96,34 @@ def main(options: Options) -> int:
         print(f"written: {options.out}")
     if options.sheet:
         write_sheet(sheet(generator, found, options), options.sheet)
+    if options.json:
+        write_json(options.json, figures(found))
+        print(f"written: {options.json}")
     return 0
+
+
+def figures(segments: Segments) -> dict[str, Any]:
+    """Return what the clusters are: shares of the sampled pixels by cluster and region, and the channels that count."""
+    rows = [
+        {"cluster": i, "region": name, "share": share}
+        for i, (name, share) in enumerate(zip(segments.names, segments.shares, strict=True))
+    ]
+    regions = {
+        region: {
+            "clusters": segments.names.count(region),
+            "share": sum(share for name, share in zip(segments.names, segments.shares, strict=True) if name == region),
+        }
+        for region in segments.regions
+    }
+    layers = segments.scale.split(segments.channels)
+    return {
+        "generator": segments.generator,
+        "side": segments.side,
+        "temperature": segments.temperature,
+        "clusters": rows,
+        "regions": regions,
+        "channels": [{"channels": len(layer), "counted": int(layer.count_nonzero())} for layer in layers],
+    }
 
 
 def _named(entry: str) -> tuple[int | str, str]:

@@ -11,15 +11,15 @@ at all. Ways:
 * FusionNets: the model, and those of --compare (ablations); * correlation: those channels of S alone are exchanged whose
 energy lies mainly in the region (M > 0.5, Eq. 1, over --images); * blend: the whole code, half and half.
 
-The folder gets report.json, report.md, and the mean changes as heat.png.
+The folder gets report.json (way -> region -> figures with intervals), report.md, scores.png (histograms over samples),
+regions.png (every region by every way), and the mean changes as heat.png.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +27,9 @@ from torch import Tensor
 
 import mixsyn_fast
 from mixsyn_fast.progress import progress
-from mixsyn_fast.writing import jsonable, write_json, write_whole
 
-from ..metrics.intervals import Interval, intervals
+from ..evaluation.report import Report
+from ..metrics.score import Score
 from ..pictures.options import ModelOptions, check_outputs, name_and_file, open_model
 from ..settings import at_least, repeated
 from ..sheets import contact_sheet, save_png
@@ -40,6 +40,12 @@ from .segments import draw_codes
 
 Swap = Callable[[Tensor, Tensor], Tensor]
 OURS, CORRELATION, BLEND = "FusionNets", "correlation", "blend"
+_EDITS = ("locality", "region_share", "change_inside", "change_outside")
+_NOT_COMPUTED = {
+    "identity, pose and look of the images (Fig. 8, 9, 12, 13, 15, 16)": "the paper shows them and has no figure for them",
+    "edits by InterFaceGAN, GANSpace, StyleCLIP (Fig. 14)": "their directions belong to published generators of photographs",
+    "images by the encoder e4e (Fig. 14, 15)": "its weights belong to such a generator; invert optimises a code instead",
+}
 
 
 @dataclass(frozen=True)
@@ -94,32 +100,37 @@ def swaps(correlations: Mapping[str, Tensor], node: str) -> dict[str, Swap]:
     }
 
 
-@dataclass(frozen=True)
-class Locality:
-    """What exchanging one region's code does."""
+def figures(heat: Heat) -> np.ndarray:
+    """Return locality, share of the pixels, and mean change inside and outside in grey levels: (4, count).
 
-    inside: Interval
-    """Share of the change inside the region."""
-    area: float
-    """Share of the image that the region has."""
-    change_inside: float
-    """Mean absolute change of a pixel inside, share of the range."""
-    change_outside: float
-
-
-def judged(heat: Heat) -> Locality:
-    """Return the figures of a heat map."""
-    mean, area = heat.totals, heat.areas.mean()
+    As :class:`..metrics.locality.Change`, with a soft mask: the change inside is the mean weighted by it.
+    """
     shares = np.nan_to_num(heat.shares)  # of a sample without a change: 0 of 0
-    inside = float((mean * shares).mean() / max(float(area), 1e-9))
-    outside = float((mean * (1 - shares)).mean() / max(1 - float(area), 1e-9))
-    return Locality(intervals(heat.shares)[0], float(area), inside, outside)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        inside = 255 * heat.totals * shares / heat.areas
+        outside = 255 * heat.totals * (1 - shares) / (1 - heat.areas)
+    return np.stack([heat.shares, heat.areas, inside, outside])
+
+
+def scores(heats: Mapping[str, Heat]) -> dict[str, Score]:
+    """Return the scores of one way from the heat maps of its regions, which have samples of the same codes.
+
+    A sample's value is the mean over its regions.
+    """
+    tables = np.stack([figures(heat) for heat in heats.values()], 2)  # (4, count, K)
+    known = np.isfinite(tables)
+    with np.errstate(invalid="ignore"):
+        means = np.where(known, tables, 0).sum(2) / known.sum(2)
+    names = [f"sample {i}" for i in range(tables.shape[1])]
+    return {
+        name: Score(list(names), mean.tolist(), list(table)) for name, mean, table in zip(_EDITS, means, tables, strict=True)
+    }
 
 
 def evaluate(
     models: Mapping[str, StyleFusion], regions: tuple[str, ...], count: int, images: int, seed: int, batch: int
-) -> tuple[dict[str, dict[str, Locality]], dict[str, dict[str, Heat]]]:
-    """Judge every way by every region.
+) -> dict[str, dict[str, Heat]]:
+    """Exchange the code of every region in every way.
 
     Args:
         models: name -> model; the first is also judged by the simpler ways.
@@ -127,7 +138,7 @@ def evaluate(
         count, images, seed, batch: see :class:`Options`.
 
     Returns:
-        way -> region -> figures, and way -> region -> heat map.
+        way -> region -> heat map, the first model first.
     """
     first = next(iter(models.values()))
     correlations = channel_correlations(first, images, seed + 1, batch)
@@ -139,7 +150,32 @@ def evaluate(
             with progress(f"{node}, {name}"):
                 found = model.heatmap(node, count, seed=seed, batch=batch, swap=swap)
             heats.setdefault(name, {})[node] = found
-    return {way: {node: judged(heat) for node, heat in found.items()} for way, found in heats.items()}, heats
+    return heats
+
+
+def report(heats: Mapping[str, Mapping[str, Heat]], seed: int = 0) -> Report:
+    """Return the report of :func:`evaluate`'s heat maps, without settings; `seed` is that of the bootstrap."""
+    (way, first), *rest = heats.items()
+    found = Report("Locality of StyleFusion (Fig. 10, 16)", {}, tuple(first), seed=seed, way=way, judged="samples")
+    found.scores = scores(first)
+    found.others = {name: scores(other) for name, other in rest}
+    found.not_computed = dict(_NOT_COMPUTED)
+    found.sheet = "heat.png"
+    locality = found.scores["locality"]
+    unchanged = int(np.isnan(np.stack(locality.by_region)).sum())
+    found.counts = {"samples of each region": len(locality.names), "exchanges that changed nothing (no locality)": unchanged}
+    found.notes = [
+        "Locality is to be read against the share of pixels inside the region, which a change spread evenly would have, and "
+        "with the change inside: a way that changes nothing is of no use.",
+        "A region is the union of its soft masks in the two images. All ways have the same codes. A sample's value is the "
+        "mean over the regions that changed: compare means over all regions where every way changes every region.",
+    ]
+    if CORRELATION in heats:
+        found.notes.append(
+            f"{CORRELATION}: channels of S alone are exchanged whose energy lies mainly in the region (M > 0.5, Eq. 1); "
+            f"{BLEND}: the whole code, half and half."
+        )
+    return found
 
 
 def main(options: Options) -> int:
@@ -166,11 +202,11 @@ def main(options: Options) -> int:
         if name not in with_clusters(first):
             raise ValueError(f"region: expected nodes with clusters, {', '.join(with_clusters(first))}, got {name!r}")
     regions = options.region or tuple(name for name in with_clusters(first) if name != first.tree.root)
-    found, heats = evaluate(models, regions, options.count, options.images, options.seed, options.batch)
-    settings = {
+    heats = evaluate(models, regions, options.count, options.images, options.seed, options.batch)
+    found = report(heats, options.seed)
+    found.settings = {
         "model": options.model or "shipped",
-        "compare": given,
-        "samples of each region": options.count,
+        "compare": ", ".join(f"{name}={file}" for name, file in given.items()) or None,
         "images of the correlation": options.images,
         "size": f"{first.size[0]} x {first.size[1]}",
         "truncation": first.tree.truncation,
@@ -178,32 +214,10 @@ def main(options: Options) -> int:
         "versions": f"mixsyn_fast {mixsyn_fast.__version__}, torch {torch.__version__}",
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    table = {way: {node: asdict(each) for node, each in row.items()} for way, row in found.items()}
-    write_json(options.out / "report.json", jsonable({"settings": settings, "locality": table}))
-    text = markdown(settings, found)
-    write_whole(options.out / "report.md", text)
-    save_png(sheet(first, heats), options.out / "heat.png")
-    print(text, end="")
+    save_png(sheet(first, heats), options.out / found.sheet)
+    print(found.write(options.out), end="")
     print(f"\n{options.out / 'report.json'}")
     return 0
-
-
-def markdown(settings: Mapping[str, Any], found: Mapping[str, Mapping[str, Locality]]) -> str:
-    """Return the report as Markdown."""
-    lines = ["# Locality of StyleFusion", "", *(f"* {name}: {value}" for name, value in settings.items() if value), ""]
-    lines += [
-        "Share of the change inside the region [95 % interval]; mean change of a pixel inside, outside (% of the range).",
-        "",
-    ]
-    ways = list(found)
-    lines += [f"| region | area | {' | '.join(ways)} |", "|---" * (len(ways) + 2) + "|"]
-    for node, own in found[ways[0]].items():
-        cells = []
-        for way in ways:
-            each = found[way][node]
-            cells.append(f"{each.inside} ({100 * each.change_inside:.1f}, {100 * each.change_outside:.1f})")
-        lines.append(f"| {node} | {own.area:.3f} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "![heat](heat.png)"]) + "\n"
 
 
 def _percent(heat: Heat) -> str:

@@ -190,7 +190,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "stylefusion segments": {
         "--generator": None, "--segments": None, "--name": [], "--clusters": 12, "--images": 100, "--pixels": 4000,
-        "--from-side": 16, "--truncation": 0.7, "--seed": 0, "--show": 6, "--out": None, "--sheet": None, "--device": "cpu",
+        "--from-side": 16, "--truncation": 0.7, "--seed": 0, "--show": 6, "--out": None, "--sheet": None, "--json": None,
+        "--device": "cpu",
     },
     "data inspect": {
         **READER,

@@ -69,6 +69,27 @@ def test_markdown_says_what_is_left_out(tmp_path) -> None:
     assert len(json.loads((tmp_path / "report.json").read_text())["problems"]) == 30
 
 
+def test_ways_stand_beside_each_other(tmp_path) -> None:
+    def score(*rows: tuple[float, float]) -> Score:
+        return Score(["a", "b"], [float(np.nanmean(row)) for row in rows], [np.array(row) for row in rows])
+
+    nan = math.nan
+    report = Report("t", {}, classes=("sky", "sea"), scores={"locality": score((0.5, 0.9), (0.7, nan))}, judged="samples")
+    alone = report.as_markdown()
+    assert report.as_json()["ways"] == {} and ": ways" not in alone and "| 95 % interval | samples |" in alone
+    report.way, report.others, report.sheet = "ours", {"plain": {"locality": score((0.2, nan), (0.4, nan))}}, "mine.png"
+    (tmp_path / "mine.png").write_bytes(b"")
+    text = report.write(tmp_path)
+    assert "| region | ours | plain |" in text and "![mine](mine.png)" in text
+    sky = next(line for line in text.splitlines() if line.startswith("| sky | 0.6 ") and line.count("|") == 4)
+    assert "| 0.3 [" in sky and "| sea | 0.9 – | – |" in text
+    found = json.loads((tmp_path / "report.json").read_text())["ways"]
+    assert list(found) == ["ours", "plain"] and list(found["plain"]["regions"]) == ["sky"]
+    assert found["ours"]["regions"]["sea"]["locality"]["count"] == 1
+    assert found["plain"]["whole"]["locality"]["mean"] == pytest.approx(0.3)
+    assert (tmp_path / "regions.png").is_file()
+
+
 def test_importing_needs_no_optional_package() -> None:
     absent = ("PIL", "matplotlib", "torchmetrics", "scipy", "safetensors", "tqdm")
     code = f"import sys\nfor name in {absent}: sys.modules[name] = None\n"

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mixsyn_fast.models.metrics import change_of_edit
 from mixsyn_fast.models.model_file import digest_of
 from mixsyn_fast.models.pictures.files import save_image
 from mixsyn_fast.models.stylefusion import cluster
 from mixsyn_fast.models.stylefusion import evaluate as evaluation
 from mixsyn_fast.models.stylefusion import invert as inversion
-from mixsyn_fast.models.stylefusion.model import StyleFusion
+from mixsyn_fast.models.stylefusion.model import Heat, StyleFusion
 from mixsyn_fast.models.stylefusion.networks import make_net
 from mixsyn_fast.models.stylefusion.pictures import load_codes, save_codes
 from mixsyn_fast.models.stylefusion.segments import Segments
@@ -140,12 +141,21 @@ def test_segments(generator: Generator, tmp_path: Path, capsys: pytest.CaptureFi
     assert run(f"{words} --name 0=wall --out {tmp_path}/s.json --sheet {tmp_path}/s.png", "") == 0
     assert Segments.load(tmp_path / "s.json").names[0] == "wall"
     words = (
-        f"segments --generator {tmp_path}/g.safetensors --segments {tmp_path}/s.json --name wall=sky --out {tmp_path}/t.json"
+        f"segments --generator {tmp_path}/g.safetensors --segments {tmp_path}/s.json --name wall=sky --name cluster_1=sky"
     )
-    assert run(words, "") == 0
+    assert run(f"{words} --out {tmp_path}/t.json --json {tmp_path}/figures.json", "") == 0
+    figures, named = json.loads((tmp_path / "figures.json").read_text()), Segments.load(tmp_path / "t.json")
+    assert [row["region"] for row in figures["clusters"]] == list(named.names) == ["sky", "sky", "cluster_2"]
+    assert [row["share"] for row in figures["clusters"]] == pytest.approx(named.shares)
+    assert figures["regions"]["sky"] == {"clusters": 2, "share": pytest.approx(sum(named.shares[:2]))}
+    # layers below --from-side do not count
+    assert [row["counted"] > 0 for row in figures["channels"]] == [False] * 4 + [True] * 3
+    assert [row["channels"] for row in figures["channels"]] == list(named.channels)
     assert Segments.load(tmp_path / "t.json").names[0] == "sky"
     assert isinstance(load_generator(tmp_path / "g.safetensors"), Generator)
     for words, message in (
+        ("--name 0=x", "--out: expected a file for the segments, or --sheet or --json, got none"),
+        ("--out o.json --json o.json", "--json: expected another file than o.json"),
         ("--clusters 3 --name 3=x --out o.json", "--name: expected clusters 0 to 2, got 3=x"),
         ("--name wall=x --out o.json", "--name: expected clusters 0 to 11, got wall=x"),
         ("--name 1=x --name 1=y --out o.json", "--name: expected every cluster or region once"),
@@ -158,16 +168,27 @@ def test_segments(generator: Generator, tmp_path: Path, capsys: pytest.CaptureFi
 def test_evaluate(model: str, fusion: StyleFusion, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["evaluate", "stylefusion", "--model", model, "--compare", f"again={model}", "--count", "3", "--images", "4"]
     assert cli.main([*words, "--region", "left,rest", "--out", str(tmp_path / "e")]) == 0
-    table = json.loads((tmp_path / "e" / "report.json").read_text())["locality"]
-    assert set(table) == {"FusionNets", "again", "correlation", "blend"}
-    assert table["again"] == table["FusionNets"]
+    found = json.loads((tmp_path / "e" / "report.json").read_text())
+    ways = found["ways"]
+    assert list(ways) == ["FusionNets", "again", "correlation", "blend"]
+    assert ways["again"] == ways["FusionNets"] != ways["blend"]
+    left = ways["FusionNets"]["regions"]["left"]
+    assert list(ways["FusionNets"]["regions"]) == ["left", "rest"] and left["locality"]["count"] == 3
+    assert left["locality"]["low"] < left["locality"]["mean"] < left["locality"]["high"]
+    assert ways["FusionNets"]["whole"]["locality"]["mean"] == found["metrics"]["locality"]["mean"]
     heat = fusion.heatmap("left", 3)
-    assert table["FusionNets"]["left"]["inside"]["mean"] == pytest.approx(heat.shares.mean(), abs=1e-6)
-    whole = table["FusionNets"]["left"]
-    assert heat.mean.mean() == pytest.approx(
-        whole["change_inside"] * whole["area"] + whole["change_outside"] * (1 - whole["area"]), rel=1e-4
-    )
-    assert "| left |" in (tmp_path / "e" / "report.md").read_text() and (tmp_path / "e" / "heat.png").exists()
+    assert left["locality"]["mean"] == pytest.approx(heat.shares.mean(), abs=1e-6)
+    assert left["region_share"]["mean"] == pytest.approx(heat.areas.mean(), abs=1e-6)
+    assert len(found["not_computed"]) == 3 and found["counts"]["samples of each region"] == 3
+    text = (tmp_path / "e" / "report.md").read_text()
+    for part in (
+        "| region | FusionNets | again | correlation | blend |",
+        "| left |",
+        "## Not computed",
+        "![heat](heat.png)",
+    ):
+        assert part in text
+    assert {path.name for path in (tmp_path / "e").iterdir()} >= {"heat.png", "scores.png", "regions.png"}
     capsys.readouterr()
     assert cli.main([*words, "--compare", f"blend={model}", "--out", str(tmp_path / "f")]) == 2
     assert "compare: expected other names" in capsys.readouterr().err and not (tmp_path / "f").exists()
@@ -176,6 +197,29 @@ def test_evaluate(model: str, fusion: StyleFusion, tmp_path: Path, capsys: pytes
     words = ["evaluate", "stylefusion", "--model", model, "--compare", f"other={tmp_path}/o.safetensors"]
     assert cli.main([*words, "--out", str(tmp_path / "f")]) == 2
     assert "other: expected generator, tree and truncation of the first model" in capsys.readouterr().err
+
+
+def test_figures_of_a_heat_map_are_those_of_its_pixels() -> None:
+    """A hard mask whose change is known: the figures are what `change_of_edit` says of 8-bit pictures."""
+    before, region = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), bool)
+    region[:2, :2] = True
+    after = before.copy()
+    after[region], after[3] = 51, 17
+    change = np.abs(after.astype(float) - before).mean(2) / 255
+    share = float(change[region].sum() / change.sum())
+    # the second sample changes nothing
+    heat = Heat(change / 2, np.array([share, np.nan]), np.array([0.25, 0.25]), np.array([change.mean(), 0.0]))
+    found = evaluation.figures(heat)
+    np.testing.assert_allclose(found[:, 0], change_of_edit(before, after, region))
+    assert found[2, 0] == pytest.approx(51)
+    np.testing.assert_array_equal(found[:, 1], [np.nan, 0.25, 0, 0])
+    other = Heat(change, np.array([0.5, 0.5]), np.array([0.5, 0.5]), np.array([0.1, 0.1]))
+    both = evaluation.scores({"left": heat, "rest": other})
+    assert both["locality"].values == pytest.approx([(share + 0.5) / 2, 0.5])
+    assert both["change_outside"].by_region[1].tolist() == pytest.approx([0, 25.5])
+    report = evaluation.report({"FusionNets": {"left": heat, "rest": other}})
+    assert report.counts["exchanges that changed nothing (no locality)"] == 1
+    assert report.as_json()["ways"] == {} and report.as_json()["metrics"]["locality"]["regions"]["left"]["count"] == 1
 
 
 def test_simpler_ways(fusion: StyleFusion) -> None:
