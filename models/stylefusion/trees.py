@@ -143,7 +143,7 @@ CHURCHES = RegionTree(
 DRAWN_FACES = RegionTree(
     {"all": ("face", "bg_hair"), "bg_hair": ("hair", "bg")},
     StyleLayout.stylegan2(64),
-    training={"all": Training("favored", "face"), "bg_hair": Training("favored", "hair")},
+    training={"all": Training("favored", "face")},
 )
 FACADES = RegionTree(
     {"all": ("building", "background"), "building": ("wall", "openings")},
