@@ -158,6 +158,37 @@ class FeatureNetwork(nn.Module):
         return [found[tap] for tap in taps]
 
 
+def gram(features: Tensor, weights: Tensor | None = None) -> Tensor:
+    r"""Return the Gram matrices of features: what goes with what, wherever it is (Gatys, Ecker, Bethge, CVPR 2016).
+
+    .. math::
+
+        G_{ij} = \frac{1}{C \sum_p w_p} \sum_p w_p\, F_{ip} F_{jp}
+
+    Args:
+        features: (B, C, H, W).
+        weights: (B, 1, H, W), not negative, some above 0 in every picture; None: all are 1.
+
+    Returns:
+        (B, C, C); in float32 for half precision.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if features.dim() != 4:
+        raise ValueError(f"features: expected shape (B, C, H, W), got {tuple(features.shape)}")
+    if weights is not None and tuple(weights.shape) != (features.shape[0], 1, *features.shape[2:]):
+        expected = (features.shape[0], 1, *features.shape[2:])
+        raise ValueError(f"weights: expected shape {expected}, got {tuple(weights.shape)}")
+    rows = features.flatten(2)
+    with torch.autocast(features.device.type, enabled=False):
+        rows = rows.float() if rows.dtype.itemsize < 4 else rows
+        if weights is None:
+            return rows @ rows.transpose(1, 2) / (rows.shape[1] * rows.shape[2])
+        shares = weights.flatten(2).to(rows.dtype)
+        return (rows * shares) @ rows.transpose(1, 2) / (rows.shape[1] * shares.sum(2, keepdim=True))
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Makes numpy arrays and plain containers; every other name in the file is an error."""
 

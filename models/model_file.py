@@ -177,6 +177,16 @@ class ModelFile(Generic[C]):
         return path
 
 
+def digest_of(network: nn.Module) -> str:
+    """Return the SHA-256 of a module's parameters as float16 numbers: that of a file in half precision is the same."""
+    sha = hashlib.sha256()
+    for name, value in sorted(network.named_parameters()):
+        small = value.detach().to("cpu", torch.float16).contiguous()
+        sha.update(f"{name} {tuple(value.shape)};".encode())
+        sha.update(small.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
 def _safetensors() -> Any:
     try:
         import safetensors.torch

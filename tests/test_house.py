@@ -33,7 +33,8 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("mixsyn_fast.doctor",),),
     (
         tuple(
-            f"mixsyn_fast.models.{name}" for name in ("settings", "sheets", "checkpoints", "model_file", "blocks", "plain")
+            f"mixsyn_fast.models.{name}"
+            for name in ("settings", "sheets", "checkpoints", "model_file", "memory", "blocks", "plain")
         ),
     ),
     (("mixsyn_fast.models.feature_networks",), ("mixsyn_fast.models.data",)),

@@ -39,15 +39,15 @@ from mixsyn_fast.progress import progress
 
 from ..data import Collate, Item
 from ..evaluation.compare import Compared, Comparison
-from ..evaluation.inputs import DataReference, JudgedModelOptions, reference_of_model
+from ..evaluation.inputs import DataReference, JudgedModelOptions, load_vae, reference_of_model
 from ..evaluation.report import Report
 from ..metrics import LPIPS, change_of_edit, pairwise_lpips, top1_similarity
 from ..metrics.score import Score
 from ..metrics.table import Tools
 from ..pictures.options import check_outputs, device_of, open_model
-from ..settings import at_least, read_json
+from ..settings import at_least
 from ..sheets import to_uint8
-from ..training import Trained, load_trained
+from ..training import Trained
 from .codes import GLOBAL
 from .model import CLVAE
 
@@ -56,7 +56,6 @@ SHARES = (0.01, 0.6)
 _EDITS = ("locality", "region_share", "change_inside", "change_outside")
 _TOOLS = {"alexnet": "lpips_alex", "vgg16": "lpips_vgg"}
 _AT_ONCE = 8  # images made in one pass
-_GLOBAL_MODELS = ("spade", "clade")
 
 
 # ------------------------------------------------------------------------------------------------------ what is judged
@@ -169,22 +168,8 @@ def open_judged(model: str | None, device: str) -> Judged:
     Raises:
         ValueError, FileNotFoundError: it is not there, damaged, or has no latent codes; the message names the path.
     """
-    where = device_of(device)
-    config = Path(model or "", "config.json")
-    if model and config.is_file():
-        kind = read_json(config).get("model")
-        if kind in _GLOBAL_MODELS:
-            try:
-                with progress("loading the model"):
-                    trained = load_trained(model, device=where)
-            except KeyError as error:
-                raise ValueError(f"{config}: expected a run of `mixsyn-fast train {kind}`, got none of {error}") from error
-            if "encoder" not in trained.networks:
-                raise ValueError(
-                    f"model: {model}: expected a {kind} trained with --generator.use-vae, got one without a code"
-                )
-            return GlobalCode(trained)
-    return ClassCodes(open_model(CLVAE, model, device))
+    vae = load_vae(model, device_of(device)) if model else None
+    return ClassCodes(open_model(CLVAE, model, device)) if vae is None else GlobalCode(vae)
 
 
 # ------------------------------------------------------------------------------------------------------------- judging

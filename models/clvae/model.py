@@ -14,13 +14,11 @@ edit begins at the coarsest block whose codes differ, so a change of texture alo
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,15 +27,15 @@ from torch import Tensor, nn
 from mixsyn_fast import RegionMap
 
 from ..checkpoints import load_checked
+from ..memory import Memory, digest
 from ..model_file import ModelFile
-from ..pictures.picture import Picture, fit
+from ..pictures.picture import Picture, checked_labels, checked_picture, described, fit, fit_labels
 from ..settings import from_dict
 from ..sheets import to_uint8
 from .codes import GLOBAL, ImageCodes
 from .networks import Encoder, Generator
 from .task import Config
 
-V = TypeVar("V")
 _REMEMBERED = 16  # pictures and label maps whose codes and analysis are kept
 _RESUMABLE = 4  # label maps whose block inputs are kept (each about as large as the activations of one image)
 _AT_ONCE = 8  # images of one label map made in one pass
@@ -282,7 +280,7 @@ class CLVAE:
                 there = (*self._present(sources[name].labels), GLOBAL)
                 self._check_class(name, there, "edits", "the picture it is to be taken from")
             elif not isinstance(edit, (ImageCodes, Tensor)) and not (isinstance(edit, str) and edit == "sample"):
-                got = repr(edit) if isinstance(edit, str) else _described(edit)
+                got = repr(edit) if isinstance(edit, str) else described(edit)
                 raise ValueError(f"edits: {name}: expected 'sample', codes, or (image, labels), got {got}")
         prior = self.prior(seed)
         drawn = tuple(name for name, edit in edits.items() if isinstance(edit, str))
@@ -303,34 +301,19 @@ class CLVAE:
     # --- inner parts --------------------------------------------------------------------------------------------------
 
     def _forget(self) -> None:
-        self._codes: _Memory[ImageCodes] = _Memory(_REMEMBERED)
-        self._maps: _Memory[RegionMap] = _Memory(_REMEMBERED)
-        self._last: _Memory[_Pass] = _Memory(_RESUMABLE)
+        self._codes: Memory[ImageCodes] = Memory(_REMEMBERED)
+        self._maps: Memory[RegionMap] = Memory(_REMEMBERED)
+        self._last: Memory[_Pass] = Memory(_RESUMABLE)
 
     def _picture(self, image: np.ndarray, labels: np.ndarray, image_name: str, labels_name: str) -> Picture:
         """A picture at the model's size, checked."""
-        if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"{image_name}: expected (H, W, 3) uint8, got {_described(image)}")
-        checked = self._checked(labels, labels_name)
-        if checked.shape != image.shape[:2]:
-            raise ValueError(f"{labels_name}: expected {image.shape[:2]}, the image's size, got {checked.shape}")
-        picture = Picture(image, checked, image_name)
-        return picture if checked.shape == self.size else fit(picture, self.size)
+        picture = checked_picture(image, labels, len(self.classes), image_name, labels_name)
+        return picture if picture.labels.shape == self.size else fit(picture, self.size)
 
     def _labels(self, labels: np.ndarray, name: str) -> np.ndarray:
         """A label map at the model's size, checked."""
-        checked = self._checked(labels, name)
-        if checked.shape == self.size:
-            return checked
-        return fit(Picture(np.zeros((*checked.shape, 3), np.uint8), checked, name), self.size).labels
-
-    def _checked(self, labels: np.ndarray, name: str) -> np.ndarray:
-        if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "iu" or not labels.size:
-            raise ValueError(f"{name}: expected (H, W) integers, got {_described(labels)}")
-        low, high = int(labels.min()), int(labels.max())
-        if low < -1 or high >= len(self.classes):
-            raise ValueError(f"{name}: expected classes 0 to {len(self.classes) - 1} or -1, got {low} to {high}")
-        return labels.astype(np.int32)
+        checked = checked_labels(labels, len(self.classes), name)
+        return checked if checked.shape == self.size else fit_labels(checked, self.size)
 
     def _present(self, fitted: np.ndarray) -> tuple[str, ...]:
         return tuple(self.classes[k] for k in np.unique(fitted).tolist() if k >= 0)
@@ -350,7 +333,7 @@ class CLVAE:
             copies = torch.from_numpy(fitted.astype(np.int64))[None].expand(count, -1, -1).contiguous()
             return RegionMap(copies.to(self.device), len(self.classes), ignore_index=-1)
 
-        return self._maps.get(_digest(fitted) + bytes([count]), make)
+        return self._maps.get(digest(fitted) + bytes([count]), make)
 
     @torch.no_grad()
     def _encoded(self, picture: Picture) -> tuple[ImageCodes, int]:
@@ -362,14 +345,14 @@ class CLVAE:
             latents = self.encoder(image, self._regions(picture.labels))
             return ImageCodes.of_batch(latents.codes(len(self.classes), sample=False), self.levels, self.classes)[0]
 
-        return self._codes.get(_digest(picture.image, picture.labels), make), self._codes.made - before
+        return self._codes.get(digest(picture.image, picture.labels), make), self._codes.made - before
 
     @torch.no_grad()
     def _made(self, fitted: np.ndarray, codes: ImageCodes) -> Made:
         """The image, from the coarsest block on whose codes differ from those of this label map's last pass."""
         self.prior().check_like(codes, "codes")
         rows = sorted(set(np.unique(fitted).tolist()) - {-1})
-        last = self._last.get(_digest(fitted), lambda: _Pass(codes, {}))
+        last = self._last.get(digest(fitted), lambda: _Pass(codes, {}))
         names = self._running(last, codes, rows)
         if names:
             inputs = dict(last.inputs)
@@ -405,36 +388,6 @@ class _Pass:
     codes: ImageCodes
     inputs: dict[str, Tensor]
     image: np.ndarray | None = None
-
-
-class _Memory(Generic[V]):
-    """The values of the last few keys."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self.made = most, 0
-        self._values: OrderedDict[bytes, V] = OrderedDict()
-
-    def get(self, key: bytes, make: Callable[[], V]) -> V:
-        """Return the value of a key, made by `make()` where it is not remembered."""
-        if key not in self._values:
-            self._values[key] = make()
-            self.made += 1
-            if len(self._values) > self.most:
-                self._values.popitem(last=False)
-        self._values.move_to_end(key)
-        return self._values[key]
-
-
-def _digest(*arrays: np.ndarray) -> bytes:
-    sha = hashlib.sha256()
-    for array in arrays:
-        sha.update(f"{array.shape}{array.dtype}".encode())
-        sha.update(np.ascontiguousarray(array).data)
-    return sha.digest()
-
-
-def _described(given: object) -> str:
-    return f"{given.shape} {given.dtype}" if isinstance(given, np.ndarray) else type(given).__name__
 
 
 def _networks(saved: Saved) -> dict[str, nn.Module]:

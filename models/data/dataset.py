@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
@@ -174,11 +175,19 @@ class RegionDataset(Dataset[Item]):
         at_y, at_x, coin = rng.random(3) if self.crop == "random" else (0.5, 0.5, rng.random(3)[2])
         image, labels, edges = resample(sample, self._box(*sample.labels.shape, at_y, at_x), self.size)
         weights = None if self._class_weights is None else self._class_weights[found]
-        if coin < self.flip:
-            image, labels = image[:, ::-1], self._exchange[labels[:, ::-1] + 1]
-            edges = None if edges is None else edges[:, ::-1]
-            weights = None if weights is None else weights[np.roll(self._exchange, -1)]  # of no class: -1, the last one
-        return Item(image, labels, edges, sample.name, found, tuple(skipped), weights)
+        item = Item(image, labels, edges, sample.name, found, tuple(skipped), weights)
+        return self.mirrored(item) if coin < self.flip else item
+
+    def mirrored(self, item: Item) -> Item:
+        """Return an item of this set flipped horizontally: left and right classes change places."""
+        weights, edges = item.class_weights, item.edges
+        return dataclasses.replace(
+            item,
+            image=item.image[:, ::-1],
+            labels=self._exchange[item.labels[:, ::-1] + 1],
+            edges=None if edges is None else edges[:, ::-1],
+            class_weights=None if weights is None else weights[np.roll(self._exchange, -1)],  # of no class: -1, the last one
+        )
 
     def collate(self, plans: Sequence[Plan] = ()) -> Collate:
         """Return what makes a batch of items, with the label analyses of `plans` done."""

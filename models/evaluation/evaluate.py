@@ -85,6 +85,7 @@ class Options(ReaderOptions):
     """mCSD and mOCD of masked pictures, or of the mean over the class's pixels"""
     lpips_vgg: str | None = None  # weights of VGG-16; none: found where a package brought them
     lpips_alex: str | None = None  # weights of AlexNet; none: found where a package brought them
+    style_vgg: str | None = None  # weights of VGG-19 or VGG-16 for style; none: found where a package brought them
     inception: str | None = None  # TorchScript feature network for FID; it holds code: name only a trusted file
     batch_size: int = 8  # pictures at a time
     device: str = "cpu"  # torch device

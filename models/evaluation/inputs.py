@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 import torch
 
+from mixsyn_fast.progress import progress
+
 from ..data import Collate, DataOptions, ReaderOptions, RegionDataset, Source
 from ..data.files import is_hidden, plain_name
 from ..data.region_types import merge_of
 from ..pictures.files import list_pictures, read_image
 from ..pictures.options import ModelOptions, drawn_source
-from ..settings import at_least
+from ..settings import at_least, read_json
 from ..sheets import to_uint8
 from .compare import Compared
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ..training import Trained
 
 _DRAWN = 8  # pictures that are drawn where no data set is given
+_GLOBAL_MODELS = ("spade", "clade")
 
 
 class Reference(Protocol):
@@ -85,8 +88,8 @@ class DataReference:
 
 
 @dataclass(frozen=True)
-class JudgedModelOptions(ReaderOptions, ModelOptions):
-    """A model and the data set that it is judged on."""
+class ModelOnDataOptions(ReaderOptions, ModelOptions):
+    """A model and a data set that it looks at."""
 
     data: str = ""  # data set with label maps; empty: pictures drawn by code
     kind: str = "auto"  # layout of the data set; auto: by what the folder holds, and without a folder what the model knows
@@ -94,7 +97,6 @@ class JudgedModelOptions(ReaderOptions, ModelOptions):
     unknown: Literal["class", "none"] = "class"  # pixels without a known class: one more class, or no region
     merge: Literal["none", "meta", "compact"] | None = None  # region types that classes are merged into; none: the model's
     limit: int | None = None  # only the first so many pictures; none: all
-    inception: str | None = None  # TorchScript feature network for FID; it holds code: name only a trusted file
     seed: int = 0  # of what the model draws, of the bootstrap, and of drawings
 
     def __post_init__(self) -> None:
@@ -103,6 +105,13 @@ class JudgedModelOptions(ReaderOptions, ModelOptions):
         at_least(self, limit=1, seed=0)
         if self.split in ("none", "auto"):
             raise ValueError(f"split: expected train, val, test or all, got {self.split!r}")
+
+
+@dataclass(frozen=True)
+class JudgedModelOptions(ModelOnDataOptions):
+    """A model and the data set that it is judged on."""
+
+    inception: str | None = None  # TorchScript feature network for FID; it holds code: name only a trusted file
 
 
 def check_classes(expected: Sequence[str], got: Sequence[str], name: str) -> None:
@@ -121,20 +130,23 @@ def check_classes(expected: Sequence[str], got: Sequence[str], name: str) -> Non
     raise ValueError(f"data: expected the model's {len(expected)} classes, got {len(got)} of {name}: {'; '.join(parts)}")
 
 
-def reference_of_model(options: JudgedModelOptions, classes: Sequence[str], size: tuple[int, int]) -> DataReference:
+def reference_of_model(
+    options: ModelOnDataOptions, classes: Sequence[str], size: tuple[int, int], drawn: int = _DRAWN
+) -> DataReference:
     """Open the data set of the options in a model's region types and size; without one, pictures drawn by code.
 
     Args:
         options: the data set.
         classes: the model's.
         size: (H, W) of the model's images in pixels.
+        drawn: how many are drawn, where there is no set.
 
     Raises:
         ValueError, FileNotFoundError: no such set, or one of other classes.
     """
     if not options.data and options.kind == "auto":
-        drawn = drawn_source(classes, size, _DRAWN, options.seed)
-        return DataReference(drawn, RegionDataset(drawn, size))
+        made = drawn_source(classes, size, drawn, options.seed)
+        return DataReference(made, RegionDataset(made, size))
     data = DataOptions(
         data=options.data,
         kind=options.kind,
@@ -147,6 +159,35 @@ def reference_of_model(options: JudgedModelOptions, classes: Sequence[str], size
     assert dataset is not None  # only the split "none" has none, and it is refused
     check_classes(classes, dataset.source.classes, dataset.source.name)
     return DataReference(dataset.source, dataset)
+
+
+def load_vae(model: str, device: torch.device | str) -> Trained | None:
+    """Load a run of SPADE or CLADE with the image encoder of a VAE, whose code is all that an image takes of another.
+
+    Args:
+        model: a run folder; what else it may be is up to the caller.
+        device: where to put it.
+
+    Returns:
+        The run, or None where `model` is no run folder of these two.
+
+    Raises:
+        ValueError, FileNotFoundError: such a run, but damaged or without a code; the message names the path.
+    """
+    config = Path(model, "config.json")
+    kind = read_json(config).get("model") if config.is_file() else None
+    if kind not in _GLOBAL_MODELS:
+        return None
+    from ..training import load_trained
+
+    try:
+        with progress("loading the model"):
+            trained = load_trained(model, device=device)
+    except KeyError as error:
+        raise ValueError(f"{config}: expected a run of `mixsyn-fast train {kind}`, got none of {error}") from error
+    if "encoder" not in trained.networks:
+        raise ValueError(f"model: {model}: expected a {kind} trained with --generator.use-vae, got one without a code")
+    return trained
 
 
 def match(outputs: Sequence[str], reference: Sequence[str], limit: int | None, problems: list[str]) -> list[str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from ..metrics.fid import FIDResult
 from ..metrics.intervals import Interval
 from ..metrics.score import Score
 from ..metrics.table import METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SHOWN = 20  # problems listed in the Markdown; the JSON has all of them
 
@@ -131,6 +134,16 @@ class Report:
         return text
 
 
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure of matplotlib as PNG, whole or not at all, and return the path."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)  # no display, and none of pyplot's global state
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=110, bbox_inches="tight")
+    return path
+
+
 def _number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.4g}"
 
@@ -145,14 +158,7 @@ def _count(found: Interval) -> str:
 
 def _plots(report: Report, folder: Path) -> list[Path]:
     """Draw how the scores are spread over pictures, and their means by region."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-
-    def save(figure: Figure, name: str) -> Path:
-        FigureCanvasAgg(figure)  # no display, and none of pyplot's global state
-        with written_whole(folder / name) as temporary:
-            figure.savefig(temporary, dpi=110, bbox_inches="tight")
-        return folder / name
 
     written = []
     finite = {name: np.array([v for v in score.values if math.isfinite(v)]) for name, score in report.scores.items()}
@@ -166,7 +172,7 @@ def _plots(report: Report, folder: Path) -> list[Path]:
             axes.axvline(found.mean, color="#e08040", label=f"mean {found.mean:.4g}")
             axes.set(xlabel=METRICS[name].label, ylabel="pictures" if i == 1 else "")
             axes.legend(fontsize=7)
-        written.append(save(figure, "scores.png"))
+        written.append(save_figure(figure, folder / "scores.png"))
     regions = {name: score.regions(report.classes, report.seed) for name, score in report.scores.items() if score.by_region}
     if any(regions.values()):
         present = [c for c in report.classes if any(c in found for found in regions.values())]
@@ -181,5 +187,5 @@ def _plots(report: Report, folder: Path) -> list[Path]:
             axes.set_yticks(range(len(present)), present if i == 1 else [""] * len(present), fontsize=7)
             axes.invert_yaxis()
             axes.set_title(METRICS[name].label, fontsize=8)
-        written.append(save(figure, "regions.png"))
+        written.append(save_figure(figure, folder / "regions.png"))
     return written

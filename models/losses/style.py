@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..feature_networks import gram
+
 
 def style_code_loss(codes: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
     """Return the Euclidean distance of all codes of an image over its number of regions, averaged over images; a scalar.
@@ -48,16 +50,6 @@ def style_code_loss(codes: Tensor, target: Tensor, present: Tensor | None = None
         count = present.bool().sum(1).clamp(min=1)
     distance: Tensor = torch.linalg.vector_norm(difference.flatten(1), dim=1)
     return (distance / count).mean()
-
-
-def gram(features: Tensor) -> Tensor:
-    """Return the Gram matrices (B, C, C) of features (B, C, H, W), divided by C * H * W; in float32 for half precision."""
-    if features.dim() != 4:
-        raise ValueError(f"features: expected shape (B, C, H, W), got {tuple(features.shape)}")
-    rows = features.flatten(2)
-    with torch.autocast(features.device.type, enabled=False):
-        rows = rows.float() if rows.dtype.itemsize < 4 else rows
-        return rows @ rows.transpose(1, 2) / (rows.shape[1] * rows.shape[2])
 
 
 def gram_style_loss(fake: Sequence[Tensor], real: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:

@@ -6,6 +6,7 @@ from .intervals import Interval, intervals
 from .locality import Change, change_of_edit
 from .lpips import LPIPS
 from .pixels import mean_over, psnr, rmse, ssim, ssim_map
+from .style import StyleDistance
 
 __all__ = [
     "LPIPS",
@@ -15,6 +16,7 @@ __all__ = [
     "Gaussian",
     "InceptionFeatures",
     "Interval",
+    "StyleDistance",
     "change_of_edit",
     "class_diversity",
     "fid_of_features",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .fid import InceptionFeatures
 from .lpips import LPIPS
 from .pixels import psnr, rmse, ssim
+from .style import StyleDistance
 
 PairMetric = Callable[..., Tensor]
 """(outputs, targets, labels, num_regions, value_range=...) -> (B,) or (B, K), as :func:`.pixels.psnr`."""
@@ -21,6 +22,7 @@ PairMetric = Callable[..., Tensor]
 TOOLS: Mapping[str, Callable[[str | None], nn.Module]] = {
     "lpips_vgg": lambda file: LPIPS("vgg16", file),
     "lpips_alex": lambda file: LPIPS("alexnet", file),
+    "style_vgg": StyleDistance,
     "inception": lambda file: InceptionFeatures(file),
 }
 """Name -> (file, or None: where a package brought it) -> network. FileNotFoundError: it is nowhere to be found."""
@@ -80,6 +82,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("rmse", "RMSE", "of the value range", False, "pair", rmse),
         Metric("lpips_vgg", "LPIPS (VGG-16)", "", False, "pair", tool="lpips_vgg"),
         Metric("lpips_alex", "LPIPS (AlexNet)", "", False, "pair", tool="lpips_alex"),
+        Metric("style", "Style distance (Gram matrices of VGG)", "", False, "pair", tool="style_vgg", default=False),
         Metric("fid", "FID", "", False, "set", tool="inception"),
         Metric("fid_regions", "FID of regions", "", False, "set", tool="inception", default=False),
         Metric("diversity", "Diversity (mean pairwise LPIPS)", "", True, "draws", asked="diversity", default=False),

@@ -52,6 +52,12 @@ class Aligner(Protocol):
         """Return the target's half, from F_c1 (B, M, H, W) and its label map."""
         ...
 
+    def spatial_maps(
+        self, features: Tensor, condition: Tensor, regions: RegionMap, compress: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        """Return alpha, the weights of the K sums over the exemplar's positions, (B, K, h, w), for pictures."""
+        ...
+
 
 class Attention(SpatialChannelAttention):
     """MSCA itself (Eq. 4 to 8)."""
@@ -67,6 +73,12 @@ class Attention(SpatialChannelAttention):
     ) -> Tensor:
         """Return the log-sum-exp of Eq. 4's logits."""
         return super().log_mass(features, condition, compress=compress, mask=mask)
+
+    def spatial_maps(  # type: ignore[override]
+        self, features: Tensor, condition: Tensor, regions: RegionMap, compress: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        """Return alpha of Eq. 4."""
+        return super().spatial_maps(features, condition, compress=compress, mask=mask)
 
     def target(self, condition: Tensor, regions: RegionMap | None = None) -> Target:
         """Return F_c1, beta and the mean of Eq. 6."""
@@ -113,6 +125,13 @@ class LabelAlignment(nn.Module):
         maps = regions.onehot((condition.shape[2], condition.shape[3]), condition.dtype)
         return Target(condition, maps, condition.mean((2, 3)))
 
+    def spatial_maps(
+        self, features: Tensor, condition: Tensor, regions: RegionMap, compress: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        """Return the label maps, each divided by its sum; zeros for a label that the exemplar lacks."""
+        maps = self._within(regions, features, mask).onehot((features.shape[2], features.shape[3]), _wide(features))
+        return maps / maps.sum((2, 3), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+
     def _within(self, regions: RegionMap, features: Tensor, mask: Tensor | None) -> RegionMap:
         if mask is None:
             return regions
@@ -148,6 +167,15 @@ class MeanAlignment(nn.Module):
         """Return F_c1, a map of ones and the mean of F_c1."""
         maps = condition.new_ones((condition.shape[0], 1, *condition.shape[2:]))
         return Target(condition, maps, condition.mean((2, 3)))
+
+    def spatial_maps(
+        self, features: Tensor, condition: Tensor, regions: RegionMap, compress: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        """Return one map, even over the positions that take part."""
+        shape = (features.shape[0], 1, features.shape[2], features.shape[3])
+        maps = torch.ones(shape, dtype=_wide(features), device=features.device)
+        maps = maps if mask is None else maps * mask[:, None]
+        return maps / maps.sum((2, 3), keepdim=True).clamp(min=1)
 
 
 def _wide(features: Tensor) -> torch.dtype:

@@ -7,9 +7,9 @@ ever made: see docs/exact_algebra.md, 7 and 12. `use_plan("dense")` computes as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -203,20 +203,36 @@ class Alignment(nn.Module):
         Raises:
             ValueError: batches, sizes or channels differ.
         """
+        gathered, log_masses = [], []
+        for aligner, *given in self._exemplar_inputs(features, regions, mask, conditions):
+            gathered.append(aligner.gather(*given))
+            if masses:
+                log_masses.append(aligner.log_mass(*given))
+        return Exemplar(tuple(gathered), tuple(log_masses))
+
+    def spatial_maps(
+        self, features: Sequence[Tensor], regions: RegionMap | Tensor, *, mask: Tensor | None = None
+    ) -> list[Tensor]:
+        """Return alpha (Eq. 4) of scales 0 to 4, (B, K, h, w) each, for pictures; arguments as :meth:`exemplar`."""
+        return [aligner.spatial_maps(*given) for aligner, *given in self._exemplar_inputs(features, regions, mask)]
+
+    def _exemplar_inputs(
+        self,
+        features: Sequence[Tensor],
+        regions: RegionMap | Tensor,
+        mask: Tensor | None,
+        conditions: Sequence[Tensor] | None = None,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield, of scales 0 to 4, what aligns, and what its exemplar's half is made of."""
         regions = self.region_map(regions)
         sizes = _sizes_of_features(features, self.config, regions)
-        gathered, log_masses = [], []
         for scale, condition in enumerate(self.pyramid(regions, sizes) if conditions is None else conditions):
             given, matrix = features[scale], cast(Tensor, self.compress[scale].weight)
             kept = None if mask is None else F.adaptive_max_pool2d(mask[:, None].float(), sizes[scale])[:, 0] > 0
             compress: Tensor | None = matrix
             if current_plan() == "dense":  # as published: the convolution comes first
                 given, compress = F.conv2d(given, matrix[:, :, None, None]), None
-            aligner = self.aligner(scale)
-            gathered.append(aligner.gather(given, condition, regions, compress, kept))
-            if masses:
-                log_masses.append(aligner.log_mass(given, condition, regions, compress, kept))
-        return Exemplar(tuple(gathered), tuple(log_masses))
+            yield self.aligner(scale), given, condition, regions, compress, kept
 
     def layout(self, regions: RegionMap | Tensor, size: tuple[int, int]) -> Layout:
         """Return what label maps ask for (Eq. 2, 7), for images of a size (H, W).

@@ -285,6 +285,56 @@ def fit(picture: Picture, size: int | tuple[int, int], crop: Literal["center", "
     return Picture(item.image, item.labels, picture.name)
 
 
+def fit_labels(labels: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Bring a label map (H, W) int32 to a size as :func:`fit` does it with a picture's."""
+    return fit(Picture(np.zeros((*labels.shape, 3), np.uint8), labels, "labels"), size).labels
+
+
+def checked_labels(labels: np.ndarray, num_classes: int, name: str) -> np.ndarray:
+    """Return a label map that somebody gave, (H, W) integers, as int32.
+
+    Args:
+        labels: classes 0 to `num_classes` - 1, or -1 for none.
+        num_classes: how many there are.
+        name: of the argument.
+
+    Raises:
+        ValueError: another shape or dtype, or a value out of range; the message names the argument.
+    """
+    if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "iu" or not labels.size:
+        raise ValueError(f"{name}: expected (H, W) integers, got {described(labels)}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < -1 or high >= num_classes:
+        raise ValueError(f"{name}: expected classes 0 to {num_classes - 1} or -1, got {low} to {high}")
+    return labels.astype(np.int32)
+
+
+def checked_picture(image: np.ndarray, labels: np.ndarray, num_classes: int, image_name: str, labels_name: str) -> Picture:
+    """Return an image with its label map that somebody gave as a picture.
+
+    Args:
+        image: (H, W, 3) uint8.
+        labels: see :func:`checked_labels`.
+        num_classes: likewise.
+        image_name: of the argument; the picture is called so.
+        labels_name: of the argument.
+
+    Raises:
+        ValueError: another shape or dtype, a label out of range, sizes that differ; the message names the argument.
+    """
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"{image_name}: expected (H, W, 3) uint8, got {described(image)}")
+    checked = checked_labels(labels, num_classes, labels_name)
+    if checked.shape != image.shape[:2]:
+        raise ValueError(f"{labels_name}: expected {image.shape[:2]}, the image's size, got {checked.shape}")
+    return Picture(image, checked, image_name)
+
+
+def described(given: object) -> str:
+    """Return what was given in words, for messages: shape and dtype of an array, else the type."""
+    return f"{given.shape} {given.dtype}" if isinstance(given, np.ndarray) else type(given).__name__
+
+
 def pictures_of(
     source: Source, wanted: Sequence[str | int] | None = None, *, classes: Sequence[str] | None = None
 ) -> list[Picture]:

@@ -33,11 +33,11 @@ from mixsyn_fast.layers import FusionHierarchy, FusionNet
 from mixsyn_fast.layers.derived import forget
 
 from .. import stylegan2
-from ..model_file import ModelFile
+from ..model_file import ModelFile, digest_of
 from ..sheets import to_uint8
 from ..stylegan2 import Generator
 from .networks import make_net
-from .segments import Segments, digest_of, resized
+from .segments import Segments, resized
 from .trees import RegionTree, find_tree
 
 Code = int | Tensor

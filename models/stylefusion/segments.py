@@ -38,6 +38,8 @@ from torch import Tensor, nn
 from mixsyn_fast.reading import read_text
 from mixsyn_fast.writing import write_whole
 
+from ..model_file import digest_of
+
 if TYPE_CHECKING:
     from ..stylegan2 import Generator
 
@@ -344,16 +346,6 @@ def _read(text: str) -> Segments:
         )
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"expected {len(clusters)} centres of {channels} channels, got others ({error})") from None
-
-
-def digest_of(generator: nn.Module) -> str:
-    """Return the SHA-256 of a module's parameters as float16 numbers: that of a file in half precision is the same."""
-    sha = hashlib.sha256()
-    for name, value in sorted(generator.named_parameters()):
-        small = value.detach().to("cpu", torch.float16).contiguous()
-        sha.update(f"{name} {tuple(value.shape)};".encode())
-        sha.update(small.reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
 
 
 # --- clustering ---------------------------------------------------------------------------------------------------------

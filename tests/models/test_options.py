@@ -154,7 +154,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--split": None, "--unknown": None, "--size": None, "--limit": None,
         "--metrics": ["psnr", "ssim", "rmse", "lpips_vgg", "lpips_alex", "fid"], "--regions": False, "--step": "newest",
         "--live": False, "--draws": 8, "--diversity-network": "alexnet", "--diversity-rule": "masked", "--lpips-vgg": None,
-        "--lpips-alex": None, "--inception": None, "--batch-size": 8, "--device": "cpu", "--seed": 0,
+        "--lpips-alex": None, "--style-vgg": None, "--inception": None, "--batch-size": 8, "--device": "cpu", "--seed": 0,
         "--out": "evaluation",
     },
     "parse": {

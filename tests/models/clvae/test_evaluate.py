@@ -218,7 +218,7 @@ def test_a_run_of_spade_with_a_global_code(tmp_path: Path, words: list[str], mon
         open_judged(str(tmp_path), "cpu")
     plain = load_trained(tmp_path / "vae")
     del plain.networks["encoder"]
-    monkeypatch.setattr("mixsyn_fast.models.clvae.evaluate.load_trained", lambda folder, device: plain)
+    monkeypatch.setattr("mixsyn_fast.models.training.load_trained", lambda folder, device: plain)
     with pytest.raises(ValueError, match=r"expected a spade trained with --generator\.use-vae, got one without a code"):
         open_judged(str(tmp_path / "vae"), "cpu")
 

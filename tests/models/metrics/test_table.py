@@ -13,7 +13,7 @@ from mixsyn_fast.models.metrics.table import CHOICES, DEFAULT, METRICS, Metric, 
 
 
 def test_what_a_command_offers() -> None:
-    assert CHOICES == ("psnr", "ssim", "rmse", "lpips_vgg", "lpips_alex", "fid", "fid_regions", "diversity")
+    assert CHOICES == ("psnr", "ssim", "rmse", "lpips_vgg", "lpips_alex", "style", "fid", "fid_regions", "diversity")
     assert DEFAULT == ("psnr", "ssim", "rmse", "lpips_vgg", "lpips_alex", "fid")
     assert METRICS["psnr"].heading == "PSNR, dB ↑" and METRICS["fid"].heading == "FID ↓"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mixsyn_fast.models.model_file import digest_of
 from mixsyn_fast.models.pictures.files import save_image
 from mixsyn_fast.models.stylefusion import cluster
 from mixsyn_fast.models.stylefusion import evaluate as evaluation
@@ -16,7 +17,7 @@ from mixsyn_fast.models.stylefusion import invert as inversion
 from mixsyn_fast.models.stylefusion.model import StyleFusion
 from mixsyn_fast.models.stylefusion.networks import make_net
 from mixsyn_fast.models.stylefusion.pictures import load_codes, save_codes
-from mixsyn_fast.models.stylefusion.segments import Segments, digest_of
+from mixsyn_fast.models.stylefusion.segments import Segments
 from mixsyn_fast.models.stylefusion.trees import RegionTree
 from mixsyn_fast.models.stylegan2 import Generator
 from mixsyn_fast.models.unconditional import load_generator, save_generator
