@@ -21,8 +21,8 @@ from ..data.region_types import merge_of, merged
 from ..data.sets import DRAWN_KINDS, classes_differ
 from ..settings import Checked, repeated
 from ..sheets import save_png
-from .files import save_image, save_labels
-from .picture import Picture, fit, label_map_places, read_picture
+from .files import list_pictures, save_image, save_labels
+from .picture import Picture, fit, label_map_places, pictures_of, read_picture
 
 if TYPE_CHECKING:
     from ..face_parser import FaceParser
@@ -160,6 +160,30 @@ class Reader:
             raise ValueError(f"labels: no image of this command belongs to {', '.join(unused)}")
 
 
+def pictures_at(given: Sequence[str], option: str) -> list[str]:
+    """Return the picture files that words of a command line stand for: files as they are, folders with all their pictures.
+
+    What in a folder is the label map of another of its pictures is none itself.
+
+    Raises:
+        FileNotFoundError: a folder without a picture.
+        ValueError: two pictures of one name, for that is what results are called; the message names the option.
+    """
+    found: list[str] = []
+    for word in given:
+        if not Path(word).is_dir():
+            found.append(word)
+            continue
+        inside = list(list_pictures(word).values())
+        maps = {place.resolve() for file in inside for place in label_map_places(file) if place.stem != file.stem}
+        found += [str(file) for file in inside if file.resolve() not in maps]
+    names = [Path(file).stem for file in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{option}: expected pictures of different names, for that is what files are called; {twice} twice")
+    return found
+
+
 def drawn_source(classes: Sequence[str], size: tuple[int, int], count: int, seed: int = 0) -> Source:
     """Return pictures drawn by code that a model knows the regions of, and has not been trained on.
 
@@ -197,6 +221,28 @@ def open_matching(classes: Sequence[str], root: str | None, kind: str, split: st
         if tuple(source.classes) == tuple(classes):
             return source
     raise ValueError(f"data: {source.name} has not the model's regions: {classes_differ(source.classes, classes)}")
+
+
+def pictures_of_set(
+    classes: Sequence[str], size: tuple[int, int], root: str, options: PictureOptions, split: str, limit: int
+) -> list[Picture]:
+    """Read the first pictures of a data set with a model's classes, at its size.
+
+    Args:
+        classes: the model's.
+        size: (H, W) in pixels.
+        root: the set.
+        options: what its label maps are.
+        split: part of the set.
+        limit: most pictures.
+
+    Raises:
+        ValueError, FileNotFoundError: no such set, one of other classes, or a bad file.
+    """
+    ids = {"unknown_id": options.unknown_id, "first_id": options.first_id}
+    given: dict[str, Any] = {name: value for name, value in ids.items() if value is not None}
+    source = open_matching(classes, root, options.kind, split, **given)
+    return [fit(picture, size) for picture in pictures_of(source, range(min(limit, len(source))))]
 
 
 def check_region(name: str, option: str, classes: Sequence[str]) -> None:
