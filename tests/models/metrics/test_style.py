@@ -86,9 +86,7 @@ def test_where_things_are_does_not_count(style: StyleDistance) -> None:
         gram(features, features)
 
 
-def test_bad_input_is_named(
-    style: StyleDistance, alexnet_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_input_is_named(style: StyleDistance, alexnet_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     image, target = pictures()
     with pytest.raises(ValueError, match="labels and num_regions: expected both or neither"):
         style(image, target, num_regions=2)
