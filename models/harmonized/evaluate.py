@@ -52,11 +52,10 @@ from ..metrics.table import Tools
 from ..pictures.files import save_image, to_tensor
 from ..pictures.options import check_outputs, device_of, name_and_file, open_model
 from ..pictures.picture import Picture
-from ..pictures.sheets import region_legend
 from ..settings import at_least, repeated
 from ..sheets import contact_sheet, save_png
 from .model import By, Harmonized, listed
-from .pictures import image_cell, regions_cell, size_of
+from .pictures import image_cell, regions_cell
 from .task import DEFAULT_GROUPS
 
 OURS, WITHOUT, BY_FLOW = "ours", "without attention", "by flow"
@@ -245,8 +244,6 @@ def sheet(models: Mapping[str, Harmonized], judge: Judge) -> np.ndarray | None:
         rows.append([*row, *(image_cell(model, image, name) for name, image in made.items())])
     if not rows:
         return None
-    maps = [item.labels for _, target, reference, _ in judge.shown for item in (target, reference)]
-    rows[0].append(region_legend(maps, model.classes, size_of(model)[0]))
     return contact_sheet(rows)
 
 

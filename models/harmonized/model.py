@@ -161,7 +161,7 @@ class Harmonized:
                 name: _copied(StyleFlow(len(self.groups[name]) * length, cast(FlowConfig, net.config)), net)
                 for name, net in (flows or {}).items()
             }
-        self.generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.generator.to(memory_format=torch.channels_last)
         self._forget()
 
     # --- what it is ---------------------------------------------------------------------------------------------------
@@ -769,7 +769,8 @@ class Harmonized:
                 features = self.generator.forward_features(
                     self._regions(fitted), style_codes=corrected[None], noise="published"
                 )
-            return to_uint8(torch.tanh(features))[0]
+            made: np.ndarray = to_uint8(torch.tanh(features))[0]
+            return made
 
         image = self._images.get(digest(fitted, used[names].numpy(), np.array(self.noise_seed)), make)
         ran = (*ran, *["attention"] * (self.attention is not None), *["generator"] * (self._images.made - before))

@@ -32,7 +32,7 @@ from ..pictures.options import (
     write_sheet,
 )
 from ..pictures.picture import Picture
-from ..pictures.sheets import lines_for, region_legend
+from ..pictures.sheets import lines_for
 from ..settings import at_least
 from ..sheets import contact_sheet
 from .model import Harmonized, Made, listed
@@ -156,5 +156,4 @@ def sheet(model: Harmonized, picture: Picture, strokes: np.ndarray, before: Made
         image_cell(model, made.image, "result", lines),
         change_cell(model, before.image, made, made.regions, says[1], lines),
     ]
-    row.append(region_legend([picture.labels], model.classes, size_of(model)[0]))
     return contact_sheet([row])

@@ -79,10 +79,16 @@ def main(options: Options) -> int:
         reference = shape
     reader.check_labels_used()
     before = model.reconstruct(picture.image, picture.labels)
-    theirs = {} if reference is None else {"reference": reference.image, "reference_labels": reference.labels}
     begin = time.perf_counter()
     with progress("reshaping"):
-        made = model.reshape(picture.image, picture.labels, shape.labels, **theirs, seed=options.seed)
+        made = model.reshape(
+            picture.image,
+            picture.labels,
+            shape.labels,
+            reference=None if reference is None else reference.image,
+            reference_labels=None if reference is None else reference.labels,
+            seed=options.seed,
+        )
     seconds = time.perf_counter() - begin
     there = () if reference is None else model.present(reference.labels)
     sources = {name: "reference" if name in there else "mapping network" for name in made.regions}

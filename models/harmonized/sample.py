@@ -31,11 +31,10 @@ from ..pictures.options import (
     write_sheet,
 )
 from ..pictures.picture import Picture
-from ..pictures.sheets import region_legend
 from ..settings import at_least
 from ..sheets import contact_sheet
 from .model import Harmonized, Made, listed
-from .pictures import change_of, drawn_pictures, files_of, image_cell, numbers, regions_cell, regions_of, size_of
+from .pictures import change_of, drawn_pictures, files_of, image_cell, numbers, regions_cell, regions_of
 
 _ROW = 6  # cells in a row of the sheet
 
@@ -113,5 +112,4 @@ def sheet(model: Harmonized, picture: Picture, before: Made, made: Sequence[Made
     ]
     cells += [image_cell(model, each.image, f"seed {seed + i}") for i, each in enumerate(made)]
     rows = [cells[i : i + _ROW] for i in range(0, len(cells), _ROW)]
-    rows[0].append(region_legend([picture.labels], model.classes, size_of(model)[0]))
     return contact_sheet(rows)

@@ -36,7 +36,7 @@ from ..pictures.options import (
     write_sheet,
 )
 from ..pictures.picture import Picture
-from ..pictures.sheets import lines_for, region_legend
+from ..pictures.sheets import lines_for
 from ..settings import at_least, repeated
 from ..sheets import contact_sheet
 from .model import Harmonized, Made, listed
@@ -192,6 +192,4 @@ def sheet(model: Harmonized, found: list[Transferred]) -> np.ndarray:
             change_cell(model, each.before.image, each.made, regions, moved[i], lines),
         ]
         rows.append(row)
-    maps = [picture.labels for each in found for picture in (each.target, each.reference)]
-    rows[0].append(region_legend(maps, model.classes, size[0]))
     return contact_sheet(rows)

@@ -35,12 +35,11 @@ from ..pictures.options import (
     write_sheet,
 )
 from ..pictures.picture import Picture
-from ..pictures.sheets import region_legend
 from ..settings import at_least
 from ..sheets import contact_sheet
 from .flow import Solver
 from .model import Harmonized, Made, Space, listed
-from .pictures import change_of, drawn_pictures, files_of, image_cell, numbers, regions_cell, regions_of, size_of
+from .pictures import change_of, drawn_pictures, files_of, image_cell, numbers, regions_cell, regions_of
 
 
 @dataclass(frozen=True)
@@ -165,5 +164,4 @@ def sheet(
         rows.append(
             [first, *(image_cell(model, each.image, f"step {amount:g}") for amount, each in zip(amounts, made, strict=True))]
         )
-    rows[0].append(region_legend([picture.labels], model.classes, size_of(model)[0]))
     return contact_sheet(rows)
