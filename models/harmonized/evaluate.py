@@ -254,9 +254,8 @@ def sheet(models: Mapping[str, Harmonized], judge: Judge) -> np.ndarray | None:
 class Options(JudgedModelOptions):
     """Options of the command."""
 
-    compare: tuple[str, ...] = (
-        repeated()
-    )  # NAME=MODEL: another model beside it, an ablation or a run of SEAN; once per model
+    compare: tuple[str, ...] = repeated()
+    """NAME=MODEL: another model beside it, an ablation or a run of SEAN; once per model"""
     styles: int = 10  # random styles of every picture and group
     network: Literal["alexnet", "vgg16"] = "alexnet"  # what LPIPS looks through
     lpips: str | None = None  # weights of that network; none: found where a package brought them
@@ -280,6 +279,7 @@ def main(options: Options) -> int:
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"out: expected a folder, got the file {options.out}")
     check_outputs({"out": options.out / "report.json"})
+    classifier = None if options.harmony is None else load_classifier(options.harmony, device_of(options.device))
     models = open_models(options)
     first = models[OURS]
     groups = first.groups or {
@@ -291,7 +291,6 @@ def main(options: Options) -> int:
     tool = _TOOLS[options.network]
     files = {tool: options.lpips, "inception": options.inception}
     tools = Tools(["psnr", "ssim", tool, "diversity", "fid"], files, diversity=tool, device=first.device)
-    classifier = None if options.harmony is None else load_classifier(options.harmony, device_of(options.device))
     items, problems = readable(reference, options.limit)
     images = options.out / "images" if options.images else None
     judge = Judge(models, items, tools, classifier, groups, styles=options.styles, seed=options.seed, images=images)

@@ -36,7 +36,7 @@ from ..checkpoints import load_checked
 from ..memory import Memory, digest
 from ..model_file import ModelFile
 from ..pictures.picture import Picture, checked_labels, checked_picture, described, fit, fit_labels
-from ..settings import from_dict
+from ..settings import from_dict, read_json
 from ..sheets import to_uint8
 from .attention import StyleAttention, composed_codes
 from .config import AttentionConfig, FlowConfig, GeneratorConfig, MappingConfig, checked_groups
@@ -890,12 +890,14 @@ def _load_run(folder: Path) -> Harmonized:
     from ..training.trained import load_trained
 
     try:
+        config = folder / "config.json"
+        kind = read_json(config)["model"] if config.is_file() else "harmonized"  # what is missing is said by load_trained
+        if kind not in ("harmonized", "sean"):
+            raise ValueError(f"a run of model {kind!r}")
         trained = load_trained(folder)
-        kind, classes, networks = trained.config["model"], trained.config["classes"], trained.networks
+        classes, networks = trained.config["classes"], trained.networks
         if kind == "sean":
             return Harmonized(networks["generator"], classes)
-        if kind != "harmonized":
-            raise ValueError(f"a run of model {kind!r}")
         groups = named_groups(from_dict(Config, trained.config["task"]).groups)
         return Harmonized(
             networks["generator"],

@@ -57,8 +57,6 @@ class Options(Checked):
         at_least(self, rows=1, per_sheet=1, seed=0)
         if self.answers and (self.method or self.shown):
             raise ValueError("answers: expected them or --method and --shown, got both")
-        if not self.answers and not 2 <= len(self.method) <= len(string.ascii_uppercase):
-            raise ValueError(f"method: expected 2 to {len(string.ascii_uppercase)} methods, got {len(self.method)}")
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,9 @@ def main(options: Options) -> int:
     if options.answers:
         print(table(count(options.answers, read_key(options.out / _KEY))))
         return 0
+    most = len(string.ascii_uppercase)
+    if not 2 <= len(options.method) <= most:
+        raise ValueError(f"method: expected 2 to {most} methods, got {len(options.method)}")
     given = [name_and_file(entry, "method", "NAME=FOLDER") for entry in options.method]
     if len({name for name, _ in given}) < len(given):
         raise ValueError(f"method: expected every name once, got {', '.join(name for name, _ in given)}")
