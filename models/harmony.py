@@ -113,7 +113,8 @@ def colour_statistics(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def _power(matrix: Tensor, exponent: float) -> Tensor:
     """A power of symmetric positive matrices (B, 3, 3)."""
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).pow(exponent)[:, None]) @ vectors.transpose(1, 2)
+    found: Tensor = (vectors * values.clamp(min=0).pow(exponent)[:, None]) @ vectors.transpose(1, 2)
+    return found
 
 
 @torch.no_grad()

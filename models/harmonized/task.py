@@ -10,7 +10,7 @@ Stages 2 and 3 rest on the codes of the encoder, which stays as stage 1 left it 
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -77,9 +77,7 @@ class Config(reconstruction.Config):
         super().__post_init__()
         at_least(self, reconstruction_steps=0, mapping_steps=0, flow_steps=0, flow_statistics=1)
         one_of(self, mapping_by=("style", "image", "kl"), flow_solver=("adaptive", "fixed"))
-        for name in ("mapping_lr", "flow_lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        self.check(positive=("mapping_lr", "flow_lr"))
         if self.stages()["flow"][1] == 0:
             raise ValueError("reconstruction_steps: expected a stage with steps, got none")
         for kind in self.keep:
@@ -145,11 +143,15 @@ def fitted(config: Config, classes: Sequence[str], size: Size, edges: bool) -> C
     if not groups:
         there = {name: [each for each in regions if each in classes] for name, regions in DEFAULT_GROUPS.items()}
         groups = tuple(f"{name}={','.join(regions)}" for name, regions in there.items() if regions)
-        if not groups and (config.has("mapping") or config.has("flow")):
-            raise ValueError(
-                "groups: expected groups of this data set's regions for mapping networks and flows, such as "
-                f"{classes[-1]}={classes[-1]}, for it has no hair, skin or nose (but {', '.join(classes)}); got none"
-            )
+        missing = [each for regions in DEFAULT_GROUPS.values() for each in regions if each not in classes]
+        if config.has("mapping") or config.has("flow"):
+            if not groups:
+                raise ValueError(
+                    "groups: expected groups of this data set's regions for mapping networks and flows, such as "
+                    f"{classes[-1]}={classes[-1]}, for it has no hair, skin or nose (but {', '.join(classes)}); got none"
+                )
+            if missing:
+                warnings.warn(f"the data set has no {', '.join(missing)}: groups are {' '.join(groups)}", stacklevel=2)
     made = reconstruction.fitted(config, classes, size, False)
     length = made.generator.style_length
     attention = replace(made.attention, style_length=length)
@@ -335,7 +337,7 @@ class HarmonizedTask(reconstruction.ReconstructionTask):
         if phase == "flow":
             return self.flow_losses(batch, step)
         if self.config.mapping_by == "image":
-            return self.image_losses(batch, phase == "mapping")
+            return self.image_losses(batch, step, phase == "mapping")
         return self.style_losses(batch, phase == "mapping")
 
     def style_losses(self, batch: Batch, fooling: bool) -> dict[str, Tensor]:
@@ -360,17 +362,16 @@ class HarmonizedTask(reconstruction.ReconstructionTask):
             losses[name] = non_saturating.discriminator_loss(of_real, of_made) if len(real) else 0 * logits.sum()
         return losses
 
-    def image_losses(self, batch: Batch, fooling: bool) -> dict[str, Tensor]:
+    def image_losses(self, batch: Batch, step: int, fooling: bool) -> dict[str, Tensor]:
         """Return the loss of images made of mapped codes, for the mapping networks or for the image discriminator."""
         judge, regions = self.networks["discriminator"], self.regions(batch)
         target = self.fixed(batch)
         with torch.set_grad_enabled(fooling and torch.is_grad_enabled()):
             image = self.decode(self.random_codes(target, self.networks), target, regions, self.networks)
-        adversarial = ADVERSARIAL[self.config.adversarial]
-        if fooling:
-            return {"gan": self.config.gan * adversarial.generator_loss(logits_of(judge(image, regions))[0])}
-        of_made, of_real = logits_of(judge(torch.cat((image, batch.image.to(image.dtype))), regions), 2)
-        return {"gan": adversarial.discriminator_loss(of_real, of_made)}
+        if not fooling:
+            return reconstruction.discriminator_losses(self.config, judge, image, batch.image, regions, step)
+        logits = logits_of(judge(image, regions))[0]
+        return {"gan": self.config.gan * ADVERSARIAL[self.config.adversarial].generator_loss(logits)}
 
     def flow_losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return the negative log-likelihood of every group's codes, in nats per number; 0 where no picture has them.
@@ -424,8 +425,8 @@ class HarmonizedTask(reconstruction.ReconstructionTask):
         pictures = [self.decode(each, target, regions, networks) for each in (target.codes, *made)]
         if "attention" in networks:
             pictures.insert(1, self.decode(composed, target, regions, networks, attend=False))
-        columns = [to_uint8(each) for each in (batch.image, *pictures)]
-        columns.insert(1, [colorize(each, self.num_regions) for each in batch.regions.labels_at().cpu().numpy()])
+        labels = colorize(batch.regions.labels_at().cpu().numpy(), self.num_regions)
+        columns = [to_uint8(batch.image), labels, *map(to_uint8, pictures)]
         return [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -438,7 +439,8 @@ TRAINABLES = {
         HarmonizedTask,
         (
             *(f"generator.{name}" for name in _DECIDED),
-            *("discriminator.label_nc", "discriminator.edges", "attention.style_length", "instance_edges", "classes"),
+            *(f"discriminator.{name}" for name in ("label_nc", "edges", "exemplar")),
+            *("attention.style_length", "instance_edges", "classes"),
         ),
     )
 }

@@ -51,6 +51,12 @@ RECONSTRUCTION = {
     "--betas": [0.0, 0.9], "--init-gain": 0.02, "--instance-edges": True, "--reuse-fakes": False,
     "--loss-mask": "none", "--loss-mask-scale": "mean",
 }
+JUDGED = {
+    "--discriminator.ndf", "--discriminator.n-layers", "--discriminator.scales", "--discriminator.spectral-norm",
+    "--discriminator.instance-norm", "--gan", "--feature-matching", "--vgg", "--vgg-weights", "--l1", "--r1", "--r1-every",
+    "--init-gain", "--reuse-fakes",
+}
+"""What another wing shares of it."""
 LATENT = {
     "--generator.use-vae": False, "--generator.z-dim": 256, "--encoder.ndf": 64, "--encoder.largest": 0,
     "--encoder.spectral-norm": True,
@@ -223,6 +229,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--generator.class-wise": True, "--generator.layer-wise": True, "--rates": "code",
         "--loss-mask": "auto",
     },
+    "train msca": {
+        **LOOP,
+        **{k: v for k, v in RECONSTRUCTION.items() if k in JUDGED},
+        "--generator.trunk": "vgg", "--generator.trunk-width": 32, "--generator.features": 64, "--generator.condition": 64,
+        "--generator.maps": [8, 16, 16, 16, 16], "--generator.attention": "msca", "--generator.masking": True,
+        "--generator.ngf": 64, "--generator.largest": 0, "--generator.hidden": 128, "--generator.norm": "batch",
+        "--generator.spectral-norm": True, "--adversarial": "non_saturating", "--generator-lr": 0.0002,
+        "--discriminator-lr": 0.0002, "--betas": [0.9, 0.999], "--vgg-kind": "auto", "--pretrain-steps": 33000,
+        "--patch-steps": 33000, "--global-stage": True, "--global-weight": 1.0, "--generator-every": 5,
+    },
     "train mixsyn": {
         **LOOP,
         "--coupled": "auto", "--structure.width": 16, "--structure.code-channels": 128, "--structure.code-size": 16,
@@ -237,6 +253,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--saturating": False, "--r1": 1.0, "--r1-every": 16, "--vgg": 0.0, "--vgg-weights": "auto",
         "--generator-lr": 0.0001, "--discriminator-lr": 0.0003, "--betas": [0.0, 0.999], "--weight-decay": 0.0001,
         "--training": "joint", "--structure-steps": 1000, "--reuse-fakes": True,
+    },
+    "train harmonized": {
+        **LOOP,
+        **{k: v for k, v in RECONSTRUCTION.items() if k != "--instance-edges"},
+        "--generator.hidden": 128, "--generator.style-length": 512, "--generator.encoder-width": 32,
+        "--generator.unstyled": ["up_3"], "--generator.multi-scale": True, "--generator.softmax": True,
+        "--betas": [0.5, 0.999], "--attention.alpha": 1.0, "--attention.learned": True, "--mapping.z-dim": 16,
+        "--mapping.width": 512, "--mapping.shared": 4, "--mapping.own": 3, "--mapping.judges": 3, "--flow.width": 512,
+        "--flow.layers": 3, "--flow.time": 0.5, "--flow.tolerance": 1e-5, "--flow.steps": 8, "--attend": True,
+        "--mapping-by": "style", "--groups": [], "--reconstruction-steps": 60000, "--mapping-steps": 20000,
+        "--flow-steps": 20000, "--keep": [], "--mapping-lr": 0.0002, "--flow-lr": 0.001, "--flow-solver": "adaptive",
+        "--flow-statistics": 200,
+    },
+    "train harmony": {
+        **LOOP,
+        "--classifier.width": 32, "--classifier.largest": 256, "--classifier.halvings": 4, "--smallest": 0.01,
+        "--largest": 0.6, "--least-change": 0.05, "--lr": 0.0002, "--betas": [0.9, 0.999], "--weight-decay": 0.0001,
     },
     "train stylegan2": {
         **LOOP,

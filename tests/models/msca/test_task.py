@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mixsyn_fast.models.data import Batch, Loader, ProceduralSource, RegionDataset
 from mixsyn_fast.models.discriminators import DiscriminatorConfig, ExemplarPicture, MultiScaleDiscriminator, logits_of
+from mixsyn_fast.models.evaluation.inputs import DataReference, outputs_of_run
 from mixsyn_fast.models.feature_networks import PERCEPTUAL_TAPS, FeatureNetwork
 from mixsyn_fast.models.losses import perceptual
 from mixsyn_fast.models.msca import task as module
@@ -336,6 +337,24 @@ def test_the_discriminator_sees_the_exemplar() -> None:
     assert not torch.allclose(*logits)
 
 
+def test_a_step_in_bfloat16(with_vgg: FeatureNetwork) -> None:
+    """Every phase under autocast: losses near those of float32, gradients that are finite."""
+    batch = make_batch(dtype=torch.float32)
+    for phase, step in (("pretrain", 0), ("generator", 4), ("discriminator", 4)):
+        found = []
+        for enabled in (False, True):
+            task = make(torch.float32, trunk="vgg", vgg=1.0, pretrain_steps=2)
+            torch.manual_seed(9)
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                found.append(run_phase(task, phase, batch, step))
+            for name in task.phases[phase].networks:
+                for parameter in task.networks[name].parameters():
+                    assert parameter.grad is None or bool(parameter.grad.isfinite().all())
+        assert found[0].keys() == found[1].keys() and len(found[0]) >= 2
+        for name, exact in found[0].items():
+            assert found[1][name].item() == pytest.approx(exact.item(), rel=0.05), name
+
+
 def test_losses_fall(with_vgg: FeatureNetwork) -> None:
     """Thirty steps of pretraining on drawn facades."""
     source = ProceduralSource("procedural_facades", 4, size=(32, 32))
@@ -511,4 +530,9 @@ def test_a_run_through_all_stages_resumed_bit_for_bit(tmp_path: Path, with_vgg: 
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert trained.step == 6 and set(trained.networks) == {"alignment", "synthesis"}
     assert config["data"]["size"] == [32] and config["task"]["generator"]["label_nc"] == 12
+    source = ProceduralSource("procedural_facades", 2, size=(32, 32))
+    reference = DataReference(source, RegionDataset(source, (32, 32)))
+    judged = list(outputs_of_run(trained, reference, reference.names(), [], batch_size=2, device="cpu", seed=0))
+    shapes = [(each.outputs[0].shape, each.target.shape, each.labels.shape) for each in judged]
+    assert shapes == [((16, 16, 3), (16, 16, 3), (16, 16))] * 2, "all of the size of what is made"
     assert isinstance(trained.task, MSCATask) and not isinstance(trained.networks["synthesis"], MultiScaleDiscriminator)
