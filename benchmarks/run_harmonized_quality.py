@@ -1,6 +1,6 @@
 """Judge trained models of harmonized transfer beside each other: the paper's Tables 1 to 4, and how their training went.
 
-    python -m benchmarks.run_harmonized_quality --data DIR --harmony harmony.safetensors full=runs/full sean=runs/sean ...
+    python -m benchmarks.run_harmonized_quality --data DIR --harmony runs/harmony full=runs/full sean=runs/sean ...
 
 All runs are judged in one call of `mixsyn-fast harmonized evaluate`, by the same pictures, styles and seed: the first one
 also without its attention, and its samples by its flows as well; runs of SEAN and ablations stand beside it. A row holds a
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = json.loads((Path(folder) / "report.json").read_text())
     words = " ".join(f"{name}=runs/{name}" for name in runs)
     command = f"run_harmonized_quality --data $MIXSYN_FAST_DATA/{Path(args.data).name} --limit {args.limit} "
-    command += f"--styles {args.styles} " + "--harmony runs/harmony.safetensors " * bool(args.harmony) + words
+    command += f"--styles {args.styles} " + "--harmony runs/harmony " * bool(args.harmony) + words
     result = {
         "kind": "evaluation",
         "command": command,

@@ -1,7 +1,7 @@
 """Tables 1 to 4 of the paper: reconstructions, transfers of regions and their harmony, random styles; models side by side.
 
     mixsyn-fast harmonized evaluate                                      the shipped model, pictures drawn by code
-    mixsyn-fast harmonized evaluate --model runs/mine --data datasets/celebamask_hq --harmony harmony.safetensors
+    mixsyn-fast harmonized evaluate --model runs/mine --data datasets/celebamask_hq --harmony runs/harmony
     mixsyn-fast harmonized evaluate --model runs/mine --compare sean=runs/sean --data my_set --out judged
 
 What is judged, 8-bit pictures throughout, means over pictures with a 95 % bootstrap interval:
@@ -44,9 +44,10 @@ from ..evaluation.columns import Columns
 from ..evaluation.compare import Compared, Comparison
 from ..evaluation.inputs import DataReference, JudgedModelOptions, reference_of_model
 from ..evaluation.report import Report
+from ..harmony import load_classifier
 from ..metrics import class_diversity, fid_of_features
 from ..metrics.fid import FIDResult
-from ..metrics.harmony import HarmonyClassifier, harmony_score, load_classifier
+from ..metrics.harmony import HarmonyClassifier, harmony_score
 from ..metrics.score import Score
 from ..metrics.table import Tools
 from ..pictures.files import save_image, to_tensor
@@ -259,7 +260,8 @@ class Options(JudgedModelOptions):
     styles: int = 10  # random styles of every picture and group
     network: Literal["alexnet", "vgg16"] = "alexnet"  # what LPIPS looks through
     lpips: str | None = None  # weights of that network; none: found where a package brought them
-    harmony: str | None = None  # classifier for the harmony score (`mixsyn-fast train harmony`); none: no score
+    harmony: str | None = None
+    """classifier for the harmony score: a run of `mixsyn-fast train harmony`, or its file; none: no score"""
     images: bool = False  # also write every transferred image
     out: Path = Path("evaluation")  # folder of the report
 
@@ -299,7 +301,7 @@ def main(options: Options) -> int:
     if "diversity" in missing:
         missing["mcsd, mocd"] = missing.pop("diversity")
     if classifier is None:
-        missing["harmony"] = "no classifier was given: --harmony FILE, of `mixsyn-fast train harmony`"
+        missing["harmony"] = "no classifier was given: --harmony RUN, of `mixsyn-fast train harmony`"
     missing |= {task: "no picture, or no pair, has its regions" for task, made in reports.items() if not _judged(made)}
     source = reference.source
     found = Columns(
