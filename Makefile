@@ -10,6 +10,7 @@
 #   make bench-winners                       where the CPU kernels win, on every instruction set: the table that `auto` reads
 #   make bench-clvae ARGS='step ..'         a training step of the class- and layer-wise VAE, its levels, its pooling
 #   make bench-msca ARGS='forward ..'       MSCA's forward and training step, part by part, against K and sizes
+#   make bench-harmonized ARGS='step ..'    harmonized transfer: a training step, an edit, pooling, attention, style codes
 #   make bench-stylegan2 [ARGS=..]           StyleGAN2's generator, and a move of a slider of StyleFusion
 #   make bench-mixsyn [ARGS=..]              a composition and an edit of MixSyn, part by part
 #   make bench-again [ARGS=FILE.json]        measures result files again: those that say uncommitted changes, or those named
@@ -30,7 +31,7 @@ RUN := $(VENV)/bin/python
 CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CXX_USED := $(or $(shell command -v $(firstword $(CXX))),g++)
 
-.PHONY: demo test mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn bench-clvae bench-msca bench-stylegan2 bench-winners bench-again measured gpu-check \
+.PHONY: demo test mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn bench-clvae bench-msca bench-harmonized bench-stylegan2 bench-winners bench-again measured gpu-check \
   test-isas sanitize arm clang headers lint format kernels doctor setup clean
 
 setup: $(VENV)/.installed
@@ -107,6 +108,9 @@ bench-msca: setup
 
 bench-clvae: setup
 	$(RUN) -m benchmarks.run_clvae $(ARGS)
+
+bench-harmonized: setup
+	$(RUN) -m benchmarks.run_harmonized $(ARGS)
 
 bench-stylegan2: setup
 	$(RUN) -m benchmarks.run_stylegan2 $(ARGS)

@@ -56,6 +56,7 @@ from mixsyn_fast.models.losses.perceptual import installed_vgg, perceptual_loss
 from mixsyn_fast.models.pictures.options import drawn_source
 from mixsyn_fast.models.pictures.picture import pictures_of
 from mixsyn_fast.models.plain import dense_reference, randomise, without_norms
+from mixsyn_fast.models.reconstruction import ReconstructionTask
 from mixsyn_fast.models.sheets import to_uint8
 from mixsyn_fast.models.training.trainer import make_optimizer
 from torch import Tensor, nn
@@ -207,7 +208,7 @@ class PublishedTask(CLVAETask):
 class Step:
     """One contender's training: a task of its own, its optimisers, its mode."""
 
-    def __init__(self, task: CLVAETask, image: Tensor, labels: Tensor, *, dense: bool = False) -> None:
+    def __init__(self, task: ReconstructionTask, image: Tensor, labels: Tensor, *, dense: bool = False) -> None:
         self.task, self.image, self.labels = task, image, labels
         self.mode: Callable[[], AbstractContextManager[Any]] = dense_reference if dense else nullcontext
         self.parameters = {
@@ -304,7 +305,11 @@ def pictures(labels: Labels, classes: int, size: int = SIZE) -> tuple[Tensor, Te
 
 
 def step_row(
-    case: str, asked: dict[str, Any], verdicts: Mapping[str, Gate], timings: Mapping[str, Timing]
+    case: str,
+    asked: dict[str, Any],
+    verdicts: Mapping[str, Gate],
+    timings: Mapping[str, Timing],
+    op: str = "clvae",
 ) -> dict[str, Any]:
     """A row from the timings of the contenders that passed; the others have a note."""
     entries: dict[str, Measured] = {}
@@ -313,7 +318,7 @@ def step_row(
         entries[name] = Measured(gate=verdict, timing=timings.get(name), note=note)
     for name in timings:
         entries.setdefault(name, Measured(timing=timings[name]))
-    return schema.row(op="clvae", case=case, mode="training", settings=asked, contenders=entries, baseline="dense")
+    return schema.row(op=op, case=case, mode="training", settings=asked, contenders=entries, baseline="dense")
 
 
 def timed(calls: Mapping[str, Call], options: argparse.Namespace, what: str) -> dict[str, Timing]:

@@ -65,6 +65,16 @@ _COMMANDS = {
         ),
         "stylefusion segments": ("models.stylefusion.cluster", "clusters of a generator's images, shown and named"),
     },
+    "Harmonized transfer: styles of regions that fit the rest": {
+        "harmonized transfer": ("models.harmonized.transfer", "regions of a picture in the style of another one"),
+        "harmonized sample": ("models.harmonized.sample", "new styles for regions of a picture"),
+        "harmonized tune": ("models.harmonized.tune", "move the style of regions step by step"),
+        "harmonized reshape": ("models.harmonized.reshape", "a picture with an edited label map"),
+        "harmonized recolour": ("models.harmonized.recolour", "regions in the colours of brush strokes"),
+        "harmonized reconstruct": ("models.harmonized.reconstruct", "pictures as the model makes them of their codes"),
+        "harmonized evaluate": ("models.harmonized.evaluate", "Tables 1 to 4, models beside each other; of SEAN too"),
+        "harmonized study": ("models.harmonized.study", "randomised sheets of results for a user study, and its votes"),
+    },
 }
 _OLD_WORDS = {
     "compose": "mixsyn compose",

@@ -270,7 +270,7 @@ def conv2d_per_image(maps: Tensor, kernels: Tensor) -> Tensor:
     """
     batch, out, count, kernel_height, kernel_width = kernels.shape
     height, width = maps.shape[2:]
-    if batch == 0 or height * width == 0:
+    if batch == 0 or count == 0 or height * width == 0:
         return kernels.new_zeros((batch, out, height, width)) + kernels.sum() * 0 + maps.sum() * 0
     flat = maps.to(kernels.dtype).reshape(1, batch * count, height, width)
     rows = kernels.reshape(batch * out, count, kernel_height, kernel_width)

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from mixsyn_fast.progress import progress
 from mixsyn_fast.writing import write_json
 
-from ..metrics import psnr
+from ..metrics import byte_difference
 from ..pictures.options import (
     ModelOptions,
     PictureOptions,
@@ -30,12 +29,12 @@ from ..pictures.options import (
     check_outputs,
     check_png,
     files_of,
-    open_matching,
     open_model,
+    pictures_of_set,
     write_image,
     write_sheet,
 )
-from ..pictures.picture import Picture, fit, pictures_of
+from ..pictures.picture import Picture
 from ..pictures.sheets import region_legend
 from ..settings import at_least, repeated
 from ..sheets import contact_sheet
@@ -76,7 +75,7 @@ def main(options: Options) -> int:
     pictures = [reader.read(file) for file in options.image]
     reader.check_labels_used()
     if options.data:
-        pictures = pictures_of_set(clvae, options)
+        pictures = pictures_of_set(clvae.classes, clvae.size, options.data, options, options.split, options.limit)
     elif not pictures:
         pictures = drawn_pictures(clvae, _DRAWN, options.seed)
     images, codes = check_files(options, [picture.name for picture in pictures])
@@ -104,13 +103,8 @@ def main(options: Options) -> int:
 
 def numbers(clvae: CLVAE, picture: Picture, made: Made) -> dict[str, Any]:
     """Return how far a reconstruction is from its picture: mean absolute difference in grey levels, PSNR in dB."""
-    image, target = (torch.from_numpy(each.copy()).permute(2, 0, 1)[None] for each in (made.image, picture.image))
-    return {
-        "name": picture.name,
-        "mean_difference": float((image.float() - target).abs().mean()),
-        "psnr": float(psnr(image, target, value_range=(0, 255))),
-        "classes": list(clvae.present(made.labels)),
-    }
+    about = byte_difference(made.image, picture.image)
+    return {"name": picture.name, **about, "classes": list(clvae.present(made.labels))}
 
 
 def check_files(options: Options, names: Sequence[str]) -> tuple[list[Path], list[Path]]:
@@ -119,14 +113,6 @@ def check_files(options: Options, names: Sequence[str]) -> tuple[list[Path], lis
     codes = files_of(options.codes_out, names, ".safetensors", "codes_out") if options.codes_out else {}
     check_outputs({**images, **codes, "sheet": options.sheet, "json": options.json}, options.image, options.labels)
     return list(images.values()), list(codes.values())
-
-
-def pictures_of_set(clvae: CLVAE, options: Options) -> list[Picture]:
-    """Read the first pictures of a data set, at the model's size; ValueError or FileNotFoundError say what is wrong."""
-    ids = {"unknown_id": options.unknown_id, "first_id": options.first_id}
-    given: dict[str, Any] = {name: value for name, value in ids.items() if value is not None}
-    source = open_matching(clvae.classes, options.data, options.kind, options.split, **given)
-    return [fit(picture, clvae.size) for picture in pictures_of(source, range(min(options.limit, len(source))))]
 
 
 def sheet(clvae: CLVAE, pictures: Sequence[Picture], made: Sequence[Made]) -> np.ndarray:

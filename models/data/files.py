@@ -244,6 +244,21 @@ def open_picture(path: Path) -> Image.Image:
         raise ValueError(f"{path}: not a readable image file ({error})") from error
 
 
+def open_layer(path: Path) -> Image.Image:
+    """Open a picture with its transparency: upright, RGBA, 8 bits a channel; opaque where the file says nothing of it.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: not readable, 16 or 32 bits a channel; the message names the file. ImportError: no Pillow.
+    """
+    opened = _decoded(path)
+    if opened.bits == 16 or opened.picture.mode in ("I", "F") or opened.is_16_bit:
+        raise ValueError(f"{path}: expected a layer of 8 bits a channel, got mode {opened.picture.mode}, {opened.bits} bits")
+    return opened.picture.convert("RGBA")
+
+
 def read_ids(path: Path, colours: Mapping[tuple[int, int, int], int] | None = None) -> np.ndarray:
     """Open a label or instance map: (H, W) int32 of stored ids, upright as :func:`open_picture`.
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -170,8 +170,37 @@ class StyleFlow(nn.Module):
         return values
 
     def _solved(self, start: Tensor, solver: Solver, *, forward: bool) -> Tensor:
+        if solver == "fixed" and not torch.is_grad_enabled():
+            return self._stepped(start, forward=forward)
         found: Tensor = self._integral(self.change, start, solver, forward=forward)
         return found
+
+    def _stepped(self, x: Tensor, *, forward: bool) -> Tensor:
+        """What torchdiffeq's "rk4" (the 3/8 rule) gives, for a slider: gates and shifts of all its times are known at once.
+
+        A layer is then (W x) gate + (b gate + shift), one product and one pass.
+        """
+        steps = self.config.steps
+        step = (1 if forward else -1) * self.config.time / steps
+        times = torch.arange(3 * steps + 1, dtype=x.dtype, device=x.device)[:, None] * (step / 3)
+        times = times if forward else times + self.config.time
+        layers = []
+        for layer in cast("list[ConcatSquash]", list(self.layers)):
+            gates = torch.sigmoid(layer.gate(times))
+            layers.append((layer.linear.weight.t(), gates, layer.linear.bias * gates + layer.shift(times)))
+
+        def change(at: int, x: Tensor) -> Tensor:
+            for i, (weight, gates, shifts) in enumerate(layers):
+                x = torch.addcmul(shifts[at], torch.tanh(x) @ weight if i else x @ weight, gates[at])
+            return x
+
+        for at in range(0, 3 * steps, 3):
+            first = change(at, x)
+            second = change(at + 1, x + step / 3 * first)
+            third = change(at + 2, x + step * (second - first / 3))
+            fourth = change(at + 3, x + step * (first - second + third))
+            x = x + step / 8 * (first + 3 * (second + third) + fourth)
+        return x
 
     def _integral(self, change: Callable[..., Any], start: Any, solver: Solver, *, forward: bool) -> Any:
         """The state at the other end of time; `start` is a tensor or a tuple of them."""

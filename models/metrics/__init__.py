@@ -5,7 +5,7 @@ from .fid import FIDResult, Gaussian, InceptionFeatures, fid_of_features, find_i
 from .intervals import Interval, intervals
 from .locality import Change, change_of_edit
 from .lpips import LPIPS
-from .pixels import mean_over, psnr, rmse, ssim, ssim_map
+from .pixels import byte_difference, mean_over, psnr, rmse, ssim, ssim_map
 from .style import StyleDistance
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "InceptionFeatures",
     "Interval",
     "StyleDistance",
+    "byte_difference",
     "change_of_edit",
     "class_diversity",
     "fid_of_features",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import warnings
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -154,6 +155,15 @@ def psnr(
     Arguments and result as :func:`rmse`.
     """
     return -10 * torch.log10(mean_over(_squared_error("psnr", images, targets, value_range), labels, num_regions))
+
+
+def byte_difference(image: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """Return how far a picture (H, W, 3) uint8 is from another one: mean absolute difference in grey levels, PSNR in dB."""
+    first, second = (torch.from_numpy(each.copy()).permute(2, 0, 1)[None] for each in (image, target))
+    return {
+        "mean_difference": float((first.float() - second).abs().mean()),
+        "psnr": float(psnr(first, second, value_range=(0, 255))),
+    }
 
 
 def ssim_map(images: Tensor, targets: Tensor, *, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:

@@ -92,6 +92,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("locality", "Locality (share of the change inside the region)", "", True, "edits", default=False),
         Metric("region_share", "Share of pixels inside the region", "", None, "edits", default=False),
         Metric("change_inside", "Mean change inside the region", "grey levels", None, "edits", default=False),
+        Metric("harmony", "Harmony score of the region", "", True, "edits", default=False),
         Metric("change_outside", "Mean change outside the region", "grey levels", False, "edits", default=False),
     )
 }

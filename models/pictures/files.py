@@ -12,7 +12,7 @@ from torch import Tensor
 from mixsyn_fast.writing import written_whole
 
 from ..data import palette
-from ..data.files import PICTURES, find, open_picture, say_left_over
+from ..data.files import PICTURES, find, open_layer, open_picture, say_left_over
 from ..data.layouts import SPLITS, is_simple
 
 
@@ -56,6 +56,18 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         ValueError: not readable as an image; the message names the file. ImportError without pillow.
     """
     return np.asarray(open_picture(Path(path)))
+
+
+def read_layer(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a picture with its transparency as (H, W, 4) uint8 RGBA: strokes that somebody drew above another one, say.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: see :func:`~mixsyn_fast.models.data.files.open_layer`.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such image")
+    return np.asarray(open_layer(Path(path)))
 
 
 def to_tensor(pictures: list[np.ndarray]) -> Tensor:

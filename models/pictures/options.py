@@ -22,7 +22,7 @@ from ..data.sets import DRAWN_KINDS, classes_differ
 from ..settings import Checked, repeated
 from ..sheets import save_png
 from .files import list_pictures, save_image, save_labels
-from .picture import Picture, fit, label_map_places, read_picture
+from .picture import Picture, fit, label_map_places, pictures_of, read_picture
 
 if TYPE_CHECKING:
     from ..face_parser import FaceParser
@@ -209,6 +209,16 @@ def picture_files(given: Sequence[str]) -> list[str]:
     return found
 
 
+def pictures_at(given: Sequence[str], option: str) -> list[str]:
+    """Return :func:`picture_files`, all of different names; ValueError, naming the option, where two have the same one."""
+    found = picture_files(given)
+    names = [Path(file).stem for file in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{option}: expected pictures of different names, for that is what files are called; {twice} twice")
+    return found
+
+
 def drawn_source(classes: Sequence[str], size: tuple[int, int], count: int, seed: int = 0) -> Source:
     """Return pictures drawn by code that a model knows the regions of, and has not been trained on.
 
@@ -246,6 +256,28 @@ def open_matching(classes: Sequence[str], root: str | None, kind: str, split: st
         if tuple(source.classes) == tuple(classes):
             return source
     raise ValueError(f"data: {source.name} has not the model's regions: {classes_differ(source.classes, classes)}")
+
+
+def pictures_of_set(
+    classes: Sequence[str], size: tuple[int, int], root: str, options: PictureOptions, split: str, limit: int
+) -> list[Picture]:
+    """Read the first pictures of a data set with a model's classes, at its size.
+
+    Args:
+        classes: the model's.
+        size: (H, W) in pixels.
+        root: the set.
+        options: what its label maps are.
+        split: part of the set.
+        limit: most pictures.
+
+    Raises:
+        ValueError, FileNotFoundError: no such set, one of other classes, or a bad file.
+    """
+    ids = {"unknown_id": options.unknown_id, "first_id": options.first_id}
+    given: dict[str, Any] = {name: value for name, value in ids.items() if value is not None}
+    source = open_matching(classes, root, options.kind, split, **given)
+    return [fit(picture, size) for picture in pictures_of(source, range(min(limit, len(source))))]
 
 
 def check_region(name: str, option: str, classes: Sequence[str]) -> None:

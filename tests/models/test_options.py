@@ -159,6 +159,45 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--merge": None, "--limit": None, "--seed": 0, "--scale": 0, "--gates": True, "--labels": 20, "--clustered": 25,
         "--linkage": "average", "--out": "transfer", "--json": None,
     },
+    "harmonized transfer": {
+        **PICTURES,
+        "--image": [], "--reference": [], "--region": ["hair"], "--compare": False, "--out": "transferred", "--sheet": None,
+        "--json": None, "--seed": 0,
+    },
+    "harmonized sample": {
+        **PICTURES,
+        "--image": None, "--region": ["hair"], "--count": 6, "--by": "mapping", "--seed": 0, "--out": "samples",
+        "--sheet": None, "--json": None,
+    },
+    "harmonized tune": {
+        **PICTURES,
+        "--image": None, "--group": None, "--direction": [0], "--amounts": [-16.0, -8.0, 0.0, 8.0, 16.0], "--space": "z",
+        "--solver": "fixed", "--out": "tuned", "--sheet": None, "--json": None, "--seed": 0,
+    },
+    "harmonized reshape": {
+        **PICTURES,
+        "--image": None, "--new-labels": None, "--reference": None, "--out": "reshaped.png", "--sheet": None, "--json": None,
+        "--seed": 0,
+    },
+    "harmonized recolour": {
+        **PICTURES,
+        "--image": None, "--strokes": None, "--out": "recoloured.png", "--sheet": None, "--json": None, "--seed": 0,
+    },
+    "harmonized reconstruct": {
+        **PICTURES,
+        "--image": [], "--data": None, "--split": "all", "--limit": 8, "--out": "reconstructed", "--sheet": None,
+        "--json": None, "--seed": 0,
+    },
+    "harmonized evaluate": {
+        **READER,
+        "--model": None, "--device": "cpu", "--data": "", "--kind": "auto", "--split": "val", "--unknown": "class",
+        "--merge": None, "--limit": None, "--inception": None, "--seed": 0, "--compare": [], "--styles": 10,
+        "--network": "alexnet", "--lpips": None, "--harmony": None, "--images": False, "--out": "evaluation",
+    },
+    "harmonized study": {
+        "--method": [], "--shown": [], "--rows": 30, "--per-sheet": 6, "--question": "Which result looks best?",
+        "--answers": [], "--seed": 0, "--out": "study",
+    },
     "stylefusion generate": {
         "--model": None, "--device": "cpu", "--count": 6, "--seed": 0, "--out": "generated", "--codes-out": None,
         "--sheet": None,

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mixsyn_fast.cli import main
 from mixsyn_fast.models.data import ProceduralSource
 from mixsyn_fast.models.sheets import to_uint8
 from mixsyn_fast.models.stylefusion.model import FILE, StyleFusion
 from mixsyn_fast.models.stylefusion.trees import find_tree
 from mixsyn_fast.models.stylegan2 import file as stylegan2_file
 from mixsyn_fast.models.unconditional import load_generator
+
+from mixsyn_fast.cli import main
 
 DOMAINS = {"facades": "facades", "faces": "drawn_faces"}  # and the names of their trees
 

@@ -1,0 +1,226 @@
+"""Sheets for a user study: results of several methods beside each other, in an order that tells nothing (Sec. 4.4).
+
+    mixsyn-fast harmonized study --method ours=judged/images/hair/ours --method sean=judged/images/hair/sean --out study
+    mixsyn-fast harmonized study --method ours=a --method sean=b --shown targets --shown looks --rows 30 --out study
+
+Results of one name in all folders make a row (`mixsyn-fast harmonized evaluate --images` writes such folders). In every row
+the methods stand in an order of their own, drawn by --seed, under the letters A, B, C ...; pictures of the same name in the
+folders of --shown (target and reference, say) stand before them. Of a result target_reference.png a shown folder may also
+hold target.png or reference.png.
+
+The folder gets sheet_1.png, sheet_2.png ... (--per-sheet rows each), answers.csv to fill in (a line a row: the letter of the
+one that looks best), and key.csv, which says what letter is whose: keep it from the subjects. With --answers FILE (once per
+subject, filled in) nothing is drawn: the votes are counted by the key and printed with their shares.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mixsyn_fast.progress import progress
+from mixsyn_fast.reading import read_text
+from mixsyn_fast.writing import write_whole
+
+from ..pictures.files import list_pictures, read_image
+from ..pictures.options import check_outputs, name_and_file, write_sheet
+from ..pictures.sheets import captioned, cell_size, enlarged
+from ..settings import Checked, at_least, repeated
+from ..sheets import contact_sheet
+
+_KEY, _ANSWERS = "key.csv", "answers.csv"
+
+
+@dataclass(frozen=True)
+class Options(Checked):
+    """Options of the command."""
+
+    method: tuple[str, ...] = repeated()  # NAME=FOLDER: results of a method; once per method
+    shown: tuple[str, ...] = repeated()  # folder of pictures that stand before the results; once per column
+    rows: int = 30  # most rows, drawn from all that there are
+    per_sheet: int = 6  # rows of a sheet
+    question: str = "Which result looks best?"  # written above the letters' column of answers.csv
+    answers: tuple[str, ...] = repeated()  # filled-in answers.csv of a subject, to be counted by the key in --out
+    seed: int = 0  # of the rows that are taken and of the order of the methods
+    out: Path = Path("study")  # folder of sheets, answers and key
+
+    def __post_init__(self) -> None:
+        """Check what nothing needs to be opened for."""
+        super().__post_init__()
+        at_least(self, rows=1, per_sheet=1, seed=0)
+        if self.answers and (self.method or self.shown):
+            raise ValueError("answers: expected them or --method and --shown, got both")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question of the study."""
+
+    name: str
+    """Of the results."""
+    methods: tuple[str, ...]
+    """In the order of their letters."""
+
+
+def main(options: Options) -> int:
+    """Run the command; 0, or ValueError, OSError for what the user can mend."""
+    if options.answers:
+        print(table(count(options.answers, read_key(options.out / _KEY))))
+        return 0
+    most = len(string.ascii_uppercase)
+    if not 2 <= len(options.method) <= most:
+        raise ValueError(f"method: expected 2 to {most} methods, got {len(options.method)}")
+    given = [name_and_file(entry, "method", "NAME=FOLDER") for entry in options.method]
+    if len({name for name, _ in given}) < len(given):
+        raise ValueError(f"method: expected every name once, got {', '.join(name for name, _ in given)}")
+    folders = {name: list_pictures(folder) for name, folder in given}
+    before = [list_pictures(folder) for folder in options.shown]
+    rows = planned(folders, options.rows, options.seed)
+    shown = [
+        [find_shown(pictures, row.name, folder) for pictures, folder in zip(before, options.shown, strict=True)]
+        for row in rows
+    ]
+    sheets = [options.out / f"sheet_{i + 1}.png" for i in range(-(-len(rows) // options.per_sheet))]
+    inputs = [str(path) for pictures in (*folders.values(), *before) for path in pictures.values()]
+    outputs = {"answers": options.out / _ANSWERS, "key": options.out / _KEY}
+    check_outputs({**outputs, **{f"sheet {i + 1}": path for i, path in enumerate(sheets)}}, inputs)
+    with progress("drawing the sheets"):
+        for i, path in enumerate(sheets):
+            part = slice(i * options.per_sheet, (i + 1) * options.per_sheet)
+            write_sheet(sheet(rows[part], shown[part], folders, part.start), path)
+    letters = string.ascii_uppercase[: len(folders)]
+    write_csv(
+        outputs["answers"], ["row", f"{options.question} ({' / '.join(letters)})"], [[i + 1, ""] for i in range(len(rows))]
+    )
+    write_csv(outputs["key"], ["row", "name", *letters], [[i + 1, row.name, *row.methods] for i, row in enumerate(rows)])
+    print(f"{len(rows)} rows of {len(folders)} methods; {options.out / _ANSWERS} to fill in, {options.out / _KEY} to keep")
+    return 0
+
+
+def planned(folders: Mapping[str, Mapping[str, Path]], most: int, seed: int) -> list[Row]:
+    """Return the rows of a study: names that all methods have, as many as asked for, each with an order of its own.
+
+    Every method stands under every letter equally often, up to one: orders are rotations of a drawn one, dealt in turns.
+
+    Raises:
+        ValueError: no name that all have; the message says what one of them lacks.
+    """
+    names = sorted(set.intersection(*(set(pictures) for pictures in folders.values())))
+    if not names:
+        first, second = list(folders)[:2]
+        raise ValueError(
+            f"method: expected results of the same names, got none that {first} and {second} and all others share"
+        )
+    rng = np.random.default_rng(seed)
+    taken = sorted(rng.permutation(len(names))[:most].tolist())
+    methods = list(folders)
+    rows: list[Row] = []
+    while len(rows) < len(taken):
+        order = rng.permutation(len(methods))
+        turns = [np.roll(order, i) for i in rng.permutation(len(methods))]
+        for turn in turns[: len(taken) - len(rows)]:
+            rows.append(Row(names[taken[len(rows)]], tuple(methods[k] for k in turn)))
+    return rows
+
+
+def find_shown(pictures: Mapping[str, Path], name: str, folder: str) -> Path:
+    """Return the picture of a folder that belongs to a result.
+
+    Raises:
+        ValueError: there is none, or several for a name target_reference; the message names folder and result.
+    """
+    if name in pictures:
+        return pictures[name]
+    stem = name.rpartition("/")[2]
+    parts = [(stem[:i], stem[i + 1 :]) for i, letter in enumerate(stem) if letter == "_"]
+    found = {part for pair in parts for part in pair if part in pictures}
+    if len(found) != 1:
+        got = ", ".join(sorted(found)) or "none"
+        raise ValueError(f"shown: {folder}: expected one picture called {name}, or as its target or reference, got {got}")
+    return pictures[found.pop()]
+
+
+def sheet(
+    rows: Sequence[Row], shown: Sequence[Sequence[Path]], folders: Mapping[str, Mapping[str, Path]], first: int = 0
+) -> np.ndarray:
+    """Draw rows: number, pictures that stand before, results under their letters.
+
+    Args:
+        rows: of this sheet.
+        shown: files that stand before, of every row.
+        folders: method -> name -> file.
+        first: how many rows other sheets have before these.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    drawn = []
+    for number, (row, before) in enumerate(zip(rows, shown, strict=True), first + 1):
+        results = [read_image(folders[method][row.name]) for method in row.methods]
+        height, width = results[0].shape[:2]
+        size = cell_size((height, width))
+        cells = [captioned(enlarged(read_image(path), size), f"{number}") for path in before]
+        cells += [
+            captioned(enlarged(image, size), f"{number} {letter}")
+            for image, letter in zip(results, string.ascii_uppercase, strict=False)
+        ]
+        drawn.append(cells)
+    return contact_sheet(drawn)
+
+
+def write_csv(path: Path, heading: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
+    """Write a table, whole or not at all; folders are made."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(heading)
+    writer.writerows(lines)
+    write_whole(path, text.getvalue())
+    print(f"written: {path}")
+
+
+def read_key(path: Path) -> dict[str, dict[str, str]]:
+    """Return row -> letter -> method of a key; ValueError or FileNotFoundError, naming the file, where it is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file (expected the key of a study: --out names its folder)")
+    lines = list(csv.reader(io.StringIO(read_text(path))))
+    if not lines or lines[0][:2] != ["row", "name"]:
+        raise ValueError(f"{path}: expected the key of a study, got {lines[0] if lines else 'an empty file'}")
+    letters = lines[0][2:]
+    return {line[0]: dict(zip(letters, line[2:], strict=True)) for line in lines[1:] if line}
+
+
+def count(files: Sequence[str], key: Mapping[str, Mapping[str, str]]) -> Counter[str]:
+    """Count the votes of filled-in answers by a key: method -> votes; rows without an answer do not count.
+
+    Raises:
+        ValueError, FileNotFoundError: a file that is not there, a row that the key lacks, or a letter that its row lacks;
+        the
+            message names the file and the row.
+    """
+    votes: Counter[str] = Counter({method: 0 for row in key.values() for method in row.values()})
+    for file in files:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"answers: {file}: no such file")
+        for line in list(csv.reader(io.StringIO(read_text(Path(file)))))[1:]:
+            letter = line[1].strip().upper() if len(line) > 1 else ""
+            if not letter:
+                continue
+            if line[0] not in key or letter not in key[line[0]]:
+                known = "/".join(key.get(line[0], {})) or "no such row"
+                raise ValueError(f"answers: {file}: row {line[0]}: expected {known}, got {letter!r}")
+            votes[key[line[0]][letter]] += 1
+    return votes
+
+
+def table(votes: Mapping[str, int]) -> str:
+    """Return votes and shares as text, most first."""
+    total = max(1, sum(votes.values()))
+    rows = sorted(votes.items(), key=lambda entry: -entry[1])
+    return "\n".join(f"{name}: {count} votes ({count / total:.1%})" for name, count in rows)
