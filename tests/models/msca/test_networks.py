@@ -156,7 +156,9 @@ CASES: list[tuple[dict[str, Any], Any, tuple[int, int], tuple[int, int], int]] =
 ]
 
 
-@pytest.mark.parametrize(("fields", "kind", "shown_size", "size", "batch"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("fields", "kind", "shown_size", "size", "batch"), CASES, ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_alignment(
     fields: dict[str, Any], kind: Any, shown_size: tuple[int, int], size: tuple[int, int], batch: int
 ) -> None:
