@@ -17,7 +17,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from .losses import ADVERSARIAL, feature_matching_loss, kld_loss, masked_l1_loss
 from .losses.at_once import at_once
 from .losses.perceptual import PerceptualLoss, perceptual_loss, without_missing_vgg
 from .settings import one_of
-from .training.task import Phase, Task, Trainable
+from .training.task import Kept, Phase, Task, Trainable
 
 if TYPE_CHECKING:
     from .data import Batch
@@ -154,7 +154,8 @@ def fitted(config: C, classes: Sequence[str], size: Size, edges: bool) -> C:
             f"size: expected a height and width that are multiples of {generator.output_size[1] // generator.start_size[1]} "
             f"(num_upsampling_layers={generator.num_upsampling_layers!r}), got {height} x {width}; {made} would do"
         )
-    changes = {"generator": generator, "discriminator": replace(config.discriminator, label_nc=len(classes), edges=edges)}
+    discriminator = replace(config.discriminator, label_nc=len(classes), edges=edges, exemplar=False)
+    changes = {"generator": generator, "discriminator": discriminator}
     if hasattr(config, "encoder"):
         changes["encoder"] = replace(config.encoder, z_dim=generator.z_dim, image_size=256 if width >= 256 else 128)  # type: ignore[attr-defined]
     if config.loss_mask == "auto":
@@ -269,29 +270,6 @@ def discriminator_losses(
 
         losses["r1"] = r1_penalty(judge, real, gamma=config.r1, interval=config.r1_every)
     return losses
-
-
-T = TypeVar("T")
-
-
-class Kept(Generic[T]):
-    """What an earlier phase of a step leaves for a later one, by the batch's image; micro-batches lie side by side."""
-
-    def __init__(self) -> None:
-        self._found: list[tuple[int, Tensor, T]] = []
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def keep(self, step: int, image: Tensor, value: T) -> None:
-        """Keep a value; those of other steps go."""
-        self._found = [*(entry for entry in self._found if entry[0] == step), (step, image, value)]
-
-    def take(self, image: Tensor) -> T | None:
-        """Return what was kept last for this image, which goes, or None."""
-        found = [value for _, key, value in self._found if key is image]
-        self._found = [entry for entry in self._found if entry[1] is not image]
-        return found[-1] if found else None
 
 
 class ReconstructionTask(Task):
@@ -416,7 +394,7 @@ class SEANTask(ReconstructionTask):
 
 
 _DECIDED = tuple(f"generator.{name}" for name in ("label_nc", "image_size", "aspect_ratio"))
-_DECIDED += ("discriminator.label_nc", "discriminator.edges")
+_DECIDED += ("discriminator.label_nc", "discriminator.edges", "discriminator.exemplar")
 _DECIDED_LATENT = (*_DECIDED, "generator.edges", "encoder.z_dim", "encoder.image_size")
 
 TRAINABLES = {

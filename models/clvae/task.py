@@ -113,6 +113,7 @@ TRAINABLES = {
             *(f"encoder.{name}" for name in _SHARED),
             "discriminator.label_nc",
             "discriminator.edges",
+            "discriminator.exemplar",
             "instance_edges",
         ),
     )

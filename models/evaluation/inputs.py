@@ -265,12 +265,14 @@ def outputs_of_run(
         if not items:
             continue
         batch = collate(items).to(device)
+        targets = to_uint8(trained.task.wanted(batch))  # their size is that of what is made
+        labels = batch.regions.labels_at(targets.shape[1:3]).cpu().numpy()
         made = []
         for draw in range(draws):
             torch.manual_seed(int(np.random.SeedSequence((seed, start, draw)).generate_state(1)[0]))
             made.append(to_uint8(trained.generate(batch)))
         for i, item in enumerate(items):
-            yield Drawn(item.name, [images[i] for images in made], item.image, item.labels)
+            yield Drawn(item.name, [images[i] for images in made], targets[i], labels[i])
 
 
 def samples_of_folder(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from mixsyn_fast.region_map import RegionMap
 from ..losses import log_loss, r1_due, r1_penalty, style_code_loss
 from ..losses.at_once import at_once
 from ..losses.perceptual import perceptual_loss, without_missing_vgg
-from ..training.task import Phase, Task, Trainable
+from ..training.task import Kept, Phase, Task, Trainable
 from .compositions import Composition, known_compositions, random_compositions
 from .config import Config, Size
 from .discriminator import Discriminator
@@ -85,14 +85,14 @@ class MixSynTask(Task):
         self.averaged = GENERATORS
         self.plans = style.plans
         self.perceptual = perceptual_loss(config) if training else None
-        settings = {"betas": config.betas, "weight_decay": config.weight_decay}
+        settings: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
         self.phases = {"generators": Phase(GENERATORS, lr=config.generator_lr, **settings)}
         if training:
             size = config.image_size
             self.networks["structure_discriminator"] = Discriminator(self.num_regions, size, config.structure_discriminator)
             self.networks["image_discriminator"] = Discriminator(3, size, config.image_discriminator)
             self.phases["discriminators"] = Phase(DISCRIMINATORS, lr=config.discriminator_lr, **settings)
-        self._made: list[tuple[int, Tensor, Made]] = []  # step, real images, fakes: from one phase to the next
+        self._made: Kept[Made] = Kept()
 
     def to(self, device: torch.device) -> None:
         """Move the networks and the feature network."""
@@ -165,7 +165,7 @@ class MixSynTask(Task):
         )
         if self.config.reuse_fakes:
             kept = Made(*(None if part is None else part.detach() for part in made))  # type: ignore[arg-type]
-            self._made = [*(each for each in self._made if each[0] == step), (step, batch.image, kept)]
+            self._made.keep(step, batch.image, kept)
         losses = self.structure_losses(batch, made) if train_structure else {}
         return losses | (self.style_losses(batch, made) if train_style else {})
 
@@ -219,11 +219,8 @@ class MixSynTask(Task):
         """Return the losses of the discriminators' step: -L_A of Eq. 1 and Eq. 3, and R1."""
         config, count = self.config, len(batch)
         train_structure, train_style = self.stages(step)
-        kept = [made for _, image, made in self._made if image is batch.image]
-        self._made = [each for each in self._made if each[1] is not batch.image]
-        if kept:
-            made = kept[-1]
-        else:
+        made = self._made.take(batch.image)
+        if made is None:
             with torch.no_grad():
                 made = self.make(batch, self.networks, self._random(batch.regions), images=train_style)
         losses: dict[str, Tensor] = {}

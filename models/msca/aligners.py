@@ -17,9 +17,8 @@ from mixsyn_fast.region_map import RegionMap
 
 from .config import GeneratorConfig
 
-_ABSENT = (
-    -1e4
-)  # log of the mass of a label that an exemplar lacks: finite, for a mixture of exemplars may lack it altogether
+# log of the mass of a label that an exemplar lacks: finite, for a mixture of exemplars may lack it altogether
+_ABSENT = -1e4
 
 
 class Aligner(Protocol):

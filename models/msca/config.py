@@ -30,10 +30,9 @@ class GeneratorConfig:
     features: int = 64  # N: channels of the exemplar's features at every scale (Eq. 1)
     condition: int = 64  # M: channels of the label features at every scale (Eq. 2)
     maps: tuple[int, ...] = (8, 16, 16, 16, 16)  # K of scales 0 to 4
-    attention: Literal["msca", "gap", "labels"] = (
-        "msca"  # what aligns: MSCA, the mean of all positions, or the mean of every
-    )
-    # label's positions, which goes to that label (ablations "GAP" and "w/o att")
+    attention: Literal["msca", "gap", "labels"] = "msca"
+    """what aligns: MSCA, the mean of all positions, or the mean of every label's positions, which goes to that label
+    (ablations "GAP" and "w/o att")"""
     masking: bool = True  # feature masking, Eq. 6; False: the ablation "w/o fm"
     ngf: int = 64  # width of the synthesis: its blocks give 16, 8, 4, 2, 1 times as many channels, from scale 4 to 0
     largest: int = 0  # most channels of any block, for small models; 0: no limit

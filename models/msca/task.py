@@ -29,10 +29,10 @@ from ..discriminators import DiscriminatorConfig, ExemplarPicture, MultiScaleDis
 from ..feature_networks import PERCEPTUAL_TAPS, FeatureNetwork
 from ..losses import PerceptualLoss, l1_loss
 from ..losses.perceptual import WEIGHTS, installed_vgg, load_vgg, without_missing_vgg
-from ..reconstruction import JudgedConfig, Kept, discriminator_losses, generator_losses, initialise
+from ..reconstruction import JudgedConfig, discriminator_losses, generator_losses, initialise
 from ..settings import one_of
 from ..sheets import to_uint8
-from ..training.task import Phase, Task, Trainable
+from ..training.task import Kept, Phase, Task, Trainable
 from .config import MULTIPLE, VGG_CHANNELS, GeneratorConfig
 from .features import image_features
 from .networks import Alignment, FeatureDecoder, Synthesis

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -51,6 +51,29 @@ class Phase:
     def finished(self, step: int) -> bool:
         """Say whether a step in which it ran was the phase's last one: its optimiser's moments are dropped then."""
         return self.stop is not None and step + self.every >= self.stop
+
+
+T = TypeVar("T")
+
+
+class Kept(Generic[T]):
+    """What an earlier phase of a step leaves for a later one, by the batch's images; micro-batches lie side by side."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[int, Tensor, T]] = []  # step, images, what was kept
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def keep(self, step: int, images: Tensor, value: T) -> None:
+        """Keep a value; those of other steps go."""
+        self.entries = [*(entry for entry in self.entries if entry[0] == step), (step, images, value)]
+
+    def take(self, images: Tensor) -> T | None:
+        """Return what was kept last for these images, which goes, or None."""
+        found = [value for _, key, value in self.entries if key is images]
+        self.entries = [entry for entry in self.entries if entry[1] is not images]
+        return found[-1] if found else None
 
 
 class Task(ABC):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mixsyn_fast import use_backend
 from mixsyn_fast.layers.algebra import low_rank_conv2d
-from mixsyn_fast.layers.attention import SpatialChannelAttention, folded_conv2d
+from mixsyn_fast.layers.attention import FeatureMask, SpatialChannelAttention, folded_conv2d
 from tests.compare import assert_within_rule, relative_error
 
 
@@ -168,12 +168,18 @@ def test_state_dict_and_words() -> None:
         ({"maps": 0}, "maps: expected 1 to 64, got 0"),
         ({"maps": 65}, "maps: expected 1 to 64, got 65"),
         ({"features": 0}, "features: expected an integer of at least 1, got 0"),
-        ({"hidden": 0}, "hidden: expected an integer of at least 1, got 0"),
     ],
 )
 def test_bad_numbers(arguments: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=f"SpatialChannelAttention: {words}"):
         SpatialChannelAttention(**({"features": 4, "condition_channels": 3} | arguments))
+
+
+def test_the_gate_checks_its_own_number() -> None:
+    for make in (SpatialChannelAttention, FeatureMask):
+        with pytest.raises(ValueError, match="FeatureMask: hidden: expected an integer of at least 1, got 0"):
+            make(4, 3, maps=2, hidden=0)
+    assert SpatialChannelAttention(4, 3, masking=False).gate is None
 
 
 def test_bad_inputs() -> None:

@@ -11,7 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mixsyn_fast.models import load_checked
-from mixsyn_fast.models.discriminators import DiscriminatorConfig, MultiScaleDiscriminator, _halved_map, logits_of
+from mixsyn_fast.models.discriminators import (
+    DiscriminatorConfig,
+    ExemplarPicture,
+    MultiScaleDiscriminator,
+    _halved_map,
+    logits_of,
+)
 from mixsyn_fast.models.losses import r1_penalty
 from torch import Tensor, nn
 
@@ -71,7 +77,7 @@ def pair(dtype: torch.dtype = torch.float64, **fields) -> tuple[Plain, MultiScal
     widths = [config.ndf]
     for _ in range(config.n_layers - 1):
         widths.append(min(2 * widths[-1], 512))
-    channels = config.label_nc + config.edges + 3
+    channels = config.label_nc + config.edges + 3 + (config.label_nc + 3 if config.exemplar else 0)
     torch.manual_seed(3)
     plain = Plain(channels, tuple(widths), config.scales, config.spectral_norm, config.instance_norm).to(dtype)
     ours = MultiScaleDiscriminator(config).to(dtype)
@@ -307,6 +313,107 @@ def test_copies_after_a_forward() -> None:
     expected = ours.eval()(image, regions)
     for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         assert_same(twin(image, regions), expected, 0)
+
+
+def exemplars(batch: int, height: int, width: int) -> tuple[ExemplarPicture, Tensor]:
+    """Return exemplars, and the same as what a convolution reads of them: one-hot map, then image."""
+    found = pub.blobs(batch, K, height, width, seed=8, ignored=True)
+    image = torch.randn(batch, 3, height, width, dtype=torch.float64)
+    return ExemplarPicture(image, RegionMap(found, K, ignore_index=-1)), torch.cat(
+        (pub.onehot(found, K, image.dtype), image), 1
+    )
+
+
+@pytest.mark.parametrize("case", [{}, {"edges": True, "scales": 3}, {"scales": 1, "n_layers": 2}], ids=str)
+@pytest.mark.parametrize("plan", ["auto", "dense"])
+def test_beside_an_exemplar_as_concatenated(case: dict, plan: str) -> None:
+    """[map | exemplar's map | exemplar | image], MSCA's Eq. 11: features, and gradients of all of it."""
+    plain, ours = pair(exemplar=True, **case)
+    regions, onehot = maps(2, 64, 48, case.get("edges", False))
+    beside, given = exemplars(2, 64, 48)
+    image = torch.randn(4, 3, 64, 48, dtype=torch.float64, requires_grad=True)  # two sets
+    features, leaves, gradients = [], [], []
+    for model in (ours, plain):
+        shown = beside.image.clone().requires_grad_()
+        if model is ours:
+            with use_plan(plan):
+                found = ours(image, regions, exemplar=ExemplarPicture(shown, beside.regions))
+        else:
+            both = torch.cat((onehot, given[:, :K], shown), 1)
+            found = plain(both.repeat(2, 1, 1, 1), image)
+        total = sum(f.square().mean() for scale in found for f in scale)
+        leaves.append([image, shown, *model.parameters()])
+        features.append(found)
+        gradients.append(torch.autograd.grad(total, leaves[-1]))
+    assert_same(*features)
+    names = dict(zip((id(p) for p in plain.parameters()), (n for n, _ in plain.named_parameters()), strict=True))
+    theirs = {names.get(id(leaf), str(i)): g for i, (leaf, g) in enumerate(zip(leaves[1], gradients[1], strict=True))}
+    names = dict(zip((id(p) for p in ours.parameters()), (n for n, _ in ours.named_parameters()), strict=True))
+    for i, (leaf, grad) in enumerate(zip(leaves[0], gradients[0], strict=True)):
+        torch.testing.assert_close(grad, theirs[names.get(id(leaf), str(i))], rtol=1e-8, atol=1e-13)
+
+
+def test_exemplars_of_other_maps() -> None:
+    """A soft map beside a hard one, a map of another size, a plain tensor."""
+    plain, ours = pair(exemplar=True)
+    regions, onehot = maps(2, 64, 48)
+    beside, given = exemplars(2, 64, 48)
+    image = torch.randn(2, 3, 64, 48, dtype=torch.float64)
+    soft = torch.rand(2, K, 64, 48, dtype=torch.float64).softmax(1)
+    large, wide = maps(2, 128, 96)
+    with torch.no_grad():
+        for given_map, planes in ((RegionMap.soft(soft), soft), (large, F.interpolate(wide, size=(64, 48))), (soft, soft)):
+            found = ours(image, regions, exemplar=ExemplarPicture(beside.image, given_map))
+            assert_same(found, plain(torch.cat((onehot, planes, beside.image), 1), image))
+        assert_same(ours(image, soft, exemplar=beside), plain(torch.cat((soft, given), 1), image))
+
+
+def test_an_exemplar_is_read_once() -> None:
+    """What `read_map` returns holds it, for sets in one pass and apart; neither one-hot map is made."""
+    _, ours = pair(exemplar=True)
+    regions, _ = maps(2, 64, 48)
+    beside, _ = exemplars(2, 64, 48)
+    sets = [torch.randn(2, 3, 64, 48, dtype=torch.float64) for _ in range(2)]
+    with torch.no_grad():
+        parts = ours.read_map(regions, (64, 48), beside)
+        together = ours(torch.cat(sets), regions, exemplar=beside)
+        for i, image in enumerate(sets):
+            assert_same(ours(image, regions, parts), [[f[2 * i : 2 * i + 2] for f in scale] for scale in together])
+    assert [t.shape[1] for t in parts.tensors] == [8, 8]
+    assert not [key for each in (regions, beside.regions) for key in each._cache if key[0] == "onehot"]
+
+
+def test_r1_beside_an_exemplar() -> None:
+    """The gradient of the penalty is that by the real image alone."""
+    plain, ours = pair(exemplar=True)
+    regions, onehot = maps(2, 64, 48)
+    beside, given = exemplars(2, 64, 48)
+    real = torch.randn(2, 3, 64, 48, dtype=torch.float64)
+    penalty = r1_penalty(lambda x: logits_of(ours(x, regions, exemplar=beside, differentiable_twice=True))[0], real)
+    expected = r1_penalty(lambda x: [scale[-1] for scale in plain(torch.cat((onehot, given), 1), x)], real)
+    assert penalty.item() == pytest.approx(expected.item(), rel=1e-10)
+    penalty.backward()
+    expected.backward()
+    first = (ours.discriminator_0.model0[0].weight.grad, plain.discriminator_0.model0[0].weight.grad)
+    torch.testing.assert_close(*first, rtol=1e-7, atol=1e-15)
+
+
+def test_wrong_exemplars() -> None:
+    _, ours = pair(exemplar=True)
+    _, without = pair()
+    regions, _ = maps(2, 64, 48)
+    beside, _ = exemplars(2, 64, 48)
+    image = torch.zeros(2, 3, 64, 48, dtype=torch.float64)
+    for model, given, words in (
+        (ours, None, "exemplar: expected one, got none"),
+        (without, beside, "exemplar: expected none, got one"),
+        (ours, exemplars(1, 64, 48)[0], r"exemplar: expected images of shape \(2, 3, 64, 48\), got \(1, 3, 64, 48\)"),
+        (ours, exemplars(2, 64, 32)[0], r"exemplar: expected images of shape \(2, 3, 64, 48\), got"),
+        (ours, ExemplarPicture(image, maps(1, 64, 48)[0]), "exemplar: expected 2 maps of 5 regions, got RegionMap"),
+        (ours, ExemplarPicture(image, RegionMap(torch.zeros(2, 64, 48).int(), 4)), "exemplar: expected 2 maps of 5 regions"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model(image, regions, exemplar=given)
 
 
 def test_empty_batch() -> None:

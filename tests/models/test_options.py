@@ -56,6 +56,12 @@ RECONSTRUCTION = {
     "--betas": [0.0, 0.9], "--init-gain": 0.02, "--instance-edges": True, "--reuse-fakes": False,
     "--loss-mask": "none", "--loss-mask-scale": "mean",
 }
+JUDGED = {
+    "--discriminator.ndf", "--discriminator.n-layers", "--discriminator.scales", "--discriminator.spectral-norm",
+    "--discriminator.instance-norm", "--gan", "--feature-matching", "--vgg", "--vgg-weights", "--l1", "--r1", "--r1-every",
+    "--init-gain", "--reuse-fakes",
+}
+"""What another wing shares of it."""
 LATENT = {
     "--generator.use-vae": False, "--generator.z-dim": 256, "--encoder.ndf": 64, "--encoder.largest": 0,
     "--encoder.spectral-norm": True,
@@ -226,6 +232,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--generator.hidden": 128, "--generator.kernel-size": 3, "--generator.code-length": 0, "--generator.num-levels": 6,
         "--generator.class-wise": True, "--generator.layer-wise": True, "--rates": "code",
         "--loss-mask": "auto",
+    },
+    "train msca": {
+        **LOOP,
+        **{k: v for k, v in RECONSTRUCTION.items() if k in JUDGED},
+        "--generator.trunk": "vgg", "--generator.trunk-width": 32, "--generator.features": 64, "--generator.condition": 64,
+        "--generator.maps": [8, 16, 16, 16, 16], "--generator.attention": "msca", "--generator.masking": True,
+        "--generator.ngf": 64, "--generator.largest": 0, "--generator.hidden": 128, "--generator.norm": "batch",
+        "--generator.spectral-norm": True, "--adversarial": "non_saturating", "--generator-lr": 0.0002,
+        "--discriminator-lr": 0.0002, "--betas": [0.9, 0.999], "--vgg-kind": "auto", "--pretrain-steps": 33000,
+        "--patch-steps": 33000, "--global-stage": True, "--global-weight": 1.0, "--generator-every": 5,
     },
     "train mixsyn": {
         **LOOP,

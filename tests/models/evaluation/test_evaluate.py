@@ -286,7 +286,7 @@ class Model:
     """Stands for a trained model: the reference, with noise if asked for."""
 
     def __init__(self, data: Path, noise: float = 0.0, **config: Any) -> None:
-        self.task = types.SimpleNamespace(plans=(Plan((4, 4), "shared"),))
+        self.task = types.SimpleNamespace(plans=(Plan((4, 4), "shared"),), wanted=lambda batch: batch.image)
         options = DataOptions(**{"data": str(data), "kind": "folder", "size": (48,), **config})
         self.config = {"data": to_dict(options), "classes": list(FACE_CLASSES)}
         self.step, self.noise, self.shapes = 700, noise, list[tuple[int, ...]]()

@@ -240,13 +240,13 @@ def test_each_micro_batch_gets_its_own_fakes() -> None:
     for batch in (first, second):
         run_phase(task, "generators", batch, step=5)
     assert len(task._made) == 2
-    expected = task._made[0][2].images
+    expected = task._made.entries[0][2].images
     seen = []
     task.networks["image_discriminator"].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     run_phase(task, "discriminators", first, step=5)
     assert torch.equal(seen[0][COUNT:], expected) and len(task._made) == 1
     run_phase(task, "generators", first, step=6)  # what an interrupted step left behind goes
-    assert [step for step, *_ in task._made] == [6]
+    assert [step for step, *_ in task._made.entries] == [6]
 
 
 @pytest.mark.parametrize(

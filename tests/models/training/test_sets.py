@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from mixsyn_fast.models.data import (
 )
 from mixsyn_fast.models.training import Options, Phase, Task, Trainable, checkpoint, train
 from mixsyn_fast.models.training.distributed import World
-from mixsyn_fast.models.training.trainer import Trainer, groups
+from mixsyn_fast.models.training.trainer import Trainer, check, groups
 from PIL import Image
 
 from mixsyn_fast import cli
@@ -160,6 +160,55 @@ def test_periods_that_make_no_sense(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="phases: expected one that runs in every step, got generator, r1"):
         train(task, options(tmp_path / "run"), pictures(tmp_path / "set"))
     assert not (tmp_path / "run").exists()
+
+
+def test_windows() -> None:
+    """A phase with a first and a last step: the period counts from the first one."""
+    phase = Phase(("generator",), lr=1e-3, every=3, start=2, stop=9)
+    assert [step for step in range(20) if phase.due(step)] == [2, 5, 8]
+    assert [step for step in (2, 5, 8) if phase.finished(step)] == [8]
+    assert [step for step in (2, 5) if replace(phase, stop=8).finished(step)] == [5]  # 8 is no longer one of its steps
+    endless = replace(phase, every=1, stop=None)
+    assert [endless.due(step) for step in (0, 1, 2, 10**9)] == [False, False, True, True] and not endless.finished(10**9)
+    for words, start, stop in (
+        ("start: expected 0 or more, got -1", -1, None),
+        ("stop: expected more than start 4, or none, got 4", 4, 4),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Phase(("generator",), lr=1e-3, start=start, stop=stop)
+
+
+@pytest.mark.parametrize(
+    ("windows", "gap"),
+    [
+        ([(0, 3), (3, None)], None),
+        ([(3, None), (0, 4)], None),
+        ([(1, None)], 0),
+        ([(0, 3), (4, None)], 3),
+        ([(0, 3), (3, 7)], 7),
+    ],
+)
+def test_every_step_has_a_phase(windows: list[tuple[int, int | None]], gap: int | None, tmp_path: Path) -> None:
+    task, data = Painter(), pictures(tmp_path / "set")
+    judge = task.phases.pop("discriminator")
+    task.phases |= {f"judge_{i}": replace(judge, start=start, stop=stop) for i, (start, stop) in enumerate(windows)}
+    if gap is None:
+        check(task, data)
+        return
+    with pytest.raises(ValueError, match=f"phases: expected one that runs in every step, got .*, none in step {gap}"):
+        check(task, data)
+    task.total_steps = gap
+    check(task, data)
+
+
+def test_moments_go_with_the_last_step_of_a_window(tmp_path: Path) -> None:
+    task = Painter()
+    task.phases["generator"] = replace(task.phases["generator"], every=2, stop=4)
+    train(task, options(tmp_path / "long", save_every=1), pictures(tmp_path / "set"))
+    steps = [step for phase, step, _ in task.seen if phase == "generator"]
+    assert steps == [0, 2]
+    saved = checkpoint.newest_valid(tmp_path / "long" / "checkpoints")
+    assert saved is not None and not saved.tensors("optimizer.generator") and saved.tensors("optimizer.discriminator")
 
 
 def test_phases_that_share_a_network_are_one_module() -> None:
