@@ -187,6 +187,8 @@ def _plot(columns: Columns, path: Path) -> Path:
             axes.invert_yaxis()
             axes.set_title(f"{task}: {METRICS[metric].label}", fontsize=7)
             axes.tick_params(axis="x", labelsize=7)
+            axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 4))
+            axes.locator_params(axis="x", nbins=5)
     figure.tight_layout()
     return save_figure(figure, path)
 

@@ -57,7 +57,7 @@ def grey_for_matching(image: np.ndarray) -> np.ndarray:
         ValueError: a picture too small for its descriptors.
     """
     resize = _skimage().transform.resize
-    grey = (image.astype(np.float64) @ _GREY / 255).astype(np.float32)
+    grey: np.ndarray = (image.astype(np.float64) @ _GREY / 255).astype(np.float32)
     scale = SIDE / min(grey.shape)
     least = 2 * _DAISY["radius"] + 1
     if scale < 1:

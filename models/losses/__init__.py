@@ -7,6 +7,7 @@ kind of fake is `non_saturating`. `stylefusion` has those of its paper, of masks
 
 from types import ModuleType
 
+from ..feature_networks import gram
 from . import hinge, least_squares, log_loss, non_saturating, stylefusion
 from .feature_matching import feature_matching_loss
 from .kld import kld_loss
@@ -20,7 +21,7 @@ from .log_loss import (
 from .path_length import path_length_penalty, path_lengths
 from .perceptual import PerceptualLoss
 from .r1 import r1_due, r1_penalty
-from .style import gram, gram_style_loss, style_code_loss
+from .style import gram_style_loss, style_code_loss
 
 ADVERSARIAL: dict[str, ModuleType] = {
     "hinge": hinge,

@@ -40,7 +40,7 @@ import torch
 import mixsyn_fast
 from mixsyn_fast.progress import progress
 
-from ..data import Collate, Item, colorize
+from ..data import Collate, Item
 from ..evaluation.columns import Columns
 from ..evaluation.compare import Compared, Comparison
 from ..evaluation.inputs import DataReference, JudgedModelOptions, load_vae, reference_of_model
@@ -50,12 +50,14 @@ from ..metrics.style import StyleDistance
 from ..metrics.table import Tools
 from ..pictures.colours import transfer_colours
 from ..pictures.options import check_outputs, device_of, name_and_file, open_model
+from ..pictures.sheets import captioned, cell_size, coloured, enlarged
 from ..settings import at_least, repeated
 from ..sheets import contact_sheet, save_png, to_uint8
 from ..training import Trained
 from .model import MSCA
 
-TASKS = ("retrieving", "mirroring", "duplicating")
+Task = Literal["retrieving", "mirroring", "duplicating"]
+TASKS: tuple[Task, ...] = ("retrieving", "mirroring", "duplicating")
 """In the order of Table 1."""
 METRICS = ("psnr", "lpips_vgg", "style", "fid")
 OURS = "model"
@@ -182,13 +184,38 @@ def posed(
     return Posed(item, exemplar, truth, tuple(found))
 
 
+def sheet_row(given: Posed, made: Mapping[str, np.ndarray], psnr: Mapping[str, float], num_classes: int) -> list[np.ndarray]:
+    """Draw one picture of a task: label map, exemplar, truth (before and after its colours were corrected), images.
+
+    Args:
+        given: the picture as the task asks for it.
+        made: model -> image.
+        psnr: model -> dB, where it is known; it stands below the image.
+        num_classes: of the label maps.
+
+    Returns:
+        Cells (H, W, 3) uint8.
+    """
+    size = cell_size((given.truth.shape[0], given.truth.shape[1]))
+    labels = coloured(given.item.labels, num_classes, size)
+    exemplar = f"exemplar {given.exemplar.name}"
+    if given.candidates:
+        best = given.candidates[0]
+        exemplar += f": labels {best.intersection:.2f}, matching {best.cost:.3f}"
+    cells = [(labels, f"labels of {given.item.name}"), (given.exemplar.image, exemplar), (given.item.image, "the picture")]
+    if given.truth is not given.item.image:
+        cells.append((given.truth, "truth: its colours corrected"))
+    cells += [(image, name + (f": {psnr[name]:.2f} dB" if name in psnr else "")) for name, image in made.items()]
+    return [captioned(enlarged(picture, size), text, lines=2) for picture, text in cells]
+
+
 @dataclass
 class Judgement:
     """What an evaluation found."""
 
     columns: Columns
     rows: dict[str, list[list[np.ndarray]]] = field(default_factory=dict)
-    """Task -> rows of its sheet: label map, exemplar, picture, truth where it is another, images of the models."""
+    """Task -> rows of its sheet."""
 
 
 def evaluate(
@@ -255,9 +282,12 @@ def evaluate(
                 for key, image in made.items():
                     comparisons[task][key].add([Compared(name, image, given.truth, item.labels)])
                 if len(judgement.rows[task]) < show:
-                    truths = [item.image] if task != "retrieving" else [item.image, given.truth]
-                    labels = colorize(item.labels, len(reference.classes))
-                    judgement.rows[task].append([labels, given.exemplar.image, *truths, *made.values()])
+                    psnr = {
+                        key: found.scores["psnr"].values[-1]
+                        for key, found in comparisons[task].items()
+                        if "psnr" in found.scores
+                    }
+                    judgement.rows[task].append(sheet_row(given, made, psnr, len(reference.classes)))
     columns.reports = {
         task: {
             name: Report(
@@ -289,7 +319,7 @@ class Options(JudgedModelOptions):
     """Options of the command."""
 
     compare: tuple[str, ...] = repeated()  # NAME=MODEL: another column, an ablation or a run of spade with a VAE, say
-    tasks: tuple[Literal["retrieving", "mirroring", "duplicating"], ...] = TASKS
+    tasks: tuple[Task, ...] = TASKS
     """what the models have to do"""
     pool: str | None = None  # part of the data set that exemplars are retrieved from; none: the part that is judged
     candidates: int = 20  # pictures with the most similar label histograms, of which one is matched best
@@ -336,11 +366,6 @@ def _open_pool(options: Options, reference: DataReference, model: Judged, proble
     return Pool(opened.dataset, problems)
 
 
-def _titles(task: str, models: Sequence[str]) -> list[str]:
-    truths = ["picture", "its colours corrected"] if task == "retrieving" else ["picture"]
-    return ["label map", "exemplar", *truths, *models]
-
-
 def main(options: Options) -> int:
     """Evaluate as the options say, write and print the report, and return the exit status (see the module).
 
@@ -357,7 +382,7 @@ def main(options: Options) -> int:
     files = {"lpips_vgg": options.lpips, "style_vgg": options.style, "inception": options.inception}
     device = device_of(options.device)
     tools = Tools(METRICS, files, device=device)
-    tasks, problems = list(options.tasks), list[str]()
+    tasks, problems = list[str](options.tasks), list[str]()
     pool: Pool | None = None
     if "retrieving" in tasks:
         try:
@@ -386,7 +411,7 @@ def main(options: Options) -> int:
         OURS: options.model or "shipped",
         **dict(name_and_file(entry, "compare", "NAME=MODEL") for entry in options.compare),
         "data set": f"{source.name}, {options.split if options.data else 'drawn by code'}, {len(source)} pictures",
-        "pool": None if pool is None else f"{pool.dataset.source.name}, {options.pool or 'as judged'}, {len(pool)} pictures",
+        "pool": None if pool is None else f"{pool.dataset.source.name}, {_pool_of(options)}, {len(pool)} pictures",
         "candidates": options.candidates if pool else None,
         "truth of retrieving": _truth(options) if pool else None,
         "size": f"{first.size[0]} x {first.size[1]} (height x width)",
@@ -405,7 +430,7 @@ def main(options: Options) -> int:
         path = options.out / f"{task}.png"
         path.unlink(missing_ok=True)  # of another evaluation
         if judgement.rows.get(task):
-            save_png(contact_sheet(judgement.rows[task], _titles(task, list(models))), path)
+            save_png(contact_sheet(judgement.rows[task]), path)
             sheets.append(path)
     print(columns.write(options.out, sheets), end="")
     print(f"\n{options.out / 'report.json'}")
@@ -415,6 +440,10 @@ def main(options: Options) -> int:
     if not judged:
         print("nothing could be judged: no picture is readable and has a class", file=sys.stderr)
     return 1 if columns.problems or not judged else 0
+
+
+def _pool_of(options: Options) -> str:
+    return options.pool or (options.split if options.data else "other ones drawn by code")
 
 
 def _truth(options: Options) -> str:

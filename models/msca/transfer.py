@@ -116,14 +116,13 @@ def draw_matrix(transfer: Transfer, labels: Sequence[int], classes: Sequence[str
     ratios = transfer.ratios[np.ix_(labels, labels)]
     with np.errstate(divide="ignore"):
         lift = np.log2(transfer.lift[np.ix_(labels, labels)]).clip(-_LIFT, _LIFT)
-    lift_range = {"vmin": -_LIFT, "vmax": _LIFT}
-    panels: list[tuple[np.ndarray, str, str, dict[str, float]]] = [
-        (ratios, "jet", "share of what a label hands over", {"vmin": 0.0}),  # blue to red, as in Fig. 10
-        (lift, "RdBu_r", "log2 of it over global average pooling", lift_range),
+    panels = [  # the first from blue to red, as in Fig. 10
+        (ratios, "jet", "share of what a label hands over", 0.0, float(np.nanmax(ratios))),
+        (lift, "RdBu_r", "log2 of it over global average pooling", -_LIFT, _LIFT),
     ]
-    for place, (values, colours, title, limits) in enumerate(panels, 1):
+    for place, (values, colours, title, least, most) in enumerate(panels, 1):
         axes = figure.add_subplot(1, 2, place)
-        shown = axes.imshow(values, cmap=colours, **limits)
+        shown = axes.imshow(values, cmap=colours, vmin=least, vmax=most)
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
         axes.set_yticks(range(len(names)), names if place == 1 else [""] * len(names), fontsize=7)
         axes.set_title(title, fontsize=8)

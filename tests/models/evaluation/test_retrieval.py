@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from mixsyn_fast.models.data import ProceduralSource, RegionDataset, Sample
 from mixsyn_fast.models.evaluation.retrieval import (
+    _DAISY,
     Pool,
     grey_for_matching,
     histogram_intersection,
     label_histogram,
     matching_cost,
 )
+from skimage.feature import daisy
 
 SIZE = 64
 
@@ -59,8 +61,11 @@ def test_a_shift_and_other_colours_cost_little() -> None:
     image, other = drawn(1)[0], drawn(2)[0]
     grey = grey_for_matching(image)
     assert matching_cost(grey, grey) == pytest.approx(0, abs=1e-3)
-    shifted = matching_cost(grey, grey_for_matching(np.roll(image, 2, 1)))
     darker = matching_cost(grey, grey_for_matching((image * 0.8 + 20).astype(np.uint8)))
+    moved = grey_for_matching(np.roll(image, 2, 1))
+    shifted = matching_cost(grey, moved)
+    as_it_lies = np.linalg.norm(daisy(grey, **_DAISY) - daisy(moved, **_DAISY), axis=2).mean()
+    assert 0 < shifted < 0.2 * as_it_lies  # the flow finds it
     assert max(shifted, darker) < 0.6 * matching_cost(grey, grey_for_matching(other))
     with pytest.raises(ValueError, match=r"candidate: expected the target's size \(64, 64\), got \(32, 64\)"):
         matching_cost(grey, grey[:32])
