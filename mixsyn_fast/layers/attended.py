@@ -28,6 +28,14 @@ class Attended(NamedTuple):
     """(B, K, H, W)."""
     condition: Tensor
     """(B, M, H, W): Fc1."""
+    joined: Tensor | None = None
+    """(B, K + M, H, W): maps and condition side by side, which the convolutions read."""
+
+    @classmethod
+    def of(cls, values: Tensor, maps: Tensor, condition: Tensor) -> Attended:
+        """Return the map whose maps and condition are laid side by side once, for all convolutions that read them."""
+        dense = current_plan() == "dense"
+        return cls(values, maps, condition, None if dense else torch.cat((maps, condition.to(maps.dtype)), 1))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -53,7 +61,8 @@ def attended_conv2d(attended: Attended, conv: nn.Conv2d) -> Tensor:
     if current_plan() == "dense":
         result: Tensor = conv(attended.dense())
         return result
-    return folded_conv2d(attended.values, attended.maps, conv.weight, conv.bias, condition=attended.condition)
+    values, maps, condition, joined = attended
+    return folded_conv2d(values, maps, conv.weight, conv.bias, condition=condition, joined=joined)
 
 
 class AttendedSPADENorm(nn.Module):

@@ -17,16 +17,23 @@ from torch import Tensor, nn
 from ..ops._common import check_integer, check_tensor, fail
 from ..ops.channel_attention_spread import channel_attention_maps, channel_attention_spread
 from ..ops.spatial_attention_pool import MAX_MAPS, spatial_attention_pool
-from .algebra import low_rank_conv2d
+from .algebra import low_rank_conv2d, low_rank_kernels
 
 
 def folded_conv2d(
-    values: Tensor, maps: Tensor, weight: Tensor, bias: Tensor | None = None, *, condition: Tensor | None = None
+    values: Tensor,
+    maps: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    condition: Tensor | None = None,
+    joined: Tensor | None = None,
 ) -> Tensor:
     """Convolution over ``concat(F1, condition)`` with ``F1 = sum_k maps_k values_k``, without F1 (exact).
 
     The kernel's part on F1 meets a map of rank K: it becomes a convolution of the K maps with the per-image kernels
-    ``weight values_k`` (docs/exact_algebra.md, 7). The part on the condition stays a plain convolution.
+    ``weight values_k`` (docs/exact_algebra.md, 7). The part on the condition keeps its kernel: one convolution an image, of
+    both side by side.
 
     Args:
         values: (B, K, N), the gated values of :meth:`SpatialChannelAttention.factors`.
@@ -34,9 +41,10 @@ def folded_conv2d(
         weight: (O, N + M, kh, kw), kh and kw odd; zero padding that keeps the size, stride and dilation 1.
         bias: (O,) or None.
         condition: (B, M, H, W), or None where M is 0.
+        joined: (B, K + M, H, W), maps and condition side by side, where several convolutions read them; None: made here.
 
     Returns:
-        (B, O, H, W) in the dtype of ``values``, differentiable in all arguments.
+        (B, O, H, W) in the dtype of ``values``, channels_last as the maps are, differentiable in all arguments.
 
     Raises:
         ValueError: a shape does not fit; the message names the argument.
@@ -63,11 +71,19 @@ def folded_conv2d(
         fail(op, "bias", f"shape ({weight.shape[0]},)", tuple(bias.shape))
     dtype = values.dtype
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    y = low_rank_conv2d(values, maps, weight[:, :features])
-    if condition is None:
+    if condition is None or batch == 0 or maps.shape[2] * maps.shape[3] == 0:
+        y = low_rank_conv2d(values, maps, weight[:, :features])
         return y if bias is None else y + bias[:, None, None]
+    if joined is None:
+        joined = torch.cat((maps.to(dtype), condition.to(dtype)), 1)
+    elif joined.shape != (batch, count + extra, *maps.shape[2:]):
+        fail(op, "joined", f"shape {(batch, count + extra, *maps.shape[2:])}", tuple(joined.shape))
     padding = (weight.shape[2] // 2, weight.shape[3] // 2)
-    return y + F.conv2d(condition.to(dtype), weight[:, features:], bias, padding=padding)
+    images = [
+        F.conv2d(joined[b : b + 1].to(dtype), torch.cat((own, weight[:, features:]), 1), bias, padding=padding)
+        for b, own in enumerate(low_rank_kernels(values, weight[:, :features]))
+    ]
+    return torch.cat(images) if batch > 1 else images[0]
 
 
 class Gathered(NamedTuple):

@@ -254,7 +254,7 @@ class Alignment(nn.Module):
         found = []
         for scale, (gathered, target) in enumerate(zip(exemplar.gathered, layout.targets, strict=True)):
             values = gate_values(gathered, self.aligner(scale).gate, target.condition_mean)
-            found.append(Attended(values, target.maps, target.condition))
+            found.append(Attended.of(values, target.maps, target.condition))
         return found
 
     def interpolate(self, exemplars: Sequence[Exemplar], weights: Sequence[float], layout: Layout) -> list[Attended]:
@@ -284,7 +284,7 @@ class Alignment(nn.Module):
             if gate is not None:
                 gates = [gate.gates(gathered[j].condition_mean, target.condition_mean) * (weights[j] / total) for j in used]
                 values = values * torch.stack(gates).sum(0)[:, :, None].to(values.dtype)
-            found.append(Attended(values, target.maps, target.condition))
+            found.append(Attended.of(values, target.maps, target.condition))
         return found
 
     def spatially(self, exemplars: Sequence[Exemplar], weight_maps: Tensor, layout: Layout) -> list[Attended]:
@@ -311,7 +311,7 @@ class Alignment(nn.Module):
             shares = F.adaptive_avg_pool2d(weight_maps.to(target.maps.dtype), size)
             maps = (shares[:, :, None] * target.maps[:, None]).flatten(1, 2)
             values = torch.cat([each[scale].values for each in alone], 1)
-            found.append(Attended(values, maps, target.condition))
+            found.append(Attended.of(values, maps, target.condition))
         return found
 
 

@@ -106,6 +106,12 @@ def test_folded_convolution(kernel: tuple[int, int], layout: torch.memory_format
     assert relative_error(folded, expected) < 1e-13
     for ours, theirs in zip(torch.autograd.grad(folded, leaves, grad), expected_grads, strict=True):
         assert relative_error(ours, theirs) < 1e-11
+    again = folded_conv2d(values, beta, weight, bias, condition=target, joined=torch.cat((beta, target), 1))
+    assert torch.equal(again, folded)
+    as_channels_last = (each.contiguous(memory_format=torch.channels_last) for each in (beta, target))
+    maps, condition = as_channels_last
+    found = folded_conv2d(values, maps, weight, bias, condition=condition)
+    assert found.is_contiguous(memory_format=torch.channels_last) and relative_error(found, expected) < 1e-13
 
 
 def test_folded_convolution_of_the_features_alone() -> None:
@@ -201,6 +207,10 @@ VALUES, MAPS = torch.zeros(2, 3, 4), torch.zeros(2, 3, 6, 7)
         ({"weight": torch.zeros(8, 5, 3, 3)}, r"weight: expected shape \(O, 4, kh, kw\)"),
         ({"weight": torch.zeros(8, 4, 2, 2)}, "weight: expected an odd kernel"),
         ({"bias": torch.zeros(7)}, r"bias: expected shape \(8,\)"),
+        (
+            {"weight": torch.zeros(8, 5, 3, 3), "condition": MAPS[:, :1], "joined": MAPS},
+            r"joined: expected shape \(2, 4, 6, 7\)",
+        ),
     ],
 )
 def test_bad_arguments_of_the_folded_convolution(change: dict[str, Any], words: str) -> None:

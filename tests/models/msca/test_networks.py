@@ -17,6 +17,7 @@ from mixsyn_fast.models.msca.networks import Alignment, Exemplar, FeatureDecoder
 from torch import Tensor
 
 from mixsyn_fast import RegionMap, use_backend, use_plan
+from mixsyn_fast.layers.attended import Attended
 from mixsyn_fast.layers.attention import SpatialChannelAttention, gate_values, join_gathered
 from tests.compare import relative_error
 
@@ -422,8 +423,8 @@ def test_synthesis(fields: dict[str, Any], size: tuple[int, int], training: bool
     plain.load_state_dict(ours.state_dict())
     model = alignment()
     attended = model.attend(model.exemplar(features(size), hard(size)), model.layout(hard(size, seed=7), size))
-    leaves = [[part.detach().requires_grad_() for part in each] for each in attended]
-    parts = [type(attended[0])(*each) for each in leaves]
+    leaves = [[part.detach().requires_grad_() for part in each[:3]] for each in attended]
+    parts = [Attended(*each) for each in leaves]
     flat = [leaf for each in leaves for leaf in each]
     start = copy.deepcopy(ours.state_dict())
     expected = plain.train(training)([each.dense() for each in parts])
@@ -433,7 +434,7 @@ def test_synthesis(fields: dict[str, Any], size: tuple[int, int], training: bool
         ours.load_state_dict(start)
         ours.train(training)
         with use_plan(plan), use_backend(backend):
-            found = ours(parts)
+            found = ours([Attended.of(*each) for each in leaves])
         assert found.shape == (2, 3, *size) and relative_error(found, expected) < 1e-11
         by_name = dict(zip((n for n, _ in plain.named_parameters()), expected_grads[len(flat) :], strict=True))
         grads = torch.autograd.grad(found, (*flat, *ours.parameters()), grad)
