@@ -148,7 +148,7 @@ DRAWN_FACES = RegionTree(
 FACADES = RegionTree(
     {"all": ("building", "background"), "building": ("wall", "openings")},
     StyleLayout.stylegan2(64),
-    training={"all": Training("favored", "building")},
+    training={"all": Training("favored", "background"), "building": Training("favored", "openings")},
 )
 
 DOMAINS = {"faces": FACES, "cars": CARS, "churches": CHURCHES, "drawn_faces": DRAWN_FACES, "facades": FACADES}
