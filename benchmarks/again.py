@@ -33,6 +33,9 @@ _FACADES = "--data $MIXSYN_FAST_DATA/cmp_facade --size 128"
 # run folders of models/clvae/README.md, trained anew by who measures again
 _JUDGED = " ".join(f"{n}=runs/{n}" for n in ("full", "no_class", "no_layer", "L1", "L3", "spade_vae", "shipped"))
 
+# of models/stylefusion/README.md
+_ABLATIONS = ("no_global", "no_stage1", "no_stage2", "no_stage3")
+
 # file -> (minutes on two cores, commands without their --out); variables of the environment are filled in
 FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
     "accelerate_cpu.json": (3, "run_accelerate --seconds 6 --repeat 15"),
@@ -80,8 +83,16 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
     "ops_cpu_pooling.json": (1, "run_ops --no-compile --modes forward,backward --seconds 0.8 --repeat 9 --cases roi_pool"),
     "plot_ops_cpu.json": (2, "plot_ops"),
     "stylefusion_cpu.json": (3, "run_stylefusion --repeat 9"),
+    "stylefusion_quality.json": (
+        4,
+        "run_stylefusion_quality --count 500 facades=models/stylefusion/weights/facades.safetensors "
+        "faces=models/stylefusion/weights/faces.safetensors ablations=runs/fus_faces_full --region ablations=face,bg_hair "
+        + " ".join(f"--compare ablations:{name}=runs/fus_faces_{name}" for name in _ABLATIONS),
+    ),
     "stylegan2_cpu.json": (6, "run_stylegan2 --repeat 7 --seconds 60"),
     "stylegan2_cpu_avx2.json": (3, "run_stylegan2 --modes forward --repeat 7 --seconds 60 --cpu avx2"),
+    "stylegan2_quality_facades.json": (8, "run_stylegan2_quality --domain facades --count 1000 facades=runs/gan_facades2"),
+    "stylegan2_quality_faces.json": (10, "run_stylegan2_quality --domain faces --count 1000 faces=runs/gan_faces"),
     "training_cpu.json": (
         20,
         f"run_training --model sean {_FACADES} --batch-size 16 --generator.ngf 64",

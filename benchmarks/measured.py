@@ -572,7 +572,8 @@ trained ones.
 
 [[stylegan2]]
 
-[[from stylegan2_cpu.json stylegan2_cpu_avx2.json stylefusion_cpu.json]]
+[[from stylegan2_cpu.json stylegan2_cpu_avx2.json stylefusion_cpu.json stylefusion_quality.json
+stylegan2_quality_facades.json stylegan2_quality_faces.json]]
 
 ## Training
 Whole steps of `mixsyn-fast train` on CMP Facade at 128 x 128 (SEAN: VGG-16 perceptual loss, feature matching, two
