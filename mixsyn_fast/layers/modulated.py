@@ -74,7 +74,8 @@ def modulated_conv2d_reference(x: Tensor, weight: Tensor, style: Tensor, demodul
         own = own.transpose(1, 2).reshape(batch * channels, -1, *weight.shape[2:])
         y = F.conv_transpose2d(x, own, stride=2, groups=batch)
     else:
-        y = F.conv2d(x, own.flatten(0, 1), padding=weight.shape[2] // 2, groups=batch)
+        # contiguous: with the strides that weights of a channels_last network give here, torch 2.13 takes wrong gradients
+        y = F.conv2d(x, own.flatten(0, 1).contiguous(), padding=weight.shape[2] // 2, groups=batch)
     y = y.view(batch, -1, *y.shape[2:])
     return blur(y, 1, 4.0) if up else y
 

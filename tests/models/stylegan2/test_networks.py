@@ -58,6 +58,35 @@ def test_generator_is_the_independent_form(generator: Generator, w: Tensor, nois
     torch.testing.assert_close(image, expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def test_all_gradients_are_those_of_weights_per_sample(memory: torch.memory_format) -> None:
+    """Of the code and of every weight, in both layouts: the published form is what everything else is judged by."""
+    torch.manual_seed(5)
+    made = Generator(Config(size=16, z_dim=8, w_dim=6, mapping_layers=2, channel_base=512, channel_max=32)).double()
+    _randomised(made)
+    s = made.styles(torch.randn(2, 6, dtype=torch.float64)).detach()
+    seen = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+
+    def gradients(network: Generator) -> dict[str, Tensor]:
+        code = s.clone().requires_grad_()
+        loss = (network.synthesis(code, "const") * seen).sum()
+        wanted = {
+            name: p for name, p in network.named_parameters() if not name.startswith("mapping") and "affine" not in name
+        }
+        found = torch.autograd.grad(loss, [code, *wanted.values()], allow_unused=True)
+        return {name: each for name, each in zip(("s", *wanted), found, strict=True) if each is not None}
+
+    with dense_reference():
+        expected = gradients(copy.deepcopy(made))
+    of_layout = copy.deepcopy(made).to(memory_format=memory)  # type: ignore[call-overload]
+    with dense_reference():
+        published = gradients(of_layout)
+    for found in (published, gradients(of_layout)):
+        assert found.keys() == expected.keys() and len(found) > 10
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9 * float(value.abs().max()), msg=name)
+
+
 def test_mapping_and_truncation(generator: Generator) -> None:
     z = torch.randn(4, 8, dtype=torch.float64)
     w = plain.mapping(generator.state_dict(), z)
