@@ -469,8 +469,8 @@ MUTATIONS = [
     Mutation(
         "conv: a changed weight is packed anew",
         LAYERS,
-        'derived(module, "prepacked", (module.weight, *how), pack)',
-        'derived(module, "prepacked", how, pack)',
+        'derived(module, "prepacked", (module.weight, *how), lambda',
+        'derived(module, "prepacked", how, lambda',
         "tests/layers/test_conv.py",
     ),
     Mutation(
@@ -483,8 +483,8 @@ MUTATIONS = [
     Mutation(
         "attention: gate",
         LAYERS,
-        "gate = torch.sigmoid(self.gate(pooled))",
-        "gate = self.gate(pooled)",
+        "return torch.sigmoid(self(torch.cat(",
+        "return torch.tanh(self(torch.cat(",
         "tests/layers/test_attention.py",
     ),
     Mutation(
@@ -1334,8 +1334,8 @@ MUTATIONS = [
     Mutation(
         "training: period of a phase",
         "models/training/task.py",
-        "return step % self.every == 0",
-        "return (step + 1) % self.every == 0",
+        "(step - self.start) % self.every == 0",
+        "(step + 1 - self.start) % self.every == 0",
         "tests/models/training/test_sets.py -k every_period",
     ),
     Mutation(
@@ -1425,9 +1425,16 @@ MUTATIONS = [
     Mutation(
         "modulation: demodulation without the style",
         "mixsyn_fast/layers/modulated.py",
-        "F.linear(style.square(), squares)",
-        "F.linear(torch.ones_like(style), squares)",
+        "F.linear(wide.square(), squares",
+        "F.linear(torch.ones_like(wide), squares",
         "tests/models/stylegan2/test_networks.py",
+    ),
+    Mutation(
+        "modulation: strides of the published form's weights",
+        "mixsyn_fast/layers/modulated.py",
+        "own.flatten(0, 1).contiguous()",
+        "own.flatten(0, 1)",
+        "tests/models/stylegan2/test_networks.py -k all_gradients",
     ),
     Mutation(
         "modulation: the style on the output side",
