@@ -169,6 +169,23 @@ class Alignment(nn.Module):
         self.pyramid = LabelPyramid(config.label_nc, config.condition)
         self.compress = nn.ModuleList(nn.Linear(count, config.features, bias=False) for count in config.trunk_channels)
         self.aligners = nn.ModuleList(cast(nn.Module, make_aligner(config, scale)) for scale in range(SCALES))
+        if self.trunk is not None:
+            self._keep_variances()
+
+    @torch.no_grad()
+    def _keep_variances(self) -> None:
+        """Draw the weights so that features keep their variance from the image to the logits of Eq. 4 and 7.
+
+        With torch's own initialisation those of an own trunk shrink thirtyfold over the scales, and the attention begins as
+        (and hardly leaves) global average pooling. VGG's features need none of it.
+        """
+        assert self.trunk is not None
+        for conv in (*self.trunk.convs, *self.pyramid.convs):
+            nn.init.kaiming_normal_(cast(Tensor, conv.weight), a=SLOPE)
+        linear = [cast(Tensor, each.weight) for each in self.compress]
+        linear += [each for aligner in self.aligners for each in aligner.parameters(recurse=False)]  # phi, psi
+        for weight in linear:
+            nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
 
     def aligner(self, scale: int) -> Aligner:
         """Return what aligns at a scale."""

@@ -57,7 +57,7 @@ class Config(JudgedConfig):
     discriminator_lr: float = 2e-4  # learning rate of the discriminator
     betas: tuple[float, float] = (0.9, 0.999)  # Adam's decay rates, of all
     init_gain: float = 0.02  # gain of the Xavier-normal initialisation of synthesis and discriminator; 0: PyTorch's own. The
-    # alignment always has that: so small a gain, scale after scale, would leave its attention uniform
+    # alignment never takes it: so small a gain, scale after scale, would leave its attention uniform
     vgg_kind: Literal["auto", "vgg16", "vgg19"] = "auto"  # the VGG that gives the exemplar's features: another one gives
     # others; auto: what vgg_weights holds, as the run's config.json then says
     pretrain_steps: int = 33_000  # steps of pretraining the alignment; a third each of the loop's 100,000 steps, as the

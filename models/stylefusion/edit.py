@@ -90,7 +90,10 @@ def direction_of(fusion: StyleFusion, given: str) -> Tensor:
     """Return a direction, (S) or (w_dim); ValueError or FileNotFoundError name the option."""
     seeds = re.fullmatch(r"(\d+),(\d+)", given)
     if seeds:
-        return fusion.direction(int(seeds[1]), int(seeds[2]))
+        try:
+            return fusion.direction(int(seeds[1]), int(seeds[2]))
+        except ValueError as error:
+            raise ValueError(f"direction: {error}") from error
     if not Path(given).suffix:
         raise ValueError(f"direction: expected A,B (two seeds) or a file with one tensor, got {given!r}")
     try:

@@ -52,11 +52,14 @@ def main(options: Options) -> int:
     """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
     check_outputs({"sheet": options.sheet, "json": options.json})
     fusion = open_model(StyleFusion, options.model, options.device)
+    known = with_clusters(fusion)
     for name in options.region:
         check_node(fusion, name, "region")
+        if known and name not in known:
+            raise ValueError(f"region: expected nodes with clusters, {', '.join(known)}, got {name!r}")
     base = None if options.base is None else source(fusion, options.base, "base")
     found: dict[str, Heat] = {}
-    for name in options.region or (with_clusters(fusion) or fusion.nodes)[1:]:
+    for name in options.region or (known or fusion.nodes)[1:]:
         with progress(f"changing {name}"):
             found[name] = fusion.heatmap(name, options.count, base, seed=options.seed, batch=options.batch)
     table: dict[str, dict[str, Any]] = {}

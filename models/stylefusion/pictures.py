@@ -52,7 +52,10 @@ def load_codes(fusion: StyleFusion, path: str | os.PathLike[str], option: str) -
 def source(fusion: StyleFusion, word: str, option: str) -> dict[str, Tensor]:
     """Return the codes of all nodes that a word of an option stands for: a seed, or a file of codes."""
     if word.isdigit():
-        return fusion.codes(int(word))
+        try:
+            return fusion.codes(int(word))
+        except ValueError as error:
+            raise ValueError(f"{option}: {error}") from error
     if not Path(word).suffix:
         raise ValueError(f"{option}: expected a seed or a file of codes, got {word!r}")
     return load_codes(fusion, word, option)

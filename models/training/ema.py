@@ -52,15 +52,21 @@ class EMA:
         return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take the live networks in, after the optimisers' step number `step` (from 0 on)."""
-        weight = 1.0 - self.decay_at(step)
+    def update(self, step: int, begins: Mapping[str, int] | None = None) -> None:
+        """Take the live networks in, after the optimisers' step number `step` (from 0 on).
+
+        Args:
+            step: the step.
+            begins: network -> the step in which it moves for the first time, 0 where it is missing. Its warm-up begins there:
+                else a network of a later stage is averaged with its random start for thousands of steps.
+        """
         for name, live in self._live.items():
             average = self.networks[name]
+            own = step - (begins or {}).get(name, 0)
             # looked up each time: parameters are replaced by load_state_dict(assign=True), buffers by layers that rebind
             old, new = list(average.parameters()), [p.detach() for p in live.parameters()]
-            if old:
-                torch._foreach_lerp_(old, new, weight)
+            if old and own >= 0:
+                torch._foreach_lerp_(old, new, 1.0 - self.decay_at(own))
             old, new = list(average.buffers()), list(live.buffers())
             if old:
                 torch._foreach_copy_(old, new)

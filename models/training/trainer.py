@@ -88,6 +88,10 @@ class Trainer:
         self.parameters = {
             name: [p for network in phase.networks for p in self.movable[network]] for name, phase in task.phases.items()
         }
+        self._begins = {
+            name: min((phase.start for phase in task.phases.values() if name in phase.networks), default=0)
+            for name in task.averaged
+        }
         owners = {name: phase for name, phase in task.phases.items() if not phase.shares}
         self.optimizers = {name: make_optimizer(phase, self.parameters[name]) for name, phase in owners.items()}
         # one scale per phase: the gradients of generator and discriminator differ by orders of magnitude
@@ -190,7 +194,7 @@ class Trainer:
         for name in self.ran:
             scalars |= {f"{name}/{key}": loss for key, loss in self.run_phase(name, batches).items()}
         if self.ema:
-            self.ema.update(self.step)
+            self.ema.update(self.step, self._begins)
             self.ema.settle(self._ended())
         self.step += 1
         self.waited, self.skipped = waited, [name for batch in batches for name in batch.skipped]

@@ -44,6 +44,23 @@ def test_the_recursion(warmup: bool) -> None:
         assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
 
 
+def test_a_network_of_a_later_stage_warms_up_when_it_begins_to_move() -> None:
+    live = {"early": nn.Linear(2, 2), "late": nn.Linear(2, 2)}
+    average = EMA(live, 0.999)
+    start = {name: network.weight.detach().clone() for name, network in live.items()}
+    with torch.no_grad():
+        for network in live.values():
+            network.weight += 1
+    average.update(999, {"late": 1000})
+    assert torch.equal(average.networks["late"].weight, start["late"])  # type: ignore[arg-type]
+    average.update(1000, {"late": 1000})
+    moved = average.networks["late"].weight - start["late"]  # type: ignore[operator]
+    torch.testing.assert_close(moved, torch.full((2, 2), 0.9))  # d_0 = 0.1: the start is nearly forgotten
+    torch.testing.assert_close(
+        average.networks["early"].weight - start["early"], torch.full((2, 2), 0.016), rtol=0.2, atol=0
+    )
+
+
 def test_decay_while_warming_up() -> None:
     ema = EMA({}, 0.999)
     assert [ema.decay_at(t) for t in (0, 8, 10**6)] == [0.1, 0.5, 0.999]
