@@ -57,8 +57,8 @@ class EMA:
 
         Args:
             step: the step.
-            begins: network -> the step in which it moves for the first time, 0 where it is missing. Its warm-up begins there:
-                else a network of a later stage is averaged with its random start for thousands of steps.
+            begins: network -> the step in which it moves for the first time, 0 where it is missing. Its warm-up begins
+                there: else a network of a later stage is averaged with its random start for thousands of steps.
         """
         for name, live in self._live.items():
             average = self.networks[name]
