@@ -166,9 +166,14 @@ def fitted(config: C, classes: Sequence[str], size: Size, edges: bool) -> C:
 
 @torch.no_grad()
 def initialise(network: nn.Module, gain: float) -> None:
-    """Draw the weights of all convolutions and linear layers Xavier-normal with a gain, zero their biases, as published."""
+    """Draw the weights of all convolutions and linear layers Xavier-normal with a gain, zero their biases, as published.
+
+    What lies below a module with a true attribute `own_initialisation` stays as it is.
+    """
+    owners = (module for module in network.modules() if getattr(module, "own_initialisation", False))
+    kept = {each for owner in owners for each in owner.modules()}
     for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        if module not in kept and isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             weight = getattr(module, "weight_orig", None)
             if parametrize.is_parametrized(module, "weight"):  # torch's own spectral norm
                 weight = module.parametrizations.weight.original  # type: ignore[union-attr]

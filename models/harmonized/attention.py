@@ -28,6 +28,8 @@ class StyleAttention(nn.Module):
     A region that the target lacks has no code: it is attended to by none, and its own row stays as it is.
     """
 
+    own_initialisation = True  # a small gain would leave the attention uniform
+
     def __init__(self, config: AttentionConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or AttentionConfig()

@@ -65,6 +65,8 @@ class MultiScaleEncoder(nn.Module):
         self.projections = nn.ModuleList(
             nn.Linear(channels, style_length, bias=False) for channels in ((w, 2 * w, 4 * w, 8 * w) if multi_scale else ())
         )
+        # a small gain would make the lower levels' parts of a code a twentieth of the last one's
+        self.projections.own_initialisation = True
         self.level_weights = nn.Parameter(torch.zeros(LAYERS) if softmax else torch.full((LAYERS,), 1 / LAYERS))
         self.level_weights.requires_grad_(multi_scale)
 

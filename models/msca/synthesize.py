@@ -103,6 +103,6 @@ def sheet(msca: MSCA, target: Picture, exemplars: Sequence[Picture], made: Seque
                 image_cell(each.image, "image", lines),
             ]
         )
-    maps = [each.labels for each in (*shown, made[0])]
+    maps = [*(each.labels for each in shown), made[0].labels]
     rows[0].append(region_legend(maps, msca.classes, rows[0][0].shape[0]))
     return contact_sheet(rows)

@@ -259,6 +259,15 @@ def test_flow_maximises_the_likelihood_of_standardised_codes(task: HarmonizedTas
     assert torch.equal(flow.mean, kept[0]) and flow.seen == kept[1] == 3
 
 
+def test_a_small_gain_leaves_projections_and_attention_alone() -> None:
+    """Of torch's own initialisation: uniform with a variance of 1 / (3 inputs), whatever the gain of all else."""
+    made = HarmonizedTask(settings(init_gain=1e-3)).networks
+    encoder = made["generator"].Zencoder
+    for layer in (*encoder.projections, made["attention"].query, made["attention"].key, made["attention"].value):  # type: ignore[union-attr]
+        assert layer.weight.std() > 0.3 * layer.in_features**-0.5
+    assert encoder.convs[0].weight_orig.std() < 1e-3  # type: ignore[union-attr]
+
+
 def test_the_encoder_rests_in_later_stages(task: HarmonizedTask) -> None:
     """Neither weights nor spectral norms nor batch statistics move, and no gradient reaches it."""
     batch, before = faces(1, 2), weights(task)
