@@ -185,7 +185,7 @@ def verdict(
     """
     state = state_of(module, contract)
     variant = contract.variant(given, names)
-    key = original_class(module), options, state, variant
+    key = original_class(module), options, state, variant, _precision(module)
     if key not in _verdicts:
         x = given[names[0]]
         if not isinstance(x, Tensor) or x.dim() != 4 or 0 in x.shape:
@@ -205,12 +205,18 @@ def first_verdict(module: nn.Module, contract: Contract, options: Options) -> Ve
     if problem:
         return Verdict(problem)
     try:
-        key = original_class(module), options, state_of(module, contract), None
+        key = original_class(module), options, state_of(module, contract), None, _precision(module)
     except NotExact as reason:
         return Verdict(str(reason))
     if key not in _verdicts:
         _verdicts[key] = check(module, contract, options)
     return _verdicts[key]
+
+
+def _precision(module: nn.Module) -> tuple[torch.dtype, str]:
+    """Dtype and kind of device of a layer: what was found in float32 says nothing of float64, nor of another device."""
+    parameter = next(module.parameters())
+    return parameter.dtype, parameter.device.type
 
 
 # --- copies ---------------------------------------------------------------------------------------------------------------
