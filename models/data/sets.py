@@ -16,13 +16,20 @@ from mixsyn_fast.reading import read_text
 from .classes import FACADE_CLASSES, FACE_CLASSES, left_right_pairs
 from .drawn.facades import draw_facade
 from .drawn.faces import draw_face
+from .drawn.light import draw_lit_face
 from .files import PICTURES, partners, plain_name, say_left_over, walk
 from .layouts import SPLITS
 from .readers import LABEL_SETS as _STORED
 from .readers import READERS
 from .source import FileSource, LabelSet, Sample, Source
 
-_DRAWN = {"procedural_faces": (draw_face, FACE_CLASSES), "procedural_facades": (draw_facade, FACADE_CLASSES)}
+_DRAWN = {
+    "procedural_faces": (draw_face, FACE_CLASSES),
+    "procedural_lit_faces": (draw_lit_face, FACE_CLASSES),
+    "procedural_facades": (draw_facade, FACADE_CLASSES),
+}
+
+_KEPT_BYTES = 2**28  # a face of 128 x 128 takes 40 ms to draw, half a training step of a small model
 
 DRAWN_KINDS = tuple(_DRAWN)
 """The kinds drawn by code: they need no folder."""
@@ -37,8 +44,10 @@ LABEL_SETS = {**_STORED, **{kind: LabelSet(tuple(classes), (128, 128)) for kind,
 class ProceduralSource:
     """Faces (19 classes of CelebAMask-HQ) or facades (12 classes of CMP Facade) drawn by code: no files, endless in `seed`.
 
+    Pictures are kept as they are drawn, the first 256 MB of them.
+
     Args:
-        kind: "procedural_faces" or "procedural_facades".
+        kind: "procedural_faces", "procedural_lit_faces" (each under a light of its own) or "procedural_facades".
         count: number of pictures.
         seed: picture i is the drawing with seed `seed + i`: sets whose ranges of seeds do not overlap share no picture.
         size: (H, W) in pixels, at least 8 x 8; a drawing is sampled at its size, so draw at the size that you train at.
@@ -58,6 +67,7 @@ class ProceduralSource:
         self.name, self.count, self.seed = kind, count, seed
         self.classes = tuple(_DRAWN[kind][1])
         self.swaps = left_right_pairs(self.classes)
+        self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return self.count
@@ -70,8 +80,13 @@ class ProceduralSource:
         """Draw picture `index`. IndexError outside [0, count)."""
         if not 0 <= index < self.count:
             raise IndexError(f"index: expected 0 to {self.count - 1}, got {index}")
-        image, labels = _DRAWN[self.name][0](self.seed + index, self.default_size)
-        return Sample(image, labels.astype(np.int32), None, f"seed_{self.seed + index:08d}")
+        drawn = self._kept.get(index)
+        if drawn is None:
+            drawn = _DRAWN[self.name][0](self.seed + index, self.default_size)
+            if (len(self._kept) + 1) * (drawn[0].nbytes + drawn[1].nbytes) <= _KEPT_BYTES:
+                self._kept[index] = drawn
+        image, labels = drawn
+        return Sample(image.copy(), labels.astype(np.int32), None, f"seed_{self.seed + index:08d}")
 
 
 class JoinedSource:

@@ -18,6 +18,12 @@ class GeneratorConfig(sean.Config):
 
     multi_scale: bool = True  # codes from all layers of the encoder (Eq. 2); False: from its last one, as SEAN's
     softmax: bool = True  # the layers' weights go through a softmax (Eq. 1); False: the ablation "w/o softmax"
+    level_rate: float = 1.0  # learning rate of the layers' weights, in multiples of the others': short trainings need more
+
+    def __post_init__(self) -> None:
+        """Check every field once."""
+        if not 0 < self.level_rate < float("inf"):
+            raise ValueError(f"level_rate: expected a positive number, got {self.level_rate}")
 
 
 @dataclass(frozen=True)

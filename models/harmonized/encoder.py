@@ -37,6 +37,8 @@ class MultiScaleEncoder(nn.Module):
         width: channels of the first layer; the others have 2, 4 and 8 times as many, the last one the code's length.
         multi_scale: False: the last layer alone, as SEAN's encoder.
         softmax: False: the weights of the layers as they are, at first all the same (ablation).
+        level_rate: learning rate of these weights in multiples of the others' (they are stored divided by it, and Adam's
+            steps do not depend on a gradient's size).
         spectral: spectral norm on all convolutions (Sec. 4.2), for training.
     """
 
@@ -48,9 +50,11 @@ class MultiScaleEncoder(nn.Module):
         multi_scale: bool = True,
         softmax: bool = True,
         spectral: bool = False,
+        level_rate: float = 1.0,
     ) -> None:
         super().__init__()
         w = width
+        self.level_rate = level_rate
         self.softmax = softmax
         raised = nn.ConvTranspose2d(4 * w, 8 * w, 3, stride=2, padding=1, output_padding=1)
         self.convs = nn.ModuleList(
@@ -67,12 +71,13 @@ class MultiScaleEncoder(nn.Module):
         )
         # a small gain would make the lower levels' parts of a code a twentieth of the last one's
         self.projections.own_initialisation = True
-        self.level_weights = nn.Parameter(torch.zeros(LAYERS) if softmax else torch.full((LAYERS,), 1 / LAYERS))
+        self.level_weights = nn.Parameter(torch.zeros(LAYERS) if softmax else torch.full((LAYERS,), 1 / LAYERS / level_rate))
         self.level_weights.requires_grad_(multi_scale)
 
     def alphas(self) -> Tensor:
         """Return the share of every layer, (5,): Eq. 1."""
-        return torch.softmax(self.level_weights, 0) if self.softmax else self.level_weights
+        weights = self.level_weights * self.level_rate
+        return torch.softmax(weights, 0) if self.softmax else weights
 
     def maps(self, image: Tensor) -> list[Tensor]:
         """Return the maps of the layers: (B, C_i, h_i, w_i), h_i being H, H / 2, H / 4, H / 2, H / 2.

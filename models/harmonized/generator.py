@@ -31,6 +31,7 @@ class Generator(sean.SEANGenerator):
             multi_scale=config.multi_scale,
             softmax=config.softmax,
             spectral=config.spectral_norm,
+            level_rate=config.level_rate,
         )
 
     def present(self, regions: RegionMap | Tensor) -> Tensor:

@@ -744,6 +744,9 @@ def test_procedural_sources() -> None:
     assert not np.array_equal(samples[0].image, samples[1].image)
     shifted = open_source("", "procedural_faces", count=1, seed=8, size=(24, 32))
     assert np.array_equal(shifted.read(0).image, samples[1].image)
+    assert np.array_equal(faces.read(1).image, samples[1].image) and faces.read(1).image is not faces.read(1).image
+    lit = open_source(None, "procedural_lit_faces", count=3, seed=7, size=(24, 32)).read(1)
+    assert np.array_equal(lit.labels, samples[1].labels) and not np.array_equal(lit.image, samples[1].image)
     assert len(open_source(None, "procedural_facades").classes) == 12
     with pytest.raises(ValueError, match="count, seed: expected at least 1 and 0, got 0"):
         open_source(None, "procedural_faces", count=0)
@@ -751,7 +754,9 @@ def test_procedural_sources() -> None:
         open_source(None, "procedural_faces", size=4)
     with pytest.raises(ValueError, match="drawn by code and takes neither"):
         open_source("somewhere", "procedural_faces")
-    with pytest.raises(ValueError, match="kind: expected one of procedural_faces, procedural_facades without a folder"):
+    with pytest.raises(
+        ValueError, match="kind: expected one of procedural_faces, procedural_lit_faces, procedural_facades without a folder"
+    ):
         open_source(None)
     with pytest.raises(ValueError, match="root: ade20k needs a folder"):
         open_source(None, "ade20k")
