@@ -13,7 +13,7 @@ _GAMMA = 2.2
 def relight(image: Array, seed: int) -> Array:
     """Return a picture under another light, which all its regions share.
 
-    Intensities (to the power 2.2 of the stored values) are multiplied by a colour between candle and overcast sky, by 0.75 to
+    Intensities (the stored values to the power 2.2) are multiplied by a colour between candle and overcast sky, by 0.75 to
     1.25, and by a ramp across the picture: the darker side gets at least 0.4 of what the brighter one gets.
 
     Args:
