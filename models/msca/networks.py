@@ -26,6 +26,12 @@ from .aligners import Aligner, make_aligner
 from .config import SCALES, GeneratorConfig, sizes_of
 
 
+_PICTURE_DEVIATION = 0.5
+"""About that of pixels in [-1, 1]."""
+_LOGIT_GAINS = {"spatial_weight": 4.0, "channel_weight": 2.0}
+"""Of phi and psi: a map then covers about a tenth of the positions, and a position takes from about a quarter of the maps."""
+
+
 @dataclass(frozen=True)
 class Exemplar:
     """All that the networks take from B exemplars: computed once, used with any label map."""
@@ -170,22 +176,36 @@ class Alignment(nn.Module):
         self.compress = nn.ModuleList(nn.Linear(count, config.features, bias=False) for count in config.trunk_channels)
         self.aligners = nn.ModuleList(cast(nn.Module, make_aligner(config, scale)) for scale in range(SCALES))
         if self.trunk is not None:
-            self._keep_variances()
+            self._draw_weights()
 
     @torch.no_grad()
-    def _keep_variances(self) -> None:
-        """Draw the weights so that features keep their variance from the image to the logits of Eq. 4 and 7.
+    def _draw_weights(self) -> None:
+        """Draw the weights so that features have about unit variance at all scales, and attention maps begin distinct.
 
-        With torch's own initialisation those of an own trunk shrink thirtyfold over the scales, and the attention begins as
-        (and hardly leaves) global average pooling. VGG's features need none of it.
+        With torch's own initialisation, or one for inputs of unit variance, which neither pictures nor one-hot labels are,
+        the features shrink over the scales and the attention begins as global average pooling, which it hardly leaves.
+        VGG's features are large enough.
         """
         assert self.trunk is not None
-        for conv in (*self.trunk.convs, *self.pyramid.convs):
-            nn.init.kaiming_normal_(cast(Tensor, conv.weight), a=SLOPE)
-        linear = [cast(Tensor, each.weight) for each in self.compress]
-        linear += [each for aligner in self.aligners for each in aligner.parameters(recurse=False)]  # phi, psi
-        for weight in linear:
+        gain = nn.init.calculate_gain("leaky_relu", SLOPE)
+        for i, conv in enumerate(self.trunk.convs):
+            weight = cast(Tensor, conv.weight)
+            nn.init.kaiming_normal_(weight, a=SLOPE)
+            if i == 0:
+                weight.div_(_PICTURE_DEVIATION)
+        for conv in self.pyramid.convs:
+            weight = cast(Tensor, conv.weight)
+            passed = weight.shape[1] - self.config.label_nc
+            shares = 2 if passed else 1  # as much variance from the labels as from the coarser features
+            nn.init.normal_(weight[:, passed:], std=gain * shares**-0.5)
+            if passed:
+                nn.init.normal_(weight[:, :passed], std=gain * (shares * passed) ** -0.5)
+        for each in self.compress:
+            weight = cast(Tensor, each.weight)
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+        for aligner in self.aligners:
+            for name, weight in aligner.named_parameters(recurse=False):
+                nn.init.normal_(weight, std=_LOGIT_GAINS[name] * weight.shape[1] ** -0.5)
 
     def aligner(self, scale: int) -> Aligner:
         """Return what aligns at a scale."""

@@ -10,6 +10,7 @@ import published as pub
 import pytest
 import torch
 import torch.nn.functional as F
+from mixsyn_fast.models.data.drawn.drawing import draw_batch
 from mixsyn_fast.models.feature_networks import PERCEPTUAL_TAPS, FeatureNetwork
 from mixsyn_fast.models.msca.config import SCALES, VGG_CHANNELS, GeneratorConfig, sizes_of
 from mixsyn_fast.models.msca.features import image_features
@@ -192,6 +193,23 @@ def test_alignment(
                 assert ours is None or not ours.any()
             else:
                 assert ours is not None and relative_error(ours, theirs) < 1e-9
+
+
+def test_an_own_trunk_begins_with_distinct_maps() -> None:
+    """Attention that begins uniform is global average pooling, and hardly leaves it."""
+    torch.manual_seed(0)
+    image, labels = draw_batch("facade", 2, 64)
+    pictures = torch.from_numpy(image).permute(0, 3, 1, 2) / 127.5 - 1
+    regions = RegionMap(torch.from_numpy(labels), 12)
+    alignment = Alignment(GeneratorConfig(label_nc=12, trunk="own", trunk_width=16, features=32, condition=32))
+    with torch.no_grad():
+        maps = alignment.spatial_maps(image_features(alignment, None, pictures), regions)
+        layout = alignment.layout(regions, (64, 64))
+    for alpha, target in zip(maps, layout.targets, strict=True):
+        alpha = alpha.flatten(2)
+        assert 1 / alpha.square().sum(2).mean() < 0.4 * alpha.shape[2]  # positions that count
+        assert 1 / target.maps.square().sum(1).mean() < 0.5 * target.maps.shape[1]  # maps that count at a position
+        assert 0.3 < target.condition.std() < 3
 
 
 def test_labels_go_to_their_own_label() -> None:
