@@ -25,11 +25,10 @@ from ..blocks import SLOPE, ResidualBlock, make_conv
 from .aligners import Aligner, make_aligner
 from .config import SCALES, GeneratorConfig, sizes_of
 
-
 _PICTURE_DEVIATION = 0.5
 """About that of pixels in [-1, 1]."""
 _LOGIT_GAINS = {"spatial_weight": 4.0, "channel_weight": 2.0}
-"""Of phi and psi: a map then covers about a tenth of the positions, and a position takes from about a quarter of the maps."""
+"""Of phi and psi: a map then covers about a tenth of the positions, and a quarter of the maps count at a position."""
 
 
 @dataclass(frozen=True)

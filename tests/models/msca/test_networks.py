@@ -33,11 +33,7 @@ def config(**fields: Any) -> GeneratorConfig:
 
 def alignment(**fields: Any) -> Alignment:
     torch.manual_seed(5)
-    made = Alignment(config(**fields)).double()
-    with torch.no_grad():  # attention that is far from uniform
-        for name, parameter in made.named_parameters():
-            parameter.mul_(4 if name.endswith(("spatial_weight", "channel_weight")) else 2)
-    return made
+    return Alignment(config(**fields)).double()
 
 
 def labels(size: tuple[int, int], batch: int = 2, seed: int = 1) -> Tensor:
