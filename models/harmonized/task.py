@@ -3,7 +3,8 @@ r"""Training of harmonized regional style transfer, in three stages (Sec. 3.4, 3
     1, "generator", "discriminator":       L = hinge + 10 feature matching + 10 perceptual, reference = source: the decoder
                                            makes the picture of attention(codes, codes), its own codes
     2, "mapping", "mapping_discriminator": Eq. 6 in its non-saturating form, on the codes of a group's regions
-    3, "flow":                             - log p of a group's codes (Eq. 7), in nats per number of a code
+    3, "flow":                             - log p of a group's codes (Eq. 7), in nats per number of a code, of codes with a
+                                           little noise (flow.noise); validation asks it of the codes themselves
 
 Stages 2 and 3 rest on the codes of the encoder, which stays as stage 1 left it (its average, where the loop keeps one).
 """
@@ -388,7 +389,8 @@ class HarmonizedTask(reconstruction.ReconstructionTask):
                 if step < self.flow_start + self.config.flow_statistics:
                     flow.observe(codes, distributed.sum_over_ranks)
                 if len(codes):
-                    losses[name] = -flow.log_likelihood(codes, self.config.flow_solver).mean() / flow.size
+                    found = flow.log_likelihood(flow.noisy(codes), self.config.flow_solver)
+                    losses[name] = -found.mean() / flow.size
                 else:
                     losses[name] = 0 * torch.stack([p.sum() for p in flow.parameters()]).sum()
         return losses

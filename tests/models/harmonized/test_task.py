@@ -244,6 +244,7 @@ def test_a_batch_without_the_group_teaches_nothing(task: HarmonizedTask) -> None
 
 
 def test_flow_maximises_the_likelihood_of_standardised_codes(task: HarmonizedTask) -> None:
+    """With noise in training, without where it is judged."""
     batch, flow = faces(1, 2, 3), task.networks["flow_hair"]
     assert isinstance(flow, StyleFlow)
     task.networks["generator"].eval()
@@ -253,10 +254,17 @@ def test_flow_maximises_the_likelihood_of_standardised_codes(task: HarmonizedTas
     loss = task.losses("flow", batch, 4)["hair"]
     assert torch.allclose(flow.mean, codes.mean(0), atol=1e-6) and torch.allclose(flow.deviation, codes.std(0), atol=1e-6)
     torch.manual_seed(3)
-    assert torch.allclose(loss, -flow.log_likelihood(codes, "fixed").mean() / 6)
+    assert torch.allclose(loss, -flow.log_likelihood(flow.noisy(codes), "fixed").mean() / 6)
     kept = flow.mean.clone(), flow.seen.clone()
     task.losses("flow", faces(2, 3), 5)  # after flow_statistics steps they stay
     assert torch.equal(flow.mean, kept[0]) and flow.seen == kept[1] == 3
+    judged = HarmonizedTask(settings(mapping_steps=0, reconstruction_steps=0, groups=("hair=hair",)), training=False)
+    with torch.no_grad():
+        torch.manual_seed(3)
+        nats = judged.validate(batch, task.networks)["nats_hair"]
+        torch.manual_seed(3)
+        judged.generate(batch, task.networks)  # SEAN's noise
+        assert torch.allclose(nats, -flow.log_likelihood(codes, "fixed") / 6)
 
 
 def test_a_small_gain_leaves_projections_and_attention_alone() -> None:
