@@ -18,6 +18,7 @@ from mixsyn_fast.models.discriminators import DiscriminatorConfig
 from mixsyn_fast.models.harmonized.attention import composed_codes
 from mixsyn_fast.models.harmonized.config import FlowConfig, GeneratorConfig, MappingConfig
 from mixsyn_fast.models.harmonized.flow import StyleFlow
+from mixsyn_fast.models.harmonized.generator import Generator
 from mixsyn_fast.models.harmonized.task import TRAINABLES, Config, HarmonizedTask, fitted
 from mixsyn_fast.models.losses import kld_loss
 from mixsyn_fast.models.settings import to_dict
@@ -227,6 +228,37 @@ def test_mapping_is_equation_6_on_the_codes_of_pictures_that_have_the_group(task
         fake = judge(made).sigmoid()
         assert torch.allclose(judged[group], -(real.log().mean() + (1 - fake).log().mean()), rtol=1e-5), group
         assert torch.allclose(fooled[group], -fake.log().mean(), rtol=1e-5), group
+
+
+def test_codes_of_stages_2_and_3_are_encoded_once(task: HarmonizedTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known by content: another flip, other labels or other weights are encoded anew; the rest is the same to the bit."""
+    ran: list[int] = []
+    generator = task.networks["generator"]
+    assert isinstance(generator, Generator)
+    encode = generator.encode
+    monkeypatch.setattr(generator, "encode", lambda image, regions: ran.append(len(image)) or encode(image, regions))
+    task.fixed(faces(0, 1))
+    task.fixed(faces(0, 1))
+    assert ran == [2, 2]  # in training mode nothing rests
+    for name in FIRST:
+        task.networks[name].eval()
+    ran.clear()
+    first, again = task.fixed(faces(0, 1)), task.fixed(faces(2, 1, 0))
+    assert ran == [1, 1, 1]  # each by itself, whatever else is in its batch
+    assert torch.equal(again.codes[[2, 1]], first.codes) and torch.equal(again.present[[2, 1]], first.present)
+    assert torch.allclose(first.codes, encode(faces(0, 1).image, faces(0, 1).regions), atol=1e-6)
+    batch = faces(0)
+    flipped = RegionMap(batch.regions.labels_at().flip(-1), 4, ignore_index=-1)
+    task.fixed(replace(batch, image=batch.image.flip(-1), regions=flipped))
+    other = task.fixed(replace(batch, regions=flipped)).codes[0]
+    assert ran == [1] * 5 and not torch.equal(other, first.codes[0])
+    with torch.no_grad():
+        generator.Zencoder.level_weights.add_(torch.arange(5.0))
+    assert not torch.equal(task.fixed(faces(0, 1)).codes, first.codes) and ran == [1] * 7
+    monkeypatch.setattr("mixsyn_fast.models.harmonized.task._KEPT", 0)  # nothing more is kept
+    with use_plan("dense"):
+        task.fixed(faces(0)), task.fixed(faces(0))
+    assert ran == [1] * 9
 
 
 def test_a_batch_without_the_group_teaches_nothing(task: HarmonizedTask) -> None:
