@@ -59,10 +59,15 @@ class FlowConfig:
     time: float = 0.5  # l_1 - l_0 of Eq. 7
     tolerance: float = 1e-5  # absolute and relative error of the adaptive solver
     steps: int = 8  # of the fixed-step solver (Runge-Kutta of order four), for sliders
+    noise: float = 0.05
+    """deviation of the Gaussian noise that training, and it alone, adds to standardised codes; 0: none. Without it the
+    likelihood of codes that take few values, or come again exactly, has no bound"""
 
     def __post_init__(self) -> None:
         """Check every field once."""
         at_least(self, width=1, layers=1, steps=1)
+        if not 0 <= self.noise < float("inf"):
+            raise ValueError(f"noise: expected a number, 0 or more, got {self.noise}")
         for name in ("time", "tolerance"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")

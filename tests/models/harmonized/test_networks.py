@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -394,6 +395,34 @@ def test_likelihood_teaches_every_weight(flow: StyleFlow) -> None:
     codes = torch.randn(4, D, dtype=torch.float64) + 3
     flow.log_likelihood(codes, "fixed").sum().backward()
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in flow.parameters())
+
+
+def test_noise_bounds_the_likelihood_of_codes_that_come_again() -> None:
+    """One code alone, f = a x: without noise a steeper f is ever likelier, with it best at 1 / noise = exp(a l)."""
+    flow, codes = Affine(), torch.full((3000, D), 7.0, dtype=torch.float64)
+    flow.standardise(codes)
+    found: dict[float, list[float]] = {}
+    for noise in (0.0, 0.05):
+        flow.config = replace(flow.config, noise=noise)
+        for stretch in (5.0, 20.0, 80.0):
+            flow.matrix = torch.eye(D, dtype=torch.float64) * math.log(stretch) / flow.config.time
+            flow.bias = torch.zeros(D, dtype=torch.float64)
+            likelihood = flow.log_likelihood(flow.noisy(codes), "fixed", exact=True).detach()
+            found.setdefault(noise, []).append(float(likelihood.mean()))
+            expected = D * (math.log(stretch) - 0.5 * math.log(2 * math.pi) - 0.5 * (noise * stretch) ** 2)
+            assert float(likelihood.mean()) == pytest.approx(expected, rel=0.05), (noise, stretch)
+    assert found[0.0] == sorted(found[0.0]) and max(found[0.05]) == found[0.05][1]
+
+
+def test_noise_is_of_standardised_codes() -> None:
+    codes = torch.randn(6000, D) * torch.tensor([4.0, 0.1, 0.0]) + 2
+    flow = StyleFlow(D, FlowConfig(noise=0.05))
+    flow.standardise(codes)
+    off = flow.noisy(codes) - codes
+    assert torch.allclose(off.std(0), 0.05 * torch.tensor([4.0, 0.1, 1.0]), rtol=0.05)  # one that never changes: scale 1
+    assert torch.equal(StyleFlow(D, FlowConfig(noise=0.0)).noisy(codes), codes)
+    with pytest.raises(ValueError, match="noise: expected a number, 0 or more, got -1"):
+        FlowConfig(noise=-1)
 
 
 def test_standardised_in_parts_as_at_once() -> None:

@@ -18,6 +18,7 @@ from mixsyn_fast.models.discriminators import DiscriminatorConfig
 from mixsyn_fast.models.harmonized.attention import composed_codes
 from mixsyn_fast.models.harmonized.config import FlowConfig, GeneratorConfig, MappingConfig
 from mixsyn_fast.models.harmonized.flow import StyleFlow
+from mixsyn_fast.models.harmonized.generator import Generator
 from mixsyn_fast.models.harmonized.task import TRAINABLES, Config, HarmonizedTask, fitted
 from mixsyn_fast.models.losses import kld_loss
 from mixsyn_fast.models.settings import to_dict
@@ -229,6 +230,37 @@ def test_mapping_is_equation_6_on_the_codes_of_pictures_that_have_the_group(task
         assert torch.allclose(fooled[group], -fake.log().mean(), rtol=1e-5), group
 
 
+def test_codes_of_stages_2_and_3_are_encoded_once(task: HarmonizedTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known by content: another flip, other labels or other weights are encoded anew; the rest is the same to the bit."""
+    ran: list[int] = []
+    generator = task.networks["generator"]
+    assert isinstance(generator, Generator)
+    encode = generator.encode
+    monkeypatch.setattr(generator, "encode", lambda image, regions: ran.append(len(image)) or encode(image, regions))
+    task.fixed(faces(0, 1))
+    task.fixed(faces(0, 1))
+    assert ran == [2, 2]  # in training mode nothing rests
+    for name in FIRST:
+        task.networks[name].eval()
+    ran.clear()
+    first, again = task.fixed(faces(0, 1)), task.fixed(faces(2, 1, 0))
+    assert ran == [1, 1, 1]  # each by itself, whatever else is in its batch
+    assert torch.equal(again.codes[[2, 1]], first.codes) and torch.equal(again.present[[2, 1]], first.present)
+    assert torch.allclose(first.codes, encode(faces(0, 1).image, faces(0, 1).regions), atol=1e-6)
+    batch = faces(0)
+    flipped = RegionMap(batch.regions.labels_at().flip(-1), 4, ignore_index=-1)
+    task.fixed(replace(batch, image=batch.image.flip(-1), regions=flipped))
+    other = task.fixed(replace(batch, regions=flipped)).codes[0]
+    assert ran == [1] * 5 and not torch.equal(other, first.codes[0])
+    with torch.no_grad():
+        generator.Zencoder.level_weights.add_(torch.arange(5.0))
+    assert not torch.equal(task.fixed(faces(0, 1)).codes, first.codes) and ran == [1] * 7
+    monkeypatch.setattr("mixsyn_fast.models.harmonized.task._KEPT", 0)  # nothing more is kept
+    with use_plan("dense"):
+        task.fixed(faces(0)), task.fixed(faces(0))
+    assert ran == [1] * 9
+
+
 def test_a_batch_without_the_group_teaches_nothing(task: HarmonizedTask) -> None:
     """No picture has hair: loss and gradient of its discriminator and of its flow are zero, those of skin are not."""
     batch = faces(0, 0)
@@ -244,6 +276,7 @@ def test_a_batch_without_the_group_teaches_nothing(task: HarmonizedTask) -> None
 
 
 def test_flow_maximises_the_likelihood_of_standardised_codes(task: HarmonizedTask) -> None:
+    """With noise in training, without where it is judged."""
     batch, flow = faces(1, 2, 3), task.networks["flow_hair"]
     assert isinstance(flow, StyleFlow)
     task.networks["generator"].eval()
@@ -253,10 +286,17 @@ def test_flow_maximises_the_likelihood_of_standardised_codes(task: HarmonizedTas
     loss = task.losses("flow", batch, 4)["hair"]
     assert torch.allclose(flow.mean, codes.mean(0), atol=1e-6) and torch.allclose(flow.deviation, codes.std(0), atol=1e-6)
     torch.manual_seed(3)
-    assert torch.allclose(loss, -flow.log_likelihood(codes, "fixed").mean() / 6)
+    assert torch.allclose(loss, -flow.log_likelihood(flow.noisy(codes), "fixed").mean() / 6)
     kept = flow.mean.clone(), flow.seen.clone()
     task.losses("flow", faces(2, 3), 5)  # after flow_statistics steps they stay
     assert torch.equal(flow.mean, kept[0]) and flow.seen == kept[1] == 3
+    judged = HarmonizedTask(settings(mapping_steps=0, reconstruction_steps=0, groups=("hair=hair",)), training=False)
+    with torch.no_grad():
+        torch.manual_seed(3)
+        nats = judged.validate(batch, task.networks)["nats_hair"]
+        torch.manual_seed(3)
+        judged.generate(batch, task.networks)  # SEAN's noise
+        assert torch.allclose(nats, -flow.log_likelihood(codes, "fixed") / 6)
 
 
 def test_a_small_gain_leaves_projections_and_attention_alone() -> None:
