@@ -383,8 +383,8 @@ class StyleFusion:
     ) -> dict[str, Heat]:
         """Return :meth:`heatmap` of several regions from the same codes, with nothing made twice.
 
-        FusionNets run on the way from a region to the root alone, and the images of a `swap`, which knows no region, are made
-        once for all of them.
+        FusionNets run on the way from a region to the root alone, and the images of a `swap`, which knows no region, are
+        made once for all of them.
 
         Args:
             regions: different nodes.
