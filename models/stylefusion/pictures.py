@@ -64,7 +64,7 @@ def source(fusion: StyleFusion, word: str, option: str) -> dict[str, Tensor]:
 
 
 def words_of(given: Sequence[str], option: str) -> list[str]:
-    """Return seeds and files of codes, a folder's files in its place; FileNotFoundError names option and folder: it has none."""
+    """Return seeds and files of codes, a folder's files in its place; FileNotFoundError, naming the option: it has none."""
     found: list[str] = []
     for word in given:
         if word.isdigit() or not Path(word).is_dir():

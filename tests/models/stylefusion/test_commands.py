@@ -257,7 +257,6 @@ def test_simpler_ways(fusion: StyleFusion) -> None:
         ("edit --region left --direction x --out x.png", "--direction: expected A,B (two seeds) or a file"),
         ("heatmap --region nose", "--region: unknown node 'nose'"),
         ("invert --image none.png --network none", "image: none.png: no such file (expected a photo, or a folder of them)"),
-        ("invert --image none.png --image pictures --network none", "image: none.png: no such file"),
         ("invert --network none --squared 0", "--squared: expected a weight above 0 with --network none, got 0"),
     ],
 )
