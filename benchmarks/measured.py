@@ -586,8 +586,8 @@ trained ones.
 [[stylegan2]]
 
 A training step of each stage of StyleFusion's root node (drawn faces, 64 x 64, hidden width 256, batch 8: as the shipped
-weights were trained), losses, gradients and optimiser, against the same under `use_plan("dense")` and the reference; below it
-its parts. The frozen generator is most of a step, so there is no goal for the whole.
+weights were trained), losses, gradients and optimiser, against the same under `use_plan("dense")` and the reference; below
+it its parts. The frozen generator is most of a step, so there is no goal for the whole.
 
 [[stylefusion]]
 
