@@ -22,7 +22,8 @@ from .timing import machine_line
 
 ROOT = Path(__file__).resolve().parents[1]
 _HALF = (
-    "--seconds 0.5 --repeat 9 --modes forward,backward --cases 'attention_pair/k16/n128|roi_pool/.*k151/4x64|"
+    "--seconds 0.5 --repeat 9 --modes forward,backward --cases "
+    "'bias_act/1x(128|256)x.*channels_last|attention_pair/k16/n128|roi_pool/.*k151/4x64|"
     "roi_pool/mean/k19/1x512|latent_blend|region_norm/table/batch/1x(128|256|512|1024x16)|label_patterns/face/1x256'"
 )
 _AS_ONE_MACHINE = (
@@ -82,7 +83,7 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
     "ops_cpu_float16.json": (1.5, f"run_ops --no-compile --dtype float16 {_HALF}"),
     "ops_cpu_pooling.json": (1, "run_ops --no-compile --modes forward,backward --seconds 0.8 --repeat 9 --cases roi_pool"),
     "plot_ops_cpu.json": (2, "plot_ops"),
-    "stylefusion_cpu.json": (3, "run_stylefusion --repeat 9"),
+    "stylefusion_cpu.json": (6, "run_stylefusion --repeat 9", "run_stylefusion step --repeat 9"),
     "stylefusion_quality.json": (
         4,
         "run_stylefusion_quality --count 500 facades=models/stylefusion/weights/facades.safetensors "

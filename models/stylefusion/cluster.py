@@ -73,9 +73,15 @@ def main(options: Options) -> int:
     if not options.segments and (most >= options.clusters or any(isinstance(key, str) for key in names)):
         raise ValueError(f"name: expected clusters 0 to {options.clusters - 1}, got {', '.join(options.name)}")
     device = device_of(options.device)
-    generator = load_generator(options.generator, device) if options.generator else StyleFusion.shipped(device).generator
+    given: Segments | None = None
     if options.segments:
-        found = Segments.load(options.segments)
+        try:
+            given = Segments.load(options.segments)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"segments: {error}") from error
+    generator = load_generator(options.generator, device) if options.generator else StyleFusion.shipped(device).generator
+    if given is not None:
+        found = given
         found.check(generator)
     else:
         with progress("clustering"):

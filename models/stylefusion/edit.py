@@ -3,6 +3,7 @@
     mixsyn-fast stylefusion edit --sheet sheet.png                       the shipped model, from seed 1 towards seed 2
     mixsyn-fast stylefusion edit --image 3 --direction smile.safetensors --region mouth --strength 1.5 --out new.png
 
+--image is a seed, a file of codes, or a folder of such files, all of which are edited alike.
 A direction is A,B (from the code of seed A to that of seed B) or a safetensors file with one tensor, (S) or (w_dim), as
 GANSpace, InterFaceGAN or StyleCLIP find it for the generator.
 """
@@ -19,11 +20,11 @@ from torch import Tensor
 from mixsyn_fast.progress import progress
 
 from ..checkpoints import read_state
-from ..pictures.options import ModelOptions, check_outputs, check_png, check_suffix, open_model, write_image, write_sheet
+from ..pictures.options import ModelOptions, check_png, open_model, write_image, write_sheet
 from ..settings import at_least
 from ..sheets import contact_sheet
 from .model import Codes, StyleFusion
-from .pictures import cell, check_node, save_codes, source
+from .pictures import cell, check_node, results_of, save_codes, source
 
 _STEPS = (-1.0, -0.5, 0.5, 1.0)  # of the strength, on the sheet
 
@@ -32,45 +33,48 @@ _STEPS = (-1.0, -0.5, 0.5, 1.0)  # of the strength, on the sheet
 class Options(ModelOptions):
     """Options of the command."""
 
-    image: str | None = None  # the image to edit: a seed, or a file of codes; none: that of --seed
+    image: str | None = None  # the image to edit: a seed, a file of codes, or a folder of such files; none: that of --seed
     direction: str = "1,2"  # A,B: from the code of seed A to that of seed B; or a file
     region: tuple[str, ...] = ()  # nodes whose codes move; none: each region in turn, on the sheet
     strength: float = 1.0  # factor of the direction
     seed: int = 0  # of the image, where none is named
-    out: Path = Path("edited.png")  # the edited image
-    codes_out: Path | None = None  # also write its codes (safetensors)
+    out: Path | None = None  # the edited image (PNG), for a folder of codes a folder; none: edited.png or edited
+    codes_out: Path | None = None  # also write its codes (safetensors), for a folder of codes a folder
     sheet: Path | None = None  # also write a contact sheet: strengths from - to +, by region and of the whole image (PNG)
 
     def __post_init__(self) -> None:
         """Check what nothing needs to be opened for."""
         super().__post_init__()
         at_least(self, seed=0)
-        check_png(self, "out", "sheet")
-        check_suffix(self, ".safetensors", "codes_out")
+        check_png(self, "sheet")
         if not self.region and (self.codes_out or not self.sheet):
             raise ValueError("region: expected nodes of the tree, or --sheet for a sheet of all of them; got none")
 
 
 def main(options: Options) -> int:
     """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
-    out = options.out if options.region else None
-    check_outputs({"out": out, "codes_out": options.codes_out, "sheet": options.sheet})
+    image = str(options.seed) if options.image is None else options.image
+    outs = (options.out, options.codes_out)
+    results = results_of(image, outs, "edited", {"sheet": options.sheet}, bool(options.region))
     fusion = open_model(StyleFusion, options.model, options.device)
-    codes, direction = source(fusion, options.image or str(options.seed), "image"), direction_of(fusion, options.direction)
+    given = [source(fusion, each.word, "image") for each in results]
+    direction = direction_of(fusion, options.direction)
     for name in options.region:
         check_node(fusion, name, "region")
-    made = fusion.edit(codes, direction, options.region, options.strength) if options.region else None
-    if made is not None:
-        write_image(made.image, options.out)
-        if options.codes_out:
-            save_codes(fusion, made.codes, options.codes_out)
+    rows = []
+    with progress("editing"):
+        for each, codes in zip(results, given, strict=True):
+            if each.out:
+                made = fusion.edit(codes, direction, options.region, options.strength)
+                write_image(made.image, each.out)
+                if each.codes_out:
+                    save_codes(fusion, made.codes, each.codes_out)
+            if options.sheet:
+                base = fusion.generate(codes=codes).image
+                for nodes in [list(options.region)] if options.region else [[name] for name in fusion.regions]:
+                    rows.append(_row(fusion, codes, direction, nodes, options.strength, base, ", ".join(nodes)))
+                rows.append(_row(fusion, codes, direction, [fusion.tree.root], options.strength, base, "whole image"))
     if options.sheet:
-        base = fusion.generate(codes=codes).image
-        rows = []
-        with progress("editing"):
-            for nodes in [list(options.region)] if options.region else [[name] for name in fusion.regions]:
-                rows.append(_row(fusion, codes, direction, nodes, options.strength, base, ", ".join(nodes)))
-            rows.append(_row(fusion, codes, direction, [fusion.tree.root], options.strength, base, "whole image"))
         write_sheet(contact_sheet(rows), options.sheet)
     return 0
 

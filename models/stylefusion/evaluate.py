@@ -54,7 +54,7 @@ class Options(ModelOptions):
 
     compare: tuple[str, ...] = repeated()  # NAME=FILE: another model of the same generator and tree, an ablation say
     region: tuple[str, ...] = ()  # nodes that are judged; none: all but the root
-    count: int = 500  # samples of each region
+    count: int | None = None  # samples of each region; none: 500, of the shipped model 200
     images: int = 64  # images over which channels are correlated with regions
     seed: int = 0  # of all codes
     batch: int = 8  # how many samples are made at a time
@@ -94,10 +94,12 @@ def channel_correlations(fusion: StyleFusion, images: int, seed: int, batch: int
 def swaps(correlations: Mapping[str, Tensor], node: str) -> dict[str, Swap]:
     """Return the simpler ways to give a node another code."""
     mainly = correlations[node] > 0.5
-    return {
-        CORRELATION: lambda own, other: torch.where(mainly, other, own),
-        BLEND: lambda own, other: torch.lerp(own, other, 0.5),
-    }
+    return {CORRELATION: lambda own, other: torch.where(mainly, other, own), BLEND: blended}
+
+
+def blended(own: Tensor, other: Tensor) -> Tensor:
+    """Return the codes half and half, which is the same for every node."""
+    return torch.lerp(own, other, 0.5)
 
 
 def figures(heat: Heat) -> np.ndarray:
@@ -142,14 +144,16 @@ def evaluate(
     """
     first = next(iter(models.values()))
     correlations = channel_correlations(first, images, seed + 1, batch)
+    drawn = {"count": count, "seed": seed, "batch": batch}
     heats: dict[str, dict[str, Heat]] = {}
-    for node in regions:
-        ways: dict[str, tuple[StyleFusion, Swap | None]] = {name: (model, None) for name, model in models.items()}
-        ways |= {name: (first, swap) for name, swap in swaps(correlations, node).items()}
-        for name, (model, swap) in ways.items():
-            with progress(f"{node}, {name}"):
-                found = model.heatmap(node, count, seed=seed, batch=batch, swap=swap)
-            heats.setdefault(name, {})[node] = found
+    for name, model in models.items():
+        with progress(name):
+            heats[name] = model.heatmaps(regions, **drawn)
+    with progress(CORRELATION):
+        ways = {node: swaps(correlations, node)[CORRELATION] for node in regions}
+        heats[CORRELATION] = {node: first.heatmap(node, **drawn, swap=swap) for node, swap in ways.items()}
+    with progress(BLEND):
+        heats[BLEND] = first.heatmaps(regions, **drawn, swap=blended)
     return heats
 
 
@@ -202,7 +206,8 @@ def main(options: Options) -> int:
         if name not in with_clusters(first):
             raise ValueError(f"region: expected nodes with clusters, {', '.join(with_clusters(first))}, got {name!r}")
     regions = options.region or tuple(name for name in with_clusters(first) if name != first.tree.root)
-    heats = evaluate(models, regions, options.count, options.images, options.seed, options.batch)
+    count = options.count or (500 if options.model else 200)  # the bare command is to take seconds
+    heats = evaluate(models, regions, count, options.images, options.seed, options.batch)
     found = report(heats, options.seed)
     found.settings = {
         "model": options.model or "shipped",

@@ -3,9 +3,10 @@
     mixsyn-fast stylefusion fuse --sheet sheet.png                     every region of an image in turn, the shipped model
     mixsyn-fast stylefusion fuse --image 3 --set hair=8 --set mouth=b.safetensors --out new.png --sheet sheet.png
 
---image and what stands behind = are seeds, or files of codes that `generate`, `fuse`, `pose`, `edit` and `invert` write. An
-inner node of the tree stands for its whole region. Without --set the sheet has a row for every region with --count other
-codes of it. The line below an image says how much of the change lies inside the region.
+--image and what stands behind = are seeds, or files of codes that `generate`, `fuse`, `pose`, `edit` and `invert` write;
+--image is a folder of such files as well, all of which are changed alike. An inner node of the tree stands for its whole
+region. Without --set the sheet has a row for every region with --count other codes of it. The line below an image says how
+much of the change lies inside the region.
 """
 
 from __future__ import annotations
@@ -14,27 +15,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from mixsyn_fast.progress import progress
 from mixsyn_fast.writing import write_json
 
-from ..pictures.options import ModelOptions, check_outputs, check_png, check_suffix, open_model, write_image, write_sheet
+from ..pictures.options import ModelOptions, check_png, open_model, write_image, write_sheet
 from ..settings import at_least, repeated
 from ..sheets import contact_sheet
 from .model import Made, StyleFusion
-from .pictures import cell, changes_of, mask_cell, region_key, save_codes, source
+from .pictures import cell, changes_of, mask_cell, region_key, results_of, save_codes, source
 
 
 @dataclass(frozen=True)
 class Options(ModelOptions):
     """Options of the command."""
 
-    image: str = "0"  # the image to change: a seed, or a file of codes
+    image: str = "0"  # the image to change: a seed, a file of codes, or a folder of such files
     set: tuple[str, ...] = repeated()  # NODE=SEED|FILE: new code of a region; once per region
     count: int = 5  # without --set: other codes of every region
     seed: int = 1  # without --set: of the first of these codes
-    out: Path | None = None  # the image with all changes (PNG); none: fused.png, where there are some
-    codes_out: Path | None = None  # also write its codes (safetensors)
+    out: Path | None = None
+    """the image with all changes (PNG), for a folder of codes a folder; none: fused.png or fused, where there are changes"""
+    codes_out: Path | None = None  # also write its codes (safetensors), for a folder of codes a folder
     sheet: Path | None = None  # also write a contact sheet (PNG)
     json: Path | None = None  # also write the shares (JSON)
 
@@ -42,8 +45,7 @@ class Options(ModelOptions):
         """Check what nothing needs to be opened for."""
         super().__post_init__()
         at_least(self, seed=0, count=1)
-        check_png(self, "out", "sheet")
-        check_suffix(self, ".safetensors", "codes_out")
+        check_png(self, "sheet")
         for name in ("out", "codes_out"):
             if not self.set and getattr(self, name):
                 raise ValueError(f"{name}: needs --set, got none")
@@ -53,51 +55,74 @@ class Options(ModelOptions):
 
 def main(options: Options) -> int:
     """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
-    out = options.out or Path("fused.png")
-    files = {"codes_out": options.codes_out, "sheet": options.sheet, "json": options.json}
-    check_outputs(files | {"out": out if options.set else None})
+    others = {"sheet": options.sheet, "json": options.json}
+    results = results_of(options.image, (options.out, options.codes_out), "fused", others, bool(options.set))
     fusion = open_model(StyleFusion, options.model, options.device)
-    codes = source(fusion, options.image, "image")
+    given = [source(fusion, each.word, "image") for each in results]
     changes = changes_of(fusion, options.set, "set")
-    base = fusion.generate(codes=codes)
     rows: list[list[np.ndarray]] = []
-    shares: dict[str, list[float]] = {}
-    first = [cell(fusion, base.image, f"image {options.image}")]
-    first += [each for each in (mask_cell(fusion, codes), region_key(fusion)) if each is not None]
-    rows.append(first)
+    shares: dict[str, list[float]] = {name: [] for name in changes or fusion.nodes[1:]}
+    made: list[Made] = []
     with progress("fusing"):
-        if changes:
-            made = fusion.fuse(codes, changes)
-            for name, given in changes.items():
-                one = fusion.fuse(codes, {name: given})
-                found = share(fusion, base, one, name)
-                shares[name] = [] if found is None else [found]
-                there = cell(fusion, fusion.generate(codes=given).image, f"source of {name}")
-                rows.append([there, cell(fusion, one.image, line(name, found))])
-            rows.append([cell(fusion, base.image, "before"), cell(fusion, made.image, "all changes")])
-        else:
-            for name in fusion.nodes[1:]:
-                row = [cell(fusion, base.image, f"{name}:")]
-                shares[name] = []
-                for i in range(options.count):
-                    one = fusion.fuse(codes, {name: options.seed + i})
-                    found = share(fusion, base, one, name)
-                    shares[name] += [] if found is None else [found]
-                    row.append(cell(fusion, one.image, line(f"seed {options.seed + i}", found)))
-                rows.append(row)
-    if changes:
-        write_image(made.image, out)
-        if options.codes_out:
-            save_codes(fusion, made.codes, options.codes_out)
+        for each, codes in zip(results, given, strict=True):
+            base = fusion.generate(codes=codes)
+            first = [cell(fusion, base.image, f"image {Path(each.word).name}")]
+            first += [part for part in (mask_cell(fusion, codes), region_key(fusion)) if part is not None]
+            rows.append(first)
+            if changes:
+                made.append(fusion.fuse(codes, changes))
+                rows += _changed(fusion, base, changes, made[-1], shares)
+            else:
+                rows += _every(fusion, base, options, shares)
+    for each, new in zip(results, made, strict=False):
+        if each.out:
+            write_image(new.image, each.out)
+        if each.codes_out:
+            save_codes(fusion, new.codes, each.codes_out)
     for name, values in shares.items():
         if values:
             print(f"{name}: {100 * sum(values) / len(values):.0f} % of the change inside")
+        elif not _has_clusters(fusion, name):
+            print(f"{name}: no clusters are named so, so nobody knows how much of the change is inside")
     if options.sheet:
         write_sheet(contact_sheet(rows), options.sheet)
     if options.json:
         write_json(options.json, {"share_of_the_change_inside": shares})
         print(f"written: {options.json}")
     return 0
+
+
+def _changed(
+    fusion: StyleFusion, base: Made, changes: dict[str, dict[str, Tensor]], made: Made, shares: dict[str, list[float]]
+) -> list[list[np.ndarray]]:
+    """Return a row for every change alone, and one for all of them; the shares of the changes are put down."""
+    rows = []
+    for name, given in changes.items():
+        one = fusion.fuse(base.codes, {name: given})
+        found = share(fusion, base, one, name)
+        shares[name] += [] if found is None else [found]
+        there = cell(fusion, fusion.generate(codes=given).image, f"source of {name}")
+        rows.append([there, cell(fusion, one.image, line(name, found))])
+    return [*rows, [cell(fusion, base.image, "before"), cell(fusion, made.image, "all changes")]]
+
+
+def _every(fusion: StyleFusion, base: Made, options: Options, shares: dict[str, list[float]]) -> list[list[np.ndarray]]:
+    """Return a row for every region with other codes of it; the shares of the changes are put down."""
+    rows = []
+    for name in fusion.nodes[1:]:
+        row = [cell(fusion, base.image, f"{name}:")]
+        for i in range(options.count):
+            one = fusion.fuse(base.codes, {name: options.seed + i})
+            found = share(fusion, base, one, name)
+            shares[name] += [] if found is None else [found]
+            row.append(cell(fusion, one.image, line(f"seed {options.seed + i}", found)))
+        rows.append(row)
+    return rows
+
+
+def _has_clusters(fusion: StyleFusion, node: str) -> bool:
+    """Whether the region of a node can be told; True for a model that has no segments at all."""
+    return fusion.segments is None or bool(set(fusion.tree.within(node)) & set(fusion.segments.names))
 
 
 def line(text: str, found: float | None) -> str:
@@ -108,9 +133,9 @@ def line(text: str, found: float | None) -> str:
 def share(fusion: StyleFusion, before: Made, after: Made, node: str) -> float | None:
     """Return the share of the absolute change of pixels that lies inside a node's region, before or after.
 
-    None: the model has no segments, or nothing changed.
+    None: the model has no segments, or none of this region, or nothing changed.
     """
-    if fusion.segments is None:
+    if fusion.segments is None or not _has_clusters(fusion, node):
         return None
     wanted = fusion.tree.within(node)
     inside: np.ndarray | None = None

@@ -58,10 +58,9 @@ def main(options: Options) -> int:
         if known and name not in known:
             raise ValueError(f"region: expected nodes with clusters, {', '.join(known)}, got {name!r}")
     base = None if options.base is None else source(fusion, options.base, "base")
-    found: dict[str, Heat] = {}
-    for name in options.region or (known or fusion.nodes)[1:]:
-        with progress(f"changing {name}"):
-            found[name] = fusion.heatmap(name, options.count, base, seed=options.seed, batch=options.batch)
+    regions = options.region or (known or fusion.nodes)[1:]
+    with progress(f"changing {', '.join(regions)}"):
+        found = fusion.heatmaps(regions, options.count, base, seed=options.seed, batch=options.batch)
     table: dict[str, dict[str, Any]] = {}
     for name, heat in found.items():
         table[name] = {"mean_change": float(heat.mean.mean()), "samples": options.count}

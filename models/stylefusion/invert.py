@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,7 +35,7 @@ from ..pictures.options import (
     check_png,
     device_of,
     open_model,
-    picture_files,
+    pictures_at,
     write_image,
     write_sheet,
 )
@@ -165,10 +165,8 @@ class Options(ModelOptions):
 
 def main(options: Options) -> int:
     """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
-    photos_at = picture_files(options.image)
+    photos_at, read = _photos(options.image)
     names = [Path(image).stem for image in photos_at] or ["own_0", "own_1"]
-    if len(set(names)) != len(names):
-        raise ValueError(f"image: expected photos of different names, for that is what files are called; got {names}")
     images = {name: options.out / f"{name}.png" for name in names}
     codes = {name: options.codes_out / f"{name}.safetensors" for name in names}
     outputs = {f"out: {name}": path for name, path in images.items()}
@@ -185,7 +183,7 @@ def main(options: Options) -> int:
             print(f"without LPIPS, by the squared difference alone: {error}", file=sys.stderr)
     fusion = open_model(StyleFusion, options.model, options.device)
     if photos_at:
-        photos = [_square(read_image(image), fusion.size, image) for image in photos_at]
+        photos = [_square(photo, fusion.size, image) for photo, image in zip(read, photos_at, strict=True)]
     else:
         photos = [fusion.generate(UNSEEN + options.seed + i).image for i in range(len(names))]
     rows, table = [], {}
@@ -212,6 +210,19 @@ def main(options: Options) -> int:
         write_json(options.json, table)
         print(f"written: {options.json}")
     return 0
+
+
+def _photos(given: Sequence[str]) -> tuple[list[str], list[np.ndarray]]:
+    """Return the files, those of folders among them, and their photos; errors name the option and the file."""
+    try:
+        files = pictures_at(given, "image")
+        missing = next((file for file in files if not Path(file).is_file()), None)
+        if missing is not None:
+            raise FileNotFoundError(f"{missing}: no such file (expected a photo, or a folder of them)")
+        return files, [read_image(file) for file in files]
+    except (FileNotFoundError, ValueError) as error:
+        text = str(error).removeprefix("image: ")
+        raise type(error)(f"image: {text}") from error
 
 
 def _square(photo: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:

@@ -19,7 +19,7 @@ call, so a change of one region runs the FusionNets on its way to the root, and 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -367,51 +367,100 @@ class StyleFusion:
             the mean change and, where the model has segments, the share of it inside the region.
         """
         self._known(region, "region")
+        return self.heatmaps([region], count, base, seed=seed, batch=batch, swap=swap, advance=advance)[region]
+
+    @torch.no_grad()
+    def heatmaps(
+        self,
+        regions: Sequence[str],
+        count: int = 500,
+        base: Codes | None = None,
+        *,
+        seed: int = 0,
+        batch: int = 8,
+        swap: Callable[[Tensor, Tensor], Tensor] | None = None,
+        advance: Callable[[int], None] | None = None,
+    ) -> dict[str, Heat]:
+        """Return :meth:`heatmap` of several regions from the same codes, with nothing made twice.
+
+        FusionNets run on the way from a region to the root alone, and the images of a `swap`, which knows no region, are
+        made once for all of them.
+
+        Args:
+            regions: different nodes.
+            count, base, seed, batch, swap, advance: see :meth:`heatmap`.
+
+        Returns:
+            region -> its heat map.
+
+        Raises:
+            ValueError: also a region twice, or none.
+        """
+        for region in regions:
+            self._known(region, "regions")
+        if not regions or len(set(regions)) < len(regions):
+            raise ValueError(f"regions: expected different nodes, at least one, got {', '.join(regions) or 'none'}")
         if count < 1 or batch < 1:
             raise ValueError(f"count, batch: expected at least 1, got {count}, {batch}")
         fixed = None if base is None else self._checked(base)
+        within = [self.tree.within(region) for region in regions]
         if self.segments is not None:
-            self.segments.membership([self.tree.within(region)])  # a region without a cluster is refused before the work
-        total = torch.zeros(self.size, dtype=torch.float64)
-        shares: list[float] = []
-        areas: list[float] = []
-        totals: list[float] = []
-        inside = self.tree.within(region)
+            self.segments.membership(within)  # a region without a cluster is refused before the work
+        beside = {} if fixed is None else {node: self._value(node, fixed, []) for node in self.nodes}
+        together = [tuple(regions)] if swap is not None else [(region,) for region in regions]
+        found = {region: _Samples(torch.zeros(self.size, dtype=torch.float64)) for region in regions}
         for begin in range(0, count, batch):
             numbers = range(begin, min(count, begin + batch))
-            drawn = torch.stack([torch.stack(self._triple(seed, i)) for i in numbers], 1)  # (3, b, S)
-            own = drawn[0] if fixed is None else fixed[self.tree.root].expand(len(numbers), -1)
-            images, masks = [], []
-            for other in (drawn[1], drawn[2]):
-                if swap is not None:
-                    s = swap(own, other)
-                else:
-                    held = {n: own if fixed is None else fixed[n].expand(len(numbers), -1) for n in self.nodes}
-                    s = self.hierarchy(held | dict.fromkeys(inside, other))
-                if self.segments is None:
-                    images.append(self.generator.synthesis(s).clamp(-1, 1))
-                else:
-                    image, activations = self.generator.activations(s)
-                    images.append(image.clamp(-1, 1))
-                    mask = self.segments.masks(activations, [self.tree.within(region)])
-                    masks.append(resized(mask, self.size[0])[:, 0])
-            change = (images[0] - images[1]).abs().mean(1) / 2  # of the range
-            total += change.sum(0).double().cpu()
-            totals += change.mean((1, 2)).tolist()
-            if masks:
-                where = torch.maximum(*masks)
-                shares += ((change * where).sum((1, 2)) / change.sum((1, 2))).tolist()  # 0 / 0 where nothing changed
-                areas += where.mean((1, 2)).tolist()
+            own, first, second = self._triples(seed, numbers)
+            if fixed is not None:
+                own = fixed[self.tree.root].expand(len(numbers), -1)
+            for names in together:
+                images, masks = [], []
+                for other in (first, second):
+                    if swap is not None:
+                        s = swap(own, other)
+                    else:
+                        s = self._exchanged(names[0], other, own, fixed, beside)
+                    if self.segments is None:
+                        images.append(self.generator.synthesis(s).clamp(-1, 1))
+                    else:
+                        image, activations = self.generator.activations(s)
+                        images.append(image.clamp(-1, 1))
+                        mask = self.segments.masks(activations, [self.tree.within(name) for name in names])
+                        masks.append(resized(mask, self.size[0]))
+                change = (images[0] - images[1]).abs().mean(1) / 2  # of the range
+                where = torch.maximum(*masks) if masks else None
+                for i, name in enumerate(names):
+                    found[name].add(change, None if where is None else where[:, i])
             if advance is not None:
                 advance(len(numbers))
-        return Heat((total / count).float().numpy(), np.array(shares), np.array(areas), np.array(totals))
+        return {name: samples.heat(count) for name, samples in found.items()}
 
-    def _triple(self, seed: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes (S) of sample `number`: of the image, and two of the region."""
-        stream = np.random.RandomState(np.random.MT19937([seed, number]))
-        z = torch.from_numpy(stream.standard_normal((3, self.generator.config.z_dim)).astype(np.float32)).to(self.device)
-        first, second, third = self.generator.styles(self.generator.truncate(self.generator.map(z), self.tree.truncation))
-        return first, second, third
+    def _exchanged(
+        self, region: str, other: Tensor, own: Tensor, fixed: Codes | None, beside: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The fused codes (b, S) of images whose region has the codes `other` (b, S), all its nodes.
+
+        Nodes of one code are fused to that code, exactly. So the region passes its own, and what lies beside its way to the
+        root passes `own`, or what the `fixed` codes were fused to, which no sample changes.
+        """
+        given = {region: other}
+        child = region
+        for parent in self.tree.ancestors(region):
+            given[parent] = own if fixed is None else fixed[parent].expand_as(other)
+            for node in self.tree.tree[parent]:
+                if node != child:
+                    given[node] = own if fixed is None else beside[node].expand_as(other)
+            child = parent
+        return self.hierarchy(given)
+
+    def _triples(self, seed: int, numbers: Sequence[int]) -> Tensor:
+        """Codes (3, b, S) of samples: of the image, and two of the region."""
+        size = (3, self.generator.config.z_dim)
+        drawn = [np.random.RandomState(np.random.MT19937([seed, i])).standard_normal(size) for i in numbers]
+        z = torch.from_numpy(np.stack(drawn, 1).astype(np.float32)).to(self.device)
+        w = self.generator.truncate(self.generator.map(z.flatten(0, 1)), self.tree.truncation)
+        return self.generator.styles(w).unflatten(0, z.shape[:2])
 
     # --- inner parts --------------------------------------------------------------------------------------------------
 
@@ -475,6 +524,29 @@ class _Fused(NamedTuple):
     inputs: tuple[Tensor, ...]
     way: tuple[Any, ...]
     made: Tensor
+
+
+@dataclass(eq=False)
+class _Samples:
+    """What becomes a :class:`Heat`, batch by batch."""
+
+    total: Tensor
+    shares: list[float] = field(default_factory=list)
+    areas: list[float] = field(default_factory=list)
+    totals: list[float] = field(default_factory=list)
+
+    def add(self, change: Tensor, where: Tensor | None) -> None:
+        """Take in the changes (b, H, W) of a batch, and the masks (b, H, W) of the region in them."""
+        self.total += change.sum(0).double().cpu()
+        self.totals += change.mean((1, 2)).tolist()
+        if where is not None:
+            self.shares += ((change * where).sum((1, 2)) / change.sum((1, 2))).tolist()  # 0 / 0 where nothing changed
+            self.areas += where.mean((1, 2)).tolist()
+
+    def heat(self, count: int) -> Heat:
+        """Return the mean of `count` samples."""
+        mean = (self.total / count).float().numpy()
+        return Heat(mean, np.array(self.shares), np.array(self.areas), np.array(self.totals))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,12 +6,14 @@ import colorsys
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from ..data.files import find
 from ..model_file import TensorFile
-from ..pictures.options import name_and_file
+from ..pictures.options import check_outputs, name_and_file
 from ..pictures.sheets import captioned, cell_size, enlarged
 from ..sheets import legend
 from .model import Codes, StyleFusion
@@ -59,6 +61,74 @@ def source(fusion: StyleFusion, word: str, option: str) -> dict[str, Tensor]:
     if not Path(word).suffix:
         raise ValueError(f"{option}: expected a seed or a file of codes, got {word!r}")
     return load_codes(fusion, word, option)
+
+
+def words_of(given: Sequence[str], option: str) -> list[str]:
+    """Return seeds and files of codes, a folder's files in its place; FileNotFoundError, naming the option: it has none."""
+    found: list[str] = []
+    for word in given:
+        if word.isdigit() or not Path(word).is_dir():
+            found.append(word)
+            continue
+        files = find(Path(word), (".safetensors",), deep=False).named
+        if not files:
+            raise FileNotFoundError(f"{option}: {word}: expected files of codes in the folder (*.safetensors), got none")
+        found += map(str, files.values())
+    return found
+
+
+class Result(NamedTuple):
+    """An image that a command changes."""
+
+    word: str
+    """Its seed, or file of codes."""
+    out: Path | None
+    """Where the new image goes (PNG)."""
+    codes_out: Path | None
+    """Where its codes go."""
+
+
+def results_of(
+    image: str,
+    outs: tuple[Path | None, Path | None],
+    default: str,
+    others: Mapping[str, Path | None],
+    writes: bool,
+) -> list[Result]:
+    """Return what becomes of --image, after checks that it can be written: one image, or of a folder one for every file.
+
+    Args:
+        image: a seed, a file of codes, or a folder of such.
+        outs: --out and --codes-out: files, or for a folder of codes the folders of files that are called as those.
+        default: name of --out, without suffix.
+        others: option -> further file that is written.
+        writes: whether images are written at all.
+
+    Raises:
+        ValueError: a file where a folder is needed or the other way round, or as :func:`check_outputs`.
+        FileNotFoundError: a folder without codes.
+    """
+    words = words_of([image], "image")
+    folder = words != [image]
+    out, codes_out = outs
+    for name, path, suffix in (("out", out, ".png"), ("codes_out", codes_out, ".safetensors")):
+        if path is not None and (path.suffix.lower() == suffix) == folder:
+            what = f"a folder, as --image {image} is one" if folder else f"a file name ending in {suffix}"
+            raise ValueError(f"{name}: expected {what}, got {path}")
+    out = out or Path(default if folder else f"{default}.png")
+    names = [Path(word).stem for word in words]
+    found = [
+        Result(
+            word,
+            (out / f"{name}.png" if folder else out) if writes else None,
+            codes_out / f"{name}.safetensors" if folder and codes_out else codes_out,
+        )
+        for word, name in zip(words, names, strict=True)
+    ]
+    files = {f"out: {each.out}" if folder else "out": each.out for each in found}
+    files |= {f"codes_out: {each.codes_out}" if folder else "codes_out": each.codes_out for each in found}
+    check_outputs({**files, **others}, [word for word in words if not word.isdigit()])
+    return found
 
 
 def changes_of(fusion: StyleFusion, given: Sequence[str], option: str) -> dict[str, dict[str, Tensor]]:

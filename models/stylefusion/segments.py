@@ -165,15 +165,19 @@ class Segments:
     # --- maps -----------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _products(self) -> list[tuple[Tensor, Tensor]]:
-        """Per layer weight (K, c, 1, 1) and bias (K) on the centres' device: 2 c_k / (C sigma^2), -c_k^2 / (C sigma^2)."""
-        found = []
+    def _products(self) -> list[tuple[Tensor, Tensor] | None]:
+        """Per layer weight (K, c, 1, 1) and bias (K) on the centres' device: 2 c_k / (C sigma^2), -c_k^2 / (C sigma^2).
+
+        None: a layer none of whose channels counts.
+        """
+        found: list[tuple[Tensor, Tensor] | None] = []
         for centres, scale in zip(
             self.centres.split(self.channels, 1), self.scale.double().square().split(self.channels), strict=True
         ):
             scaled = centres.double() * scale / self.scale.numel()
             bias = -(scaled * centres.double()).sum(1)
-            found.append(((2 * scaled).float()[:, :, None, None].contiguous(), bias.float()))
+            counts = bool(scale.any())
+            found.append(((2 * scaled).float()[:, :, None, None].contiguous(), bias.float()) if counts else None)
         return found
 
     def _check(self, activations: Sequence[Tensor]) -> list[Tensor]:
@@ -196,16 +200,21 @@ class Segments:
         Raises:
             ValueError: layers of other widths.
         """
-        total: Tensor | None = None
-        for layer, (weight, bias) in zip(self._check(activations), self._products, strict=True):
+        layers, sums = self._check(activations), dict[int, Tensor]()
+        for layer, product in zip(layers, self._products, strict=True):
+            if product is None:
+                continue
+            weight, bias = product
             with torch.autocast(layer.device.type, enabled=False):
                 if layer.shape[2] > self.side:  # fewer pixels for the product
                     layer = resized(layer, self.side)
                 part = F.conv2d(layer.float(), weight.to(layer.device), bias.to(layer.device))
-            part = resized(part, self.side)
-            total = part if total is None else total + part
-        assert total is not None
-        return total
+            side = part.shape[2]
+            sums[side] = sums[side] + part if side in sums else part  # resizing is linear: once per side
+        if not sums:
+            return layers[0].new_zeros((layers[0].shape[0], len(self.names), self.side, self.side), dtype=torch.float32)
+        first, *others = (resized(part, self.side) for part in sums.values())
+        return sum(others, first)
 
     def assign(self, activations: Sequence[Tensor]) -> Tensor:
         """Return the number of every pixel's nearest cluster, (B, side, side) int64; see :meth:`nearness`."""
@@ -498,8 +507,9 @@ def _temperature(segments: Segments, rows: Tensor) -> float:
         return 1.0
     layers: list[Any] = [part[:, :, None, None] for part in rows.split(segments.channels, 1)]
     near = torch.zeros(len(rows), len(segments.names))
-    for layer, (weight, bias) in zip(layers, segments._products, strict=True):
-        near += F.conv2d(layer, weight, bias)[:, :, 0, 0]
+    for layer, product in zip(layers, segments._products, strict=True):
+        if product is not None:
+            near += F.conv2d(layer, *product)[:, :, 0, 0]
     best = near.topk(2, 1).values
     gap = float((best[:, 0] - best[:, 1]).median())
     return max(gap, 1e-6) / math.log(_ODDS)

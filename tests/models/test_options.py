@@ -212,7 +212,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "stylefusion edit": {
         "--model": None, "--device": "cpu", "--image": None, "--direction": "1,2", "--region": [], "--strength": 1.0,
-        "--seed": 0, "--out": "edited.png", "--codes-out": None, "--sheet": None,
+        "--seed": 0, "--out": None, "--codes-out": None, "--sheet": None,
     },
     "stylefusion heatmap": {
         "--model": None, "--device": "cpu", "--region": [], "--count": 500, "--base": None, "--seed": 0, "--batch": 8,
@@ -224,7 +224,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--sheet": None, "--json": None,
     },
     "stylefusion evaluate": {
-        "--model": None, "--device": "cpu", "--compare": [], "--region": [], "--count": 500, "--images": 64, "--seed": 0,
+        "--model": None, "--device": "cpu", "--compare": [], "--region": [], "--count": None, "--images": 64, "--seed": 0,
         "--batch": 8, "--out": "evaluation",
     },
     "stylefusion segments": {

@@ -154,6 +154,7 @@ def test_segments(generator: Generator, tmp_path: Path, capsys: pytest.CaptureFi
     assert Segments.load(tmp_path / "t.json").names[0] == "sky"
     assert isinstance(load_generator(tmp_path / "g.safetensors"), Generator)
     for words, message in (
+        ("--segments none.json --out o.json", "segments: none.json: no such file (expected a JSON file of Segments.save)"),
         ("--name 0=x", "--out: expected a file for the segments, or --sheet or --json, got none"),
         ("--out o.json --json o.json", "--json: expected another file than o.json"),
         ("--clusters 3 --name 3=x --out o.json", "--name: expected clusters 0 to 2, got 3=x"),
@@ -255,7 +256,7 @@ def test_simpler_ways(fusion: StyleFusion) -> None:
         ("edit --region nose --out x.png", "--region: unknown node 'nose'"),
         ("edit --region left --direction x --out x.png", "--direction: expected A,B (two seeds) or a file"),
         ("heatmap --region nose", "--region: unknown node 'nose'"),
-        ("invert --image none.png --network none", "none.png"),
+        ("invert --image none.png --network none", "image: none.png: no such file (expected a photo, or a folder of them)"),
         ("invert --network none --squared 0", "--squared: expected a weight above 0 with --network none, got 0"),
     ],
 )
@@ -267,6 +268,56 @@ def test_bad_input_is_one_message_and_leaves_nothing(
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_codes(
+    model: str, fusion: StyleFusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed in (1, 2):
+        save_codes(fusion, fusion.code(seed), f"codes/{seed}.safetensors")
+    assert run("fuse --image codes --set left=3 --codes-out new --sheet f.png --json f.json", model) == 0
+    assert len(json.loads(Path("f.json").read_text())["share_of_the_change_inside"]["left"]) == 2
+    assert run("edit --image codes --direction 2,3 --region left --sheet e.png", model) == 0
+    assert run("pose --image codes --seed 7 --count 1", model) == 0
+    direction = fusion.direction(2, 3)
+    for seed in (1, 2):
+        fused = fusion.fuse(fusion.codes(seed), {"left": 3})
+        assert np.array_equal(pixels(Path(f"fused/{seed}.png")), fused.image)
+        assert torch.equal(load_codes(fusion, f"new/{seed}.safetensors", "codes")["left"], fusion.code(3))
+        edited = fusion.edit(fusion.codes(seed), direction, ["left"])
+        assert np.array_equal(pixels(Path(f"edited/{seed}.png")), edited.image)
+        posed = fusion.pose(fusion.codes(seed), {"all": 7})
+        assert np.array_equal(pixels(Path(f"poses/{seed}_7.png")), posed.image)
+    there = sorted(tmp_path.rglob("*"))
+    Path("codes/.hidden").mkdir()
+    capsys.readouterr()
+    for words, message in (
+        ("fuse --image codes --set left=3 --out x.png", "out: expected a folder, as --image codes is one, got x.png"),
+        ("edit --image codes --region left --codes-out codes", "codes/1.safetensors: it is an input"),
+        ("edit --image codes/.hidden --region left", "image: codes/.hidden: expected files of codes in the folder"),
+        ("pose --image codes/.hidden", "image: codes/.hidden: expected files of codes in the folder"),
+        ("fuse --image codes/1.safetensors --set left=3 --out x", "out: expected a file name ending in .png, got x"),
+    ):
+        assert run(words, model) == 2
+        assert message in capsys.readouterr().err, words
+    Path("codes/.hidden").rmdir()
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_a_region_without_clusters_has_no_share(
+    fusion: StyleFusion, segments: Segments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = segments.named({"left": "both", "right": "both"})
+    StyleFusion(fusion.generator, TREE, dict(fusion.hierarchy.nets.items()), named).save(tmp_path / "m.safetensors")
+    assert (
+        run(f"fuse --set left=2 --set rest=3 --out {tmp_path}/f.png --json {tmp_path}/f.json", f"{tmp_path}/m.safetensors")
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "left: no clusters are named so" in said and "rest: " in said and "left: 0 %" not in said
+    shares = json.loads((tmp_path / "f.json").read_text())["share_of_the_change_inside"]
+    assert shares["left"] == [] and 0 < shares["rest"][0] < 1
 
 
 def test_codes_of_another_generator_are_refused(fusion: StyleFusion, tmp_path: Path) -> None:

@@ -125,9 +125,31 @@ def test_heat_is_where_the_region_changes(fusion: StyleFusion) -> None:
     assert held.mean.shape == (32, 32)
     nothing = fusion.heatmap("left", 3, swap=lambda image, region: image)
     assert nothing.mean.max() == 0 and np.isnan(nothing.shares).all()
+    every = fusion.heatmaps(["left", "both"], 5, batch=5)
+    np.testing.assert_allclose(every["left"].shares, heat.shares, atol=1e-5)
+    with pytest.raises(ValueError, match="regions: expected different nodes, at least one, got left, left"):
+        fusion.heatmaps(["left", "left"])
     names, masks = fusion.masks(fusion.generate(1).codes)
     assert names == ("rest", "left", "right") and masks.shape == (3, 32, 32)
     np.testing.assert_allclose(masks.sum(0), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_sample_of_a_heat_map_is_two_images_of_the_whole_tree(fusion: StyleFusion, fixed: bool) -> None:
+    """Every node fused anew, nothing left out, one sample after the other."""
+    base = fusion.fuse(fusion.codes(1), {"rest": 4, "left": 3}).codes if fixed else None
+    for region in ("both", "right"):
+        heat = fusion.heatmap(region, 2, base, batch=2)
+        for i in range(2):
+            own, *others = fusion._triples(0, [i])
+            images = []
+            for other in others:
+                codes = fusion.codes(own[0]) if base is None else dict(base)
+                codes |= {name: other[0] for name in TREE.within(region)}
+                s = fusion.hierarchy({name: code[None] for name, code in codes.items()})
+                images.append(fusion.generator.synthesis(s).clamp(-1, 1).detach())
+            change = float((images[0] - images[1]).abs().mean()) / 2
+            assert heat.totals[i] == pytest.approx(change, rel=1e-4)
 
 
 @pytest.mark.parametrize("half", [False, True])
