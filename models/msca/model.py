@@ -36,7 +36,7 @@ from ..pictures.picture import Picture, checked_labels, checked_picture, fit, fi
 from ..sheets import to_uint8
 from .blending import blending_weights, check_weights, gradient_maps, patch_border, weights_of_walk, window_places
 from .config import GeneratorConfig, sizes_of
-from .features import image_features
+from .features import check_vgg, image_features
 from .label_transfer import label_masses
 from .networks import Alignment, Exemplar, Layout, Synthesis
 
@@ -588,11 +588,7 @@ def _vgg_of(saved: Saved, weights: str, source: str) -> FeatureNetwork | None:
         vgg = load_vgg(weights, cast(Literal["vgg16", "vgg19"], saved.vgg))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; {source} reads the features of {saved.vgg}") from error
-    if digest_of(vgg) != saved.vgg_digest:
-        raise ValueError(
-            f"vgg_weights: expected the {saved.vgg} that {source} was trained with (digest {saved.vgg_digest[:12]}), "
-            f"got another one (digest {digest_of(vgg)[:12]})"
-        )
+    check_vgg(vgg, saved.vgg_digest, source, weights)
     return vgg
 
 
@@ -612,8 +608,9 @@ def _load_run(folder: Path, vgg_weights: str) -> MSCA:
         if alignment.config.trunk == "own":
             vgg = _vgg_of(Saved(), vgg_weights, str(folder))
         else:  # the task has loaded the one that the run names
-            kind = None if task.config.vgg_kind == "auto" else task.config.vgg_kind
-            vgg = task.vgg if vgg_weights == "auto" else load_vgg(vgg_weights, kind)
+            assert task.vgg is not None
+            saved = Saved(vgg=task.vgg.kind, vgg_digest=digest_of(task.vgg))
+            vgg = task.vgg if vgg_weights == "auto" else _vgg_of(saved, vgg_weights, str(folder))
         return MSCA(alignment, synthesis, trained.config["classes"], size, vgg)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: expected a run of `mixsyn-fast train msca`, got: {error}") from error

@@ -38,10 +38,11 @@ def image_gradients(loss: Tensor, image: Tensor) -> Tensor:
         loss: a scalar.
         image: (B, ...) from which it was computed.
     """
-    if not loss.requires_grad:
+    (gradient,) = torch.autograd.grad(loss, image, allow_unused=True) if loss.requires_grad else (None,)
+    if gradient is None:
         return torch.zeros(image.shape[0], device=image.device)
-    (gradient,) = torch.autograd.grad(loss, image, allow_unused=True)
-    return torch.zeros(image.shape[0], device=image.device) if gradient is None else gradient.float().flatten(1).norm(dim=1)
+    norms: Tensor = gradient.float().flatten(1).norm(dim=1)
+    return norms
 
 
 def figures_of(batches: Iterable[Mapping[str, Judged]]) -> dict[str, float]:

@@ -108,6 +108,8 @@ class Task(ABC):
     """Steps of a whole run, where the task knows them: the command trains no longer."""
     best: str = "psnr"
     """The figure of `validate` whose best checkpoint is kept (- before it: smaller is better); "": none."""
+    best_from: int = 0
+    """First step after which a checkpoint can be the best: that of the stage that makes the final model."""
 
     @abstractmethod
     def losses(self, phase: str, batch: Any, step: int) -> dict[str, Tensor]:

@@ -291,7 +291,8 @@ class Trainer:
         if changes:
             notes.append(f"the data order begins anew: {', '.join(changes)}")
         packing.set_rng_state(saved.tensors("random"), state["random"])
-        self.step, self.best, self.init_from = state["step"], state["best"], began
+        self.step, self.init_from = state["step"], began
+        self.best = state["best"] if self.step > self.task.best_from else None
         return notes
 
     def begin_with(self, weights: Weights) -> list[str]:
@@ -323,7 +324,7 @@ class Trainer:
         return checkpoint.save_checkpoint(folder, self.step, tensors, state, keep_last=self.options.keep_last, best=best)
 
     def is_best(self, figures: Mapping[str, float]) -> bool:
-        """Say whether a validation is the best so far, by Options.best."""
+        """Say whether a validation is the best so far, by Options.best, of those that count (Task.best_from)."""
         wanted = self.task.best if self.options.best == "auto" else self.options.best
         if not wanted:
             return False
@@ -331,7 +332,7 @@ class Trainer:
         if name not in figures:
             raise ValueError(f"best: expected one of {', '.join(figures)} (- before it: smaller is better), got {name!r}")
         value = -figures[name] if wanted.startswith("-") else figures[name]
-        if self.best is not None and value <= self.best:
+        if self.step <= self.task.best_from or (self.best is not None and value <= self.best):
             return False
         self.best = value
         return True

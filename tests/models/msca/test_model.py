@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -367,7 +368,15 @@ def test_a_file_holds_all(msca: MSCA, tmp_path: Path) -> None:
         MSCA.load(tmp_path / "nowhere")
 
 
-def test_a_model_knows_its_vgg(tmp_path: Path, vgg16_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SMALL_RUN = (
+    "--kind procedural_facades --count 4 --workers 0 --save-every 2 --validation none --sheet-every 0 --pretrain-steps 0 "
+    "--patch-steps 1 --generator-every 1 --generator.trunk-width 2 --generator.features 2 --generator.condition 2 "
+    "--generator.maps 2,2,2,2,2 --generator.ngf 2 --generator.largest 4 --generator.hidden 4 "
+    "--discriminator.ndf 2 --discriminator.n-layers 2 --discriminator.scales 1"
+)
+
+
+def test_a_model_knows_its_vgg(tmp_path: Path, vgg16_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     pytest.importorskip("safetensors")
     vgg = load_feature_network(vgg16_file)
     model = make(vgg, trunk="vgg")
@@ -385,9 +394,24 @@ def test_a_model_knows_its_vgg(tmp_path: Path, vgg16_file: Path, monkeypatch: py
     state = torch.load(vgg16_file, weights_only=True)
     state["features.28.bias"] += 0.01
     torch.save(state, tmp_path / "other.pth")
-    message = rf"expected the vgg16 that .* was trained with \(digest {digest_of(vgg)[:12]}\), got another one"
+    other = tmp_path / "other.pth"
+    found = digest_of(load_feature_network(other))[:12]
+    message = rf"expected the vgg16 that .* was trained with \(digest {digest_of(vgg)[:12]}\), "
+    message += rf"got another one \(.*other.pth: digest {found}\)"
     with pytest.raises(ValueError, match=message):
-        MSCA.load(tmp_path / "m.safetensors", vgg_weights=str(tmp_path / "other.pth"))
+        MSCA.load(tmp_path / "m.safetensors", vgg_weights=str(other))
+
+    # a run: what its folder says, and a checkpoint of it that is to go on
+    from mixsyn_fast import cli
+
+    words = f"train msca --vgg-weights {vgg16_file} --out {tmp_path / 'run'} --size 64 --batch-size 1 --vgg 0 {SMALL_RUN}"
+    assert cli.main([*words.split(), "--steps", "1", "--generator.trunk", "vgg"]) == 0
+    assert MSCA.load(tmp_path / "run", vgg_weights=str(vgg16_file)).vgg is not None
+    with pytest.raises(ValueError, match=message):
+        MSCA.load(tmp_path / "run", vgg_weights=str(other))
+    words = words.replace(str(vgg16_file), str(other))
+    assert cli.main([*words.split(), "--steps", "2", "--generator.trunk", "vgg"]) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_a_run_folder_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,11 +419,7 @@ def test_a_run_folder_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     from mixsyn_fast import cli
 
     monkeypatch.chdir(tmp_path)
-    words = "--kind procedural_facades --count 4 --size 64 --out run --steps 2 --batch-size 1 --workers 0 --save-every 2"
-    words += " --validation none --sheet-every 0 --vgg 0 --pretrain-steps 0 --patch-steps 1 --generator-every 1"
-    words += " --generator.trunk own --generator.trunk-width 2 --generator.features 2 --generator.condition 2"
-    words += " --generator.maps 2,2,2,2,2 --generator.ngf 2 --generator.largest 4 --generator.hidden 4"
-    words += " --discriminator.ndf 2 --discriminator.n-layers 2 --discriminator.scales 1"
+    words = f"--size 64 --out run --steps 2 --batch-size 1 --vgg 0 --generator.trunk own {SMALL_RUN}"
     assert cli.main(["train", "msca", *words.split()]) == 0
     loaded = MSCA.load("run")
     assert loaded.size == (32, 32) and len(loaded.classes) == 12 and not loaded.config.spectral_norm
