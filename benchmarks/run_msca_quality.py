@@ -94,6 +94,16 @@ def judged(name: str, run: Path, report: dict[str, Any], column: str, options: e
     return schema.row(op="msca", case=f"quality/{name}", mode="evaluation", settings=settings, contenders={}, facts=facts)
 
 
+def there(given: Sequence[str], skip: bool, parser: argparse.ArgumentParser) -> tuple[dict[str, str], list[str]]:
+    """Return the runs by name, and the names of those that are not there: the command ends, or (`skip`) leaves them out."""
+    runs = dict(each.partition("=")[::2] for each in given)
+    absent = [name for name, run in runs.items() if not (Path(run) / "config.json").is_file()]
+    for name in absent:
+        if not skip or name == next(iter(runs)):
+            parser.error(f"{name}: expected a run folder, got {runs[name]!r}")
+    return {name: run for name, run in runs.items() if name not in absent}, absent
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Judge the runs and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,12 +114,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pool", help="part of the data set that is retrieved from; none: the validation split")
     parser.add_argument("--inception", help="TorchScript feature network for FID; none: no FID")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip-absent", action="store_true", help="leave out runs, but for the first, that are not there")
     parser.add_argument("--out", type=Path, default=schema.RESULTS / "msca_quality.json")
     args = parser.parse_args(argv)
-    runs = dict(given.partition("=")[::2] for given in args.runs)
-    for name, run in runs.items():
-        if not (Path(run) / "config.json").is_file():
-            parser.error(f"{name}: expected a run folder, got {run!r}")
+    runs, absent = there(args.runs, args.skip_absent, parser)
+    for name in absent:
+        print(f"left out: {name}, which is not there", file=sys.stderr)
     began = time.monotonic()
     (_, first), *others = runs.items()
     options = evaluate.Options(
@@ -142,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "repeat": None,
         "seconds": time.monotonic() - began,
         "rows": rows,
-        "left_out": [],
+        "left_out": absent,
         "losses": [],
         "wrong": [],
     }
