@@ -100,12 +100,38 @@ class ScaleMaps:
     """(K, C) float32: share of alpha on every label of the exemplar. Where there is no class it is missing from the sum."""
     taken: np.ndarray
     """(K, C) float32: share of beta on every label of the target; likewise."""
+    exemplar_shares: np.ndarray
+    """(C) float32: share of the exemplar's positions that every label has."""
+    target_shares: np.ndarray
+    """(C) float32: share of the target's positions; likewise."""
 
     @property
     def strength(self) -> np.ndarray:
         """(K) float32: mean of beta over the target, times the gate."""
         found: np.ndarray = self.beta.mean((1, 2)) * self.gates
         return found
+
+    @property
+    def transferred(self) -> np.ndarray:
+        """(C, C) float64: weight that goes from a label of the exemplar (row) to one of the target, mean over its positions.
+
+        S of `label_transfer`, of this one pair: sum over k of gate x share of alpha x mean of beta on the label.
+        """
+        found: np.ndarray = (self.given.T.astype(np.float64) * self.strength) @ self.taken
+        return found
+
+    @property
+    def to_own_class(self) -> float:
+        """Share of the transferred weight that goes from a class of the exemplar to the same class of the target, 0 to 1.
+
+        Of what goes from some label to some label; NaN where nothing does.
+        """
+        return _diagonal_share(self.transferred)
+
+    @property
+    def by_chance(self) -> float:
+        """The same of global average pooling, which hands everything to everywhere: what attention has to surpass."""
+        return _diagonal_share(np.outer(self.exemplar_shares.astype(np.float64), self.target_shares))
 
     def strongest(self, count: int) -> list[int]:
         """Return the numbers of the strongest maps, the strongest first."""
@@ -564,7 +590,11 @@ class MSCA:
             )
             maps = (alpha[0].float(), target.maps[0].float())
             shares = [_shares(each, regions) for each, regions in zip(maps, (theirs, ours), strict=True)]
-            arrays = [each.cpu().numpy() for each in (*maps, gates, *shares)]
+            areas = [
+                regions.areas((each.shape[1], each.shape[2]))[0].float() / each[0].numel()
+                for each, regions in zip(maps, (theirs, ours), strict=True)
+            ]
+            arrays = [each.cpu().numpy() for each in (*maps, gates, *shares, *areas)]
             found.append(ScaleMaps(scale, *arrays))
         return tuple(found)
 
@@ -572,6 +602,11 @@ class MSCA:
 def _shares(maps: Tensor, regions: RegionMap) -> Tensor:
     """Share of the mass of maps (K, h, w) on every label, (K, C); zeros for a map without mass."""
     return label_masses(maps[None], regions)[0] / maps.sum((1, 2))[:, None].clamp(min=torch.finfo(maps.dtype).tiny)
+
+
+def _diagonal_share(weights: np.ndarray) -> float:
+    total = float(weights.sum())
+    return float(np.trace(weights)) / total if total > 0 else float("nan")
 
 
 def _networks(saved: Saved) -> dict[str, nn.Module]:

@@ -22,7 +22,7 @@ from mixsyn_fast.models.msca.blending import (
 )
 from mixsyn_fast.models.msca.config import GeneratorConfig
 from mixsyn_fast.models.msca.features import image_features
-from mixsyn_fast.models.msca.model import MSCA, Made
+from mixsyn_fast.models.msca.model import MSCA, Made, ScaleMaps
 from mixsyn_fast.models.msca.networks import Alignment, Synthesis
 from mixsyn_fast.models.pictures.picture import Picture, fit, fit_labels
 
@@ -255,16 +255,35 @@ def test_attention_says_what_goes_where(masking: bool, msca: MSCA) -> None:
     assert (finest.given.sum(1) < 1 - 1e-3).any()  # some of the exemplar has no label
 
 
+def test_what_reaches_its_own_class() -> None:
+    """By hand: map 0 gathers sky alone and hands it to sky and wall, map 1 gathers half of each and hands it to wall."""
+    alpha = np.array([[[0.5, 0.5, 0.0, 0.0]], [[0.25, 0.25, 0.25, 0.25]]], np.float32)  # the exemplar: sky, sky, wall, wall
+    beta = np.array([[[1.0, 0.5, 0.0, 0.5]], [[0.0, 0.5, 1.0, 0.5]]], np.float32)  # the target: sky, wall, wall, none
+    given = np.array([[1.0, 0.0], [0.5, 0.5]], np.float32)
+    taken = np.array([[1.0, 0.5], [0.0, 1.5]], np.float32) / 2  # of sums of 2 each
+    shares = np.array([0.5, 0.5], np.float32), np.array([0.25, 0.5], np.float32)
+    maps = ScaleMaps(0, alpha, beta, np.array([1.0, 0.5], np.float32), given, taken, *shares)
+    # target's sky: 1 of map 0; its walls: 0.5 of map 0, 1.5 of map 1 behind a gate of 0.5; means over four positions
+    sky, wall = (1, 0.5 + 0.5 * 1.5 * 0.5), (0, 0.5 * 1.5 * 0.5)
+    assert maps.transferred == pytest.approx(np.array([sky, wall]) / 4)
+    assert maps.to_own_class == pytest.approx((1 + 0.375) / (1 + 0.875 + 0.375))
+    assert maps.by_chance == pytest.approx((0.5 * 0.25 + 0.5 * 0.5) / 0.75)
+    nothing = ScaleMaps(0, alpha, beta, np.ones(2, np.float32), 0 * given, taken, *shares)
+    assert np.isnan(nothing.to_own_class)
+
+
 def test_attention_of_the_ablations() -> None:
     given, labels = scene(1), scene(2)[1]
     even = make(attention="gap").attention(labels, *given).scales[0]
     assert even.alpha.shape == (1, *SIZE) and even.alpha == pytest.approx(1 / (32 * 48)) and (even.beta == 1).all()
+    assert even.to_own_class == pytest.approx(even.by_chance, abs=1e-5)
     model = make(attention="labels")
     found = model.attention(labels, *given)
     for each in found.scales[:2]:
         there, wanted = np.isin(range(5), given[1]), np.isin(range(5), labels)
         assert each.given == pytest.approx(np.diag(there.astype(float)), abs=1e-5)
         assert each.taken == pytest.approx(np.diag(wanted.astype(float)), abs=1e-5)
+        assert each.to_own_class == pytest.approx(1) and each.by_chance < 0.9
     mixed = model.interpolate(labels, [given, scene(3)], [1, 1])
     assert np.isfinite(mixed.image).all() and _apart(mixed, found) > 0.1
 
