@@ -6,9 +6,10 @@ r"""Judge trained MSCA models beside each other: the paper's Table 1, and what t
 All runs are judged by one `mixsyn-fast msca evaluate` with the same pictures, exemplars and seed; the first one is what
 the others are compared with. A run of `train spade --generator.use-vae` is one of them, at the size of the patches that the
 others were trained on. A row holds the run's settings, of every task the scores with their 95 % intervals over pictures and
-the differences to the first run on the same pictures, the curve of its validation, and, of a run of this paper, how much of
-what a label of the exemplar hands over its own label receives (`own`, the mean over labels that targets have too, weighed by
-their pixels), beside what global average pooling would give it (`even`). Nothing here is timed.
+the differences to the first run on the same pictures, the curves of its validation and of what its discriminator taught
+(docs/training.md), and, of a run of this paper, how much of what a label of the exemplar hands over its own label receives
+(`own`, the mean over labels that targets have too, weighed by their pixels), beside what global average pooling would
+give it (`even`). Nothing here is timed.
 """
 
 from __future__ import annotations
@@ -70,6 +71,15 @@ def own_labels(transfer: Transfer) -> dict[str, float]:
     }
 
 
+def curve(log: Sequence[dict[str, Any]], prefix: str) -> list[dict[str, Any]]:
+    """Return the figures of a log whose names begin with a prefix, without it, by step."""
+    found = [
+        {"step": line["step"], **{key.removeprefix(prefix): line[key] for key in line if key.startswith(prefix)}}
+        for line in log
+    ]
+    return [each for each in found if len(each) > 1]
+
+
 def judged(name: str, run: Path, report: dict[str, Any], column: str, options: evaluate.Options) -> dict[str, Any]:
     """Return the row of a run."""
     config = json.loads((run / "config.json").read_text())
@@ -77,11 +87,8 @@ def judged(name: str, run: Path, report: dict[str, Any], column: str, options: e
     facts: dict[str, Any] = {
         "scores": scores(report, column),
         "not_computed": report["not_computed"],
-        "validation": [
-            {"step": line["step"], **{key[11:]: line[key] for key in line if key.startswith("validation/")}}
-            for line in log
-            if "validation/psnr" in line
-        ],
+        "validation": curve(log, "validation/"),
+        "judged": curve(log, "judged/"),
         "steps": max(line["step"] for line in log),
     }
     if config["model"] == "msca":

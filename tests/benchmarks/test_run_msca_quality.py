@@ -11,7 +11,7 @@ import pytest
 from mixsyn_fast.models.msca.label_transfer import Transfer
 
 from benchmarks import measured
-from benchmarks.run_msca_quality import own_labels, scores, there
+from benchmarks.run_msca_quality import curve, own_labels, scores, there
 
 
 def test_scores_keep_interval_count_and_difference() -> None:
@@ -41,6 +41,12 @@ def test_the_share_of_the_own_label() -> None:
     assert found["pairs"] == 6
     nothing = own_labels(Transfer(np.zeros((1, 1)), np.zeros((1, 1)), np.ones(1), 2))
     assert np.isnan(nothing["own"])
+
+
+def test_curves_of_a_log() -> None:
+    log = [{"step": 1, "judged/real_logit_std": 0.5, "lr/generator": 1.0}, {"step": 2, "validation/psnr": 9.0}]
+    assert curve(log, "judged/") == [{"step": 1, "real_logit_std": 0.5}]
+    assert curve(log, "validation/") == [{"step": 2, "psnr": 9.0}]
 
 
 def test_runs_that_are_not_there(tmp_path: Path, capsys: Any) -> None:
