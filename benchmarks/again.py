@@ -34,6 +34,9 @@ _FACADES = "--data $MIXSYN_FAST_DATA/cmp_facade --size 128"
 # run folders of models/clvae/README.md, trained anew by who measures again
 _JUDGED = " ".join(f"{n}=runs/{n}" for n in ("full", "no_class", "no_layer", "L1", "L3", "spade_vae", "shipped"))
 
+# of models/msca/README.md
+_TABLE_1 = " ".join(f"{n}=runs/{n}" for n in ("full", "gap", "labels", "no_fm", "no_global", "spade_vae"))
+
 # of models/stylefusion/README.md
 _ABLATIONS = ("no_global", "no_stage1", "no_stage2", "no_stage3")
 
@@ -54,6 +57,18 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
     "clvae_cpu_avx2.json": (1, "run_clvae pooling --repeat 9 --cpu avx2"),
     "mixsyn_cpu.json": (9, "run_mixsyn --data $MIXSYN_FAST_DATA/cmp_facade --sizes 256 --repeat 5"),
     "mixsyn_training_cpu.json": (7, f"run_training --model mixsyn {_FACADES} --batch-size 4"),
+    "msca_cpu.json": (
+        25,
+        "run_msca forward",
+        "run_msca step --repeat 5 --seconds 240",
+        "run_msca maps --repeat 5",
+        "run_msca exemplar",
+        "run_msca keep",
+    ),
+    "msca_quality.json": (
+        10,
+        f"run_msca_quality --data $MIXSYN_FAST_DATA/cmp_facade --limit 40 --skip-absent {_TABLE_1}",  # FID: --inception FILE
+    ),
     "models_cpu.json": (9, "run_models --repeat 5 --seconds 30 --cases '^(sean/k19/b[14]|spade/k151/b1)/forward'"),
     "models_cpu_avx2.json": (2, f"run_models --cpu avx2 {_AS_ONE_MACHINE}"),
     "models_cpu_avx512.json": (1, f"run_models {_AS_ONE_MACHINE}"),

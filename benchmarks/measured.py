@@ -17,13 +17,13 @@ from typing import Any
 from mixsyn_fast.measure.contest import is_ours
 from mixsyn_fast.writing import write_whole
 
-from . import again, plot_levels, plot_times, schema
+from . import again, plot_levels, plot_msca, plot_times, schema
 from .tables import Row, mebibytes, ratio, seconds, verdict
 from .timing import machine_line
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "measured.md"
-FILLED = ("README.md", "docs/exact_algebra.md", "models/mixsyn/README.md")
+FILLED = ("README.md", "docs/exact_algebra.md", "models/mixsyn/README.md", "models/msca/README.md")
 Results = Mapping[str, Mapping[str, Any]]
 
 GENERATORS = ("models_cpu.json", "models_cpu_more.json", "models_cpu_training.json")
@@ -303,6 +303,90 @@ def clvae(results: Results) -> str:
     return _table(("row", *columns), body)
 
 
+_MSCA, _TABLE_1 = "msca_cpu.json", "msca_quality.json"
+_SCORES = {"psnr": ("PSNR", ".2f"), "lpips_vgg": ("LPIPS", ".3f"), "fid": ("FID", ".0f"), "style": ("style", ".2e")}
+
+
+def msca(results: Results) -> str:
+    """Return MSCA's section, as far as it was measured: times, Table 1; nothing where neither was."""
+    parts = [make(results) for name, make in ((_MSCA, msca_times), (_TABLE_1, msca_quality)) if name in results]
+    named = " ".join(name for name in (_MSCA, _TABLE_1) if name in results)
+    return "\n\n".join(["## MSCA", *parts, f"[[from {named}]]"]) + "\n\n" if parts else ""
+
+
+def msca_times(results: Results) -> str:
+    """The forward, a training step and their parts, K, exemplars, kept halves; what share every part has."""
+    body, shares = [], []
+    for row in results[_MSCA]["rows"]:
+        cells = [_time(row, name) for name in ("dense", "full", "ours", "floor")]
+        both = [row["contenders"].get(name, {}) for name in ("ours", "dense")]
+        memory = "-" if both[0].get("peak_bytes") is None else " / ".join(map(mebibytes, both))
+        body.append([row["case"].removeprefix("msca/"), *cells, _times(ratio(row, "dense", "ours"), 3), memory])
+        for part in row["facts"].get("shares", {}).get("ours", {}):
+            both_shares = [f"{float(row['facts']['shares'][name][part]):.0%}" for name in ("dense", "ours")]
+            shares.append([part, *both_shares])
+    text = (
+        "The forward, a training step without its perceptual loss, and parts of them (size, width, batch in a row's name);\n"
+        "*full* is ours where nothing was kept, *ours* then what is left to do; *floor* what has no normalisation, or what\n"
+        "nobody can save.\n\n"
+    )
+    text += "![time against K, and against the exemplar's size](pictures/msca_times.png)\n\n"
+    text += _table(("row", "plain PyTorch", "full", "ours", "floor", "faster", "MiB, ours / plain"), body)
+    return text + ("\n\n" + _table(("part of a forward", "plain PyTorch", "ours"), shares) if shares else "")
+
+
+def msca_quality(results: Results) -> str:
+    """Table 1 of the paper: every task and model, with intervals, and differences to the first on the same pictures."""
+    rows = results[_TABLE_1]["rows"]
+    body = []
+    for task in rows[0]["facts"]["scores"]:
+        for row in rows:
+            of = row["facts"]["scores"][task]
+            cells = [_score(of[name], form) if name in of else "-" for name, (_, form) in _SCORES.items()]
+            body.append([task, row["case"].removeprefix("quality/"), str(row["facts"]["steps"]), *cells])
+    text = (
+        "Table 1 of the paper at our scale, on the validation pictures: mean [95 % interval over pictures] and, after the\n"
+        "semicolon, the difference to the first model on the same pictures.\n\n"
+    )
+    text += _table(("task", "model", "steps", *(title for title, _ in _SCORES.values())), body)
+    kept = [
+        [row["case"].removeprefix("quality/"), *(f"{float(row['facts']['labels'][name]):.1%}" for name in ("own", "even"))]
+        for row in rows
+        if "labels" in row["facts"]
+    ]
+    return text + ("\n\n" + _table(("model", "handed to the own label", "by global pooling"), kept) if kept else "")
+
+
+def _score(score: Mapping[str, Any], form: str) -> str:
+    """Mean [low, high]; difference [low, high]."""
+
+    def said(each: Mapping[str, Any], form: str) -> str:
+        mean, *ends = (format(float(each[key]), form) for key in ("mean", "low", "high") if key in each)
+        return f"{mean} [{', '.join(ends)}]" if ends else mean
+
+    return said(score, form) + (f"; {said(score['difference'], '+' + form)}" if "difference" in score else "")
+
+
+def _msca_values(results: Results) -> dict[str, str]:
+    """Numbers of models/msca/README.md; what was not measured yet says so."""
+    found = dict.fromkeys(("msca forward", "msca step", "msca new label map", "msca new exemplar"), "not measured yet")
+    for row in results[_MSCA]["rows"] if _MSCA in results else ():
+        name = " ".join(row["case"].replace("/", " ").split(" ")[:-4])
+        plain = "full" if "full" in row["contenders"] else "dense"
+        if found.get(name) == "not measured yet":
+            found[name] = _times(ratio(row, plain, "ours"))
+    tasks = ("duplicating", "mirroring", "retrieving")
+    found |= {f"msca {name}": "not measured yet | - | -" for name in ("full", "gap", "labels", "spade_vae")}
+    for row in results[_TABLE_1]["rows"] if _TABLE_1 in results else ():
+        cells = []
+        for task in tasks:
+            of = row["facts"]["scores"].get(task, {})
+            each = [format(float(of[key]["mean"]), form) if key in of else "-" for key, (_, form) in _SCORES.items()]
+            cells.append(" / ".join(each) if of else "-")
+        found["msca " + row["case"].removeprefix("quality/")] = " | ".join(cells)
+    return found
+
+
 _STYLES = ("stylegan2_cpu.json", "stylegan2_cpu_avx2.json", "stylefusion_cpu.json")
 
 
@@ -452,6 +536,7 @@ def values(results: Results) -> dict[str, str]:
         "error blend": f"{_worst(results, ('ops_cpu.json',), is_ours, op='latent_blend'):.0e}",
         "error hierarchy": f"{_worst(results, ('ops_cpu.json',), is_ours, op='fusion_hierarchy'):.0e}",
         "error step": f"{_worst(results, loops, is_ours):.0e}",
+        **_msca_values(results),
     }
 
 
@@ -465,7 +550,7 @@ def document(results: Results) -> str:
     double = max(float(row["facts"].get("float64_error", 0)) for name in GENERATORS for row in results[name]["rows"])
     parts = {
         "generators": generators, "instruction_sets": instruction_sets, "foreign": foreign, "ops": ops, "lost": lost,
-        "other_rows": other_rows, "missed": missed, "training": training, "mixsyn": mixsyn, "clvae": clvae,
+        "other_rows": other_rows, "missed": missed, "training": training, "mixsyn": mixsyn, "clvae": clvae, "msca": msca,
         "stylegan2": stylegan2, "stylefusion": stylefusion, "errors": errors,
         "choices": choices, "files": files, "temporary": temporary, "rates": rates,
     }  # fmt: skip
@@ -576,7 +661,7 @@ parts forward and backward, and the codes of K classes from five levels of a 256
 
 [[from clvae_cpu.json clvae_step_cpu.json clvae_edit_cpu.json clvae_cpu_avx2.json clvae_quality.json]]
 
-## StyleGAN2 and StyleFusion
+[[msca]]## StyleGAN2 and StyleFusion
 StyleGAN2's generator at channel multiplier 1 (channel base 16384), s to image: *published* has weights per sample and
 grouped convolutions, *floor* are the convolutions of all layers alone. A move of a slider of StyleFusion's tree of faces
 (hidden width 1536) over the same generator: *published* every FusionNet layer by layer, *full pass* ours with every
@@ -628,6 +713,8 @@ def main() -> int:
         write_whole(path, filled(path.read_text(), found))
     charts = [plot_times.draw(results, schema.PICTURES / "times.png")]
     charts.append(plot_levels.draw(results, schema.PICTURES / "clvae_levels.png"))
+    if _MSCA in results:
+        charts.append(plot_msca.draw(results[_MSCA], schema.PICTURES / "msca_times.png"))
     for path in (DOCUMENT, *(ROOT / name for name in FILLED), *charts):
         print(f"written: {path.relative_to(ROOT)}")
     return 0

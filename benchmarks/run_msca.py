@@ -335,7 +335,8 @@ def build(options: argparse.Namespace) -> training.MSCATask:
         pretrain_steps=0,
         init_gain=0.0,  # weights of which every branch counts
     )
-    with mock.patch.object(training, "load_vgg", lambda *_: FeatureNetwork("vgg19").eval()):
+    vgg = FeatureNetwork("vgg19").eval()
+    with mock.patch.object(training, "load_vgg", lambda *_: vgg):
         names = [str(k) for k in range(CLASSES)]
         task = training.MSCATask(training.fitted(config, names, (2 * options.size, 2 * options.size), False))
     randomise(task.networks["synthesis"], 0)

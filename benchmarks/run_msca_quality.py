@@ -6,9 +6,10 @@ r"""Judge trained MSCA models beside each other: the paper's Table 1, and what t
 All runs are judged by one `mixsyn-fast msca evaluate` with the same pictures, exemplars and seed; the first one is what
 the others are compared with. A run of `train spade --generator.use-vae` is one of them, at the size of the patches that the
 others were trained on. A row holds the run's settings, of every task the scores with their 95 % intervals over pictures and
-the differences to the first run on the same pictures, the curve of its validation, and, of a run of this paper, how much of
-what a label of the exemplar hands over its own label receives (`own`, the mean over labels that targets have too, weighed by
-their pixels), beside what global average pooling would give it (`even`). Nothing here is timed.
+the differences to the first run on the same pictures, the curves of its validation and of what its discriminator taught
+(docs/training.md), and, of a run of this paper, how much of what a label of the exemplar hands over its own label receives
+(`own`, the mean over labels that targets have too, weighed by their pixels), beside what global average pooling would
+give it (`even`). Nothing here is timed.
 """
 
 from __future__ import annotations
@@ -70,6 +71,15 @@ def own_labels(transfer: Transfer) -> dict[str, float]:
     }
 
 
+def curve(log: Sequence[dict[str, Any]], prefix: str) -> list[dict[str, Any]]:
+    """Return the figures of a log whose names begin with a prefix, without it, by step."""
+    found = [
+        {"step": line["step"], **{key.removeprefix(prefix): line[key] for key in line if key.startswith(prefix)}}
+        for line in log
+    ]
+    return [each for each in found if len(each) > 1]
+
+
 def judged(name: str, run: Path, report: dict[str, Any], column: str, options: evaluate.Options) -> dict[str, Any]:
     """Return the row of a run."""
     config = json.loads((run / "config.json").read_text())
@@ -77,11 +87,8 @@ def judged(name: str, run: Path, report: dict[str, Any], column: str, options: e
     facts: dict[str, Any] = {
         "scores": scores(report, column),
         "not_computed": report["not_computed"],
-        "validation": [
-            {"step": line["step"], **{key[11:]: line[key] for key in line if key.startswith("validation/")}}
-            for line in log
-            if "validation/psnr" in line
-        ],
+        "validation": curve(log, "validation/"),
+        "judged": curve(log, "judged/"),
         "steps": max(line["step"] for line in log),
     }
     if config["model"] == "msca":
@@ -94,6 +101,16 @@ def judged(name: str, run: Path, report: dict[str, Any], column: str, options: e
     return schema.row(op="msca", case=f"quality/{name}", mode="evaluation", settings=settings, contenders={}, facts=facts)
 
 
+def there(given: Sequence[str], skip: bool, parser: argparse.ArgumentParser) -> tuple[dict[str, str], list[str]]:
+    """Return the runs by name, and the names of those that are not there: the command ends, or (`skip`) leaves them out."""
+    runs = dict(each.partition("=")[::2] for each in given)
+    absent = [name for name, run in runs.items() if not (Path(run) / "config.json").is_file()]
+    for name in absent:
+        if not skip or name == next(iter(runs)):
+            parser.error(f"{name}: expected a run folder, got {runs[name]!r}")
+    return {name: run for name, run in runs.items() if name not in absent}, absent
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Judge the runs and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,12 +121,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pool", help="part of the data set that is retrieved from; none: the validation split")
     parser.add_argument("--inception", help="TorchScript feature network for FID; none: no FID")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip-absent", action="store_true", help="leave out runs, but for the first, that are not there")
     parser.add_argument("--out", type=Path, default=schema.RESULTS / "msca_quality.json")
     args = parser.parse_args(argv)
-    runs = dict(given.partition("=")[::2] for given in args.runs)
-    for name, run in runs.items():
-        if not (Path(run) / "config.json").is_file():
-            parser.error(f"{name}: expected a run folder, got {run!r}")
+    runs, absent = there(args.runs, args.skip_absent, parser)
+    for name in absent:
+        print(f"left out: {name}, which is not there", file=sys.stderr)
     began = time.monotonic()
     (_, first), *others = runs.items()
     options = evaluate.Options(
@@ -142,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "repeat": None,
         "seconds": time.monotonic() - began,
         "rows": rows,
-        "left_out": [],
+        "left_out": absent,
         "losses": [],
         "wrong": [],
     }

@@ -100,7 +100,7 @@ class Result:
     repeat: int | None  # rounds of a row that time allows
     seconds: float | None  # of the whole run
     rows: list[Row]
-    left_out: list[str]  # rows for which there was no time
+    left_out: list[str]  # rows for which there was no time, or no run
     losses: list[str]  # rows in which ours is slower than plain PyTorch
     wrong: list[str]  # rows in which ours did not pass its gate
 

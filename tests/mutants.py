@@ -679,8 +679,8 @@ MUTATIONS = [
     Mutation(
         "training: a phase goes on after its window",
         "models/training/task.py",
-        "return begun and not over and",
-        "return begun and",
+        "return step >= self.start and (self.stop is None or step < self.stop)",
+        "return step >= self.start",
         "tests/models/training/test_sets.py -k windows",
     ),
     Mutation(
@@ -934,6 +934,41 @@ MUTATIONS = [
         "tests/models/msca/test_model.py -k sum_to_one",
     ),
     Mutation(
+        "msca: what reaches its own class passes the gates",
+        "models/msca/model.py",
+        "found: np.ndarray = self.beta.mean((1, 2)) * self.gates",
+        "found: np.ndarray = self.beta.mean((1, 2))",
+        "tests/models/msca/test_model.py -k own_class",
+    ),
+    Mutation(
+        "msca: another VGG than the run's",
+        "models/msca/features.py",
+        "if found != expected:",
+        "if False:",
+        "tests/models/msca/test_model.py -k knows_its_vgg",
+    ),
+    Mutation(
+        "training: the best before the last stage",
+        "models/training/trainer.py",
+        "if self.step <= self.task.best_from or (",
+        "if (",
+        "tests/models/training/test_loop.py -k of_the_last_stage",
+    ),
+    Mutation(
+        "training: the adversarial loss's part of the gradient",
+        "models/reconstruction.py",
+        "norms(replace(config, gan=0.0), perceptual)",
+        "norms(config, perceptual)",
+        "tests/models/test_reconstruction.py -k discriminator_teaches",
+    ),
+    Mutation(
+        "training: gradients of batches of other sizes",
+        "models/training/judged.py",
+        "(norms.double() * len(norms)).square()",
+        "norms.double().square()",
+        "tests/models/training/test_judged.py -k the_figures",
+    ),
+    Mutation(
         "msca: what is kept depends on how it was computed",
         "models/msca/model.py",
         'f"{current_plan()} {current_backend()}".encode()',
@@ -988,8 +1023,8 @@ MUTATIONS = [
             (
                 "softmax of the layers' weights",
                 "encoder.py",
-                "torch.softmax(self.level_weights, 0) if self.softmax",
-                "self.level_weights if self.softmax",
+                "torch.softmax(weights, 0) if self.softmax",
+                "weights if self.softmax",
                 "test_networks.py -k pooled_before",
             ),
             (

@@ -5,7 +5,9 @@
 
 Each of the K maps of a scale gathers features where the exemplar is light on the sheet, and hands them to where the label
 map is light. The strength of a map is its mean share of the target times its gate (feature masking). Scale 0 is the finest.
-The JSON has all maps of all scales. --kind and label maps: see `mixsyn-fast msca synthesize --help`.
+Whether exemplar regions reach the right targets is one number for each scale: the share of the transferred weight that goes
+from a class of the exemplar to the same class of the target, beside that of global average pooling (chance). The JSON has
+all maps of all scales. --kind and label maps: see `mixsyn-fast msca synthesize --help`.
 """
 
 from __future__ import annotations
@@ -68,6 +70,9 @@ def main(options: Options) -> int:
     with progress("looking at the attention"):
         found, seconds = timed(msca.attention, target.labels, *scene_of(exemplar), size=options.height_and_width)
     for scale in options.scales:
+        maps = found.scales[scale]
+        print(f"scale {scale}: {100 * maps.to_own_class:.0f} % of what is handed over reaches its own class, ", end="")
+        print(f"{100 * maps.by_chance:.0f} % by chance")
         for k in found.scales[scale].strongest(options.strongest):
             print(f"scale {scale}, map {k}: {sentence(msca, found.scales[scale], k)}")
     write_image(found.image, options.out)
@@ -94,6 +99,8 @@ def numbers_of(msca: MSCA, maps: ScaleMaps) -> dict[str, Any]:
 
     return {
         "scale": maps.scale,
+        "to_own_class": maps.to_own_class,
+        "by_chance": maps.by_chance,
         "maps": [
             {
                 "gate": float(maps.gates[k]),

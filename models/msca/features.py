@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..feature_networks import PERCEPTUAL_TAPS, FeatureNetwork
+from ..model_file import digest_of
 from .networks import Alignment
 
 
@@ -29,3 +30,20 @@ def image_features(alignment: Alignment, vgg: FeatureNetwork | None, image: Tens
     with torch.no_grad():
         found = vgg(image, PERCEPTUAL_TAPS)
     return found
+
+
+def check_vgg(vgg: FeatureNetwork, expected: str, source: str, weights: str) -> None:
+    """Raise ValueError where a VGG is not the one whose features a model reads; the message names both.
+
+    Args:
+        vgg: what was loaded.
+        expected: digest of the model's (`model_file.digest_of`).
+        source: the model, for the message.
+        weights: where the VGG came from, for the message: a file, or "auto".
+    """
+    found = digest_of(vgg)
+    if found != expected:
+        raise ValueError(
+            f"vgg_weights: expected the {vgg.kind} that {source} was trained with (digest {expected[:12]}), "
+            f"got another one ({weights}: digest {found[:12]})"
+        )

@@ -36,7 +36,7 @@ from ..pictures.picture import Picture, checked_labels, checked_picture, fit, fi
 from ..sheets import to_uint8
 from .blending import blending_weights, check_weights, gradient_maps, patch_border, weights_of_walk, window_places
 from .config import GeneratorConfig, sizes_of
-from .features import image_features
+from .features import check_vgg, image_features
 from .label_transfer import label_masses
 from .networks import Alignment, Exemplar, Layout, Synthesis
 
@@ -100,12 +100,38 @@ class ScaleMaps:
     """(K, C) float32: share of alpha on every label of the exemplar. Where there is no class it is missing from the sum."""
     taken: np.ndarray
     """(K, C) float32: share of beta on every label of the target; likewise."""
+    exemplar_shares: np.ndarray
+    """(C) float32: share of the exemplar's positions that every label has."""
+    target_shares: np.ndarray
+    """(C) float32: share of the target's positions; likewise."""
 
     @property
     def strength(self) -> np.ndarray:
         """(K) float32: mean of beta over the target, times the gate."""
         found: np.ndarray = self.beta.mean((1, 2)) * self.gates
         return found
+
+    @property
+    def transferred(self) -> np.ndarray:
+        """(C, C) float64: weight that goes from a label of the exemplar (row) to one of the target, mean over its positions.
+
+        S of `label_transfer`, of this one pair: sum over k of gate x share of alpha x mean of beta on the label.
+        """
+        found: np.ndarray = (self.given.T.astype(np.float64) * self.strength) @ self.taken
+        return found
+
+    @property
+    def to_own_class(self) -> float:
+        """Share of the transferred weight that goes from a class of the exemplar to the same class of the target, 0 to 1.
+
+        Of what goes from some label to some label; NaN where nothing does.
+        """
+        return _diagonal_share(self.transferred)
+
+    @property
+    def by_chance(self) -> float:
+        """The same of global average pooling, which hands everything to everywhere: what attention has to surpass."""
+        return _diagonal_share(np.outer(self.exemplar_shares.astype(np.float64), self.target_shares))
 
     def strongest(self, count: int) -> list[int]:
         """Return the numbers of the strongest maps, the strongest first."""
@@ -564,7 +590,11 @@ class MSCA:
             )
             maps = (alpha[0].float(), target.maps[0].float())
             shares = [_shares(each, regions) for each, regions in zip(maps, (theirs, ours), strict=True)]
-            arrays = [each.cpu().numpy() for each in (*maps, gates, *shares)]
+            areas = [
+                regions.areas((each.shape[1], each.shape[2]))[0].float() / each[0].numel()
+                for each, regions in zip(maps, (theirs, ours), strict=True)
+            ]
+            arrays = [each.cpu().numpy() for each in (*maps, gates, *shares, *areas)]
             found.append(ScaleMaps(scale, *arrays))
         return tuple(found)
 
@@ -572,6 +602,11 @@ class MSCA:
 def _shares(maps: Tensor, regions: RegionMap) -> Tensor:
     """Share of the mass of maps (K, h, w) on every label, (K, C); zeros for a map without mass."""
     return label_masses(maps[None], regions)[0] / maps.sum((1, 2))[:, None].clamp(min=torch.finfo(maps.dtype).tiny)
+
+
+def _diagonal_share(weights: np.ndarray) -> float:
+    total = float(weights.sum())
+    return float(np.trace(weights)) / total if total > 0 else float("nan")
 
 
 def _networks(saved: Saved) -> dict[str, nn.Module]:
@@ -588,11 +623,7 @@ def _vgg_of(saved: Saved, weights: str, source: str) -> FeatureNetwork | None:
         vgg = load_vgg(weights, cast(Literal["vgg16", "vgg19"], saved.vgg))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; {source} reads the features of {saved.vgg}") from error
-    if digest_of(vgg) != saved.vgg_digest:
-        raise ValueError(
-            f"vgg_weights: expected the {saved.vgg} that {source} was trained with (digest {saved.vgg_digest[:12]}), "
-            f"got another one (digest {digest_of(vgg)[:12]})"
-        )
+    check_vgg(vgg, saved.vgg_digest, source, weights)
     return vgg
 
 
@@ -612,8 +643,9 @@ def _load_run(folder: Path, vgg_weights: str) -> MSCA:
         if alignment.config.trunk == "own":
             vgg = _vgg_of(Saved(), vgg_weights, str(folder))
         else:  # the task has loaded the one that the run names
-            kind = None if task.config.vgg_kind == "auto" else task.config.vgg_kind
-            vgg = task.vgg if vgg_weights == "auto" else load_vgg(vgg_weights, kind)
+            assert task.vgg is not None
+            saved = Saved(vgg=task.vgg.kind, vgg_digest=digest_of(task.vgg))
+            vgg = task.vgg if vgg_weights == "auto" else _vgg_of(saved, vgg_weights, str(folder))
         return MSCA(alignment, synthesis, trained.config["classes"], size, vgg)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: expected a run of `mixsyn-fast train msca`, got: {error}") from error

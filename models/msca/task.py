@@ -29,12 +29,14 @@ from ..discriminators import DiscriminatorConfig, ExemplarPicture, MultiScaleDis
 from ..feature_networks import PERCEPTUAL_TAPS, FeatureNetwork
 from ..losses import PerceptualLoss, l1_loss
 from ..losses.perceptual import WEIGHTS, installed_vgg, load_vgg, without_missing_vgg
-from ..reconstruction import JudgedConfig, discriminator_losses, generator_losses, initialise
+from ..model_file import digest_of
+from ..reconstruction import JudgedConfig, discriminator_losses, generator_losses, initialise, judged
 from ..settings import one_of
 from ..sheets import to_uint8
+from ..training.judged import Judged
 from ..training.task import Kept, Phase, Task, Trainable
 from .config import MULTIPLE, VGG_CHANNELS, GeneratorConfig
-from .features import image_features
+from .features import check_vgg, image_features
 from .networks import Alignment, FeatureDecoder, Synthesis
 from .patches import Pair, cut, draw_apart, draw_box, mirrored, whole_pair
 
@@ -66,6 +68,7 @@ class Config(JudgedConfig):
     global_stage: bool = True  # from then on larger patches and global self-reconstruction; no: the ablation "w/o global"
     global_weight: float = 1.0  # lambda of Eq. 11
     generator_every: int = 5  # steps from one of the generator's to the next; the discriminator takes every one
+    vgg_digest: str = ""  # of the VGG that gives the exemplar's features (model_file.digest_of); "": not known, or none
 
     def __post_init__(self) -> None:
         """Check every field once."""
@@ -77,6 +80,11 @@ class Config(JudgedConfig):
     def global_start(self) -> float:
         """First step of the last stage; infinity without one."""
         return self.pretrain_steps + self.patch_steps if self.global_stage else math.inf
+
+    @property
+    def last_stage(self) -> int:
+        """First step of the stage that makes the final model."""
+        return self.pretrain_steps + (self.patch_steps if self.global_stage else 0)
 
 
 def fitted(config: Config, classes: Sequence[str], size: Size, edges: bool) -> Config:
@@ -103,7 +111,9 @@ def fitted(config: Config, classes: Sequence[str], size: Size, edges: bool) -> C
     discriminator = replace(config.discriminator, label_nc=len(classes), edges=False, exemplar=True)
     config = replace(config, generator=generator, discriminator=discriminator)
     if generator.trunk == "vgg":
-        return without_missing_vgg(replace(config, vgg_kind=cast(Any, _load_vgg(config).kind)))
+        vgg = _load_vgg(replace(config, vgg_digest=""))
+        return without_missing_vgg(replace(config, vgg_kind=cast(Any, vgg.kind), vgg_digest=digest_of(vgg)))
+    config = replace(config, vgg_digest="")
     if config.pretrain_steps and config.vgg_weights == "auto" and installed_vgg() is None:
         warnings.warn(
             "no VGG weights on this machine: training begins without pretraining, which learns VGG's features. Give a file "
@@ -115,13 +125,16 @@ def fitted(config: Config, classes: Sequence[str], size: Size, edges: bool) -> C
 
 
 def _load_vgg(config: Config) -> FeatureNetwork:
-    """Return the fixed VGG of settings; raises as `load_vgg`."""
+    """Return the fixed VGG of settings; raises as `load_vgg`, and ValueError where it is another than vgg_digest says."""
     try:
-        return load_vgg(config.vgg_weights, None if config.vgg_kind == "auto" else config.vgg_kind)
+        vgg = load_vgg(config.vgg_weights, None if config.vgg_kind == "auto" else config.vgg_kind)
     except FileNotFoundError as error:
         if config.generator.trunk != "vgg":
             raise
         raise FileNotFoundError(f"{error}; with generator.trunk own the model needs none") from None
+    if config.vgg_digest:
+        check_vgg(vgg, config.vgg_digest, "the run", config.vgg_weights)
+    return vgg
 
 
 class MSCATask(Task):
@@ -149,6 +162,7 @@ class MSCATask(Task):
         self.networks = {"alignment": Alignment(generator), "synthesis": Synthesis(generator)}
         self.averaged = ("alignment", "synthesis")
         self.phases = {}
+        self.best_from = config.last_stage
         start = config.pretrain_steps
         if training and start:
             self.networks["decoder"] = FeatureDecoder(generator, VGG_CHANNELS)
@@ -168,6 +182,16 @@ class MSCATask(Task):
         super().to(device)
         if self.vgg is not None:
             self.vgg.to(device)
+
+    def state(self) -> dict[str, Any]:
+        """Return the digest of the VGG whose features the alignment has learnt to read."""
+        return {"vgg_digest": self.config.vgg_digest}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Compare it; ValueError for another VGG."""
+        before = state.get("vgg_digest", "")
+        if before and self.vgg is not None:
+            check_vgg(self.vgg, before, "the run", self.config.vgg_weights)
 
     # --- what is made of what -------------------------------------------------------------------------------------------
 
@@ -267,6 +291,18 @@ class MSCATask(Task):
 
     # --- looking at it --------------------------------------------------------------------------------------------------
 
+    def judged(self, batch: Batch, step: int) -> dict[str, Judged]:
+        """Return what the discriminator says of patches and, "global_", of whole pictures; nothing in pretraining."""
+        if "discriminator" not in self.phases or not self.phases["discriminator"].on(step):
+            return {}
+        found = {}
+        for prefix, pair in zip(("", "global_"), self.pairs(batch, step), strict=False):
+            with torch.no_grad():
+                fake = self.make(pair, self.networks)
+            given = (self.networks["discriminator"], self.perceptual, fake, pair.image, pair.regions)
+            found[prefix] = judged(self.config, *given, exemplar=pair.exemplar)
+        return found
+
     def make(self, pair: Pair, networks: Mapping[str, nn.Module]) -> Tensor:
         """Return the images (B, 3, h, w) in [-1, 1] of pairs."""
         image: Tensor = networks["synthesis"](self.attend(pair, networks)[0])
@@ -308,7 +344,7 @@ def _draw_anywhere(whole: Size, size: Size) -> tuple[tuple[int, int], tuple[int,
     return draw_box(whole, size), draw_box(whole, size)
 
 
-_DECIDED = ("generator.label_nc", "discriminator.label_nc", "discriminator.edges", "discriminator.exemplar")
+_DECIDED = ("generator.label_nc", "discriminator.label_nc", "discriminator.edges", "discriminator.exemplar", "vgg_digest")
 
 TRAINABLES = {"msca": Trainable(Config, fitted, MSCATask, _DECIDED)}
 """What `mixsyn-fast train` finds here by name."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import plot_msca, run_msca, schema, tables
+from benchmarks import measured, plot_msca, run_msca, schema, tables
 from benchmarks.cases import label_source
 from mixsyn_fast.backend import current_plan
 from mixsyn_fast.measure.clock import Timing
@@ -39,6 +39,10 @@ def test_runs_fill_one_file_and_the_plot(tmp_path: Path, capsys: Any) -> None:
     assert set(shares) == {"features", "exemplar", "layout", "hidden", "modulation", "convolutions"}
     assert [goal["what"] for goal in found["rows"][0]["targets"]] == ["dense"]
     assert "msca/step" in tables.render(json.loads(file.read_text()))
+    section, said = measured.msca({"msca_cpu.json": found}), measured.values({**schema.committed(), "msca_cpu.json": found})
+    assert section.startswith("## MSCA") and all(f"| {case.removeprefix('msca/')} |" in section for case in cases)
+    assert "| modulation | " in section and section.endswith("[[from msca_cpu.json]]\n\n")
+    assert all(said[f"msca {name}"].endswith(" x") for name in ("forward", "step", "new label map", "new exemplar"))
     pytest.importorskip("matplotlib")
     assert plot_msca.main(["--results", str(file), "--out", str(tmp_path / "p.png")]) == 0
     assert (tmp_path / "p.png").stat().st_size > 1000

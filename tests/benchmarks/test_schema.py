@@ -103,8 +103,9 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
 # --- measuring again --------------------------------------------------------------------------------------------------
 
 
-def test_every_file_says_how_it_is_made_and_the_other_way_round() -> None:
-    assert sorted(again.FILES) == [path.name for path in FILES]
+def test_every_file_says_how_it_is_made() -> None:
+    """Commands may wait for their first file: `python -m benchmarks.again` says that it is not there."""
+    assert {path.name for path in FILES} <= set(again.FILES)
     for name, (_, *commands) in again.FILES.items():
         for command in commands:
             assert (schema.RESULTS.parent / f"{command.split()[0].removeprefix('benchmarks.')}.py").is_file(), name

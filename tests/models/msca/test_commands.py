@@ -217,9 +217,12 @@ def test_attention(model: str, msca: MSCA, photos: Path, capsys: pytest.CaptureF
     k = found.scales[0].strongest(1)[0]
     shares = dict(zip(FACADE_CLASSES, found.scales[0].given[k].tolist(), strict=True))
     assert scales[0]["maps"][k]["from"] == pytest.approx({name: share for name, share in shares.items() if share > 0})
+    for each, said in zip(found.scales, scales, strict=True):
+        assert (said["to_own_class"], said["by_chance"]) == pytest.approx((each.to_own_class, each.by_chance))
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith(f"scale 0, map {k}: strength ") and " -> " in printed[0]
-    assert [line.split(",")[0] for line in printed[:4]] == ["scale 0", "scale 0", "scale 4", "scale 4"]
+    assert printed[0].startswith("scale 0: ") and " reaches its own class, " in printed[0]
+    assert printed[1].startswith(f"scale 0, map {k}: strength ") and " -> " in printed[1]
+    assert [line[:8] for line in printed[:6]] == ["scale 0:", "scale 0,", "scale 0,", "scale 4:", "scale 4,", "scale 4,"]
 
 
 # ------------------------------------------------------------------------------------------------------------- bad input

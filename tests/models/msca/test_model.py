@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from mixsyn_fast.models.msca.blending import (
 )
 from mixsyn_fast.models.msca.config import GeneratorConfig
 from mixsyn_fast.models.msca.features import image_features
-from mixsyn_fast.models.msca.model import MSCA, Made
+from mixsyn_fast.models.msca.model import MSCA, Made, ScaleMaps
 from mixsyn_fast.models.msca.networks import Alignment, Synthesis
 from mixsyn_fast.models.pictures.picture import Picture, fit, fit_labels
 
@@ -254,16 +255,35 @@ def test_attention_says_what_goes_where(masking: bool, msca: MSCA) -> None:
     assert (finest.given.sum(1) < 1 - 1e-3).any()  # some of the exemplar has no label
 
 
+def test_what_reaches_its_own_class() -> None:
+    """By hand: map 0 gathers sky alone and hands it to sky and wall, map 1 gathers half of each and hands it to wall."""
+    alpha = np.array([[[0.5, 0.5, 0.0, 0.0]], [[0.25, 0.25, 0.25, 0.25]]], np.float32)  # the exemplar: sky, sky, wall, wall
+    beta = np.array([[[1.0, 0.5, 0.0, 0.5]], [[0.0, 0.5, 1.0, 0.5]]], np.float32)  # the target: sky, wall, wall, none
+    given = np.array([[1.0, 0.0], [0.5, 0.5]], np.float32)
+    taken = np.array([[1.0, 0.5], [0.0, 1.5]], np.float32) / 2  # of sums of 2 each
+    shares = np.array([0.5, 0.5], np.float32), np.array([0.25, 0.5], np.float32)
+    maps = ScaleMaps(0, alpha, beta, np.array([1.0, 0.5], np.float32), given, taken, *shares)
+    # target's sky: 1 of map 0; its walls: 0.5 of map 0, 1.5 of map 1 behind a gate of 0.5; means over four positions
+    sky, wall = (1, 0.5 + 0.5 * 1.5 * 0.5), (0, 0.5 * 1.5 * 0.5)
+    assert maps.transferred == pytest.approx(np.array([sky, wall]) / 4)
+    assert maps.to_own_class == pytest.approx((1 + 0.375) / (1 + 0.875 + 0.375))
+    assert maps.by_chance == pytest.approx((0.5 * 0.25 + 0.5 * 0.5) / 0.75)
+    nothing = ScaleMaps(0, alpha, beta, np.ones(2, np.float32), 0 * given, taken, *shares)
+    assert np.isnan(nothing.to_own_class)
+
+
 def test_attention_of_the_ablations() -> None:
     given, labels = scene(1), scene(2)[1]
     even = make(attention="gap").attention(labels, *given).scales[0]
     assert even.alpha.shape == (1, *SIZE) and even.alpha == pytest.approx(1 / (32 * 48)) and (even.beta == 1).all()
+    assert even.to_own_class == pytest.approx(even.by_chance, abs=1e-5)
     model = make(attention="labels")
     found = model.attention(labels, *given)
     for each in found.scales[:2]:
         there, wanted = np.isin(range(5), given[1]), np.isin(range(5), labels)
         assert each.given == pytest.approx(np.diag(there.astype(float)), abs=1e-5)
         assert each.taken == pytest.approx(np.diag(wanted.astype(float)), abs=1e-5)
+        assert each.to_own_class == pytest.approx(1) and each.by_chance < 0.9
     mixed = model.interpolate(labels, [given, scene(3)], [1, 1])
     assert np.isfinite(mixed.image).all() and _apart(mixed, found) > 0.1
 
@@ -367,7 +387,15 @@ def test_a_file_holds_all(msca: MSCA, tmp_path: Path) -> None:
         MSCA.load(tmp_path / "nowhere")
 
 
-def test_a_model_knows_its_vgg(tmp_path: Path, vgg16_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SMALL_RUN = (
+    "--kind procedural_facades --count 4 --workers 0 --save-every 2 --validation none --sheet-every 0 --pretrain-steps 0 "
+    "--patch-steps 1 --generator-every 1 --generator.trunk-width 2 --generator.features 2 --generator.condition 2 "
+    "--generator.maps 2,2,2,2,2 --generator.ngf 2 --generator.largest 4 --generator.hidden 4 "
+    "--discriminator.ndf 2 --discriminator.n-layers 2 --discriminator.scales 1"
+)
+
+
+def test_a_model_knows_its_vgg(tmp_path: Path, vgg16_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     pytest.importorskip("safetensors")
     vgg = load_feature_network(vgg16_file)
     model = make(vgg, trunk="vgg")
@@ -385,9 +413,24 @@ def test_a_model_knows_its_vgg(tmp_path: Path, vgg16_file: Path, monkeypatch: py
     state = torch.load(vgg16_file, weights_only=True)
     state["features.28.bias"] += 0.01
     torch.save(state, tmp_path / "other.pth")
-    message = rf"expected the vgg16 that .* was trained with \(digest {digest_of(vgg)[:12]}\), got another one"
+    other = tmp_path / "other.pth"
+    found = digest_of(load_feature_network(other))[:12]
+    message = rf"expected the vgg16 that .* was trained with \(digest {digest_of(vgg)[:12]}\), "
+    message += rf"got another one \(.*other.pth: digest {found}\)"
     with pytest.raises(ValueError, match=message):
-        MSCA.load(tmp_path / "m.safetensors", vgg_weights=str(tmp_path / "other.pth"))
+        MSCA.load(tmp_path / "m.safetensors", vgg_weights=str(other))
+
+    # a run: what its folder says, and a checkpoint of it that is to go on
+    from mixsyn_fast import cli
+
+    words = f"train msca --vgg-weights {vgg16_file} --out {tmp_path / 'run'} --size 64 --batch-size 1 --vgg 0 {SMALL_RUN}"
+    assert cli.main([*words.split(), "--steps", "1", "--generator.trunk", "vgg"]) == 0
+    assert MSCA.load(tmp_path / "run", vgg_weights=str(vgg16_file)).vgg is not None
+    with pytest.raises(ValueError, match=message):
+        MSCA.load(tmp_path / "run", vgg_weights=str(other))
+    words = words.replace(str(vgg16_file), str(other))
+    assert cli.main([*words.split(), "--steps", "2", "--generator.trunk", "vgg"]) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_a_run_folder_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,11 +438,7 @@ def test_a_run_folder_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     from mixsyn_fast import cli
 
     monkeypatch.chdir(tmp_path)
-    words = "--kind procedural_facades --count 4 --size 64 --out run --steps 2 --batch-size 1 --workers 0 --save-every 2"
-    words += " --validation none --sheet-every 0 --vgg 0 --pretrain-steps 0 --patch-steps 1 --generator-every 1"
-    words += " --generator.trunk own --generator.trunk-width 2 --generator.features 2 --generator.condition 2"
-    words += " --generator.maps 2,2,2,2,2 --generator.ngf 2 --generator.largest 4 --generator.hidden 4"
-    words += " --discriminator.ndf 2 --discriminator.n-layers 2 --discriminator.scales 1"
+    words = f"--size 64 --out run --steps 2 --batch-size 1 --vgg 0 --generator.trunk own {SMALL_RUN}"
     assert cli.main(["train", "msca", *words.split()]) == 0
     loaded = MSCA.load("run")
     assert loaded.size == (32, 32) and len(loaded.classes) == 12 and not loaded.config.spectral_norm

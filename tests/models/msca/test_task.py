@@ -19,6 +19,7 @@ from mixsyn_fast.models.discriminators import DiscriminatorConfig, ExemplarPictu
 from mixsyn_fast.models.evaluation.inputs import DataReference, outputs_of_run
 from mixsyn_fast.models.feature_networks import PERCEPTUAL_TAPS, FeatureNetwork
 from mixsyn_fast.models.losses import perceptual
+from mixsyn_fast.models.model_file import digest_of
 from mixsyn_fast.models.msca import task as module
 from mixsyn_fast.models.msca.config import GeneratorConfig
 from mixsyn_fast.models.msca.patches import Pair, cut, draw_apart, mirrored, overlap, whole_pair
@@ -229,6 +230,7 @@ def test_the_discriminators_step() -> None:
             terms = [-F.logsigmoid(-f).mean() - F.logsigmoid(r).mean() for f, r in zip(*logits, strict=True)]
         assert losses[prefix + "gan"].item() == pytest.approx(weight * (sum(terms) / 2).item(), rel=1e-9)
     assert all(p.grad is None for name in ("alignment", "synthesis") for p in task.networks[name].parameters())
+    assert list(task.judged(batch, 1)) == [""] and list(task.judged(batch, 2)) == ["", "global_"]
     assert set(run_phase(task, "discriminator", batch, 17)) == {"gan", "global_gan"}
 
 
@@ -420,6 +422,8 @@ def test_the_papers_settings() -> None:
     assert (config.feature_matching, config.vgg, config.generator.maps) == (10, 10, (8, 16, 16, 16, 16))
     assert config.global_stage and config.generator.spectral_norm and config.generator.attention == "msca"
     assert config.global_start == 66_000 and replace(config, global_stage=False).global_start == float("inf")
+    assert config.last_stage == 66_000 and replace(config, global_stage=False).last_stage == 33_000
+    assert make().best_from == 2 and make(global_stage=False).best_from == 0
 
 
 def test_settings_follow_the_data() -> None:
@@ -459,6 +463,11 @@ def test_another_vgg_than_the_models(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "vgg16.pth")
     file = str(tmp_path / "vgg16.pth")
     assert fitted(settings(trunk="vgg", vgg_weights=file), CLASSES, SIZE, False).vgg_kind == "vgg16"
+    config = fitted(settings(trunk="vgg", vgg_weights=file), CLASSES, SIZE, False)
+    assert config.vgg_digest == digest_of(MSCATask(config, training=False).vgg)
+    assert fitted(settings(vgg_digest="of another"), CLASSES, SIZE, False).vgg_digest == "", "its own trunk reads none"
+    with pytest.raises(ValueError, match=r"expected the vgg16 that the run was trained with \(digest other\), got another"):
+        MSCATask(replace(config, vgg_digest="other"), training=False)
     with pytest.raises(ValueError, match="expected vgg19, got vgg16"):
         fitted(settings(trunk="vgg", vgg_weights=file, vgg_kind="vgg19"), CLASSES, SIZE, False)
 
@@ -522,12 +531,15 @@ def test_a_run_through_all_stages_resumed_bit_for_bit(tmp_path: Path, with_vgg: 
     assert [line for line in parts if "validation/psnr" not in line] == [
         line for line in whole if "validation/psnr" not in line
     ]
-    names = [{name.split("/")[0] for name in line if "/" in name} - {"lr", "validation"} for line in whole[:6]]
+    names = [{name.split("/")[0] for name in line if "/" in name} - {"lr", "validation", "judged"} for line in whole[:6]]
     assert names == [
         {"pretrain"}, {"pretrain"}, {"generator", "discriminator"}, {"discriminator"}, {"generator", "discriminator"},
         {"discriminator"},
     ]  # fmt: skip
     assert ["discriminator/global_gan" in line for line in whole[:6]] == [False] * 4 + [True] * 2
+    judged = [{name for name in line if name.startswith("judged/")} for line in whole]
+    figures = {"judged/real_logit_std", "judged/gan_gradient_ratio"}
+    assert judged == [figures if i == 2 else set() for i in range(len(whole))], "in the discriminator's first step"
     trained = load_trained(tmp_path / "whole")
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert trained.step == 6 and set(trained.networks) == {"alignment", "synthesis"}

@@ -537,6 +537,19 @@ def test_the_best_checkpoint_outlives_the_newest(tmp_path):
     assert kept == ["step_00000002", "step_00000006"]
 
 
+def test_the_best_is_one_of_the_last_stage(tmp_path):
+    """What came before does not count, also for a run that goes on from there."""
+    figures = iter([1.0, 9.0, 2.0, 2.5, 2.4])
+    for steps in (2, 5):
+        task = TinyGan()
+        task.best_from = 2
+        task.validate = lambda batch, networks: {"psnr": torch.full((len(batch),), next(figures))}  # type: ignore[method-assign]
+        train(task, options(tmp_path, steps=steps, validate_every=1, save_every=1, keep_last=1), faces(), faces(4))
+        assert (checkpoint.newest_valid(tmp_path / "checkpoints", best=True) is None) == (steps == 2)
+    best = checkpoint.newest_valid(tmp_path / "checkpoints", best=True)
+    assert best is not None and best.step == 4
+
+
 def test_no_checkpoints_when_none_are_wanted(tmp_path):
     train(TinyGan(), options(tmp_path, save_every=0), faces())
     assert not list((tmp_path / "checkpoints").glob("step_*"))
