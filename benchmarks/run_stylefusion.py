@@ -70,7 +70,7 @@ DOMAINS = {"faces": "drawn_faces", "facades": "facades"}  # shipped weights -> t
 REST = "rest"
 # A pixel between two clusters that a rounding gives to the other one moves the M of a channel by 1 / 64^2, and max(M, 0.5)
 # has a kink: room for a few such pixels.
-FLIPS = 1e-3
+FLIPS = 1e-4
 
 
 def model_of(options: argparse.Namespace) -> StyleFusion:
