@@ -4,7 +4,7 @@ For example::
 
     model = Harmonized.load("runs/faces")
     made = model.transfer(image, labels, other, its_labels, ["hair"])     # (H, W, 3) uint8, (H, W) integers
-    made = model.tune(image, labels, "skin", 3, [2.0], codes=made.codes)[0]
+    made = model.tune(image, labels, "skin", 3, [0.5], codes=made.codes)[0]
     made.image, made.codes, made.ran
 
 Every region of a picture has a code, s_t of the paper. An edit replaces the codes of some regions, which gives s'_r; the
@@ -19,6 +19,7 @@ of the size, so an edit runs the whole generator, but no encoder.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -422,7 +423,7 @@ class Harmonized:
         labels: np.ndarray,
         group: str,
         direction: int | np.ndarray | Tensor = 0,
-        amounts: Sequence[float] = (-8.0, -4.0, 0.0, 4.0, 8.0),
+        amounts: Sequence[float] = (-1.0, -0.5, 0.0, 0.5, 1.0),
         *,
         solver: Solver = "fixed",
         space: Space = "z",
@@ -431,10 +432,15 @@ class Harmonized:
         """Move the style of a group of regions along a direction (Sec. 3.5, 4.7): an image per amount.
 
         Args:
-            image: (H, W, 3) uint8. labels: (H, W) integers. group: that has a flow. direction: seed of a random direction,
-            or a vector (n S) for the n regions of the group; it is made a unit vector. amounts: eta, the lengths of the
-            steps. solver: "fixed": Runge-Kutta with the flow's number of steps, for a slider; "adaptive". space: "z": z' = z
-            + eta d and back (Eq. 8); "style": the codes themselves move, in units of their deviations
+            image: (H, W, 3) uint8.
+            labels: (H, W) integers.
+            group: that has a flow.
+            direction: seed of a random direction, or a vector (D) for the D = n S numbers of the group's n regions; it is
+                made a unit vector d.
+            amounts: lengths of the steps in units of sqrt(D), the length of a typical z: eta = amount sqrt(D). A step of 1
+                moves every number by one deviation (root of the mean square), whatever D is.
+            solver: "fixed": Runge-Kutta with the flow's number of steps, for a slider; "adaptive".
+            space: "z": z' = z + eta d and back (Eq. 8); "style": the codes themselves move, in units of their deviations
                 over the training set (the comparison of Fig. 5 and 9).
             codes: to begin with.
 
@@ -460,7 +466,7 @@ class Harmonized:
         own, ran = self._encoded(picture)
         start = own if given is None else given
         rows = list(self._numbers[group])
-        move = (steps[:, None] * unit).to(self.device)
+        move = (steps[:, None] * math.sqrt(flow.size) * unit).to(self.device)
         own_codes = start[rows].reshape(1, -1)
         if space == "z":
             moved = flow.decode(self._latent(group, own_codes, solver) + move, solver)

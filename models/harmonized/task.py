@@ -316,7 +316,8 @@ class HarmonizedTask(reconstruction.ReconstructionTask):
         way = ("codes", current_plan(), current_backend(), torch.is_autocast_enabled("cpu"))
         sources = (*weights, *(buffer for part in parts for buffer in part.buffers()))
         known: dict[bytes, Encoded] = derived(encoder, way, sources, dict)
-        labels, found = batch.regions.labels_at(), []
+        labels = batch.regions.labels_at()
+        found: list[Encoded] = []
         for i in range(len(batch)):
             key = digest(batch.image[i].permute(1, 2, 0).numpy(), labels[i].numpy())
             row = known.get(key)
@@ -326,7 +327,7 @@ class HarmonizedTask(reconstruction.ReconstructionTask):
                 if (len(known) + 1) * sum(part.nbytes for part in row) <= _KEPT:
                     known[key] = row
             found.append(row)
-        return Encoded(*map(torch.cat, zip(*found, strict=True)))
+        return Encoded(torch.cat([row.codes for row in found]), torch.cat([row.present for row in found]))
 
     def _floats(self, image: Tensor, regions: RegionMap) -> Encoded:
         target, _ = self.encode(image, regions, self.networks)
