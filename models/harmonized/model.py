@@ -163,6 +163,7 @@ class Harmonized:
                 for name, net in (flows or {}).items()
             }
         self.generator.to(memory_format=torch.channels_last)
+        self._goes_on: dict[str, str] = {}  # of a run that ended before a stage began: kind of network -> what trains it
         self._forget()
 
     # --- what it is ---------------------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ class Harmonized:
 
     def without_attention(self) -> Harmonized:
         """Return the same model whose codes are not corrected, to compare with."""
-        return Harmonized(
+        other = Harmonized(
             self.generator,
             self.classes,
             groups=self.groups,
@@ -194,6 +195,8 @@ class Harmonized:
             flows=self.flows,
             distribution=self.distribution,
         )
+        other._goes_on = self._goes_on
+        return other
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -212,7 +215,8 @@ class Harmonized:
 
         Args:
             path: a file of :meth:`save`, or the run folder of a training (`mixsyn-fast train harmonized`, of all stages or
-                some): its newest valid checkpoint, averaged weights where the run kept them. A run of `mixsyn-fast train
+                some): its newest valid checkpoint, averaged weights where the run kept them, without networks whose stage
+                had not begun. A run of `mixsyn-fast train
                 sean` as well: SEAN, without attention and without random styles, to compare with.
             device: where to put the networks.
 
@@ -268,6 +272,19 @@ class Harmonized:
             return self.classes
         networks: Collection[str] = self.mapping if by == "mapping" else self.flows
         return tuple(name for name in self.classes if any(name in self.groups[group] for group in networks))
+
+    def missing(self, by: By) -> str:
+        """Return what trains mapping networks, or flows, as the end of a message; "" where the model has some."""
+        if (by == "mapping" and self.distribution is not None) or (self.mapping if by == "mapping" else self.flows):
+            return ""
+        if by in self._goes_on:
+            return f": {self._goes_on[by]}"
+        steps = "--mapping-steps N --flow-steps 0" if by == "mapping" else "--mapping-steps 0 --flow-steps N"
+        kept = " --keep mapping" if by == "flow" and self.mapping else ""
+        return (
+            f": the model has none, stage {2 if by == 'mapping' else 3} of training makes them: `mixsyn-fast train "
+            f"harmonized --init-from RUN --reconstruction-steps 0 {steps}{kept}`"
+        )
 
     # --- codes --------------------------------------------------------------------------------------------------------
 
@@ -671,11 +688,14 @@ class Harmonized:
         without = [name for name in chosen if name not in known]
         if without:
             what = "mapping network" if by == "mapping" else "flow"
-            raise ValueError(f"regions: no {what} makes codes of {listed(without)}; there are some of {listed(known)}")
+            raise ValueError(
+                f"regions: no {what} makes codes of {listed(without)}; there are some of {listed(known)}{self.missing(by)}"
+            )
 
     def _flow(self, group: str) -> StyleFlow:
         if group not in self.flows:
-            raise ValueError(f"group: expected one with a flow ({listed(self.flows)}), got {group!r}")
+            known = f"{listed(self.flows)}{self.missing('flow')}"
+            raise ValueError(f"group: expected one with a flow ({known}), got {group!r}")
         return self.flows[group]
 
     def _unit(self, direction: int | np.ndarray | Tensor, length: int) -> Tensor:
@@ -905,7 +925,9 @@ def _load_run(folder: Path) -> Harmonized:
         if kind == "sean":
             return Harmonized(networks["generator"], classes)
         groups = named_groups(from_dict(Config, trained.config["task"]).groups)
-        return Harmonized(
+        late = trained.not_begun
+        networks = {name: network for name, network in networks.items() if name not in late}
+        made = Harmonized(
             networks["generator"],
             classes,
             attention=networks.get("attention"),
@@ -914,5 +936,12 @@ def _load_run(folder: Path) -> Harmonized:
             flows={name: networks[f"flow_{name}"] for name in groups if f"flow_{name}" in networks},
             distribution=networks.get("distribution"),
         )
+        for name in late:
+            kind, first = name.partition("_")[0], trained.task.first_steps[name]
+            made._goes_on[kind] = (
+                f"the run ended after step {trained.step}, and theirs begin after step {first}: `mixsyn-fast train "
+                f"harmonized --config {config} --steps {trained.task.total_steps}`"
+            )
+        return made
     except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: expected a run of `mixsyn-fast train harmonized`, or sean, got: {error}") from error

@@ -212,6 +212,8 @@ class HarmonizedTask(reconstruction.ReconstructionTask):
                 self.networks[f"mapping_{name}"] = MappingNetwork(len(regions), self.style_length, config.mapping)
             if config.has("flow"):
                 self.networks[f"flow_{name}"] = StyleFlow(len(regions) * self.style_length, config.flow)
+        begin = {kind: stages[kind][0] for kind in KINDS if kind not in config.keep}
+        self.first_steps = {name: first for kind, first in begin.items() for name in self._of(kind)}
         self.averaged = tuple(name for name in self.networks if name != "discriminator")
         for kind in config.keep:
             self.begins_with += self._of(kind)

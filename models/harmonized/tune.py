@@ -86,6 +86,8 @@ def main(options: Options) -> int:
     inputs = [options.image] if options.image else []
     check_outputs({**images, "sheet": options.sheet, "json": options.json}, inputs, options.labels)
     model = open_model(Harmonized, options.model, options.device)
+    if not model.flows:
+        raise ValueError(f"model: expected flows, got none{model.missing('flow')}")
     reader = Reader(model.classes, model.size, options, options.device)
     picture = reader.read(options.image) if options.image else drawn_pictures(model, 1, options.seed)[0]
     reader.check_labels_used()
