@@ -35,7 +35,10 @@ _FACADES = "--data $MIXSYN_FAST_DATA/cmp_facade --size 128"
 _JUDGED = " ".join(f"{n}=runs/{n}" for n in ("full", "no_class", "no_layer", "L1", "L3", "spade_vae", "shipped"))
 
 # of models/msca/README.md
-_TABLE_1 = " ".join(f"{n}=runs/{n}" for n in ("full", "gap", "labels", "no_fm", "no_global", "spade_vae"))
+_TABLE_1 = " ".join(f"{n}=runs/msca/{n}" for n in ("full", "gap", "labels", "no_fm", "no_global", "spade_vae"))
+
+# run folders of models/harmonized/README.md; FID: --inception FILE
+_HARMONIZED = " ".join(f"{n}=runs/harmonized/{n}" for n in ("full", "sean", "no_attention", "no_softmax", "no_multi_scale"))
 
 # of models/stylefusion/README.md
 _ABLATIONS = ("no_global", "no_stage1", "no_stage2", "no_stage3")
@@ -55,6 +58,21 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
     "clvae_step_cpu.json": (4, "run_clvae step --classes 19,151 --repeat 3 --seconds 45"),
     "clvae_edit_cpu.json": (1, "run_clvae edit --repeat 15"),
     "clvae_cpu_avx2.json": (1, "run_clvae pooling --repeat 9 --cpu avx2"),
+    "harmonized_cpu.json": (
+        14,
+        "run_harmonized step --repeat 3",
+        "run_harmonized edit --repeat 9",
+        "run_harmonized pooling --repeat 5",
+        "run_harmonized attention --repeat 9",
+        "run_harmonized codes --repeat 9",
+        "run_harmonized step --shipped --repeat 3",
+        "run_harmonized edit --shipped --repeat 9",
+        "run_harmonized codes --shipped --repeat 15",
+    ),
+    "harmonized_quality.json": (
+        30,
+        f"run_harmonized_quality --data $MIXSYN_FAST_DATA/celebamask_hq --harmony runs/harmony {_HARMONIZED}",
+    ),
     "mixsyn_cpu.json": (9, "run_mixsyn --data $MIXSYN_FAST_DATA/cmp_facade --sizes 256 --repeat 5"),
     "mixsyn_training_cpu.json": (7, f"run_training --model mixsyn {_FACADES} --batch-size 4"),
     "msca_cpu.json": (

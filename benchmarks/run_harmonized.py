@@ -1,6 +1,6 @@
 """Measure harmonized regional style transfer: a training step and its parts, an edit, pooling, attention, a style code.
 
-    python -m benchmarks.run_harmonized PART [--width 32] [--size 128] [--repeat N] [--quick] [--cpu avx2]
+    python -m benchmarks.run_harmonized PART [--width 32] [--size 128] [--shipped] [--repeat N] [--quick] [--cpu avx2]
 
 PART is one of
 
@@ -9,7 +9,9 @@ PART is one of
 * edit: an image of a picture's hair in the style of another: codes of both, attention, decoder;
 * pooling: the codes of 19 regions from the maps of the encoder's layers, 256 x 256, batch 4 (docs/exact_algebra.md, 13);
 * attention: the correction of the codes of 19 regions, for 1 and 8 pictures;
-* codes: a style code of a group of regions.
+* codes: a style code of a group of regions, and a slider's whole move, `Harmonized.tune` with one amount, to the image.
+
+--shipped: hidden layers, codes and flows of the sizes that ship, in rows of their own; else as published.
 
 Contenders share weights, label maps and noise, and take turns:
 
@@ -17,11 +19,11 @@ Contenders share weights, label maps and noise, and take turns:
   five maps of the code's length at half the image's size, then the means;
 * ours: raw labels to the result, the analysis of the label map (a fresh RegionMap) inside the clock. Of an edit what is left
   of it when nothing but the codes of one region is new: `Harmonized` remembers the rest;
-* full (edit): ours, nothing remembered;
+* full (edit, slider): ours, nothing remembered;
 * explicit (attention): Eq. 4 and 5 as matrix products and a softmax, in place of scaled_dot_product_attention;
 * floor_mapping, adaptive (codes): a code of the group from its mapping network, which cannot read one back; from its flow,
   integrated to a tolerance. Ours is the flow by its fixed number of steps, a slider's: its error is that to the adaptive
-  one, in deviations of the code;
+  one, in deviations of the code. A slider's adaptive remembers what ours does;
 * floor (step): ours without the generator's region norms.
 
 A step is the generator's phase and the discriminator's, with all losses but the perceptual one, and both optimisers;
@@ -49,7 +51,7 @@ from mixsyn_fast.models.discriminators import DiscriminatorConfig
 from mixsyn_fast.models.harmonized.attention import StyleAttention
 from mixsyn_fast.models.harmonized.config import AttentionConfig, FlowConfig, GeneratorConfig, MappingConfig
 from mixsyn_fast.models.harmonized.encoder import MultiScaleEncoder
-from mixsyn_fast.models.harmonized.flow import StyleFlow
+from mixsyn_fast.models.harmonized.flow import Solver, StyleFlow
 from mixsyn_fast.models.harmonized.generator import Generator
 from mixsyn_fast.models.harmonized.mapping import MappingNetwork
 from mixsyn_fast.models.harmonized.model import Harmonized
@@ -76,13 +78,22 @@ from .timing import heading, machine_line, memory_of, save
 PARTS = ("step", "edit", "pooling", "attention", "codes")
 BATCH, CLASSES = 4, len(FACE_CLASSES)
 GROUPS = {"hair": ("hair",), "skin": ("skin", "nose")}
+SHIPPED: dict[str, Any] = {"largest": 96, "hidden": 32, "style_length": 32, "encoder_width": 16}
+SHIPPED_WIDTH, SHIPPED_HIDDEN = 16, 128  # ngf; layers of mapping networks and flows
 LEAST_STEP, MOST_CODE_S = 2.5, 5e-3  # goals
 Outputs = dict[str, Tensor]
+
+
+def sizes(options: argparse.Namespace) -> str:
+    """Return what a row's name says of the networks' sizes."""
+    return "shipped" if options.shipped else f"w{options.width}"
 
 
 def generator_config(options: argparse.Namespace, spectral: bool = False) -> GeneratorConfig:
     """Return the settings of the networks: hidden layers and codes as published, or tiny ones."""
     small: dict[str, Any] = {"hidden": 8, "style_length": 16, "encoder_width": 4} if options.quick else {}
+    if options.shipped:
+        small = SHIPPED
     size = {"ngf": options.width, "image_size": options.size}
     return GeneratorConfig(label_nc=CLASSES, spectral_norm=spectral, **size, **small)
 
@@ -95,7 +106,7 @@ def build(options: argparse.Namespace) -> HarmonizedTask:
     torch.manual_seed(0)
     config = Config(
         generator=generator_config(options, spectral=True),
-        discriminator=DiscriminatorConfig(ndf=options.width),
+        discriminator=DiscriminatorConfig(ndf=options.width * (2 if options.shipped else 1)),
         vgg=0.0,
         init_gain=0.0,  # weights of which every branch counts
         mapping_steps=0,
@@ -204,7 +215,7 @@ def run_step(options: argparse.Namespace, labels: Labels) -> list[dict[str, Any]
     for part in dict.fromkeys(name.split("/")[0] for name in calls):
         own = {name.split("/")[1]: timing for name, timing in found.items() if name.startswith(f"{part}/")}
         asked = {"classes": CLASSES, "width": options.width, "size": [options.size] * 2, "batch": BATCH, "part": part}
-        row = step_row(f"harmonized/{part} w{options.width}", asked, verdicts, own, op="harmonized")
+        row = step_row(f"harmonized/{part} {sizes(options)}", asked, verdicts, own, op="harmonized")
         if part == "step":
             for name, step in passing.items() if options.memory else ():
                 memory = memory_of(step)
@@ -229,7 +240,7 @@ def model_of(options: argparse.Namespace) -> Harmonized:
     regions = RegionMap(torch.from_numpy(picture.labels)[None].long(), CLASSES, ignore_index=-1)
     length = generator.config.style_length
     calibrate(generator, regions, style_codes=torch.randn(1, CLASSES, length) / 4, noise=None)
-    width = {"width": 16} if options.quick else {}
+    width = {"width": SHIPPED_HIDDEN} if options.shipped else {"width": 16} if options.quick else {}
     mapping = {name: MappingNetwork(len(regions), length, MappingConfig(**width)) for name, regions in GROUPS.items()}
     flows = {name: StyleFlow(len(regions) * length, FlowConfig(**width)) for name, regions in GROUPS.items()}
     attention = StyleAttention(AttentionConfig(style_length=length))
@@ -289,7 +300,7 @@ def run_edit(options: argparse.Namespace, labels: Labels) -> list[dict[str, Any]
     verdicts = {"dense": gate(dense, dense, exact), "full": verdict, "ours": verdict}
     found = timed(calls, options, "edit")
     asked = {"classes": CLASSES, "width": options.width, "size": list(model.size), "region": "hair"}
-    row = step_row(f"harmonized/edit w{options.width}", asked, verdicts, found, op="harmonized")
+    row = step_row(f"harmonized/edit {sizes(options)}", asked, verdicts, found, op="harmonized")
     return [{**row, "mode": "forward"}]
 
 
@@ -424,11 +435,31 @@ def run_codes(options: argparse.Namespace, labels: Labels) -> list[dict[str, Any
         found = timed({name: (lambda name=name, run=run: run(name)) for name in names}, options, group)
         asked = {"group": group, "regions": len(regions), "length": model.config.style_length}
         asked |= {"steps": flow.config.steps, "tolerance": flow.config.tolerance, "width": flow.config.width}
-        row = step_row(f"harmonized/code of {group}", asked, {}, found, op="harmonized")
+        row = step_row(f"harmonized/code of {group}{' shipped' * options.shipped}", asked, {}, found, op="harmonized")
         row["facts"] = {"fixed_error": error}
         row["targets"] = [goal("seconds", found["ours"].median, most=MOST_CODE_S)]
         rows.append({**row, "mode": "forward", "baseline": ""})
-    return rows
+    return [*rows, slider(model, options)]
+
+
+def slider(model: Harmonized, options: argparse.Namespace) -> dict[str, Any]:
+    """A move of the slider of hair, to the image: fixed steps, to a tolerance, and nothing remembered."""
+    picture = pictures_of(drawn_source(FACE_CLASSES, model.size, 1))[0]
+    moves = itertools.count(1)
+    whole = copy.copy(model)  # what it forgets is not what the others remember
+
+    def move(solver: Solver = "fixed") -> object:
+        return model.tune(picture.image, picture.labels, "hair", 0, (1e-4 * next(moves),), solver=solver)
+
+    def full() -> object:
+        whole._forget()
+        return whole.tune(picture.image, picture.labels, "hair", 0, (1e-4 * next(moves),))
+
+    found = timed({"full": full, "adaptive": lambda: move("adaptive"), "ours": move}, options, "slider")
+    flow = model.flows["hair"]
+    asked = {"classes": CLASSES, "width": options.width, "size": list(model.size), "group": "hair", "length": flow.size}
+    row = step_row(f"harmonized/slider {sizes(options)}", asked, {}, found, op="harmonized")
+    return {**row, "mode": "forward", "baseline": "full"}
 
 
 # ------------------------------------------------------------------------------------------------------------ command
@@ -439,6 +470,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run_harmonized", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("part", choices=PARTS, help="what is measured")
     parser.add_argument("--width", type=int, default=32, help="ngf and ndf (default %(default)s)")
+    parser.add_argument("--shipped", action="store_true", help="the sizes of the networks that ship, --width among them")
     parser.add_argument("--size", type=int, default=128, help="side of the pictures of step and edit (default %(default)s)")
     parser.add_argument("--repeat", type=int, default=5, help="rounds (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=120.0, help="soft limit for the timing of a table (default 120)")
@@ -454,7 +486,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.quick:
         if options.out is None:
             parser.error("--out: expected a file with --quick, whose numbers say nothing; got none")
-        options.width, options.size, options.repeat, options.memory = 4, 64, 1, False
+        options.width, options.size, options.repeat, options.memory, options.shipped = 4, 64, 1, False, False
+    elif options.shipped:
+        options.width = SHIPPED_WIDTH
     options.out = options.out or RESULTS / f"harmonized_{cpu.suffix(torch.device('cpu'), options.cpu)}.json"
     return options
 

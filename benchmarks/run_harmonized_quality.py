@@ -5,13 +5,21 @@
 All runs are judged in one call of `mixsyn-fast harmonized evaluate`, by the same pictures, styles and seed: the first one
 also without its attention, and its samples by its flows as well; runs of SEAN and ablations stand beside it. A row holds a
 model's scores, by task, with their 95 % intervals over pictures, their differences to the first model on the same pictures,
-the run's settings, and the curve of its validation. Nothing here is timed.
+the run's settings, and the curve of its validation. --sheets FOLDER: side-by-side sheets of the transfers by every model,
+the first one's with and without attention among them, and of a walk in z and one in style space. Nothing here is timed.
+
+The first run's `walks` say which kind of walk stays nearer to real codes: from the codes of every picture a step along
+random directions in z, and one along random directions in style space that goes as far; `nearest` is the mean distance to
+the nearest code of another picture, `moved` that to the codes the step began with, both in deviations of a number (root of
+the mean square); `real` is the nearest distance of the pictures' own codes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import shutil
 import sys
 import tempfile
 import time
@@ -19,8 +27,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixsyn_fast.models.harmonized import evaluate
+import torch
+from mixsyn_fast.models.data import Item
+from mixsyn_fast.models.evaluation.inputs import reference_of_model
+from mixsyn_fast.models.harmonized import evaluate, tune
+from mixsyn_fast.models.harmonized.model import Harmonized
+from mixsyn_fast.models.pictures.picture import Picture
+from mixsyn_fast.models.sheets import save_png
 from mixsyn_fast.models.training.run import read_log
+from torch import Tensor
 
 from mixsyn_fast.writing import jsonable
 
@@ -83,11 +98,69 @@ def rows_of(report: Mapping[str, Any], runs: Mapping[str, Path]) -> list[dict[st
     return rows
 
 
+AMOUNTS = (0.25, 0.5, 1.0)
+DIRECTIONS = 8
+
+
+def having(model: Harmonized, items: Sequence[Item], group: str) -> list[Item]:
+    """Return the pictures that have all regions of a group."""
+    wanted = set(model.groups[group])
+    return [item for item in items if wanted <= set(model.present(item.labels))]
+
+
+@torch.no_grad()
+def walks(model: Harmonized, items: Sequence[Item], group: str) -> dict[str, Any]:
+    """Return how near to real codes walks in z and in style space stay (see the module); nothing of a single picture."""
+    there = having(model, items, group)
+    if len(there) < 2:
+        return {"pictures": len(there)}
+    flow, rows = model.flows[group], [model.classes.index(name) for name in model.groups[group]]
+    codes = torch.stack([model.encode(item.image, item.labels)[rows].flatten() for item in there]).to(model.device)
+    real = codes / flow.scale()
+    own = torch.eye(len(real), dtype=torch.bool, device=model.device)
+
+    def nearest(moved: Tensor) -> float:
+        return float((torch.cdist(moved, real) / math.sqrt(flow.size)).masked_fill(own, torch.inf).min(1).values.mean())
+
+    z = flow.encode(codes)
+    found: dict[str, Any] = {"pictures": len(there), "real": nearest(real), "z": {}, "style": {}}
+    source = torch.Generator().manual_seed(0)
+    for amount in AMOUNTS:
+        figures: dict[str, list[tuple[float, float]]] = {"z": [], "style": []}
+        for _ in range(DIRECTIONS):
+            step, straight = torch.randn(2, *z.shape, generator=source).to(model.device).unbind()
+            in_z = flow.decode(z + amount * math.sqrt(flow.size) * step / step.norm(dim=1, keepdim=True)) / flow.scale()
+            length = (in_z - real).norm(dim=1, keepdim=True)
+            in_style = real + length * straight / straight.norm(dim=1, keepdim=True)
+            for space, moved in (("z", in_z), ("style", in_style)):
+                far = float(((moved - real).norm(dim=1) / math.sqrt(flow.size)).mean())
+                figures[space].append((nearest(moved), far))
+        for space, each in figures.items():
+            near, far = (sum(values) / len(values) for values in zip(*each, strict=True))
+            found[space][f"{amount:g}"] = {"nearest": near, "moved": far}
+    return found
+
+
+def write_walks(model: Harmonized, items: Sequence[Item], folder: Path) -> None:
+    """Write a sheet per group: rows in z and in style space, of the first picture that has the group."""
+    amounts = tune.Options().amounts
+    for group in model.flows:
+        for item in having(model, items, group)[:1]:
+            picture = Picture(item.image, item.labels, item.name)
+            made = {
+                (space, 0): model.tune(picture.image, picture.labels, group, 0, amounts, space=space)
+                for space in tune.Options(space="both").spaces
+            }
+            save_png(tune.sheet(model, picture, group, made, amounts), folder / f"walks_{group}.png")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Judge the runs and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN", help="run folders of mixsyn-fast train; the first is ours")
-    parser.add_argument("--data", required=True, help="data set whose validation split is judged on")
+    parser.add_argument("--data", help="data set whose validation split is judged on; none: faces drawn by code")
+    parser.add_argument("--kind", default="auto", help="layout of the data set")
+    parser.add_argument("--sheets", type=Path, help="folder for side-by-side sheets; none: none")
     parser.add_argument("--limit", type=int, default=200, help="pictures")
     parser.add_argument("--styles", type=int, default=10, help="random styles of every picture and group")
     parser.add_argument("--harmony", help="classifier of mixsyn-fast train harmony; none: no harmony score")
@@ -106,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             model=str(first[1]),
             compare=tuple(f"{name}={run}" for name, run in others),
             data=args.data,
+            kind=args.kind,
             limit=args.limit,
             styles=args.styles,
             harmony=args.harmony,
@@ -116,18 +190,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         if evaluate.main(options) != 0:
             raise SystemExit("mixsyn-fast harmonized evaluate failed")
         report = json.loads((Path(folder) / "report.json").read_text())
+        model = Harmonized.load(first[1])
+        items, _ = evaluate.readable(reference_of_model(options, model.classes, model.size), options.limit)
+        found = {group: walks(model, items, group) for group in model.flows}
+        if args.sheets:
+            args.sheets.mkdir(parents=True, exist_ok=True)
+            if (Path(folder) / "transfers.png").is_file():
+                shutil.copy(Path(folder) / "transfers.png", args.sheets / "transfers.png")
+            write_walks(model, items, args.sheets)
+    rows = rows_of(report, runs)
+    rows[0]["facts"]["walks"] = found
     words = " ".join(f"{name}=runs/{name}" for name in runs)
-    command = f"run_harmonized_quality --data $MIXSYN_FAST_DATA/{Path(args.data).name} --limit {args.limit} "
+    command = f"run_harmonized_quality --data $MIXSYN_FAST_DATA/{Path(args.data).name} " if args.data else ""
+    command = f"{command or 'run_harmonized_quality '}--limit {args.limit} "
     command += f"--styles {args.styles} " + "--harmony runs/harmony " * bool(args.harmony) + words
     result = {
         "kind": "evaluation",
         "command": command,
         "machine": machine(),
         "rates": {},
-        "labels": Path(args.data).name,
+        "labels": Path(args.data).name if args.data else "faces drawn by code",
         "repeat": None,
         "seconds": time.monotonic() - began,
-        "rows": rows_of(report, runs),
+        "rows": rows,
         "left_out": [],
         "losses": [],
         "wrong": [],

@@ -29,6 +29,12 @@ from ..blocks import SLOPE, make_conv
 LAYERS = 5
 
 
+class Projections(nn.ModuleList):
+    """Linear maps of the lower levels' codes to the length of a code."""
+
+    own_initialisation = True  # a small gain would make their parts of a code a twentieth of the last level's
+
+
 class MultiScaleEncoder(nn.Module):
     """Image (B, 3, H, W) and its regions -> style codes (B, K, style_length); a region that is absent gets the zero code.
 
@@ -66,11 +72,9 @@ class MultiScaleEncoder(nn.Module):
                 _without_padding(make_conv(8 * w, style_length, 3, spectral=spectral)),
             )
         )
-        self.projections = nn.ModuleList(
+        self.projections = Projections(
             nn.Linear(channels, style_length, bias=False) for channels in ((w, 2 * w, 4 * w, 8 * w) if multi_scale else ())
         )
-        # a small gain would make the lower levels' parts of a code a twentieth of the last one's
-        self.projections.own_initialisation = True
         self.level_weights = nn.Parameter(torch.zeros(LAYERS) if softmax else torch.full((LAYERS,), 1 / LAYERS / level_rate))
         self.level_weights.requires_grad_(multi_scale)
 

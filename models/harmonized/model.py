@@ -4,7 +4,7 @@ For example::
 
     model = Harmonized.load("runs/faces")
     made = model.transfer(image, labels, other, its_labels, ["hair"])     # (H, W, 3) uint8, (H, W) integers
-    made = model.tune(image, labels, "skin", 3, [2.0], codes=made.codes)[0]
+    made = model.tune(image, labels, "skin", 3, [0.5], codes=made.codes)[0]
     made.image, made.codes, made.ran
 
 Every region of a picture has a code, s_t of the paper. An edit replaces the codes of some regions, which gives s'_r; the
@@ -19,6 +19,7 @@ of the size, so an edit runs the whole generator, but no encoder.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -162,6 +163,7 @@ class Harmonized:
                 for name, net in (flows or {}).items()
             }
         self.generator.to(memory_format=torch.channels_last)
+        self._goes_on: dict[str, str] = {}  # of a run that ended before a stage began: kind of network -> what trains it
         self._forget()
 
     # --- what it is ---------------------------------------------------------------------------------------------------
@@ -185,7 +187,7 @@ class Harmonized:
 
     def without_attention(self) -> Harmonized:
         """Return the same model whose codes are not corrected, to compare with."""
-        return Harmonized(
+        other = Harmonized(
             self.generator,
             self.classes,
             groups=self.groups,
@@ -193,6 +195,8 @@ class Harmonized:
             flows=self.flows,
             distribution=self.distribution,
         )
+        other._goes_on = self._goes_on
+        return other
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -211,7 +215,8 @@ class Harmonized:
 
         Args:
             path: a file of :meth:`save`, or the run folder of a training (`mixsyn-fast train harmonized`, of all stages or
-                some): its newest valid checkpoint, averaged weights where the run kept them. A run of `mixsyn-fast train
+                some): its newest valid checkpoint, averaged weights where the run kept them, without networks whose stage
+                had not begun. A run of `mixsyn-fast train
                 sean` as well: SEAN, without attention and without random styles, to compare with.
             device: where to put the networks.
 
@@ -267,6 +272,19 @@ class Harmonized:
             return self.classes
         networks: Collection[str] = self.mapping if by == "mapping" else self.flows
         return tuple(name for name in self.classes if any(name in self.groups[group] for group in networks))
+
+    def missing(self, by: By) -> str:
+        """Return what trains mapping networks, or flows, as the end of a message; "" where the model has some."""
+        if (by == "mapping" and self.distribution is not None) or (self.mapping if by == "mapping" else self.flows):
+            return ""
+        if by in self._goes_on:
+            return f": {self._goes_on[by]}"
+        steps = "--mapping-steps N --flow-steps 0" if by == "mapping" else "--mapping-steps 0 --flow-steps N"
+        kept = " --keep mapping" if by == "flow" and self.mapping else ""
+        return (
+            f": the model has none, stage {2 if by == 'mapping' else 3} of training makes them: `mixsyn-fast train "
+            f"harmonized --init-from RUN --reconstruction-steps 0 {steps}{kept}`"
+        )
 
     # --- codes --------------------------------------------------------------------------------------------------------
 
@@ -422,7 +440,7 @@ class Harmonized:
         labels: np.ndarray,
         group: str,
         direction: int | np.ndarray | Tensor = 0,
-        amounts: Sequence[float] = (-8.0, -4.0, 0.0, 4.0, 8.0),
+        amounts: Sequence[float] = (-1.0, -0.5, 0.0, 0.5, 1.0),
         *,
         solver: Solver = "fixed",
         space: Space = "z",
@@ -431,10 +449,15 @@ class Harmonized:
         """Move the style of a group of regions along a direction (Sec. 3.5, 4.7): an image per amount.
 
         Args:
-            image: (H, W, 3) uint8. labels: (H, W) integers. group: that has a flow. direction: seed of a random direction,
-            or a vector (n S) for the n regions of the group; it is made a unit vector. amounts: eta, the lengths of the
-            steps. solver: "fixed": Runge-Kutta with the flow's number of steps, for a slider; "adaptive". space: "z": z' = z
-            + eta d and back (Eq. 8); "style": the codes themselves move, in units of their deviations
+            image: (H, W, 3) uint8.
+            labels: (H, W) integers.
+            group: that has a flow.
+            direction: seed of a random direction, or a vector (D) for the D = n S numbers of the group's n regions; it is
+                made a unit vector d.
+            amounts: lengths of the steps in units of sqrt(D), the length of a typical z: eta = amount sqrt(D). A step of 1
+                moves every number by one deviation (root of the mean square), whatever D is.
+            solver: "fixed": Runge-Kutta with the flow's number of steps, for a slider; "adaptive".
+            space: "z": z' = z + eta d and back (Eq. 8); "style": the codes themselves move, in units of their deviations
                 over the training set (the comparison of Fig. 5 and 9).
             codes: to begin with.
 
@@ -460,7 +483,7 @@ class Harmonized:
         own, ran = self._encoded(picture)
         start = own if given is None else given
         rows = list(self._numbers[group])
-        move = (steps[:, None] * unit).to(self.device)
+        move = (steps[:, None] * math.sqrt(flow.size) * unit).to(self.device)
         own_codes = start[rows].reshape(1, -1)
         if space == "z":
             moved = flow.decode(self._latent(group, own_codes, solver) + move, solver)
@@ -665,11 +688,14 @@ class Harmonized:
         without = [name for name in chosen if name not in known]
         if without:
             what = "mapping network" if by == "mapping" else "flow"
-            raise ValueError(f"regions: no {what} makes codes of {listed(without)}; there are some of {listed(known)}")
+            raise ValueError(
+                f"regions: no {what} makes codes of {listed(without)}; there are some of {listed(known)}{self.missing(by)}"
+            )
 
     def _flow(self, group: str) -> StyleFlow:
         if group not in self.flows:
-            raise ValueError(f"group: expected one with a flow ({listed(self.flows)}), got {group!r}")
+            known = f"{listed(self.flows)}{self.missing('flow')}"
+            raise ValueError(f"group: expected one with a flow ({known}), got {group!r}")
         return self.flows[group]
 
     def _unit(self, direction: int | np.ndarray | Tensor, length: int) -> Tensor:
@@ -899,7 +925,9 @@ def _load_run(folder: Path) -> Harmonized:
         if kind == "sean":
             return Harmonized(networks["generator"], classes)
         groups = named_groups(from_dict(Config, trained.config["task"]).groups)
-        return Harmonized(
+        late = trained.not_begun
+        networks = {name: network for name, network in networks.items() if name not in late}
+        made = Harmonized(
             networks["generator"],
             classes,
             attention=networks.get("attention"),
@@ -908,5 +936,12 @@ def _load_run(folder: Path) -> Harmonized:
             flows={name: networks[f"flow_{name}"] for name in groups if f"flow_{name}" in networks},
             distribution=networks.get("distribution"),
         )
+        for name in late:
+            kind, first = name.partition("_")[0], trained.task.first_steps[name]
+            made._goes_on[kind] = (
+                f"the run ended after step {trained.step}, and theirs begin after step {first}: `mixsyn-fast train "
+                f"harmonized --config {config} --steps {trained.task.total_steps}`"
+            )
+        return made
     except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: expected a run of `mixsyn-fast train harmonized`, or sean, got: {error}") from error

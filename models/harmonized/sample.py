@@ -74,7 +74,7 @@ def main(options: Options) -> int:
     without = [name for name in chosen if name not in model.drawable(options.by)]
     if without:
         what = "mapping network" if options.by == "mapping" else "flow"
-        known = listed(model.drawable(options.by))
+        known = f"{listed(model.drawable(options.by))}{model.missing(options.by)}"
         raise ValueError(f"region: no {what} makes codes of {listed(without)}; there are some of {known}")
     before = model.reconstruct(picture.image, picture.labels)
     begin = time.perf_counter()

@@ -212,6 +212,8 @@ class HarmonizedTask(reconstruction.ReconstructionTask):
                 self.networks[f"mapping_{name}"] = MappingNetwork(len(regions), self.style_length, config.mapping)
             if config.has("flow"):
                 self.networks[f"flow_{name}"] = StyleFlow(len(regions) * self.style_length, config.flow)
+        begin = {kind: stages[kind][0] for kind in KINDS if kind not in config.keep}
+        self.first_steps = {name: first for kind, first in begin.items() for name in self._of(kind)}
         self.averaged = tuple(name for name in self.networks if name != "discriminator")
         for kind in config.keep:
             self.begins_with += self._of(kind)
@@ -316,7 +318,8 @@ class HarmonizedTask(reconstruction.ReconstructionTask):
         way = ("codes", current_plan(), current_backend(), torch.is_autocast_enabled("cpu"))
         sources = (*weights, *(buffer for part in parts for buffer in part.buffers()))
         known: dict[bytes, Encoded] = derived(encoder, way, sources, dict)
-        labels, found = batch.regions.labels_at(), []
+        labels = batch.regions.labels_at()
+        found: list[Encoded] = []
         for i in range(len(batch)):
             key = digest(batch.image[i].permute(1, 2, 0).numpy(), labels[i].numpy())
             row = known.get(key)
@@ -326,7 +329,7 @@ class HarmonizedTask(reconstruction.ReconstructionTask):
                 if (len(known) + 1) * sum(part.nbytes for part in row) <= _KEPT:
                     known[key] = row
             found.append(row)
-        return Encoded(*map(torch.cat, zip(*found, strict=True)))
+        return Encoded(torch.cat([row.codes for row in found]), torch.cat([row.present for row in found]))
 
     def _floats(self, image: Tensor, regions: RegionMap) -> Encoded:
         target, _ = self.encode(image, regions, self.networks)

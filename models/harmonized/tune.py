@@ -1,14 +1,14 @@
 """Move the style of a group of regions step by step: a row of pictures, as under a slider (Sec. 3.5, 4.7, Fig. 5 and 9).
 
     mixsyn-fast harmonized tune --sheet sheet.png                            a picture drawn by code, the shipped model
-    mixsyn-fast harmonized tune --image me.jpg --group skin --direction 3,4 --amounts -6,-3,0,3,6 --kind folder
+    mixsyn-fast harmonized tune --image me.jpg --group skin --direction 3,4 --amounts=-0.8,0,0.8 --kind folder
     mixsyn-fast harmonized tune --space both --sheet fig9.png
 
 The group's codes go to the flow's z, a step along a random unit direction there, and back. A direction is the seed of one.
-In z codes of a picture have length sqrt(D), D being 512 numbers a region: steps far below it change little. --space style
-moves the codes themselves instead, in units of their deviations (what Fig. 9 compares with), --space both shows the two
-below each other. --solver adaptive integrates to a tolerance; fixed takes few steps, as a slider needs. Label maps and
---kind: see `mixsyn-fast harmonized transfer --help`.
+Steps are in units of the length that z has as a rule, the root of how many numbers the group's codes have: 0.1 changes
+little, 1 much, whatever the model's codes are. --space style moves the codes themselves instead, in units of their
+deviations (what Fig. 9 compares with), --space both shows the two below each other. --solver adaptive integrates to a
+tolerance; fixed takes few steps, as a slider needs. Label maps and --kind: see `mixsyn-fast harmonized transfer --help`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Options(PictureOptions, ModelOptions):
     image: str | None = None  # picture whose style moves; none: one drawn by code
     group: str | None = None  # group of regions that moves; none: the model's first one with a flow that the picture has
     direction: tuple[int, ...] = (0,)  # seeds of directions: a row of images each
-    amounts: tuple[float, ...] = (-16.0, -8.0, 0.0, 8.0, 16.0)  # lengths of the steps, eta
+    amounts: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.5, 1.0)  # lengths of the steps: 1 is that of a typical z, sqrt(D)
     space: Literal["z", "style", "both"] = "z"  # where the step is made: in the flow's z, or in the codes themselves
     solver: Literal["fixed", "adaptive"] = "fixed"  # of the flow's integral
     out: Path = Path("tuned")  # folder of the images, which are called <space>_<direction>_<number of the amount>.png
@@ -86,6 +86,8 @@ def main(options: Options) -> int:
     inputs = [options.image] if options.image else []
     check_outputs({**images, "sheet": options.sheet, "json": options.json}, inputs, options.labels)
     model = open_model(Harmonized, options.model, options.device)
+    if not model.flows:
+        raise ValueError(f"model: expected flows, got none{model.missing('flow')}")
     reader = Reader(model.classes, model.size, options, options.device)
     picture = reader.read(options.image) if options.image else drawn_pictures(model, 1, options.seed)[0]
     reader.check_labels_used()

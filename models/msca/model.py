@@ -636,6 +636,12 @@ def _load_run(folder: Path, vgg_weights: str) -> MSCA:
         task = trained.task
         if not isinstance(task, MSCATask):
             raise ValueError(f"a run of model {trained.config['model']!r}")
+        if trained.not_begun:
+            raise ValueError(
+                f"one that ended in pretraining, after step {trained.step}: images are made from step "
+                f"{task.config.pretrain_steps + 1} on; go on with `mixsyn-fast train msca --config {folder / 'config.json'} "
+                "--steps N`"
+            )
         whole = trained.config["data"]["size"]
         size = (whole[0] // 2, whole[-1] // 2)  # patches of half the picture's size
         alignment = cast(Alignment, trained.networks["alignment"])

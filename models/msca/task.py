@@ -164,6 +164,7 @@ class MSCATask(Task):
         self.phases = {}
         self.best_from = config.last_stage
         start = config.pretrain_steps
+        self.first_steps = {"synthesis": start}
         if training and start:
             self.networks["decoder"] = FeatureDecoder(generator, VGG_CHANNELS)
             self.phases["pretrain"] = Phase(("alignment", "decoder"), config.generator_lr, config.betas, stop=start)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -116,11 +117,20 @@ def _train_on_own_data(name: str, options: Options, config: Any, only_describe: 
 
 
 def limited(options: Options, task: Task) -> Options:
-    """Return the options with no more steps than the task has, all of them where none are given."""
-    if task.total_steps is None:
-        return options
-    given = options.steps if options.steps != Options().steps else task.total_steps
-    return replace(options, steps=min(given, task.total_steps))
+    """Return the options with no more steps than the task has, all of them where none are given.
+
+    Warns of phases that begin after the last step, for their networks learn nothing.
+    """
+    if task.total_steps is not None:
+        given = options.steps if options.steps != Options().steps else task.total_steps
+        options = replace(options, steps=min(given, task.total_steps))
+    late = [f"{name} (step {phase.start})" for name, phase in task.phases.items() if phase.start >= options.steps]
+    if late:
+        warnings.warn(
+            f"steps: training ends after step {options.steps}, before {', '.join(late)} begin: their networks learn nothing",
+            stacklevel=2,
+        )
+    return options
 
 
 def rarity_of_run(path: Path, source: Source, bandwidth: float, world: World) -> Rarity:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -106,6 +107,9 @@ class Task(ABC):
     """Names of networks that learn nothing here and on which the others rest: a run must get their weights (init_from)."""
     total_steps: int | None = None
     """Steps of a whole run, where the task knows them: the command trains no longer."""
+    first_steps: Mapping[str, int] = MappingProxyType({})
+    """Networks of later stages -> the step in which each begins to learn, in use as in training: of a run that ended earlier
+    their weights are as drawn (`Trained.not_begun`)."""
     best: str = "psnr"
     """The figure of `validate` whose best checkpoint is kept (- before it: smaller is better); "": none."""
     best_from: int = 0

@@ -28,6 +28,11 @@ class Trained:
     """What config.json holds: model, data, options, task, classes."""
     step: int
 
+    @property
+    def not_begun(self) -> tuple[str, ...]:
+        """Networks whose stage begins later than the run has come (`Task.first_steps`): their weights are as drawn."""
+        return tuple(name for name, first in self.task.first_steps.items() if self.step <= first)
+
     @torch.no_grad()
     def generate(self, batch: Batch) -> Tensor:
         """Return the images (B, 3, H, W) in [-1, 1] of a batch on the model's device."""

@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from mixsyn_fast.models.data import Item
 from mixsyn_fast.models.harmonized.attention import StyleAttention
 from mixsyn_fast.models.harmonized.config import AttentionConfig
 from mixsyn_fast.models.harmonized.evaluate import BY_FLOW, OURS
 
 from benchmarks import run_harmonized, run_harmonized_quality, schema, tables
 from benchmarks.run_harmonized import PARTS, explicit
+from tests.models.harmonized.small import picture, small_model
 
 
 def test_quick_runs_fill_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,6 +32,7 @@ def test_quick_runs_fill_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[
         *((f"harmonized/pooling {mode}", mode) for mode in ("forward", "both")),
         *((f"harmonized/attention b{batch}", mode) for batch in (1, 8) for mode in ("forward", "both")),
         *((f"harmonized/code of {group}", "forward") for group in ("hair", "skin")),
+        ("harmonized/slider w4", "forward"),
     ]
     rows = {(row["case"], row["mode"]): row for row in found["rows"]}
     for row in found["rows"]:
@@ -37,6 +41,7 @@ def test_quick_runs_fill_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "floor" in rows["harmonized/step w4", "training"]["contenders"]
     share = rows["harmonized/decoder w4", "training"]["facts"]["share of the step"]
     assert set(share) == {"dense", "ours"} and all(value > 0 for value in share.values())
+    assert set(rows["harmonized/slider w4", "forward"]["contenders"]) == {"full", "adaptive", "ours"}
     code = rows["harmonized/code of skin", "forward"]
     assert 0 < code["facts"]["fixed_error"] < 0.1 and code["targets"][0]["what"] == "seconds"
     assert 0 < rows["harmonized/pooling both", "both"]["contenders"]["ours"]["gate"]["error"] < 1e-5
@@ -66,6 +71,13 @@ def test_a_wrong_edit_fails_its_gate(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     options = run_harmonized.parse(["edit", "--quick", "--out", str(tmp_path / "x.json")])
     (row,) = run_harmonized.run_edit(options, None)  # type: ignore[arg-type]
     assert row["contenders"]["ours"].timing is None and "wrong result: image" in row["contenders"]["ours"].note
+
+
+def test_the_sizes_that_ship_have_rows_of_their_own() -> None:
+    options = run_harmonized.parse(["codes", "--shipped"])
+    config = run_harmonized.generator_config(options)
+    assert (config.ngf, config.largest, config.hidden, config.style_length, config.encoder_width) == (16, 96, 32, 32, 16)
+    assert run_harmonized.sizes(options) == "shipped" and run_harmonized.sizes(run_harmonized.parse(["codes"])) == "w32"
 
 
 def test_bad_options(capsys: Any) -> None:
@@ -101,3 +113,23 @@ def test_rows_of_a_report(tmp_path: Path) -> None:
     assert rows[0]["facts"]["scores"] == {"reconstruction: psnr": kept, "reconstruction: fid": {"mean": 146.0, "count": 40}}
     assert rows[1]["facts"]["differences"] == {"reconstruction: psnr": kept} and rows[1]["settings"]["model"] == "sean"
     assert rows[0]["facts"]["steps"] == 10 and rows[0]["facts"]["validation"] == [{"step": 10, "psnr": 12.5}]
+
+
+def test_walks_in_style_space_go_as_far_as_those_in_z(tmp_path: Path) -> None:
+    """Of the pictures that have the group; sheets of the same walks."""
+    model = small_model()
+
+    def item(seed: int, regions: tuple[int, ...] = (0, 1, 2, 3)) -> Item:
+        image, labels = picture(seed, regions=regions)
+        return Item(image, labels.astype(np.int32), None, f"p{seed}", seed)
+
+    items = [*map(item, range(4)), item(9, (0, 1, 2))]  # the last one is bald
+    found = run_harmonized_quality.walks(model, items, "hair")
+    assert found["pictures"] == 4 and found["real"] > 0
+    for amount in ("0.25", "0.5", "1"):
+        z, style = found["z"][amount], found["style"][amount]
+        assert z["moved"] == pytest.approx(style["moved"], rel=1e-4) and z["moved"] > 0 and style["nearest"] > 0
+    assert found["z"]["1"]["moved"] > found["z"]["0.25"]["moved"]
+    assert run_harmonized_quality.walks(model, items[:1], "hair") == {"pictures": 1}
+    run_harmonized_quality.write_walks(model, items, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["walks_hair.png", "walks_skin.png"]

@@ -171,7 +171,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "harmonized tune": {
         **PICTURES,
-        "--image": None, "--group": None, "--direction": [0], "--amounts": [-16.0, -8.0, 0.0, 8.0, 16.0], "--space": "z",
+        "--image": None, "--group": None, "--direction": [0], "--amounts": [-1.0, -0.5, 0.0, 0.5, 1.0], "--space": "z",
         "--solver": "fixed", "--out": "tuned", "--sheet": None, "--json": None, "--seed": 0,
     },
     "harmonized reshape": {

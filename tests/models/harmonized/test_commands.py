@@ -135,16 +135,16 @@ def test_sample(file: str, model: Harmonized, photos: Path) -> None:
 
 
 def test_tune(file: str, model: Harmonized, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--image", "a.png", "--group", "skin", "--direction", "3,4", "--amounts=-6,0,6", "--space", "both"]
+    words = ["--image", "a.png", "--group", "skin", "--direction", "3,4", "--amounts=-1.5,0,1.5", "--space", "both"]
     assert _run("tune", file, *words, "--sheet", "s.png", "--json", "t.json") == 0
     names = [f"{space}_{direction}_{i}.png" for space in ("z", "style") for direction in (3, 4) for i in range(3)]
     assert sorted(os.listdir("tuned")) == sorted(names)
-    made = model.tune(*_pair("a"), "skin", 4, (-6.0, 0.0, 6.0))
+    made = model.tune(*_pair("a"), "skin", 4, (-1.5, 0.0, 1.5))
     assert np.array_equal(_pixels("tuned/z_4_2.png"), made[2].image)
-    styled = model.tune(*_pair("a"), "skin", 4, (-6.0, 0.0, 6.0), space="style")
+    styled = model.tune(*_pair("a"), "skin", 4, (-1.5, 0.0, 1.5), space="style")
     assert np.array_equal(_pixels("tuned/style_4_0.png"), styled[0].image)
     found = json.loads(Path("t.json").read_text())
-    assert [row["amount"] for row in found["images"]] == [-6, 0, 6] * 4 and 0 < found["round_trip"] < 1e-3
+    assert [row["amount"] for row in found["images"]] == [-1.5, 0, 1.5] * 4 and 0 < found["round_trip"] < 1e-3
     assert "to z and back" in capsys.readouterr().out and _pixels("s.png").shape[0] > 4 * 64
     assert _run("tune", file, "--image", "e.png", "--amounts", "1", "--out", "bald") == 0  # the first group that e has
     assert np.array_equal(_pixels("bald/z_0_0.png"), model.tune(*_pair("e"), "skin", 0, (1.0,))[0].image)

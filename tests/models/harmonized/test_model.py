@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -132,7 +133,7 @@ def test_a_chain_begins_with_the_codes_of_the_step_before(model: Harmonized) -> 
     own = model.encode(image, labels)
     one = model.transfer(image, labels, *other, ("hair",))
     two = model.sample(image, labels, ("skin",), 1, codes=one.codes)[0]
-    three = model.tune(image, labels, "hair", 0, (3.0,), codes=two.codes)[0]
+    three = model.tune(image, labels, "hair", 0, (0.5,), codes=two.codes)[0]
     assert torch.equal(two.codes[HAIR], one.codes[HAIR]) and rows_that_differ(two.codes, one.codes) == [SKIN, NOSE]
     assert rows_that_differ(three.codes, two.codes) == [HAIR]
     back = model.transfer(image, labels, image, labels, ("hair", "skin"), codes=three.codes)
@@ -169,30 +170,47 @@ def test_tuning_moves_along_a_unit_direction_in_z(model: Harmonized) -> None:
     own = model.encode(image, labels)
     z = model.latent(own, "skin")
     direction = np.random.default_rng(0).normal(size=2 * LENGTH)
-    made = model.tune(image, labels, "skin", 5 * direction, (-2.0, 0.0, 2.0))
+    made = model.tune(image, labels, "skin", 5 * direction, (-0.4, 0.0, 0.4))
     assert [each.ran[0] for each in made] == ["flow", "attention", "attention"]
     before = model._latents.made  # under a slider the picture's z is made once
     model.tune(image, labels, "skin", direction, (1.0,))
     assert model._latents.made == before
     unit = torch.from_numpy(direction / np.linalg.norm(direction)).float()
-    for amount, each in zip((-2.0, 0.0, 2.0), made, strict=True):
-        assert torch.allclose(model.latent(each.codes, "skin"), z + amount * unit, atol=1e-4)  # there and back again
+    for amount, each in zip((-0.4, 0.0, 0.4), made, strict=True):
+        assert torch.allclose(
+            model.latent(each.codes, "skin"), z + amount * math.sqrt(2 * LENGTH) * unit, atol=1e-4
+        )  # there and back again
         assert set(rows_that_differ(each.codes, own)) <= {SKIN, NOSE}
     assert torch.allclose(made[1].codes, own, atol=1e-5)  # a step of zero
     assert not np.array_equal(made[0].image, made[2].image)
-    exact = model.tune(image, labels, "skin", direction, (2.0,), solver="adaptive")[0]
+    exact = model.tune(image, labels, "skin", direction, (0.4,), solver="adaptive")[0]
     assert torch.allclose(exact.codes, made[2].codes, atol=1e-3) and not torch.equal(exact.codes, made[2].codes)
-    seeded = [model.tune(image, labels, "skin", seed, (2.0,))[0].codes for seed in (1, 1, 2)]
+    seeded = [model.tune(image, labels, "skin", seed, (0.4,))[0].codes for seed in (1, 1, 2)]
     assert torch.equal(seeded[0], seeded[1]) and not torch.equal(seeded[0], seeded[2])
+
+
+def test_a_row_covers_the_same_share_of_the_gaussian_whatever_the_length_of_z(model: Harmonized) -> None:
+    """Codes of 16 and of 32 numbers: the ends of the default row are sqrt(D) from z, one deviation a number."""
+    image, labels = picture()
+    own = model.encode(image, labels)
+    for group, rows in (("hair", [HAIR]), ("skin", [SKIN, NOSE])):
+        z, scale = model.latent(own, group), model.flows[group].scale()
+        assert len(z) == len(rows) * LENGTH
+        made = model.tune(image, labels, group)
+        moves = torch.stack([model.latent(each.codes, group) - z for each in made])
+        assert torch.allclose(moves.square().mean(1).sqrt(), torch.tensor([1.0, 0.5, 0.0, 0.5, 1.0]), atol=1e-3), group
+        styled = model.tune(image, labels, group, space="style")
+        moves = torch.stack([(each.codes[rows] - own[rows]).flatten() / scale for each in styled])
+        assert torch.allclose(moves.square().mean(1).sqrt(), torch.tensor([1.0, 0.5, 0.0, 0.5, 1.0]), atol=1e-5), group
 
 
 def test_a_walk_in_style_space_is_a_straight_line(model: Harmonized) -> None:
     image, labels = picture()
     own = model.encode(image, labels)[[SKIN, NOSE]].flatten()
     direction = torch.arange(1.0, 2 * LENGTH + 1)
-    made = model.tune(image, labels, "skin", direction, (-2.0, 3.0), space="style")
-    step = direction / direction.norm() * model.flows["skin"].scale()
-    for amount, each in zip((-2.0, 3.0), made, strict=True):
+    made = model.tune(image, labels, "skin", direction, (-0.5, 0.75), space="style")
+    step = math.sqrt(2 * LENGTH) * direction / direction.norm() * model.flows["skin"].scale()
+    for amount, each in zip((-0.5, 0.75), made, strict=True):
         assert torch.allclose(each.codes[[SKIN, NOSE]].flatten(), own + amount * step, atol=1e-6)
         assert "flow" not in each.ran
 
@@ -416,7 +434,7 @@ def test_a_saved_model_makes_the_same(model: Harmonized, tmp_path: Path, half: b
     for a, b in (
         (model.transfer(image, labels, *picture(1)), loaded.transfer(image, labels, *picture(1))),
         (model.sample(image, labels, ("skin",), 1)[0], loaded.sample(image, labels, ("skin",), 1)[0]),
-        (model.tune(image, labels, "skin", 0, (2.0,))[0], loaded.tune(image, labels, "skin", 0, (2.0,))[0]),
+        (model.tune(image, labels, "skin", 0, (0.4,))[0], loaded.tune(image, labels, "skin", 0, (0.4,))[0]),
     ):
         assert np.array_equal(a.image, b.image) if not half else np.abs(a.image - 1.0 * b.image).mean() < 4
 

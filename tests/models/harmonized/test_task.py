@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from mixsyn_fast.models.data import FACE_CLASSES, Batch, RegionDataset, Sample
 from mixsyn_fast.models.discriminators import DiscriminatorConfig
+from mixsyn_fast.models.harmonized import tune
 from mixsyn_fast.models.harmonized.attention import composed_codes
 from mixsyn_fast.models.harmonized.config import FlowConfig, GeneratorConfig, MappingConfig
 from mixsyn_fast.models.harmonized.flow import StyleFlow
 from mixsyn_fast.models.harmonized.generator import Generator
+from mixsyn_fast.models.harmonized.model import Harmonized
 from mixsyn_fast.models.harmonized.task import TRAINABLES, Config, HarmonizedTask, fitted
 from mixsyn_fast.models.losses import kld_loss
 from mixsyn_fast.models.settings import to_dict
@@ -175,7 +177,9 @@ def test_networks_and_windows_follow_the_stages() -> None:
     assert set(third.networks) == FIRST | MAPPING | FLOW and set(third.begins_with) == FIRST | MAPPING
     used = HarmonizedTask(settings(), training=False)
     assert set(used.networks) == FIRST | MAPPING | FLOW
-    assert limited(Options(), task).steps == 6 and limited(Options(steps=4), task).steps == 4
+    assert limited(Options(), task).steps == 6 and limited(Options(steps=5), task).steps == 5
+    with pytest.warns(UserWarning, match=r"steps: training ends after step 4, before flow \(step 4\) begin: their networks"):
+        assert limited(Options(steps=4), task).steps == 4
     assert limited(Options(steps=40), task).steps == 6
 
 
@@ -493,6 +497,27 @@ def test_resumed_bit_for_bit_in_every_stage(tmp_path: Path) -> None:
         other = found[1].networks[name].state_dict()
         assert all(torch.equal(value, other[key]) for key, value in network.state_dict().items()), name
     assert set(found[0].networks) == FIRST | MAPPING | FLOW and found[0].networks["flow_skin"].seen > 0
+
+
+def test_a_run_that_ended_before_a_stage_has_no_networks_of_it(tmp_path: Path) -> None:
+    """Random weights are no mapping network and no flow: what is missing is said, with the command that trains it."""
+    trained(settings(), options(tmp_path / "run", steps=4, save_every=4))
+    assert load_trained(tmp_path / "run").not_begun == ("flow_hair", "flow_skin")
+    model = Harmonized.load(tmp_path / "run")
+    assert set(model.mapping) == {"hair", "skin"} and not model.flows
+    image, labels = np.zeros((32, 32, 3), np.uint8), Faces().read(2).labels
+    assert len(model.sample(image, labels, ("hair",), 1)) == 1
+    words = r"the run ended after step 4, and theirs begin after step 4: `.* --config .*config.json --steps 6`"
+    for act in (
+        lambda: model.tune(image, labels, "hair"),
+        lambda: model.sample(image, labels, ("hair",), 1, by="flow"),
+        lambda: tune.main(tune.Options(model=str(tmp_path / "run"))),
+    ):
+        with pytest.raises(ValueError, match=words):
+            act()
+    model.save(tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match=r"stage 3 of training .* --mapping-steps 0 --flow-steps N --keep mapping"):
+        Harmonized.load(tmp_path / "m.safetensors").tune(image, labels, "hair")
 
 
 def test_stages_alone_begin_with_a_run_of_stage_1(tmp_path: Path) -> None:

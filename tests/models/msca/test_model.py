@@ -445,6 +445,12 @@ def test_a_run_folder_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     made = loaded.synthesize(scene(3)[1], *scene(1))
     loaded.save("m.safetensors")
     assert np.array_equal(MSCA.load("m.safetensors").synthesize(scene(3)[1], *scene(1)).image, made.image)
+    config = Path("run/config.json")  # as if all of it had been pretraining: nothing has learnt to make images
+    config.write_text(config.read_text().replace('"pretrain_steps": 0', '"pretrain_steps": 2'))
+    with pytest.raises(
+        ValueError, match=r"run: expected .* ended in pretraining, after step 2: images are made from step 3 on"
+    ):
+        MSCA.load("run")
 
 
 # ------------------------------------------------------------------------------------------------------------- bad input
