@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data import colorize
+from ..data.sets import DRAWN_KINDS
 from ..metrics import Change, change_of_edit
 from ..pictures.options import drawn_source
 from ..pictures.picture import Picture, pictures_of
@@ -20,7 +21,7 @@ GAIN = 4  # of the differences on sheets
 
 def drawn_pictures(model: Harmonized, count: int, seed: int) -> list[Picture]:
     """Draw pictures that fit a model, for who has none; ValueError where nothing drawn has its regions."""
-    return pictures_of(drawn_source(model.classes, model.size, count, seed))
+    return pictures_of(drawn_source(model.classes, model.size, count, seed, ("procedural_lit_faces", *DRAWN_KINDS)))
 
 
 def files_of(folder: Path, names: Sequence[str], option: str) -> dict[str, Path]:

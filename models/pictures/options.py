@@ -219,7 +219,9 @@ def pictures_at(given: Sequence[str], option: str) -> list[str]:
     return found
 
 
-def drawn_source(classes: Sequence[str], size: tuple[int, int], count: int, seed: int = 0) -> Source:
+def drawn_source(
+    classes: Sequence[str], size: tuple[int, int], count: int, seed: int = 0, kinds: Sequence[str] = DRAWN_KINDS
+) -> Source:
     """Return pictures drawn by code that a model knows the regions of, and has not been trained on.
 
     Args:
@@ -227,11 +229,12 @@ def drawn_source(classes: Sequence[str], size: tuple[int, int], count: int, seed
         size: (H, W) in pixels.
         count: how many.
         seed: of the drawings.
+        kinds: of drawings, those that are preferred first.
 
     Raises:
         ValueError: no drawing has these regions.
     """
-    for kind in DRAWN_KINDS:
+    for kind in kinds:
         source = ProceduralSource(kind, count, UNSEEN + seed, size)
         for merge in dict.fromkeys(("none", merge_of(classes))):
             try:

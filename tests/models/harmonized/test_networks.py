@@ -260,6 +260,15 @@ def test_mapping_is_shared_layers_then_own_ones(own: int) -> None:
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in network.parameters())
 
 
+def test_random_codes_begin_apart() -> None:
+    """Codes that begin as one stay one: what z moves must not be lost on the way through the layers."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        codes = MappingNetwork(2, 32)(torch.randn(64, 16))
+        logits = StyleDiscriminator(2, 32)(torch.randn(64, 2, 32))
+    assert codes.std(0).mean() > 0.2 and logits.std() > 0.2
+
+
 def test_a_style_discriminator_judges_all_codes_of_a_group_together() -> None:
     judge = StyleDiscriminator(2, S, MappingConfig(width=8, judges=2)).double()
     codes = torch.randn(3, 2, S, dtype=torch.float64)
