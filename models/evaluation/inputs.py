@@ -18,6 +18,7 @@ from mixsyn_fast.progress import progress
 from ..data import Collate, DataOptions, ReaderOptions, RegionDataset, Source
 from ..data.files import is_hidden, plain_name
 from ..data.region_types import merge_of
+from ..data.sets import DRAWN_KINDS
 from ..pictures.files import list_pictures, read_image
 from ..pictures.options import ModelOptions, drawn_source
 from ..settings import at_least, read_json
@@ -131,7 +132,11 @@ def check_classes(expected: Sequence[str], got: Sequence[str], name: str) -> Non
 
 
 def reference_of_model(
-    options: ModelOnDataOptions, classes: Sequence[str], size: tuple[int, int], drawn: int = _DRAWN
+    options: ModelOnDataOptions,
+    classes: Sequence[str],
+    size: tuple[int, int],
+    drawn: int = _DRAWN,
+    kinds: Sequence[str] = DRAWN_KINDS,
 ) -> DataReference:
     """Open the data set of the options in a model's region types and size; without one, pictures drawn by code.
 
@@ -140,12 +145,13 @@ def reference_of_model(
         classes: the model's.
         size: (H, W) of the model's images in pixels.
         drawn: how many are drawn, where there is no set.
+        kinds: of drawings, those that are preferred first.
 
     Raises:
         ValueError, FileNotFoundError: no such set, or one of other classes.
     """
     if not options.data and options.kind == "auto":
-        made = drawn_source(classes, size, drawn, options.seed)
+        made = drawn_source(classes, size, drawn, options.seed, kinds)
         return DataReference(made, RegionDataset(made, size))
     data = DataOptions(
         data=options.data,

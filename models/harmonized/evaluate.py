@@ -56,7 +56,7 @@ from ..pictures.picture import Picture
 from ..settings import at_least, repeated
 from ..sheets import contact_sheet, save_png
 from .model import By, Harmonized, listed
-from .pictures import image_cell, regions_cell
+from .pictures import KINDS, image_cell, regions_cell
 from .task import DEFAULT_GROUPS
 
 OURS, WITHOUT, BY_FLOW = "ours", "without attention", "by flow"
@@ -289,7 +289,7 @@ def main(options: Options) -> int:
         for name, regions in DEFAULT_GROUPS.items()
         if (there := tuple(region for region in regions if region in first.classes))
     }
-    reference = reference_of_model(options, first.classes, first.size)
+    reference = reference_of_model(options, first.classes, first.size, kinds=KINDS)
     tool = _TOOLS[options.network]
     files = {tool: options.lpips, "inception": options.inception}
     tools = Tools(["psnr", "ssim", tool, "diversity", "fid"], files, diversity=tool, device=first.device)

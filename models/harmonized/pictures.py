@@ -17,11 +17,12 @@ from ..pictures.sheets import captioned, cell_size, contour, enlarged, enlarged_
 from .model import Harmonized, Made, listed
 
 GAIN = 4  # of the differences on sheets
+KINDS = ("procedural_lit_faces", *DRAWN_KINDS)  # of drawings, those that are preferred first
 
 
 def drawn_pictures(model: Harmonized, count: int, seed: int) -> list[Picture]:
     """Draw pictures that fit a model, for who has none; ValueError where nothing drawn has its regions."""
-    return pictures_of(drawn_source(model.classes, model.size, count, seed, ("procedural_lit_faces", *DRAWN_KINDS)))
+    return pictures_of(drawn_source(model.classes, model.size, count, seed, KINDS))
 
 
 def files_of(folder: Path, names: Sequence[str], option: str) -> dict[str, Path]:
