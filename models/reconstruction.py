@@ -34,6 +34,7 @@ from .losses import ADVERSARIAL, feature_matching_loss, kld_loss, masked_l1_loss
 from .losses.at_once import at_once
 from .losses.perceptual import PerceptualLoss, perceptual_loss, without_missing_vgg
 from .settings import one_of
+from .training.judged import Judged, image_gradients
 from .training.task import Kept, Phase, Task, Trainable
 
 if TYPE_CHECKING:
@@ -280,6 +281,34 @@ def discriminator_losses(
     return losses
 
 
+def judged(
+    config: JudgedConfig,
+    discriminator: nn.Module,
+    perceptual: PerceptualLoss | None,
+    fake: Tensor,
+    real: Tensor,
+    regions: RegionMap,
+    *,
+    exemplar: ExemplarPicture | None = None,
+    mask: Tensor | None = None,
+) -> Judged:
+    """Return what the discriminator says of real pictures and what `generator_losses` ask of images made for them.
+
+    Arguments as `generator_losses`. No network gets a gradient.
+    """
+
+    def norms(config: JudgedConfig, perceptual: PerceptualLoss | None) -> Tensor:
+        image = fake.detach().requires_grad_(True)
+        losses = generator_losses(config, discriminator, perceptual, image, real, regions, exemplar=exemplar, mask=mask)
+        return image_gradients(torch.stack([loss.float() for loss in losses.values()]).sum(), image)
+
+    with torch.no_grad():
+        scales = logits_of(discriminator(real, regions, exemplar=exemplar))[0]
+    logits = torch.stack([each.float().mean((1, 2, 3)) for each in scales]).mean(0)
+    alone = norms(replace(config, feature_matching=0.0, vgg=0.0, l1=0.0), None)
+    return Judged(logits, alone, norms(replace(config, gan=0.0), perceptual))
+
+
 class ReconstructionTask(Task):
     """What SPADE, CLADE and SEAN share: networks "generator" and "discriminator", one phase each.
 
@@ -358,6 +387,17 @@ class ReconstructionTask(Task):
             with torch.no_grad():
                 fake = self.fake(batch, regions, self.networks, sample=True)[0]
         return discriminator_losses(self.config, self.networks["discriminator"], fake, real, regions, step)
+
+    def judged(self, batch: Batch, step: int) -> dict[str, Judged]:
+        """Return what the discriminator says of a batch, and teaches; nothing in a stage without it."""
+        if "discriminator" not in self.phases or not self.phases["discriminator"].on(step):
+            return {}
+        real, regions = batch.image, self.regions(batch)
+        mask = batch.pixel_weights() if self.config.loss_mask == "rare_colours" else None
+        with torch.no_grad():
+            fake = self.fake(batch, regions, self.networks, sample=True)[0]
+        judge = self.networks["discriminator"]
+        return {"": judged(self.config, judge, self.perceptual, fake, real, regions, mask=mask)}
 
 
 class LatentTask(ReconstructionTask):

@@ -30,6 +30,7 @@ from .losses import non_saturating, r1_penalty
 from .losses.path_length import path_length_penalty, path_lengths
 from .stylegan2.file import FILE
 from .training import distributed
+from .training.judged import Judged
 from .training.task import Phase, Task, Trainable
 from .training.trained import load_trained
 
@@ -202,6 +203,11 @@ class StyleGAN2Task(Task):
         judge = self.networks["discriminator"]
         logits = {"real_logit": batch.image, "generated_logit": self.generate(batch, networks)}
         return {name: judge(images)[:, 0].float() for name, images in logits.items()}
+
+    @torch.no_grad()
+    def judged(self, batch: Any, step: int) -> dict[str, Judged]:
+        """Return the discriminator's logits of the batch's pictures; no other loss of the image is there to compare with."""
+        return {"": Judged(self.networks["discriminator"](batch.image)[:, 0].float())}
 
     def sheet(self, batch: Any, networks: Mapping[str, nn.Module]) -> list[list[np.ndarray]]:
         """Return rows: a real picture, then six generated images, the last three truncated by 0.7."""

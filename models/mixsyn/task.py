@@ -38,6 +38,7 @@ from ..losses import (
 )
 from ..losses.at_once import at_once
 from ..losses.perceptual import perceptual_loss, without_missing_vgg
+from ..training.judged import Judged, image_gradients
 from ..training.task import Kept, Phase, Task, Trainable
 from .compositions import Composition, known_compositions, random_compositions
 from .config import Config, Size
@@ -311,6 +312,39 @@ class MixSynTask(Task):
         return losses
 
     # --- looking at it --------------------------------------------------------------------------------------------------
+
+    def judged(self, batch: Batch, step: int) -> dict[str, Judged]:
+        """Return what the discriminators say of a batch's masks, "structure_", and pictures, "image_", and teach.
+
+        By the compositions (known and random) and the images (known, approximated, random): their gradients together.
+        """
+        train_structure, train_style = self.stages(step)
+        with torch.no_grad():
+            made = self.make(batch, self.networks, self._random(batch.regions), images=train_style)
+        found = {}
+        if train_structure:
+            regions = batch.regions.without_edges()
+            compositions = made.compositions.detach().requires_grad_(True)
+            losses = self.structure_losses(batch, made._replace(compositions=compositions))
+            found["structure_"] = self._judged("structure", regions.onehot(dtype=compositions.dtype), losses, compositions)
+        if train_style:
+            assert made.images is not None
+            images = made.images.detach().requires_grad_(True)
+            losses = self.style_losses(batch, made._replace(images=images))
+            found["image_"] = self._judged("image", batch.image, losses, images)
+        return found
+
+    def _judged(self, kind: str, real: Tensor, losses: dict[str, Tensor], made: Tensor) -> Judged:
+        """Judge B real ones, and the losses of n B that were made, n of each in a row."""
+        with torch.no_grad():
+            logits = self.networks[f"{kind}_discriminator"](real).float().flatten(1).mean(1)
+        gan = losses.pop(f"{kind}_gan", None)
+        rest = [loss.float() for loss in losses.values()]
+
+        def norms(loss: Tensor | None) -> Tensor | None:
+            return None if loss is None else image_gradients(loss, made).view(-1, len(real)).norm(dim=0)
+
+        return Judged(logits, norms(gan), norms(torch.stack(rest).sum() if rest else None))
 
     def generate(self, batch: Batch, networks: Mapping[str, nn.Module]) -> Tensor:
         """Return the approximated images (B, 3, H, W): every picture made anew, of its own codes and composition."""

@@ -29,9 +29,10 @@ from ..discriminators import DiscriminatorConfig, ExemplarPicture, MultiScaleDis
 from ..feature_networks import PERCEPTUAL_TAPS, FeatureNetwork
 from ..losses import PerceptualLoss, l1_loss
 from ..losses.perceptual import WEIGHTS, installed_vgg, load_vgg, without_missing_vgg
-from ..reconstruction import JudgedConfig, discriminator_losses, generator_losses, initialise
+from ..reconstruction import JudgedConfig, discriminator_losses, generator_losses, initialise, judged
 from ..settings import one_of
 from ..sheets import to_uint8
+from ..training.judged import Judged
 from ..training.task import Kept, Phase, Task, Trainable
 from .config import MULTIPLE, VGG_CHANNELS, GeneratorConfig
 from .features import image_features
@@ -266,6 +267,18 @@ class MSCATask(Task):
         return self._weighed(found)
 
     # --- looking at it --------------------------------------------------------------------------------------------------
+
+    def judged(self, batch: Batch, step: int) -> dict[str, Judged]:
+        """Return what the discriminator says of patches and, "global_", of whole pictures; nothing in pretraining."""
+        if "discriminator" not in self.phases or not self.phases["discriminator"].on(step):
+            return {}
+        found = {}
+        for prefix, pair in zip(("", "global_"), self.pairs(batch, step), strict=False):
+            with torch.no_grad():
+                fake = self.make(pair, self.networks)
+            given = (self.networks["discriminator"], self.perceptual, fake, pair.image, pair.regions)
+            found[prefix] = judged(self.config, *given, exemplar=pair.exemplar)
+        return found
 
     def make(self, pair: Pair, networks: Mapping[str, nn.Module]) -> Tensor:
         """Return the images (B, 3, h, w) in [-1, 1] of pairs."""

@@ -90,8 +90,12 @@ def train(
                 stop = distributed.agree(run.stop_requested, step)
                 saving = due(options.save_every, step, last or stop)
                 validating = validation is not None and due(options.validate_every, step, last)
-                if due(options.log_every, step, last) or saving or validating:
-                    run.log(step, meter.summary())  # raises where a loss is not finite: such weights are never saved
+                judging = due(options.validate_every, step, trainer.begun)
+                if due(options.log_every, step, last) or saving or validating or judging:
+                    line = meter.summary()  # raises where a loss is not finite: such weights are never saved
+                    if judging and main:
+                        line |= {f"judged/{name}": value for name, value in trainer.judged(dataset).items()}
+                    run.log(step, line)
                 figures = trainer.validate(validation) if validation is not None and validating else {}
                 if main:
                     if due(options.sheet_every, step, last):

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from mixsyn_fast.region_map import Plan, Size
 
+from .judged import Judged
+
 if TYPE_CHECKING:
     from ..data import Source, TrainingSet
 
@@ -43,10 +45,13 @@ class Phase:
         if self.stop is not None and self.stop <= self.start:
             raise ValueError(f"stop: expected more than start {self.start}, or none, got {self.stop}")
 
+    def on(self, step: int) -> bool:
+        """Say whether a step, counted from 0, lies between the phase's first and last one."""
+        return step >= self.start and (self.stop is None or step < self.stop)
+
     def due(self, step: int) -> bool:
         """Say whether the phase runs in a step, counted from 0: in its first one, so that what is wrong shows at once."""
-        begun, over = step >= self.start, self.stop is not None and step >= self.stop
-        return begun and not over and (step - self.start) % self.every == 0
+        return self.on(step) and (step - self.start) % self.every == 0
 
     def finished(self, step: int) -> bool:
         """Say whether a step in which it ran was the phase's last one: its optimiser's moments are dropped then."""
@@ -135,6 +140,14 @@ class Task(ABC):
 
         made, real = self.generate(batch, networks).float().clamp(-1, 1), self.wanted(batch)
         return {"psnr": psnr(made, real), "ssim": ssim(made, real), "l1": (made - real).abs().mean((1, 2, 3))}
+
+    def judged(self, batch: Any, step: int) -> dict[str, Judged]:
+        """Return what the discriminators at work in a step say of a batch, and teach, by prefix ("": the only one).
+
+        The loop logs it (`judged.figures_of`) in the first step of every phase and every Options.validate_every steps, with
+        networks in eval mode.
+        """
+        return {}
 
     def sheet(self, batch: Any, networks: Mapping[str, nn.Module]) -> list[list[np.ndarray]]:
         """Return rows of pictures (H, W, 3) uint8 for a sample sheet: image, label map, as far as there are, generated."""

@@ -19,6 +19,7 @@ from . import checkpoint, distributed, packing
 from .distributed import World
 from .ema import EMA
 from .initial import Weights, classes_of, other_classes
+from .judged import figures_of
 from .options import Options
 from .task import Phase, Task
 
@@ -213,6 +214,11 @@ class Trainer:
         found = {f"lr/{name}": self.optimizers[name].param_groups[0]["lr"] for name in names}
         return found | {f"loss_scale/{n}": self.scalers[n].get_scale() for n in names if self.scalers[n].is_enabled()}
 
+    @property
+    def begun(self) -> bool:
+        """Whether a phase had its first step in the last one."""
+        return any(self.task.phases[name].start == self.step - 1 for name in self.ran)
+
     # --- state ----------------------------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -357,6 +363,14 @@ class Trainer:
         parts = distributed.gather(found)
         every = {name: [value for part in parts for value in part.get(name, ())] for part in parts for name in part}
         return {name: math.fsum(values) / len(values) for name, values in every.items()}
+
+    def judged(self, dataset: TrainingSet) -> dict[str, float]:
+        """Return whether the discriminators of the last step teach (`judged.figures_of`), by a set's first pictures.
+
+        One process alone may call it.
+        """
+        batches = self.look(dataset, _LOOK, World(0, 1, 0, self.world.device))
+        return figures_of(self.task.judged(batch, self.step - 1) for batch in batches)
 
     @torch.no_grad()
     def sheet(self, dataset: TrainingSet) -> list[list[Any]]:

@@ -127,6 +127,27 @@ def test_the_generators_step_is_the_published_one(family: str) -> None:
             torch.testing.assert_close(network.state_dict()[key], value, rtol=1e-9, atol=1e-12, msg=f"{name}.{key}")
 
 
+def test_what_the_discriminator_teaches() -> None:
+    """The adversarial loss's part of the image's gradient, that of all others, logits of real pictures; nothing moves."""
+    task, batch = make("spade", gan=0.7, l1=2.0), make_batch()
+    for network in task.networks.values():
+        network.eval().requires_grad_(False)
+    before = {key: value.clone() for key, value in task.networks["discriminator"].state_dict().items()}
+    found = task.judged(batch, 0)[""]
+    with use_plan("dense"), use_backend("reference"):
+        image = task.networks["generator"](batch.regions).requires_grad_(True)
+        features = task.networks["discriminator"](torch.cat((image, batch.image)), batch.regions)
+    matching = [F.l1_loss(f[:2], f[2:]) for scale in features for f in scale[:-1]]
+    rest = 10 * torch.stack(matching).sum() / 2 + 2 * (image - batch.image).abs().mean()
+    gan = 0.7 * sum(-scale[-1][:2].mean() for scale in features) / 2
+    for norms, loss in ((found.adversarial, gan), (found.reconstruction, rest)):
+        (gradient,) = torch.autograd.grad(loss, image, retain_graph=True)
+        torch.testing.assert_close(norms, gradient.flatten(1).norm(dim=1).float(), rtol=1e-4, atol=0)
+    logits = sum(scale[-1][2:].mean((1, 2, 3)) for scale in features) / 2
+    torch.testing.assert_close(found.real_logits, logits.detach().float())
+    assert all(torch.equal(value, before[key]) for key, value in task.networks["discriminator"].state_dict().items())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_discriminators_step_is_the_published_one(family: str) -> None:
     task = make(family)

@@ -276,6 +276,7 @@ def test_the_encoder_rests_in_later_stages(task: HarmonizedTask) -> None:
     for phase, step in (("mapping", 2), ("mapping_discriminator", 2), ("flow", 4)):
         sum(task.losses(phase, batch, step).values()).backward()
     assert not moved(before, weights(task)) & FIRST
+    assert [set(task.judged(batch, step)) for step in (1, 2, 4)] == [{""}, set(), set()]
     assert all(p.grad is None for name in FIRST for p in task.networks[name].parameters())
     task.networks["generator"].train()
     task.losses("generator", batch, 0)

@@ -185,6 +185,29 @@ def test_the_generators_minimise_equations_2_and_6(saturating: bool) -> None:
                 torch.testing.assert_close(gradients[f"{name}.{key}"], p.grad, rtol=1e-6, atol=1e-9 * scale, msg=key)
 
 
+def test_what_the_discriminators_teach() -> None:
+    """Gradients by compositions and images, of the adversarial losses and of all others; staged, of one kind alone."""
+    task, batch = make(**WEIGHTS, **SHARES), make_batch()
+    drawn = hold(task, batch)
+    found = task.judged(batch, 0)
+    made = by_hand(task, batch, drawn)
+    # Eq. 1 and 2 by the compositions, 3 to 6 by the images
+    compositions = torch.cat((made["M'"], made["M''"])).detach().requires_grad_(True)
+    known, random = task.networks["structure_discriminator"](compositions).chunk(2)
+    loss = -0.7 * (0.3 * log_d(known) + 0.7 * log_d(random))
+    distance = 5.0 * (compositions[:COUNT] - made["masks"]).abs().sum(1).mean()
+    for norms, each in ((found["structure_"].adversarial, loss), (found["structure_"].reconstruction, distance)):
+        (gradient,) = torch.autograd.grad(each, compositions)
+        expected = gradient.flatten(1).norm(dim=1).view(2, COUNT).norm(dim=0)
+        torch.testing.assert_close(norms, expected.float(), rtol=1e-4, atol=0)
+    for kind, real in (("structure", made["masks"]), ("image", batch.image)):
+        logits = task.networks[f"{kind}_discriminator"](real)[:, 0].float()
+        torch.testing.assert_close(found[f"{kind}_"].real_logits, logits.detach())
+    assert all((norms > 0).all() for norms in found["image_"][1:])
+    staged = make(training="staged", structure_steps=3)
+    assert [list(staged.judged(batch, step)) for step in (2, 3)] == [["structure_"], ["image_"]]
+
+
 def test_the_discriminators_maximise_equations_1_and_3() -> None:
     task, batch = make(r1=2.0, r1_every=4, **WEIGHTS, **SHARES), make_batch()
     drawn = hold(task, batch)

@@ -229,6 +229,7 @@ def test_the_discriminators_step() -> None:
             terms = [-F.logsigmoid(-f).mean() - F.logsigmoid(r).mean() for f, r in zip(*logits, strict=True)]
         assert losses[prefix + "gan"].item() == pytest.approx(weight * (sum(terms) / 2).item(), rel=1e-9)
     assert all(p.grad is None for name in ("alignment", "synthesis") for p in task.networks[name].parameters())
+    assert list(task.judged(batch, 1)) == [""] and list(task.judged(batch, 2)) == ["", "global_"]
     assert set(run_phase(task, "discriminator", batch, 17)) == {"gan", "global_gan"}
 
 
@@ -522,12 +523,15 @@ def test_a_run_through_all_stages_resumed_bit_for_bit(tmp_path: Path, with_vgg: 
     assert [line for line in parts if "validation/psnr" not in line] == [
         line for line in whole if "validation/psnr" not in line
     ]
-    names = [{name.split("/")[0] for name in line if "/" in name} - {"lr", "validation"} for line in whole[:6]]
+    names = [{name.split("/")[0] for name in line if "/" in name} - {"lr", "validation", "judged"} for line in whole[:6]]
     assert names == [
         {"pretrain"}, {"pretrain"}, {"generator", "discriminator"}, {"discriminator"}, {"generator", "discriminator"},
         {"discriminator"},
     ]  # fmt: skip
     assert ["discriminator/global_gan" in line for line in whole[:6]] == [False] * 4 + [True] * 2
+    judged = [{name for name in line if name.startswith("judged/")} for line in whole]
+    figures = {"judged/real_logit_std", "judged/gan_gradient_ratio"}
+    assert judged == [figures if i == 2 else set() for i in range(len(whole))], "in the discriminator's first step"
     trained = load_trained(tmp_path / "whole")
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert trained.step == 6 and set(trained.networks) == {"alignment", "synthesis"}

@@ -196,7 +196,7 @@ def test_a_run_on_plain_pictures_and_its_resume(tmp_path: Path) -> None:
         assert torch.equal(value, parts.networks["generator"].state_dict()[name]), name
     logged = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert [{k for k in entry if "/" in k and not k.startswith("lr")} for entry in logged][:2] == [
-        {"generator/gan", "discriminator/gan", "path_length/path_length", "r1/r1"},
+        {"generator/gan", "discriminator/gan", "path_length/path_length", "r1/r1", "judged/real_logit_std"},
         {"generator/gan", "discriminator/gan"},
     ]
     assert (tmp_path / "whole" / "samples" / "samples_00000004.png").exists()
