@@ -39,7 +39,7 @@ def resize_nearest(t: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_area(t: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a floating map (B, C, H, W) to (h, w) by the mean over the pixels below; itself where the size is right already.
+    """Resize a floating map (B, C, H, W) to (h, w) by the mean over the pixels below; itself where it has that size.
 
     Sizes that divide evenly keep the mean of every channel. A larger size repeats pixels, as nearest resizing does.
     """

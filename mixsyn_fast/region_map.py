@@ -222,8 +222,8 @@ class RegionMap:
             weights: (B, K, H, W) floating, finite and not negative; they need not sum to one.
             check: look at the values, which waits for a GPU. False for what a network has just made by a softmax: values
                 that are not finite then show in its losses.
-            resize: how the weights are brought to another size: "nearest", the rule of hard maps, or "area", the mean over the
-                pixels below, which loses no region and keeps every region's share (docs/exact_algebra.md, 5).
+            resize: how the weights are brought to another size: "nearest", the rule of hard maps, or "area", the mean over
+                the pixels below, which loses no region and keeps every region's share (docs/exact_algebra.md, 5).
 
         Returns:
             A soft map.

@@ -202,7 +202,11 @@ def test_a_sample_tells_maps_that_hardly_repeat() -> None:
         (lambda: RegionMap.soft(torch.zeros(1, 3, 2, 2, dtype=torch.int32)), TypeError, "weights: expected a floating"),
         (lambda: RegionMap.soft(torch.zeros(3, 2, 2)), ValueError, "weights: expected shape"),
         (lambda: RegionMap(LABELS, 5).labels_at((0, 3)), ValueError, "size: expected two positive"),
-        (lambda: RegionMap.soft(torch.zeros(1, 3, 2, 2), resize="cubic"), ValueError, "resize: expected 'nearest' or 'area'"),
+        (
+            lambda: RegionMap.soft(torch.zeros(1, 3, 2, 2), resize="cubic"),
+            ValueError,
+            "resize: expected 'nearest' or 'area'",
+        ),
         (lambda: RegionMap(LABELS, 5).weights_at(), TypeError, "expected a soft map"),
         (lambda: RegionMap.soft(torch.zeros(1, 3, 2, 2)).labels_at(), TypeError, "expected a hard map"),
         (lambda: RegionMap.soft(torch.zeros(1, 3, 2, 2)).plan(), TypeError, "expected a hard map"),

@@ -1,6 +1,6 @@
 r"""Losses of soft compositions against label maps: L1 (MixSyn, Eq. 2), cross-entropy and Dice, balanced by region.
 
-With weights p of N regions that sum to one at every pixel and the label map's one-hot m, over the pixels x that have a region:
+With weights p of N regions that sum to one at every pixel, and the label map's one-hot m, over the pixels x of a region:
 
 .. math::
 

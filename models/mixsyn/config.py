@@ -76,7 +76,7 @@ class DiscriminatorConfig:
     largest: int = 512  # at most so many channels (blocks)
     end_size: int = 4  # shorter side in pixels at which halving ends (blocks)
     kind: Literal["blocks", "patches"] = "blocks"  # patches: SEAN's, a logit for every patch at `scales` sizes; images alone
-    spectral_norm: bool = True  # spectral norm of all convolutions; without it they begin He-normal (patches: the hidden ones)
+    spectral: bool = True  # spectral norm of all convolutions; without it they begin He-normal (patches: the hidden ones)
     norm: Literal["none", "instance"] = "none"  # normalisation inside
     scales: int = 2  # patches: discriminators, each on images of half the size of the one before
     layers: int = 4  # patches: hidden layers, all but the last of which halve the size
@@ -127,8 +127,8 @@ class Config:
     structure_cross_entropy: float = 0.0  # weight of the cross-entropy of known compositions (none in the paper)
     structure_dice: float = 0.0  # weight of the Dice loss of known compositions (none in the paper)
     structure_balance: float = 1.0
-    """at most so many times as much, or as little, a pixel counts in L1 and cross-entropy of compositions than the mean pixel,
-    by how rare its region is in the batch; 1: all the same"""
+    """in L1 and cross-entropy of compositions a pixel counts up to so many times as much, or as little, as others, by
+    how rare its region is in the batch; 1: all the same"""
     soften_real: int = 0  # times that real maps are blurred by [1 2 1] / 4 before D_M sees them, as compositions are soft
 
     def __post_init__(self) -> None:
@@ -167,8 +167,8 @@ class Config:
         style = self.adversarial or self.reconstruction or self.style_weight or self.vgg or self.feature_matching
         if not (structure and style if self.training == "staged" else structure or style):
             raise ValueError(
-                "adversarial, structure_reconstruction, structure_cross_entropy, structure_dice, reconstruction, style_weight, "
-                "vgg, feature_matching: expected a weight above 0"
+                "adversarial, structure_reconstruction, structure_cross_entropy, structure_dice, reconstruction, "
+                "style_weight, vgg, feature_matching: expected a weight above 0"
                 + (" for either stage" if self.training == "staged" else "")
             )
         if self.structure_steps < 0:

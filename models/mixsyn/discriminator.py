@@ -7,6 +7,8 @@ norm inside, or SEAN's logits per patch at several sizes, which may see the labe
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from mixsyn_fast.region_map import RegionMap
 
 from ..discriminators import DiscriminatorConfig as PatchConfig
 from ..discriminators import MultiScaleDiscriminator
-from .blocks import SLOPE, MSBlock, MSConv2d
+from .blocks import SLOPE, MakeNorm, MSBlock, MSConv2d
 from .config import Config, DiscriminatorConfig, Size, halvings
 
 Features = list[list[Tensor]]
@@ -35,12 +37,12 @@ class Discriminator(nn.Module):
 
     def __init__(self, channels: int, size: Size, config: DiscriminatorConfig) -> None:
         super().__init__()
-        width, spectral = config.width, config.spectral_norm
+        width, spectral = config.width, config.spectral
         self.conv_in = MSConv2d(channels, width, 3, spectral=spectral)
         blocks = []
         for _ in range(halvings(size, config.end_size, "end_size")):
             wider = min(2 * width, config.largest)
-            norm = InstanceNorm if config.norm == "instance" else "none"
+            norm: MakeNorm | Literal["none"] = InstanceNorm if config.norm == "instance" else "none"
             blocks.append(MSBlock(width, wider, resample="down", norm=norm, spectral=spectral))
             width = wider
         self.blocks = nn.ModuleList(blocks)
@@ -90,12 +92,12 @@ class PatchJudge(MultiScaleDiscriminator):
                 ndf=config.width,
                 n_layers=config.layers,
                 scales=config.scales,
-                spectral_norm=config.spectral_norm,
+                spectral_norm=config.spectral,
                 instance_norm=config.norm == "instance",
             )
         )
         self.sees_map = config.sees_map
-        if not config.spectral_norm:
+        if not config.spectral:
             begin_alive(self)
 
     def forward(  # type: ignore[override]
@@ -127,7 +129,7 @@ class PatchJudge(MultiScaleDiscriminator):
 def begin_alive(network: nn.Module) -> None:
     """Draw the weights of all convolutions He-normal for the leaky ReLU (He et al., ICCV 2015, Eq. 15).
 
-    torch's own initialisation takes two thirds of the signal's power in every layer, and nothing without norms gives it back.
+    torch's own initialisation takes two thirds of the signal's power in every layer; without norms nothing gives it back.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -140,13 +142,7 @@ def image_discriminator(config: Config) -> Discriminator | PatchJudge:
     return PatchJudge(len(config.classes), own) if own.kind == "patches" else Discriminator(3, config.image_size, own)
 
 
-def logit_spread(logits: Tensor | list[Tensor]) -> Tensor:
-    """Return how far the logits of pictures are apart, a scalar: the standard deviation over pictures of their mean logit.
-
-    An untrained discriminator whose logits of real pictures spread by less than 1e-2 teaches a generator next to nothing.
-
-    Args:
-        logits: (B, ...) of B >= 2 pictures, or a list over scales, whose means are averaged.
-    """
+def mean_logits(logits: Tensor | list[Tensor]) -> Tensor:
+    """Return the mean logit of every picture (B,) float32: of logits (B, ...), or of a list over scales, averaged."""
     scales = [logits] if isinstance(logits, Tensor) else logits
-    return torch.stack([scale.float().flatten(1).mean(1) for scale in scales]).mean(0).std()
+    return torch.stack([scale.float().flatten(1).mean(1) for scale in scales]).mean(0)

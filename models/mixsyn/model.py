@@ -543,7 +543,9 @@ def _load_run(folder: Path, device: torch.device | str) -> MixSyn:
         config = from_dict(Config, trained.config["task"])
     except (KeyError, ValueError, RuntimeError) as error:  # RuntimeError: load_state_dict
         raise ValueError(f"{folder}: expected a run of `mixsyn-fast train mixsyn`, got: {error}") from error
-    return MixSyn(*(trained.networks[part] for part in _PARTS), config)
+    structure, style = (trained.networks[part] for part in _PARTS)
+    assert isinstance(structure, StructureGenerator) and isinstance(style, StyleGenerator)
+    return MixSyn(structure, style, config)
 
 
 def _for_use(network: N) -> N:

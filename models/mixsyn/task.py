@@ -42,7 +42,7 @@ from ..training.judged import Judged, image_gradients
 from ..training.task import Kept, Phase, Task, Trainable
 from .compositions import Composition, known_compositions, random_compositions
 from .config import Config, Size
-from .discriminator import Discriminator, Features, PatchJudge, image_discriminator
+from .discriminator import Discriminator, Features, PatchJudge, image_discriminator, mean_logits
 from .structure import StructureGenerator
 from .style import StyleGenerator
 
@@ -65,7 +65,7 @@ def fitted(config: Config, classes: Sequence[str], size: Size, edges: bool) -> C
 
 
 def softened(maps: Tensor, times: int) -> Tensor:
-    """Return maps (B, N, H, W) blurred so many times by [1 2 1] / 4 both ways, the border repeated: weights keep their sum."""
+    """Return maps (B, N, H, W) blurred so many times by [1 2 1] / 4 both ways, the border repeated: sums of weights stay."""
     for _ in range(times):
         wide = F.pad(maps, (1, 1, 1, 1), mode="replicate")
         maps = F.avg_pool2d(F.avg_pool2d(wide, 2, stride=1), 2, stride=1)
@@ -83,6 +83,20 @@ class Made(NamedTuple):
     """(2 B, N, delta): the style matrices of the approximated and the random images."""
     present: Tensor
     """(2 B, N) bool: the regions of the known and the random compositions."""
+
+
+def _judged(logits: Tensor | list[Tensor], gan: dict[str, Tensor], others: dict[str, Tensor], made: Tensor) -> Judged:
+    """Return what was said of B real ones, and what losses ask of the n B that were made, n sets of B in a row."""
+    said = mean_logits(logits)
+
+    def norms(losses: dict[str, Tensor]) -> Tensor | None:
+        if not losses:
+            return None
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        found: Tensor = image_gradients(total, made).view(-1, len(said)).norm(dim=0)
+        return found
+
+    return Judged(said, norms(gan), norms(others))
 
 
 class MixSynTask(Task):
@@ -230,14 +244,22 @@ class MixSynTask(Task):
         labels = [own] * known + ([] if compositions is None else [compositions.detach().argmax(1).to(own.dtype)])
         return RegionMap(torch.cat(labels), self.num_regions, ignore_index=-1)
 
-    def style_losses(self, batch: Batch, made: Made) -> dict[str, Tensor]:
-        """Return the generator's part of Eq. 3, the style loss (Eq. 4) and the reconstruction (Eq. 5)."""
+    def style_losses(self, batch: Batch, made: Made, *, adversarial: bool = True, others: bool = True) -> dict[str, Tensor]:
+        """Return the generator's part of Eq. 3, the style loss (Eq. 4) and the reconstruction (Eq. 5).
+
+        Args:
+            batch: pictures and masks.
+            made: what the generators make of it.
+            adversarial: False leaves the adversarial loss out.
+            others: False leaves all others out.
+        """
         config, count, judge = self.config, len(batch), self.networks["image_discriminator"]
         assert made.images is not None and made.codes is not None
         perceptual, real = self.perceptual, batch.image
+        fools, matches = adversarial and config.adversarial > 0, others and config.feature_matching > 0
         maps = self._judged_maps(batch, made.compositions)
         iterating, wanted = judge.training, None
-        if config.feature_matching:
+        if matches:
             with torch.no_grad():
                 wanted = judge(real, self._judged_maps(batch), all_layers=True)
 
@@ -247,7 +269,7 @@ class MixSynTask(Task):
             features: Features = judge(images, maps, all_layers=True)
             judge.train(iterating)
             found: dict[str, Tensor] = {}
-            if config.adversarial:
+            if fools:
                 known, approximated, random = logits_of(features, 3)
                 loss = log_loss.image_generator_loss(
                     known, approximated, random, beta=config.beta, eta=config.eta, saturating=config.saturating
@@ -258,16 +280,16 @@ class MixSynTask(Task):
                 found["feature_matching"] = config.feature_matching * feature_matching_loss(wanted, known_features)
             return found
 
-        losses = at_once(judged, made.images) if config.adversarial or config.feature_matching else {}
+        losses = at_once(judged, made.images) if fools or matches else {}
+        if not others:
+            return losses
         reconstructed = made.images[: 2 * count]
         twice = torch.cat((real, real))
         if config.reconstruction:
             losses["image_l1"] = config.reconstruction * (reconstructed - twice).abs().mean()
         if perceptual is not None:
             first = 2 * count if config.vgg_images == "both" else count
-            losses |= at_once(
-                lambda images: {"vgg": config.vgg * perceptual(images, twice[:first])}, reconstructed[:first]
-            )
+            losses |= at_once(lambda images: {"vgg": config.vgg * perceptual(images, twice[:first])}, reconstructed[:first])
         if config.style_weight:
             style = self.networks["style_generator"]
             assert isinstance(style, StyleGenerator)
@@ -325,26 +347,22 @@ class MixSynTask(Task):
         if train_structure:
             regions = batch.regions.without_edges()
             compositions = made.compositions.detach().requires_grad_(True)
+            real = softened(regions.onehot(dtype=compositions.dtype), self.config.soften_real)
+            with torch.no_grad():
+                logits = self.networks["structure_discriminator"](real)
             losses = self.structure_losses(batch, made._replace(compositions=compositions))
-            found["structure_"] = self._judged("structure", regions.onehot(dtype=compositions.dtype), losses, compositions)
+            gan = {name: losses.pop(name) for name in ("structure_gan",) if name in losses}
+            found["structure_"] = _judged(logits, gan, losses, compositions)
         if train_style:
             assert made.images is not None
             images = made.images.detach().requires_grad_(True)
-            losses = self.style_losses(batch, made._replace(images=images))
-            found["image_"] = self._judged("image", batch.image, losses, images)
+            made = made._replace(images=images)
+            with torch.no_grad():
+                logits = self.networks["image_discriminator"](batch.image, self._judged_maps(batch))
+            # apart, for the gradient of all that a discriminator takes part in is taken at once
+            gan = self.style_losses(batch, made, others=False)
+            found["image_"] = _judged(logits, gan, self.style_losses(batch, made, adversarial=False), images)
         return found
-
-    def _judged(self, kind: str, real: Tensor, losses: dict[str, Tensor], made: Tensor) -> Judged:
-        """Judge B real ones, and the losses of n B that were made, n of each in a row."""
-        with torch.no_grad():
-            logits = self.networks[f"{kind}_discriminator"](real).float().flatten(1).mean(1)
-        gan = losses.pop(f"{kind}_gan", None)
-        rest = [loss.float() for loss in losses.values()]
-
-        def norms(loss: Tensor | None) -> Tensor | None:
-            return None if loss is None else image_gradients(loss, made).view(-1, len(real)).norm(dim=0)
-
-        return Judged(logits, norms(gan), norms(torch.stack(rest).sum() if rest else None))
 
     def generate(self, batch: Batch, networks: Mapping[str, nn.Module]) -> Tensor:
         """Return the approximated images (B, 3, H, W): every picture made anew, of its own codes and composition."""

@@ -15,7 +15,7 @@ from mixsyn_fast.models.data import Batch
 from mixsyn_fast.models.losses import composition_cross_entropy, composition_l1_loss, dice_loss
 from mixsyn_fast.models.mixsyn.compositions import Composition, known_compositions, random_compositions
 from mixsyn_fast.models.mixsyn.config import Config, DiscriminatorConfig, StructureConfig, StyleConfig
-from mixsyn_fast.models.mixsyn.discriminator import image_discriminator, logit_spread
+from mixsyn_fast.models.mixsyn.discriminator import image_discriminator, mean_logits
 from mixsyn_fast.models.mixsyn.task import TRAINABLES, MixSynTask, fitted
 from mixsyn_fast.models.training.checkpoint import newest_valid
 from torch import Tensor, nn
@@ -277,7 +277,7 @@ def test_each_micro_batch_gets_its_own_fakes() -> None:
 
 
 RECIPE: dict[str, Any] = {
-    "image_discriminator": DiscriminatorConfig(4, kind="patches", norm="instance", spectral_norm=False, layers=2, sees_map=True),
+    "image_discriminator": DiscriminatorConfig(4, kind="patches", norm="instance", spectral=False, layers=2, sees_map=True),
     "feature_matching": 2.0,
     "structure_cross_entropy": 3.0,
     "structure_dice": 0.5,
@@ -298,7 +298,16 @@ RECIPE: dict[str, Any] = {
         {"r1": 0.0},
         RECIPE,
     ],
-    ids=["adversarial only", "no reconstruction", "no style", "global norm", "uncoupled", "no adversarial", "no R1", "recipe"],
+    ids=[
+        "adversarial only",
+        "no reconstruction",
+        "no style",
+        "global norm",
+        "uncoupled",
+        "no adversarial",
+        "no R1",
+        "recipe",
+    ],
 )
 def test_one_step_in_each_ablation(fields: dict[str, Any]) -> None:
     task, batch = make(torch.float32, **fields), make_batch(torch.float32)
@@ -356,6 +365,14 @@ def test_what_goes_beyond_the_paper_by_hand(tmp_path: Path, vgg16_file: Path) ->
     assert losses.keys() == {*expected, "structure_gan", "image_l1", "style"}
     for name, value in expected.items():
         assert float(losses[name].detach()) == pytest.approx(float(value.detach()), rel=1e-4), name
+    found = task.judged(batch, 0)["image_"]
+    torch.testing.assert_close(found.real_logits, mean_logits([scale[-1] for scale in seen[0]]).detach())
+    images = made_by.images.detach().requires_grad_(True)
+    alone = task.style_losses(batch, made_by._replace(images=images), others=False)
+    assert alone.keys() == {"image_gan"}, "feature matching, whose gradient comes at once with it, counts with the others"
+    (gradient,) = torch.autograd.grad(alone["image_gan"], images)
+    expected_norms = gradient.flatten(1).norm(dim=1).view(3, COUNT).norm(dim=0)
+    torch.testing.assert_close(found.adversarial, expected_norms)
     real = over(seen[0], lambda t: torch.log(torch.sigmoid(t)))
     fakes = [over(each, lambda t: torch.log(1 - torch.sigmoid(t))) for each in seen[1:]]
     equation_3 = 0.45 * real + 0.55 * (0.2 * (fakes[0] + fakes[1]) + 0.8 * fakes[2])
@@ -382,9 +399,9 @@ def photographs() -> Tensor:
     ("own", "alive"),
     [
         (DiscriminatorConfig(24, 192), False),
-        (DiscriminatorConfig(24, 192, spectral_norm=False), True),
+        (DiscriminatorConfig(24, 192, spectral=False), True),
         (DiscriminatorConfig(24, 192, norm="instance"), True),
-        (DiscriminatorConfig(24, kind="patches", norm="instance", spectral_norm=False, sees_map=True), True),  # the recipe's
+        (DiscriminatorConfig(24, kind="patches", norm="instance", spectral=False, sees_map=True), True),  # the recipe's
     ],
     ids=["paper", "no spectral norm", "instance norm", "patches"],
 )
@@ -393,7 +410,7 @@ def test_an_untrained_discriminator_tells_photographs_apart(own: DiscriminatorCo
     judge = image_discriminator(Config(classes=CLASSES, image_size=(128, 128), image_discriminator=own)).eval()
     one_map = RegionMap(torch.arange(128).div(32, rounding_mode="floor").expand(8, 128, 128), 5)
     with torch.no_grad():
-        spread = float(logit_spread(judge(photographs(), one_map)))
+        spread = float(mean_logits(judge(photographs(), one_map)).std())
     assert spread >= 1e-2 if alive else spread < 1e-3
 
 
