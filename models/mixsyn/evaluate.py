@@ -34,7 +34,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -528,9 +528,10 @@ def evaluate(
     judge = Judge(model, inception, fid_regions)
     names = reference.names()[:limit]
     mine = [names[i] for i in distributed.part(len(names), world, batch_size)]
-    with progress("evaluating") if world.rank == 0 else contextlib.nullcontext():
+    with progress("evaluating") if world.rank == 0 else contextlib.nullcontext(_silent) as at:
         for batch in batches_of(reference, mine, batch_size, model.device, problems):
             judge.add(batch)
+            at(judge.count, len(mine))
     judge.gather(names)
     every = distributed.gather(problems)
     if world.rank:
@@ -540,8 +541,8 @@ def evaluate(
     if wanted and min(judge.count, batch_size) < 2:
         not_computed["random compositions"] = "they mix pictures of a batch: it needs two pictures and --batch-size 2"
         wanted = 0
-    with progress("making random compositions"):
-        _mix(judge, reference, wanted, batch_size, seed, problems)
+    with progress("making random compositions") as at:
+        _mix(judge, reference, wanted, batch_size, seed, problems, at)
     rows = judge.rows() if judge.count else {}
     if inception is not None and not any(row.fid for row in rows.values()):
         not_computed["FID"] = "it needs at least two pictures on either side"
@@ -558,7 +559,19 @@ def evaluate(
     return Table(tuple(model.classes), settings, rows, not_computed, problems, seed)
 
 
-def _mix(judge: Judge, reference: DataReference, wanted: int, batch_size: int, seed: int, problems: list[str]) -> None:
+def _silent(done: int, total: int) -> None:
+    """Say nothing of how far it is: the first process does."""
+
+
+def _mix(
+    judge: Judge,
+    reference: DataReference,
+    wanted: int,
+    batch_size: int,
+    seed: int,
+    problems: list[str],
+    at: Callable[[int, int], None],
+) -> None:
     """Make random compositions of the pictures that were judged, in ever new batches."""
     generator, order = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     while judge.random_count < wanted:
@@ -567,6 +580,7 @@ def _mix(judge: Judge, reference: DataReference, wanted: int, batch_size: int, s
         for batch in batches_of(reference, mixed, batch_size, judge.model.device, problems):
             if len(batch) > 1 and judge.random_count < wanted:
                 judge.add_random(batch, generator, wanted - judge.random_count)
+                at(judge.random_count, wanted)
         if judge.random_count == before:
             raise ValueError("data: its pictures were readable once, and are not any more")
 

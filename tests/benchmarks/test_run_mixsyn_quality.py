@@ -16,11 +16,11 @@ from benchmarks import run_mixsyn_quality as quality
 from benchmarks import schema
 
 TINY = (
-    "--kind procedural_facades --count 4 --size 32 --batch-size 2 --workers 0 --structure.width 3 "
-    "--structure.code-channels 4 --structure.decoder-width 8 --structure.decoder-smallest 4 --style.code-length 6 --style.encoder-width 3 "
-    "--style.encoder-largest 6 --style.width 4 --style.largest 8 --style.hidden 4 --structure-discriminator.width 4 "
-    "--structure-discriminator.largest 8 --image-discriminator.width 4 --image-discriminator.largest 8 --log-every 1 "
-    "--amp none --crop center --data="
+    "--kind procedural_facades --count 4 --size 32 --batch-size 2 --workers 0 --log-every 1 --amp none --crop center "
+    "--data= --structure.width 3 --structure.code-channels 4 --structure.decoder-width 8 --structure.decoder-smallest 4 "
+    "--style.code-length 6 --style.encoder-width 3 --style.encoder-largest 6 --style.width 4 --style.largest 8 "
+    "--style.hidden 4 --structure-discriminator.width 4 --structure-discriminator.largest 8 "
+    "--image-discriminator.width 4 --image-discriminator.largest 8"
 ).split()
 
 

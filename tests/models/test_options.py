@@ -348,8 +348,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # fmt: on
 NEW = {
-    "mixsyn compose": {"--seed": 0},
-    "mixsyn edit": {"--seed": 0},
+    "mixsyn compose": {
+        "--seed": 0,
+        "--crop": "auto",
+        "--out-size": "own",
+        "--keep": False,
+        "--coupled": False,
+        "--table": None,
+        "--out-dir": None,
+    },
+    "mixsyn edit": {
+        "--seed": 0,
+        "--crop": "auto",
+        "--out-size": "own",
+        "--keep": False,
+        "--coupled": False,
+        "--out-dir": None,
+    },
     "mixsyn diversity": {"--sheet": None},
 }
 """What WING.md asks of every verb besides."""
