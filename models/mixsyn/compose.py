@@ -12,9 +12,9 @@ shipped model knows facades; train your own with `mixsyn-fast train mixsyn`.
 
 A base alone is made anew. With a base the result has its size and shape: the image that the model made is scaled to it, the
 label map by its weights, and what a centre crop cuts off stays as it was (--crop none: the model sees all of it, squeezed).
---keep takes the base's own pixels where its regions stay. A table (CSV) has the columns name and base, and one per region: a file, "none", or nothing; as JSON
-it is a list of {"name": ..., "base": ..., "regions": {"window": "a.jpg", "door": null}}. Every row becomes name.png and
-name_labels.png in --out-dir; all is checked before anything is made.
+--keep takes the base's own pixels where its regions stay. A table (CSV) has the columns name and base, and one per region: a
+file, "none", or nothing; as JSON it is a list of {"name": ..., "base": ..., "regions": {"window": "a.jpg", "door": null}}.
+Every row becomes name.png and name_labels.png in --out-dir; all is checked before anything is made.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from ..pictures.picture import Picture, pictures_of
 from ..pictures.sheets import captioned, cell_size, enlarged, region_legend, soft_colours, source_cells
 from ..settings import at_least, one_of, repeated
 from ..sheets import contact_sheet
+from .competitors import open_runs, rows_of
 from .model import Composed, MixSyn
 from .sequential import sequential as transfer
 
@@ -71,9 +72,15 @@ class MixSynOptions(PictureOptions, ModelOptions):
     keep: bool = False
     """where regions of the base stay, write the base's own pixels, blended at the border: a paste, not made by the model"""
 
+    beside: tuple[str, ...] = repeated()
+    """with --compare, NAME=RUN: also what a run of SPADE, CLADE or SEAN makes of copy-paste and of the composition (Fig. 6),
+    and SEAN's transfer of one segment after another (Fig. 7); once per run"""
+
     def __post_init__(self) -> None:
         """Check what nothing needs to be opened for."""
         super().__post_init__()
+        if self.beside and not getattr(self, "compare", False):
+            raise ValueError("beside: needs --compare, whose part it is")
         one_of(self, crop=("auto", "center", "none"), out_size=("own", "model"))
 
 
@@ -89,6 +96,7 @@ class Opened:
         self.mixsyn = open_model(MixSyn, options.model, options.device)
         if options.crop != "auto":
             self.mixsyn.crop = options.crop
+        self.beside = open_runs(options.beside, self.mixsyn.classes, self.mixsyn.size, options.device)
         self.reader = Reader(self.mixsyn.classes, None, options, options.device)
         self._fitted: dict[int, Picture] = {}
 
@@ -100,6 +108,30 @@ class Opened:
     def regions(self, files: Mapping[str, str | None]) -> dict[str, Picture | None]:
         """Return region -> picture of region -> file; None stays None."""
         return {name: None if file is None else self.picture(file) for name, file in files.items()}
+
+    def others(
+        self, made: Composed, base: Picture | None, start: Picture, replacements: Sequence[tuple[str, Picture]]
+    ) -> list[list[np.ndarray]]:
+        """Return rows of a sheet: what the runs of --beside make of the same sources.
+
+        Args:
+            made: the composition.
+            base: picture below the copy-paste; None: grey.
+            start: picture whose label map the transfers keep.
+            replacements: (region, its source), in order.
+        """
+        size = cell_size(self.mixsyn.size)
+        own = Picture(made.image, made.labels, "made")
+        found = rows_of(self.beside, pasted_from(self.mixsyn, made, base), own, start, replacements)
+        return [
+            [
+                sequential_cell(what.rpartition(" ")[2], None, size)
+                if image is None
+                else captioned(enlarged(image, size), f"{name}: {what}")
+                for what, image in row
+            ]
+            for name, row in found.items()
+        ]
 
     def result(self, made: Composed, base: str | None) -> Picture:
         """Return what is written of a result: at its base's size, where there is one and options say so.
@@ -171,7 +203,8 @@ def main(options: Options) -> int:
         named = {name: picture for name, picture in regions.items() if picture is not None}
         start = base or next(iter(named.values()))
         steps = sequential_steps(mixsyn, start, list(named.items())) if options.compare else ()
-        write_sheet(sheet(mixsyn, composed, named, steps), options.sheet)
+        others = opened.others(composed, base, start, list(named.items()))
+        write_sheet(sheet(mixsyn, composed, named, steps, others), options.sheet)
     return 0
 
 
@@ -350,7 +383,11 @@ def sequential_steps(
 
 
 def sheet(
-    mixsyn: MixSyn, composed: Composed, named: Mapping[str, Picture], sequential: Sequence[tuple[str, Picture | None]] = ()
+    mixsyn: MixSyn,
+    composed: Composed,
+    named: Mapping[str, Picture],
+    sequential: Sequence[tuple[str, Picture | None]] = (),
+    others: Sequence[Sequence[np.ndarray]] = (),
 ) -> np.ndarray:
     """Draw sources with their regions outlined, then composition, copy-paste and result, then the sequential transfer.
 
@@ -359,6 +396,7 @@ def sheet(
         composed: what it made.
         named: the regions that were named, as opposed to those of the base.
         sequential: of :func:`sequential_steps`.
+        others: further rows, of other generators.
 
     Returns:
         (H, W, 3) uint8.
@@ -376,5 +414,6 @@ def sheet(
     ]
     rows.append(made)
     after = [sequential_cell(name, step, size) for name, step in sequential]
-    rows += [after[i : i + _ROW] for i in range(0, len(after), _ROW)]
+    for row in (after, *map(list, others)):
+        rows += [row[i : i + _ROW] for i in range(0, len(row), _ROW)]
     return contact_sheet(rows)

@@ -1,7 +1,7 @@
 """Settings of MixSyn: the two generators, the two discriminators, the losses.
 
 The paper's supplement with the layers is not available, nor are the weights of the losses; README.md says what was chosen
-and why. All of it is a field here.
+and why. Widths, sizes, weights and rates are fields here.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class StyleConfig:
     largest: int = 512  # at most so many channels in the generator
     start_size: int = 8  # shorter side in pixels at which the generator begins
     hidden: int = 64  # width of the hidden layer of the composition's part of the normalisation
-    normalisation: Literal["region_adaptive", "global"] = "region_adaptive"  # global: ablation, one style per image
+    normalisation: Literal["region_adaptive", "global"] = "region_adaptive"  # global: one style per image
     spectral_norm: bool = True  # spectral norm of encoders, first convolution and MS blocks; False for use without training
     noise: bool = False  # noise per pixel before every normalisation, as SEAN has it: drawn in training, fixed in use
     noise_seed: int = 0  # of the noise in use: the same for every picture, so that an edit keeps it

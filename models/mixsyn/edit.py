@@ -133,7 +133,10 @@ def main(options: Options) -> int:
             write_image(result.image, options.out_dir / f"{name}.png")
             write_labels(result.labels, len(mixsyn.classes), options.out_dir / f"{name}_labels.png")
     if options.sheet:
-        write_sheet(sheet(mixsyn, base, start, steps, options.compare), options.sheet)
+        every_step = [(name, picture) for step in steps for name, picture in step.regions.items() if picture is not None]
+        last = steps[-1].result if steps else start
+        others = opened.others(last, base, base, every_step)
+        write_sheet(sheet(mixsyn, base, start, steps, options.compare, others), options.sheet)
     if options.json:
         found: dict[str, Any] = {
             "model": options.model or "shipped",
@@ -242,7 +245,14 @@ def table(steps: Sequence[Step]) -> str:
     )
 
 
-def sheet(mixsyn: MixSyn, base: Picture, start: Composed, steps: Sequence[Step], compare: bool = False) -> np.ndarray:
+def sheet(
+    mixsyn: MixSyn,
+    base: Picture,
+    start: Composed,
+    steps: Sequence[Step],
+    compare: bool = False,
+    others: Sequence[Sequence[np.ndarray]] = (),
+) -> np.ndarray:
     """Draw the chain: per step composition, new image, its change, baselines on demand, and the sources of the step.
 
     Args:
@@ -251,6 +261,7 @@ def sheet(mixsyn: MixSyn, base: Picture, start: Composed, steps: Sequence[Step],
         start: the chain's first picture.
         steps: its edits.
         compare: copy-paste and sequential transfer as well.
+        others: further rows, of other generators.
 
     Returns:
         (H, W, 3) uint8.
@@ -295,7 +306,7 @@ def sheet(mixsyn: MixSyn, base: Picture, start: Composed, steps: Sequence[Step],
         before = result
     pictures = [start.labels, *(step.result.labels for step in steps)]
     rows[0].append(region_legend(pictures, mixsyn.classes, size[0]))
-    return contact_sheet(rows)
+    return contact_sheet([*rows, *map(list, others)])
 
 
 def _pictures(made: Composed, caption: str, size: tuple[int, int]) -> list[np.ndarray]:

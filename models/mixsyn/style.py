@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixsyn_fast.layers import SEANNorm
-from mixsyn_fast.ops.region_norm import region_norm
-from mixsyn_fast.region_map import Plan, RegionMap
+from mixsyn_fast.layers import SEANNorm, SPADENorm
+from mixsyn_fast.region_map import Kind, Plan, RegionMap
 
 from .blocks import SLOPE, MSBlock, MSConv2d, at_least_float32, checked_map, chosen_regions, region_count, spread
 from .config import Config, Size, halvings
@@ -66,20 +65,26 @@ class RegionAdaptiveNorm(SEANNorm):
         return super().forward(x, regions, codes, noise=noise, negative_slope=negative_slope)
 
 
-class GlobalNorm(nn.Module):
-    """The ablation: instance normalisation modulated by one style per image, the mean code of its regions."""
+class GlobalNorm(SPADENorm):
+    """The ablation without region-adaptive styles: SPADE's layout at every level, and one style for the whole image.
+
+    Instance normalisation, modulated pixel by pixel by the composition as SPADE does, then as a whole by the mean code of
+    the image's regions: a small region has no style of its own.
+    """
 
     def __init__(self, channels: int, config: Config, number: int) -> None:
-        super().__init__()
+        del number  # without noise
+        super().__init__(channels, len(config.classes), norm="instance", hidden=config.style.hidden)
         self.modulation = nn.Linear(config.style.code_length, 2 * channels)
 
-    def forward(self, x: Tensor, regions: RegionMap, codes: Tensor, *, negative_slope: float | None = None) -> Tensor:
-        """Normalise x (B, C, H, W) and modulate it by the mean code, one row of a table per image."""
+    def forward(  # type: ignore[override]
+        self, x: Tensor, regions: RegionMap, codes: Tensor, *, negative_slope: float | None = None
+    ) -> Tensor:
+        """Normalise x (B, C, H, W) and modulate it by the composition, then by the mean code (B, N, delta)."""
         present = (codes != 0).any(2).sum(1, keepdim=True).clamp(min=1)
-        table = self.modulation(codes.sum(1) / present)
-        scale, shift = table.chunk(2, 1)
-        index = torch.arange(len(x), dtype=torch.int32, device=x.device)[:, None, None].expand(-1, *x.shape[2:])
-        return region_norm(x, index, torch.cat((1 + scale, shift), 1), norm="instance", negative_slope=negative_slope)
+        scale, shift = self.modulation(codes.sum(1) / present)[:, :, None, None].chunk(2, 1)
+        y = torch.addcmul(shift.to(x.dtype), super().forward(x, regions), (1 + scale).to(x.dtype))
+        return y if negative_slope is None else F.leaky_relu(y, negative_slope)
 
 
 class StyleGenerator(nn.Module):
@@ -128,11 +133,10 @@ class StyleGenerator(nn.Module):
     @property
     def plans(self) -> tuple[Plan, ...]:
         """The label analyses that a hard map needs."""
-        if self.config.style.normalisation != "region_adaptive":
-            return ()
+        kind: Kind = "image" if self.config.style.normalisation == "region_adaptive" else "shared"
         height, width = self.start_size
         sizes = ((height << level, width << level) for level in range(len(self.blocks)))
-        return tuple(Plan(size, "image", edges=False) for size in sizes)
+        return tuple(Plan(size, kind, edges=False) for size in sizes)
 
     def encode(
         self,

@@ -347,25 +347,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 # fmt: on
+_IN_USE = {"--seed": 0, "--crop": "auto", "--out-size": "own", "--keep": False, "--coupled": False, "--beside": []}
 NEW = {
-    "mixsyn compose": {
-        "--seed": 0,
-        "--crop": "auto",
-        "--out-size": "own",
-        "--keep": False,
-        "--coupled": False,
-        "--table": None,
-        "--out-dir": None,
-    },
-    "mixsyn edit": {
-        "--seed": 0,
-        "--crop": "auto",
-        "--out-size": "own",
-        "--keep": False,
-        "--coupled": False,
-        "--out-dir": None,
-    },
+    "mixsyn compose": {**_IN_USE, "--table": None, "--out-dir": None},
+    "mixsyn edit": {**_IN_USE, "--out-dir": None},
     "mixsyn diversity": {"--sheet": None},
+    "mixsyn evaluate": {"--lpips": None, "--beside": []},
 }
 """What WING.md asks of every verb besides."""
 

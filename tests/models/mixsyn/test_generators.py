@@ -182,7 +182,7 @@ def test_a_code_modulates_its_own_region_alone() -> None:
 
 def test_global_normalisation_has_one_style_per_image() -> None:
     _, style = generators(normalisation="global")
-    assert style.plans == ()
+    assert {plan.kind for plan in style.plans} == {"shared"}
     image, hard = pictures()
     codes = style.encode(image, hard)
     shuffled = codes[:, [1, 0, 2, 3]]
@@ -191,6 +191,11 @@ def test_global_normalisation_has_one_style_per_image() -> None:
     twice = torch.cat((codes[1:, :1], codes[1:, :1], torch.zeros_like(codes[1:, :2])), 1)
     once = torch.cat((codes[1:, :1], torch.zeros_like(codes[1:, :3])), 1)
     hard_1 = RegionMap(labels()[1:], N)
+    # the layout counts at every level, not at the first alone: cells of 4 x 4 pixels with the same shares, stirred
+    mixed = labels(1)
+    mixed[:, ::4], stirred = (mixed[:, ::4] + 1) % N, mixed.clone()
+    stirred[:, 0::4], stirred[:, 1::4] = mixed[:, 1::4], mixed[:, 0::4]
+    assert float((style(RegionMap(mixed, N), codes[:1]) - style(RegionMap(stirred, N), codes[:1])).abs().max()) > 1e-3
     torch.testing.assert_close(style(hard_1, twice), style(hard_1, once))
 
 
