@@ -6,10 +6,11 @@
 
 An edit runs the encoders of the replaced regions alone, then decoder and generator. The table says what a step took against
 encoding everything anew (all regions of a picture at once), and how far pixels outside the replaced regions moved (grey
-levels, 0 to 255). A step that takes a region from the base again undoes the edit bit for bit: codes that the chain has had
-are remembered, and no encoder runs. REGION=none removes a region; --coupled also replaces the regions that training couples
-with a named one (an eye with the other). --kind, size and --keep: see `mixsyn-fast mixsyn compose --help`. A base without
-steps is made anew. --out-dir gets every step's image and label map, 00_start.png first.
+levels, 0 to 255; --outside holds the composition or the image there). A step that takes a region from the base again undoes
+the edit bit for bit: codes that the chain has had are remembered, and no encoder runs. REGION=none removes a region;
+--coupled also replaces the regions that training couples with a named one (an eye with the other). --kind, size and --keep:
+see `mixsyn-fast mixsyn compose --help`. A base without steps is made anew. --out-dir gets every step's image and label map,
+00_start.png first.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -44,7 +45,7 @@ from ..pictures.sheets import (
     soft_colours,
     source_colour,
 )
-from ..settings import at_least, repeated
+from ..settings import at_least, one_of, repeated
 from ..sheets import contact_sheet
 from .compose import (
     MixSynOptions,
@@ -55,7 +56,7 @@ from .compose import (
     sequential_steps,
     split_regions,
 )
-from .model import Composed, Drift, Edited, MixSyn, Seconds
+from .model import Composed, Drift, Edited, MixSyn, Outside, Seconds
 
 _GAIN = 4  # of the differences on the sheet
 
@@ -87,6 +88,8 @@ class Options(MixSynOptions):
     """on the sheet, copy-paste and sequential transfer on the base's own label map beside every step (Fig. 5-7)"""
     seed: int = 0  # of the pictures that are drawn where none are given
     coupled: bool = False  # regions that training couples with a named one come along: an eye, and the other one
+    outside: Literal["made", "composition", "image"] = "made"
+    """what an edit leaves outside of its regions: nothing, their composition, or the image too, which is then a blend"""
     out_dir: Path | None = None  # also write image and label map of the start and of every step into this folder
 
     def __post_init__(self) -> None:
@@ -94,6 +97,7 @@ class Options(MixSynOptions):
         super().__post_init__()
         at_least(self, seed=0)
         check_png(self, "out", "sheet")
+        one_of(self, outside=("made", "composition", "image"))
         if self.step and not self.base:
             raise ValueError("base: expected an image to start from, got none")
         if self.compare and self.sheet is None:
@@ -123,7 +127,7 @@ def main(options: Options) -> int:
         names = ["00_start", *(f"{number:02d}_{'_'.join(step)}" for number, step in enumerate(files, 1))]
     if options.coupled:
         wanted = [mixsyn.coupled(step) for step in wanted]  # type: ignore[misc]
-    start, steps = chain(mixsyn, base, wanted)
+    start, steps = chain(mixsyn, base, wanted, options.outside)
     if steps:
         print(table(steps))
     every = [opened.result(made, options.base) for made in (start, *(step.result for step in steps))]
@@ -142,6 +146,7 @@ def main(options: Options) -> int:
             "model": options.model or "shipped",
             "size": list(mixsyn.size),
             "base": options.base or base.name,
+            "outside": options.outside,
             "steps": [numbers(step, given) for step, given in zip(steps, files, strict=True)],
         }
         write_json(options.json, found)
@@ -180,13 +185,16 @@ def drawn_steps(mixsyn: MixSyn, seed: int, count: int = 3) -> tuple[Picture, lis
     return base, steps
 
 
-def chain(mixsyn: MixSyn, base: Picture, wanted: Sequence[Mapping[str, Picture | None]]) -> tuple[Composed, list[Step]]:
+def chain(
+    mixsyn: MixSyn, base: Picture, wanted: Sequence[Mapping[str, Picture | None]], outside: Outside = "made"
+) -> tuple[Composed, list[Step]]:
     """Edit a picture step by step.
 
     Args:
         mixsyn: the model.
         base: picture to start from.
         wanted: per step, region -> picture that it is taken from; None: it goes.
+        outside: what stays of the rest: see :meth:`Editor.replace`.
 
     Returns:
         The start (the base as the model reconstructs it), and the steps.
@@ -200,7 +208,7 @@ def chain(mixsyn: MixSyn, base: Picture, wanted: Sequence[Mapping[str, Picture |
     start = before = editor.current
     steps = []
     for regions in wanted:
-        result = editor.replace(regions)
+        result = editor.replace(regions, outside=outside)
         drift = editor.drift(before, result, tuple(regions))
         steps.append(Step(dict(regions), result, editor.full_pass().seconds, drift))
         before = result

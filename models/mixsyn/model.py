@@ -18,17 +18,18 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixsyn_fast import RegionMap, as_region_map
 from mixsyn_fast.machine import now
 
 from ..model_file import ModelFile
-from ..pictures.own_size import Crop, at_own_size
+from ..pictures.own_size import Crop, at_own_size, inside_weights
 from ..pictures.picture import Picture, fit, read_picture
 from ..settings import from_dict
 from ..sheets import to_uint8
@@ -39,6 +40,9 @@ from .structure import StructureGenerator
 from .style import StyleGenerator
 
 N = TypeVar("N", bound=nn.Module)
+Outside = Literal["made", "composition", "image"]
+"""What an edit leaves outside of it: all is made anew, the composition stays, or the image as well."""
+_REACH = 1  # pixels around the area of an edit that it may change, where what lies outside stays
 Given = Picture | str | os.PathLike[str]
 """A picture, or the file of one whose label map stands beside it and whose names tell what its ids mean."""
 _PARTS = ("structure_generator", "style_generator")
@@ -447,19 +451,27 @@ class Editor:
         """Codes of all N regions in the current state. Edits make new tensors, so these may be kept; do not change them."""
         return self._codes
 
-    def replace(self, regions: Mapping[str, Given | None]) -> Edited:
+    def replace(self, regions: Mapping[str, Given | None], *, outside: Outside = "made") -> Edited:
         """Take regions from other pictures, and return the new state.
 
         A region that comes from an equal picture already is left alone; a region may also be new to the composition.
 
         Args:
             regions: name of a region -> picture it comes from, or its file; None: it becomes absent.
+            outside: what becomes of the rest of the picture. The area of the edit are the pixels at which a changed region
+                has the largest weight before or after, and one pixel around them. "made": decoder and generator see all
+                regions at once, so all may move. "composition": outside the area the composition stays as it was, bit for
+                bit, and the image moves only as far as the generator's wide view and its statistics reach. "image": pixels
+                outside the area stay as well, bit for bit, blended over two pixels around it: a blend, and no longer what
+                the generator made. Regions put back then need not give the earlier picture bit for bit.
 
         Raises:
-            ValueError, TypeError: as :meth:`MixSyn.compose`; the state is as before then.
+            ValueError, TypeError: as :meth:`MixSyn.compose`, or another `outside`; the state is as before then.
         """
         if not regions:
             raise ValueError("regions: expected at least one region to replace, got none")
+        if outside not in get_args(Outside):
+            raise ValueError(f"outside: expected one of {', '.join(get_args(Outside))}, got {outside!r}")
         given = {name: picture for name, picture in regions.items() if picture is not None}
         new = self.mixsyn._table(given, None, known=self._seen) if given else {}
         pictures = {name: picture for name, picture in self._pictures.items() if name not in regions} | new
@@ -469,7 +481,8 @@ class Editor:
             raise ValueError("regions: expected at least one region to stay, got None for all of them")
         changed = tuple(name for name in regions if pictures.get(name) is not self._pictures.get(name))
         self._see(new)
-        self._codes, self._current = self._pass(pictures, changed, self._codes, self._remembered)
+        held = None if outside == "made" else Held(self._current, changed, outside == "image")
+        self._codes, self._current = self._pass(pictures, changed, self._codes, self._remembered, held)
         self._pictures = pictures
         return self._current
 
@@ -516,15 +529,44 @@ class Editor:
         self._seen += {id(picture): picture for picture in pictures.values() if id(picture) not in known}.values()
 
     def _pass(
-        self, pictures: Mapping[str, Picture], changed: tuple[str, ...], codes: Codes | None, remembered: Remembered
+        self,
+        pictures: Mapping[str, Picture],
+        changed: tuple[str, ...],
+        codes: Codes | None,
+        remembered: Remembered,
+        held: Held | None = None,
     ) -> tuple[Codes, Edited]:
         encoded = tuple(name for name in changed if name in pictures and (id(pictures[name]), name) not in remembered)
-        codes, made, seconds = _pass(self.mixsyn, pictures, changed, codes, remembered)
+        codes, made, seconds = _pass(self.mixsyn, pictures, changed, codes, remembered, held)
         return codes, Edited(**vars(made), changed=changed, encoded=encoded, seconds=seconds)
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """What stays outside an edit."""
+
+    before: Composed
+    """The state that is edited."""
+    changed: tuple[str, ...]
+    """Regions whose area may change."""
+    image: bool
+    """The image stays as well as the composition."""
+
+    def area(self, mixsyn: MixSyn, composition: Tensor) -> Tensor:
+        """Return the area of the edit (H, W) bool: where a changed region is strongest before or after, and around it."""
+        which = torch.tensor([mixsyn.classes.index(name) for name in self.changed], device=composition.device)
+        before = torch.from_numpy(self.before.labels).to(composition.device)
+        inside = torch.isin(before, which) | torch.isin(composition.argmax(0), which)
+        return F.max_pool2d(inside[None, None].float(), 2 * _REACH + 1, stride=1, padding=_REACH)[0, 0] > 0
+
+
 def _pass(
-    mixsyn: MixSyn, pictures: Mapping[str, Picture], changed: Iterable[str], codes: Codes | None, remembered: Remembered
+    mixsyn: MixSyn,
+    pictures: Mapping[str, Picture],
+    changed: Iterable[str],
+    codes: Codes | None,
+    remembered: Remembered,
+    held: Held | None = None,
 ) -> tuple[Codes, Composed, Seconds]:
     """Encode what changed, decode, generate.
 
@@ -534,18 +576,26 @@ def _pass(
         changed: regions whose codes are to be replaced; those that `pictures` lacks get zero codes.
         codes: of all other regions; None: they are zero.
         remembered: codes that need not be made; those that are made join them.
+        held: what stays outside of the changed regions; None: nothing.
     """
     times = [now(mixsyn.device)]
     codes = _encoded(mixsyn, pictures, changed, codes, remembered)
     times.append(now(mixsyn.device))
     composition = mixsyn.decode(codes.structure)
+    area = None if held is None else held.area(mixsyn, composition)
+    if held is not None and area is not None:
+        composition = torch.where(area, composition, torch.from_numpy(held.before.composition).to(composition))
     times.append(now(mixsyn.device))
     image = mixsyn.generate(composition, codes.style)
+    drawn = to_uint8(image[None])[0]
+    if held is not None and area is not None and held.image:
+        share = 1 - inside_weights(~area, _REACH).cpu().numpy()[..., None]  # of the new image: 1 in the area
+        drawn = (share * drawn + (1 - share) * held.before.image).round().astype(np.uint8)
     times.append(now(mixsyn.device))
     sources = tuple({id(picture): picture for picture in pictures.values()}.values())
     place = {id(picture): at for at, picture in enumerate(sources)}
     made = Composed(
-        image=to_uint8(image[None])[0],
+        image=drawn,
         composition=composition.float().cpu().numpy(),
         labels=composition.argmax(0).to(torch.int32).cpu().numpy(),
         sources=sources,

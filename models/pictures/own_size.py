@@ -61,7 +61,7 @@ def at_own_size(
     if keep is not None:
         own_labels = torch.from_numpy(np.array(base.labels[at]))
         stays = (own_labels == labels) & torch.isin(labels, torch.tensor(sorted(keep), dtype=torch.int32))
-        share = _inside(stays, max(round(2 * rows / height), 1))[..., None]
+        share = inside_weights(stays, max(round(2 * rows / height), 1))[..., None]
         made = share * torch.from_numpy(np.array(base.image[at])).float() + (1 - share) * made
         labels = torch.where(stays, own_labels, labels)
     whole, map_ = base.image.copy(), base.labels.copy()
@@ -77,7 +77,7 @@ def _whole_box(base: Picture, size: tuple[int, int], crop: Crop) -> tuple[int, i
     return (*first, max(round(lower) - first[0], 1), max(round(right) - first[1], 1))
 
 
-def _inside(mask: torch.Tensor, radius: int) -> torch.Tensor:
+def inside_weights(mask: torch.Tensor, radius: int) -> torch.Tensor:
     """Return weights in [0, 1] that are 0 outside a mask (H, W) and rise to 1 within 2 `radius` pixels of its border."""
     side = 2 * radius + 1
     outside = (~mask)[None, None].float()

@@ -89,6 +89,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--data": None, "--kind": "auto", "--split": "all", "--regions": None, "--coupled": True, "--sources": 4,
         "--count": 12, "--seed": 0, "--model": None, "--device": "cpu", "--out": "diversity.png", "--compare": False,
     },
+    "mixsyn study": {
+        **READER,
+        "--model": None, "--device": "cpu", "--data": None, "--kind": "auto", "--split": "all", "--pairs": 30,
+        "--question": "Which picture looks more like a photograph?", "--answers": [], "--seed": 0, "--out": "study",
+    },
     "mixsyn evaluate": {
         **READER,
         "--model": None, "--device": "cpu", "--data": "", "--kind": "auto", "--split": "val", "--unknown": "class",
@@ -350,7 +355,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 _IN_USE = {"--seed": 0, "--crop": "auto", "--out-size": "own", "--keep": False, "--coupled": False, "--beside": []}
 NEW = {
     "mixsyn compose": {**_IN_USE, "--table": None, "--out-dir": None},
-    "mixsyn edit": {**_IN_USE, "--out-dir": None},
+    "mixsyn edit": {**_IN_USE, "--out-dir": None, "--outside": "made"},
     "mixsyn diversity": {"--sheet": None},
     "mixsyn evaluate": {"--lpips": None, "--beside": []},
 }

@@ -20,7 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mixsyn_fast.models.data import FACADE_CLASSES, FACE_CLASSES, draw_facade, draw_face, merged
-from mixsyn_fast.models.mixsyn import compose, diversity, edit
+from mixsyn_fast.models.mixsyn import compose, diversity, edit, study
 from mixsyn_fast.models.mixsyn.compose import split_regions
 from mixsyn_fast.models.mixsyn.compositions import coupled_groups
 from mixsyn_fast.models.mixsyn.config import Config, StructureConfig, StyleConfig
@@ -637,3 +637,37 @@ def test_sources_have_a_region_that_is_varied(model: str) -> None:
     shares = [len({"balcony", "blind"} & set(mixsyn.regions_of(picture))) for picture in sources]
     assert min(shares) >= 1 and shares[0] == max(shares)
     assert len({picture.name for picture in sources}) == 4
+
+
+# -------------------------------------------------------------------------------------------------------------- study
+
+
+def test_a_study_shows_pairs_and_counts_votes(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "study"
+    words = ["mixsyn", "study", "--model", model, "--pairs", "4", "--out", str(out)]
+    assert cli.main(words) == 0
+    assert sorted(os.listdir(out)) == ["answers.csv", "images", "key.csv", "page.html"]
+    assert sorted(os.listdir(out / "images")) == [f"{row:02d}_{letter}.png" for row in range(1, 5) for letter in "AB"]
+    page = (out / "page.html").read_text()
+    assert all(f'src="images/{name}"' in page for name in os.listdir(out / "images")) and "row,answer\\n" in page
+    key = [line.split(",") for line in (out / "key.csv").read_text().splitlines()]
+    assert key[0] == ["row", "name", "A", "B"] and [line[0] for line in key[1:]] == ["1", "2", "3", "4"]
+    assert sum(line[2] == "composition" for line in key[1:]) == 2 and all(
+        set(line[2:]) == set(study._METHODS) for line in key[1:]
+    )
+    assert [len(line[1].split()) for line in key[1:]] == [3, 4, 5, 6]
+    mixsyn, options = MixSyn.load(model), study.Options(model=model, pairs=4)
+    for row, made in enumerate(study.compositions(mixsyn, options), 1):
+        letter = "AB"[key[row].index("composition") - 2]
+        assert np.array_equal(_pixels(out / "images" / f"{row:02d}_{letter}.png"), made.image)
+        other = "AB".replace(letter, "")
+        assert np.array_equal(_pixels(out / "images" / f"{row:02d}_{other}.png"), study.pasted(mixsyn, made).image)
+    (tmp_path / "a.csv").write_text(
+        "row,answer\n" + "".join(f"{line[0]},{'AB'[line.index('copy-paste') - 2]}\n" for line in key[1:])
+    )
+    capsys.readouterr()
+    assert cli.main([*words, "--answers", str(tmp_path / "a.csv")]) == 0
+    assert capsys.readouterr().out == "copy-paste: 4 votes (100.0%)\ncomposition: 0 votes (0.0%)\n"
+    (tmp_path / "a.csv").write_text("row,answer\n9,A\n")
+    assert cli.main([*words, "--answers", str(tmp_path / "a.csv")]) == 2
+    assert "row 9: expected no such row, got 'A'" in capsys.readouterr().err

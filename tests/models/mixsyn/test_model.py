@@ -653,3 +653,30 @@ def test_paths_are_pictures_and_the_crop_is_the_trainings(tmp_path: Path) -> Non
         MixSyn(mixsyn.structure, mixsyn.style, mixsyn.config, "random")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected at least one region to stay, got None for all"):
         mixsyn.compose(dict.fromkeys(mixsyn.classes), pictures[0])
+
+
+def test_what_lies_outside_an_edit_stays(mixsyn: MixSyn) -> None:
+    """The composition bit for bit outside the area and one pixel around; the image too, and blended near it."""
+    editors = {outside: mixsyn.editor(base=C) for outside in ("made", "composition", "image")}
+    start = editors["made"].current
+    made = {outside: editor.replace({"door": A}, outside=outside) for outside, editor in editors.items()}  # type: ignore[arg-type]
+    door = CLASSES.index("door")
+    for outside in ("composition", "image"):
+        decoded = mixsyn.decode(editors[outside].codes.structure).numpy()
+        inside = (start.labels == door) | (decoded.argmax(0) == door)
+        area = np.zeros_like(inside)
+        for y, x in np.argwhere(inside):
+            area[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = True
+        assert 0 < area.mean() < 1
+        assert np.array_equal(made[outside].composition[:, ~area], start.composition[:, ~area])
+        assert np.array_equal(made[outside].composition[:, area], decoded[:, area])
+        assert np.array_equal(made[outside].labels[~area], start.labels[~area])
+    far = np.ones_like(area)
+    for y, x in np.argwhere(area):
+        far[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] = False
+    assert far.any() and np.array_equal(made["image"].image[far], start.image[far])
+    assert np.array_equal(made["image"].image[area], made["composition"].image[area])
+    drift = [editors["made"].drift(start, each, ["door"]).mean_outside for each in made.values()]
+    assert drift[2] < 0.5 * drift[1]
+    with pytest.raises(ValueError, match="outside: expected one of made, composition, image, got 'all'"):
+        editors["made"].replace({"door": A}, outside="all")  # type: ignore[arg-type]

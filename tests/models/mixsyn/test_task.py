@@ -571,6 +571,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     assert {"validation/psnr", "validation/structure_accuracy"} <= last.keys()
 
 
+def test_the_recipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", "facades.yaml", "--kind", "procedural_facades", "--count", "2", "--steps", "9", "--print-config"]
+    assert main(["train", "mixsyn", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["task"]["image_discriminator"]["kind"] == "patches" and found["task"]["style"]["noise"] is True
+    assert found["options"]["steps"] == 9 and found["options"]["batch_size"] == 3 and found["data"]["size"] == [128]
+    assert found["task"]["generator_lr"] == 2e-4 and found["task"]["vgg_taps"] == 3
+
+
 def test_compact_types_train(tmp_path: Path) -> None:
     """The ablation with few types: classes are merged before anything sees them."""
     out = tmp_path / "run"
