@@ -2,15 +2,16 @@
 
     python -m benchmarks.run_mixsyn_quality causes --data DIR --steps 600 --runs runs/causes
     python -m benchmarks.run_mixsyn_quality ablations --data DIR --steps 600 --runs runs/ablations
-    python -m benchmarks.run_mixsyn_quality judge --data DIR plain=runs/plain best=runs/best
+    python -m benchmarks.run_mixsyn_quality judge --data DIR best=runs/best --lpips auto --beside SEAN=runs/sean
 
 `causes` are what may keep the paper's plain recipe from pictures that people accept: discriminator, losses, data, rates,
 texture, compositions. `ablations` are the paper's (section 5.3). Both train what `--only REGEX` matches, in `--runs`, each a
 run of `mixsyn-fast train mixsyn` that the same command resumes; words behind `--` go to every training. `judge` trains none.
 
-A row holds the change, scores of `mixsyn-fast mixsyn evaluate` (with `--inception` FID too), how deep the image
-discriminator's loss fell below chance, the curves of its spread and of its part of the gradient (models/training/judged.py),
-and texture: the mean |Laplacian| of grey inside the most frequent region, in grey levels, of pictures and of what was made.
+A row holds the change, scores of `mixsyn-fast mixsyn evaluate` (with `--inception` FID, with `--lpips` LPIPS; the first row
+also those of `--beside`, runs of SPADE, CLADE and SEAN on the same pictures), how deep the image discriminator's loss fell
+below chance, the curves of its spread and of its part of the gradient (models/training/judged.py), and texture: the mean
+|Laplacian| of grey inside the most frequent region, in grey levels, of pictures and of what was made.
 Nothing here is timed; the seconds of a step are the log's.
 """
 
@@ -33,7 +34,9 @@ import torch.nn.functional as F
 from mixsyn_fast.models.data import Batch
 from mixsyn_fast.models.evaluation.inputs import DataReference, ModelOnDataOptions, reference_of_model
 from mixsyn_fast.models.metrics.fid import InceptionFeatures
+from mixsyn_fast.models.metrics.lpips import LPIPS
 from mixsyn_fast.models.mixsyn import evaluate
+from mixsyn_fast.models.mixsyn.competitors import open_runs
 from mixsyn_fast.models.mixsyn.model import MixSyn
 from mixsyn_fast.models.sheets import contact_sheet, save_png, to_uint8
 from mixsyn_fast.models.training import command
@@ -149,7 +152,7 @@ def curves(log: Sequence[Mapping[str, Any]], task: Mapping[str, Any]) -> dict[st
 def scores(table: Mapping[str, Any]) -> dict[str, Any]:
     """Return the means of a table of `mixsyn evaluate`, as JSON: by kind of output, and IoU by region."""
     found: dict[str, Any] = {}
-    for kind in (kind for kind in _KINDS if kind in table["rows"]):
+    for kind in (kind for kind in table["rows"] if kind in _KINDS or kind.startswith("beside: ")):
         row = table["rows"][kind]
         found[kind] = {name: score["mean"] for name, score in row["metrics"].items()}
         if row["fid"]:
@@ -160,14 +163,29 @@ def scores(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def judged(
-    name: str, run: Path, args: argparse.Namespace, inception: InceptionFeatures | None
+    name: str,
+    run: Path,
+    args: argparse.Namespace,
+    inception: InceptionFeatures | None,
+    lpips: LPIPS | None = None,
+    beside: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Return the row of a run, and pictures of it: the first `_SHOWN`, known image above composed image."""
     config = json.loads((run / "config.json").read_text())
     model = MixSyn.load(run)
     options = ModelOnDataOptions(data=args.data, kind=args.kind, limit=args.limit, seed=args.seed)
     reference = reference_of_model(options, model.classes, model.size)
-    table = evaluate.evaluate(model, reference, inception, limit=args.limit, seed=args.seed, name=name, split="val")
+    table = evaluate.evaluate(
+        model,
+        reference,
+        inception,
+        limit=args.limit,
+        seed=args.seed,
+        name=name,
+        split="val",
+        lpips=lpips,
+        beside=open_runs(beside, model.classes, model.size),
+    )
     if table is None or not table.rows:
         raise SystemExit(f"{name}: nothing could be judged")
     found, cells = of_pictures(model, reference, args)
@@ -233,6 +251,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="REGEX", help="only variants whose name matches")
     parser.add_argument("--limit", type=int, default=40, help="pictures to judge by (default %(default)s)")
     parser.add_argument("--inception", help="TorchScript feature network for FID; none: no FID")
+    parser.add_argument("--lpips", help="VGG-16 for LPIPS; auto: one that a package brought; none: no LPIPS")
+    parser.add_argument("--beside", action="append", default=[], metavar="NAME=RUN", help="runs of SPADE, CLADE, SEAN")
     parser.add_argument("--seed", type=int, default=0, help="of the judgement")
     parser.add_argument("--sheet", type=Path, help="PNG: a column per picture and, per variant, known and composed images")
     parser.add_argument("--out", type=Path, help="JSON (default benchmarks/results/mixsyn_quality.json)")
@@ -256,9 +276,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     began = time.monotonic()
     inception = InceptionFeatures(args.inception) if args.inception else None
+    lpips = LPIPS("vgg16", None if args.lpips == "auto" else args.lpips) if args.lpips else None
     words = [
         args.what,
         *(f"{name}=runs/{name}" for name in args.given),
+        *(f"--beside {entry.partition('=')[0]}=runs/{entry.partition('=')[0]}" for entry in args.beside),
         "--data",
         f"$MIXSYN_FAST_DATA/{Path(args.data).name}",
     ]
@@ -273,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = args.runs / name if args.variants else Path(args.given[name])
         if args.variants:
             train(args.variants[name], args, run)
-        row, cells = judged(name, run, args, inception)
+        row, cells = judged(name, run, args, inception, lpips, () if result["rows"] else args.beside)
         row["settings"]["change"] = args.variants.get(name, "")
         result["rows"].append(row)
         result["seconds"] = round(time.monotonic() - began, 1)

@@ -50,6 +50,9 @@ def test_variants_are_trained_judged_and_shown(tmp_path: Path, capsys: pytest.Ca
     assert abs(facts["loss_below_chance"]) < 0.1 and facts["judged"][0]["image_real_logit_std"] < 0.1
     assert "below chance" in capsys.readouterr().out
     assert json.loads((tmp_path / "frozen" / "config.json").read_text())["options"]["init_from"].endswith("plain")
+    again = ["judge", f"plain={tmp_path / 'plain'}", *words[3:9], "--out", str(out)]
+    with pytest.raises(FileNotFoundError, match="beside: nowhere: no such run folder"):
+        quality.main([*again, "--beside", "x=nowhere"])
 
 
 def test_texture_and_chance() -> None:
