@@ -459,11 +459,11 @@ class Editor:
         Args:
             regions: name of a region -> picture it comes from, or its file; None: it becomes absent.
             outside: what becomes of the rest of the picture. The area of the edit are the pixels at which a changed region
-                has the largest weight before or after, and one pixel around them. "made": decoder and generator see all
-                regions at once, so all may move. "composition": outside the area the composition stays as it was, bit for
-                bit, and the image moves only as far as the generator's wide view and its statistics reach. "image": pixels
-                outside the area stay as well, bit for bit, blended over two pixels around it: a blend, and no longer what
-                the generator made. Regions put back then need not give the earlier picture bit for bit.
+                has the largest weight before or after. "made": decoder and generator see all regions at once, so all may
+                move. "composition": more than a pixel away from the area the composition stays as it was, bit for bit, and
+                the image moves only as far as the generator sees. "image": more than two pixels away the pixels stay as
+                well, bit for bit, and are blended in between: a blend, and no longer what the generator made. Regions put
+                back then need not give the earlier picture bit for bit.
 
         Raises:
             ValueError, TypeError: as :meth:`MixSyn.compose`, or another `outside`; the state is as before then.
@@ -553,11 +553,10 @@ class Held:
     """The image stays as well as the composition."""
 
     def area(self, mixsyn: MixSyn, composition: Tensor) -> Tensor:
-        """Return the area of the edit (H, W) bool: where a changed region is strongest before or after, and around it."""
+        """Return the area of the edit (H, W) bool: where a changed region is strongest before or after."""
         which = torch.tensor([mixsyn.classes.index(name) for name in self.changed], device=composition.device)
         before = torch.from_numpy(self.before.labels).to(composition.device)
-        inside = torch.isin(before, which) | torch.isin(composition.argmax(0), which)
-        return F.max_pool2d(inside[None, None].float(), 2 * _REACH + 1, stride=1, padding=_REACH)[0, 0] > 0
+        return torch.isin(before, which) | torch.isin(composition.argmax(0), which)
 
 
 def _pass(
@@ -584,7 +583,8 @@ def _pass(
     composition = mixsyn.decode(codes.structure)
     area = None if held is None else held.area(mixsyn, composition)
     if held is not None and area is not None:
-        composition = torch.where(area, composition, torch.from_numpy(held.before.composition).to(composition))
+        near = F.max_pool2d(area[None, None].float(), 2 * _REACH + 1, stride=1, padding=_REACH)[0, 0] > 0
+        composition = torch.where(near, composition, torch.from_numpy(held.before.composition).to(composition))
     times.append(now(mixsyn.device))
     image = mixsyn.generate(composition, codes.style)
     drawn = to_uint8(image[None])[0]
