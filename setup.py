@@ -100,7 +100,7 @@ setup(
     ],
     package_dir={"mixsyn_fast": "mixsyn_fast", "mixsyn_fast.models": "models", "mixsyn_fast._csrc": "csrc"},
     package_data={
-        "": ["py.typed", "README.md", "*.json", "*.npz", "weights/*"],
+        "": ["py.typed", "README.md", "*.json", "*.npz", "weights/*", "recipes/*"],
         **{name: [f"*{suffix}" for suffix in _build.SOURCE_SUFFIXES] for name in CSRC},
     },
     exclude_package_data={"mixsyn_fast": [_build.MANIFEST]},  # of an editable install; a wheel gets its own

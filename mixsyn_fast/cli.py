@@ -30,6 +30,10 @@ _COMMANDS = {
         "mixsyn compose": ("models.mixsyn.compose", "a new picture from regions of several ones"),
         "mixsyn edit": ("models.mixsyn.edit", "replace regions of a picture step by step"),
         "mixsyn diversity": ("models.mixsyn.diversity", "a grid of random combinations of some pictures' regions"),
+        "mixsyn study": (
+            "models.mixsyn.study",
+            "pairs with copy-paste for a user study, and its votes",
+        ),
         "mixsyn evaluate": ("models.mixsyn.evaluate", "Table 1: compositions and images of a model"),
     },
     "Class- and layer-wise VAE: a code of every class at every level": {

@@ -1,8 +1,9 @@
-"""Nearest resizing by the pixel rule of ``F.interpolate(mode="nearest")``, for integer maps as well."""
+"""Resizing of maps: nearest by the pixel rule of ``F.interpolate(mode="nearest")``, for integers as well, or by area."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -35,3 +36,16 @@ def resize_nearest(t: Tensor, size: tuple[int, int]) -> Tensor:
         return t
     rows, columns = nearest_source(size[0], height, t.device), nearest_source(size[1], width, t.device)
     return t.index_select(-2, rows).index_select(-1, columns)
+
+
+def resize_area(t: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a floating map (B, C, H, W) to (h, w) by the mean over the pixels below; itself where it has that size.
+
+    Sizes that divide evenly keep the mean of every channel. A larger size repeats pixels, as nearest resizing does.
+    """
+    height, width = t.shape[-2:]
+    if (height, width) == size:
+        return t
+    if height % size[0] == 0 and width % size[1] == 0:
+        return F.avg_pool2d(t, (height // size[0], width // size[1]))
+    return F.adaptive_avg_pool2d(t, size)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .nearest import resize_nearest
+from .nearest import resize_area, resize_nearest
 from .ops._common import (
     FLOATING,
     check_flag,
@@ -30,6 +30,7 @@ from .ops.label_patterns import MAX_REGIONS, label_patterns
 
 Size = tuple[int, int]
 Kind = Literal["shared", "image", "classes", "labels"]
+Resize = Literal["nearest", "area"]
 _T = TypeVar("_T")
 _LEAST_SAMPLE = 512  # pixels; smaller maps are analysed whole, in a fraction of a millisecond
 _HARDLY_REPEATS = 0.85  # distinct patterns per pixel of a sample, above which the whole map is taken to be like it
@@ -158,8 +159,10 @@ class RegionMap:
         labels: Tensor | None = None,
         edges: Tensor | None = None,
         weights: Tensor | None = None,
+        resize: Resize = "nearest",
     ) -> None:
         self.num_regions = num_regions
+        self.resize: Resize = resize
         self.labels = labels
         self.edges = edges
         self.weights = weights
@@ -212,23 +215,27 @@ class RegionMap:
         return made
 
     @classmethod
-    def soft(cls, weights: Tensor, *, check: bool = True) -> RegionMap:
+    def soft(cls, weights: Tensor, *, check: bool = True, resize: Resize = "nearest") -> RegionMap:
         """Make a soft map: every pixel is a weighted mixture of regions. Gradients reach the weights.
 
         Args:
             weights: (B, K, H, W) floating, finite and not negative; they need not sum to one.
             check: look at the values, which waits for a GPU. False for what a network has just made by a softmax: values
                 that are not finite then show in its losses.
+            resize: how the weights are brought to another size: "nearest", the rule of hard maps, or "area", the mean over
+                the pixels below, which loses no region and keeps every region's share (docs/exact_algebra.md, 5).
 
         Returns:
             A soft map.
 
         Raises:
-            ValueError: wrong rank, a negative weight or one that is not finite.
+            ValueError: wrong rank, a negative weight or one that is not finite, another `resize`.
             TypeError: weights not floating.
         """
         check_tensor("RegionMap", "weights", weights)
         check = check_flag("RegionMap.soft", "check", check)
+        if resize not in get_args(Resize):
+            fail("RegionMap", "resize", "'nearest' or 'area'", repr(resize))
         if weights.dim() != 4:
             fail("RegionMap", "weights", "shape (B, K, H, W)", f"shape {tuple(weights.shape)}")
         if weights.dtype not in FLOATING:
@@ -243,7 +250,7 @@ class RegionMap:
             with torch.inference_mode(False):
                 weights = weights.clone()
         made = cls.__new__(cls)
-        made._setup(weights.shape[1], weights=weights)
+        made._setup(weights.shape[1], weights=weights, resize=resize)
         return made
 
     def without_edges(self) -> RegionMap:
@@ -307,7 +314,7 @@ class RegionMap:
             return value
 
         made = RegionMap.__new__(RegionMap)
-        made._setup(self.num_regions, apply(self.labels), apply(self.edges), apply(self.weights))
+        made._setup(self.num_regions, apply(self.labels), apply(self.edges), apply(self.weights), self.resize)
         made._cache = {key: apply(value) for key, value in self._cache.items()}
         if self._bare is not None:
             bare = made.without_edges()
@@ -361,12 +368,12 @@ class RegionMap:
         return None if edges is None else self._cached(("edges", size), lambda: resize_nearest(edges, size))
 
     def weights_at(self, size: Size | None = None) -> Tensor:
-        """Return (B, K, h, w) weights of a soft map at a size (nearest-resized, differentiable)."""
+        """Return (B, K, h, w) weights of a soft map at a size, resized as :attr:`resize` says; differentiable."""
         if self.weights is None:
             raise TypeError("RegionMap.weights_at: expected a soft map, got a hard one")
         weights, size = self.weights, self._checked(size)
         # not cached: the graph of the weights belongs to one forward pass
-        return resize_nearest(weights, size)
+        return resize_nearest(weights, size) if self.resize == "nearest" else resize_area(weights, size)
 
     def onehot(self, size: Size | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return (B, K, h, w), one more channel with edges: one-hot labels, or the weights of a soft map."""

@@ -4,6 +4,7 @@ mixsyn_fast.models).
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "CLADEGenerator",
     "Encoder",
     "GeneratorConfig",
+    "MixSyn",
     "RegionGenerator",
     "SEANGenerator",
     "SPADEGenerator",
@@ -29,6 +31,14 @@ __all__ = [
     "load_checked",
     "load_published",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Bring a wing's model when it is asked for: nothing here knows the wings otherwise."""
+    if name == "MixSyn":
+        return importlib.import_module("mixsyn_fast.models.mixsyn.model").MixSyn
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 _FAMILIES = (
     Family(sean.recognises, sean.config_from_state, SEANGenerator, sean.TOLERATED),

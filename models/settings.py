@@ -271,7 +271,7 @@ def _leading(message: str, kind: Any) -> tuple[str, str, str]:
 # --------------------------------------------------------------------------------------------------
 
 
-_CONFIG = "JSON file of options: its values instead of the defaults; the command line wins"
+_CONFIG = "JSON or YAML file of options: its values instead of the defaults; the command line wins"
 _PRINT = "print all options as JSON, as --config reads them, and leave"
 
 
@@ -290,6 +290,7 @@ def read(
     description: str | None = None,
     fixed: Collection[str] = (),
     of_file: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
+    recipes: Path | None = None,
 ) -> tuple[C, bool]:
     """Read a command's options; every command has `--config FILE` and `--print-config` besides.
 
@@ -301,6 +302,7 @@ def read(
         fixed: dotted names of fields that are no options: they keep their defaults.
         of_file: takes what the JSON file of `--config` holds, returns the values of `kind` (as :func:`to_dict` writes them)
             that become the defaults; the command line wins.
+        recipes: folder of files that come with the package, where a `--config NAME` is looked for that is nowhere else.
 
     Returns:
         The options, and whether `--print-config` was given.
@@ -309,14 +311,14 @@ def read(
         ValueError: a value of a wrong type or one that the checks of the dataclass refuse, in words or file; the message
             names the option.
         FileNotFoundError: no such file.
-        ImportError: tyro is missing.
+        ImportError: tyro is missing, or PyYAML for a file that ends in .yaml.
         SystemExit: help was asked for (0); an unknown or missing option, or one without its value, said on stderr (2).
     """
     tyro = _tyro()
     given: dict[str, Any] = {}
     file = _config_file(words)
     if file is not None:
-        values = read_json(file)
+        values = read_values(_recipe(file, recipes))
         try:
             given = _given(kind, of_file(values))
         except ValueError as error:
@@ -574,6 +576,43 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
     return values
+
+
+def read_values(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a file of options: YAML where its name ends in .yaml or .yml, else JSON.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`read_json`; the message names the file.
+        ImportError: YAML, and PyYAML is missing.
+    """
+    if Path(path).suffix.lower() not in (".yaml", ".yml"):
+        return read_json(path)
+    try:
+        yaml: Any = importlib.import_module("yaml")
+    except ImportError as error:
+        raise ImportError(f"{path}: YAML needs PyYAML: pip install 'mixsyn_fast[models]' ({error})") from None
+    try:
+        values = yaml.safe_load(read_text(path))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file (expected a YAML file of options)") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a YAML mapping, got {type(values).__name__}")
+    return values
+
+
+def _recipe(file: str, recipes: Path | None) -> Path:
+    """Return a file, or what comes with the package under its name."""
+    path = Path(file)
+    if recipes is None or path.exists() or path.name != file:
+        return path
+    known = sorted(each.name for each in recipes.iterdir() if each.is_file()) if recipes.is_dir() else []
+    if file in known:
+        return recipes / file
+    if known:
+        raise FileNotFoundError(f"config: {file}: no such file, and none of those that come along: {', '.join(known)}")
+    return path
 
 
 def dumps(config: Any) -> str:

@@ -202,6 +202,11 @@ def test_a_sample_tells_maps_that_hardly_repeat() -> None:
         (lambda: RegionMap.soft(torch.zeros(1, 3, 2, 2, dtype=torch.int32)), TypeError, "weights: expected a floating"),
         (lambda: RegionMap.soft(torch.zeros(3, 2, 2)), ValueError, "weights: expected shape"),
         (lambda: RegionMap(LABELS, 5).labels_at((0, 3)), ValueError, "size: expected two positive"),
+        (
+            lambda: RegionMap.soft(torch.zeros(1, 3, 2, 2), resize="cubic"),
+            ValueError,
+            "resize: expected 'nearest' or 'area'",
+        ),
         (lambda: RegionMap(LABELS, 5).weights_at(), TypeError, "expected a soft map"),
         (lambda: RegionMap.soft(torch.zeros(1, 3, 2, 2)).labels_at(), TypeError, "expected a hard map"),
         (lambda: RegionMap.soft(torch.zeros(1, 3, 2, 2)).plan(), TypeError, "expected a hard map"),
@@ -248,3 +253,24 @@ def test_ignored_label_may_lie_anywhere() -> None:
         labels = torch.tensor([[[1, ignore], [1, 1]]])
         regions = RegionMap(labels, 3, ignore_index=ignore)
         assert regions.labels_at().tolist() == [[[1, -1], [1, 1]]]
+
+
+@pytest.mark.parametrize("size", [(4, 3), (5, 2)])
+def test_area_resizing_keeps_every_regions_share(size: tuple[int, int]) -> None:
+    """What stays of a hard map in a soft one by area: full size, cells of one region, and the share of every region."""
+    labels = torch.zeros(2, 8, 6, dtype=torch.int64)
+    labels[:, :, 4:], labels[0, 3, 0], labels[1, 5] = 1, 2, 3
+    onehot = RegionMap(labels, 4).onehot(dtype=torch.float64)
+    by_area = RegionMap.soft(onehot, resize="area")
+    assert torch.equal(by_area.weights_at(), onehot)
+    expected = F.interpolate(onehot, size, mode="area")
+    small = by_area.weights_at(size)
+    torch.testing.assert_close(small, expected)
+    torch.testing.assert_close(small.sum(1), torch.ones_like(small[:, 0]))
+    if size == (4, 3):  # sides that divide evenly
+        torch.testing.assert_close(small.mean((2, 3)), onehot.mean((2, 3)))
+        nearest = RegionMap(labels, 4).onehot(size, torch.float64)
+        pure = small.amax(1) == 1
+        assert torch.equal(small.movedim(1, -1)[pure], nearest.movedim(1, -1)[pure]) and not pure.all()
+        assert float(nearest[0, 2].sum()) == 0 < float(small[0, 2].sum()), "a thin region, missed by nearest"
+    assert torch.equal(pickle.loads(pickle.dumps(by_area)).weights_at(size), small)

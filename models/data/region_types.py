@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from .classes import FACADE_CLASSES, FACE_CLASSES, left_right_pairs
+from .classes import FACADE_CLASSES, FACE_CLASSES, LAPA, left_right_pairs
 from .source import Sample, Source
 
 Merge = Literal["none", "meta", "compact"]
@@ -28,8 +28,9 @@ class RegionTypes:
 
     Args:
         classes: K names by id.
-        members: type -> its classes, N types by id. A class stands in one type. Or it stands in two that a flip exchanges
-            (`left_right_pairs`) and is parted between them pixel by pixel, see :meth:`apply`.
+        members: type -> its classes, N types by id; none: a type that the set does not have. A class stands in one type. Or
+            it stands in two that a flip exchanges (`left_right_pairs`) and is parted between them pixel by pixel, see
+            :meth:`apply`.
 
     Raises:
         ValueError: a class in no type or in two that are no pair, or a name that is no class.
@@ -141,12 +142,43 @@ _KNOWN: dict[str, tuple[RegionTypes, ...]] = {
             """background, skin, nose, eye_g, l_eye, r_eye, l_brow, r_brow, l_ear l_ear ear_r, r_ear r_ear ear_r,
             mouth mouth u_lip l_lip, hair, hat, neck neck neck_l, cloth""",
         ),
+        RegionTypes(
+            LAPA,
+            {
+                "background": ("background",),
+                "skin": ("skin",),
+                "nose": ("nose",),
+                "eye_g": (),
+                "l_eye": ("left_eye",),
+                "r_eye": ("right_eye",),
+                "l_brow": ("left_eyebrow",),
+                "r_brow": ("right_eyebrow",),
+                "l_ear": (),
+                "r_ear": (),
+                "mouth": ("upper_lip", "inner_mouth", "lower_lip"),
+                "hair": ("hair",),
+                "hat": (),
+                "neck": (),
+                "cloth": (),
+            },
+        ),
     ),
     "compact": (
         _types(
             FACE_CLASSES,
             """background, face skin nose l_ear r_ear ear_r, eyes eye_g l_eye r_eye l_brow r_brow, mouth mouth u_lip l_lip,
             hair hair hat, body neck neck_l cloth""",
+        ),
+        RegionTypes(
+            LAPA,
+            {
+                "background": ("background",),
+                "face": ("skin", "nose"),
+                "eyes": ("left_eye", "right_eye", "left_eyebrow", "right_eyebrow"),
+                "mouth": ("upper_lip", "inner_mouth", "lower_lip"),
+                "hair": ("hair",),
+                "body": (),
+            },
         ),
         _types(
             FACADE_CLASSES,
@@ -168,6 +200,9 @@ def region_types(classes: Sequence[str], merge: str) -> RegionTypes:
     lips), hair (with hat), body (neck, necklace, cloth). The paper says "5 types only" in Sec. 5.3, and "6" where it refers
     to Fig. 9. Both fit 5 types and the background, which is a region like the others: the paper counts without it elsewhere
     too ("18 base types" for 19 classes).
+
+    Both of Helen and LaPa (11 classes): the same types, so that a model of CelebAMask-HQ's types can be judged on them. They
+    have no ears, glasses, hats, necks and cloth (empty types), and what is left is what these sets call so.
 
     "compact", CMP Facade's 12 classes, which the paper does not merge: background, facade, window (with sill and blind),
     door (with shop), balcony, decoration (cornice, deco, molding, pillar). Facades have no meta types.

@@ -9,6 +9,7 @@ from types import ModuleType
 
 from ..feature_networks import gram
 from . import hinge, least_squares, log_loss, non_saturating, stylefusion
+from .composition import composition_cross_entropy, composition_l1_loss, dice_loss, pixel_balance
 from .feature_matching import feature_matching_loss
 from .kld import kld_loss
 from .l1 import l1_loss, masked_l1_loss
@@ -32,6 +33,9 @@ ADVERSARIAL: dict[str, ModuleType] = {
 __all__ = [
     "ADVERSARIAL",
     "PerceptualLoss",
+    "composition_cross_entropy",
+    "composition_l1_loss",
+    "dice_loss",
     "feature_matching_loss",
     "gram",
     "gram_style_loss",
@@ -48,6 +52,7 @@ __all__ = [
     "non_saturating",
     "path_length_penalty",
     "path_lengths",
+    "pixel_balance",
     "r1_due",
     "r1_penalty",
     "style_code_loss",

@@ -133,8 +133,12 @@ def without_missing_vgg(config: C) -> C:
     return without
 
 
-def perceptual_loss(config: VGGSettings) -> PerceptualLoss | None:
+def perceptual_loss(config: VGGSettings, taps: int = 5) -> PerceptualLoss | None:
     """Return the perceptual loss that the settings ask for, None for weight 0.
+
+    Args:
+        config: its settings.
+        taps: activations that are compared, the first so many of the five; what lies behind them does not run.
 
     Raises:
         FileNotFoundError: no such file, or "auto" finds none.
@@ -143,6 +147,6 @@ def perceptual_loss(config: VGGSettings) -> PerceptualLoss | None:
     if not config.vgg:
         return None
     try:
-        return PerceptualLoss(load_vgg(config.vgg_weights))
+        return PerceptualLoss(load_vgg(config.vgg_weights), PERCEPTUAL_TAPS[:taps], WEIGHTS[:taps])
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}, or set vgg to 0") from None

@@ -65,7 +65,7 @@ def coupled_groups(classes: Sequence[str], coupled: str = "auto") -> Groups:
     """
     index = {name: i for i, name in enumerate(classes)}
     if coupled == "auto":
-        groups = [*left_right_pairs(classes)]
+        groups: list[tuple[int, ...]] = [*left_right_pairs(classes)]
         groups += [tuple(index[name] for name in names if name in index) for names in _COUPLED]
     else:
         named = [[part.strip() for part in group.split("+")] for group in coupled.split(",") if coupled not in ("none", "")]

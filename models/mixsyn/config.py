@@ -1,7 +1,7 @@
 """Settings of MixSyn: the two generators, the two discriminators, the losses.
 
 The paper's supplement with the layers is not available, nor are the weights of the losses; README.md says what was chosen
-and why. All of it is a field here.
+and why. Widths, sizes, weights and rates are fields here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..settings import one_of
 from .compositions import coupled_groups
 
 Size = tuple[int, int]
@@ -50,28 +51,43 @@ class StyleConfig:
     largest: int = 512  # at most so many channels in the generator
     start_size: int = 8  # shorter side in pixels at which the generator begins
     hidden: int = 64  # width of the hidden layer of the composition's part of the normalisation
-    normalisation: Literal["region_adaptive", "global"] = "region_adaptive"  # global: ablation, one style per image
+    normalisation: Literal["region_adaptive", "global"] = "region_adaptive"  # global: one style per image
     spectral_norm: bool = True  # spectral norm of encoders, first convolution and MS blocks; False for use without training
+    noise: bool = False  # noise per pixel before every normalisation, as SEAN has it: drawn in training, fixed in use
+    noise_seed: int = 0  # of the noise in use: the same for every picture, so that an edit keeps it
+    soft_resize: Literal["nearest", "area"] = "nearest"  # how soft compositions are brought to the size of a level
 
     def __post_init__(self) -> None:
         """Check every field once."""
         _positive(self, "code_length", "encoder_width", "encoder_largest", "encoder_halvings", "width", "largest")
         _positive(self, "start_size", "hidden")
-        if self.normalisation not in ("region_adaptive", "global"):
-            raise ValueError(f"normalisation: expected 'region_adaptive' or 'global', got {self.normalisation!r}")
+        one_of(self, normalisation=("region_adaptive", "global"), soft_resize=("nearest", "area"))
+        if not 0 <= self.noise_seed < 2**31:
+            raise ValueError(f"noise_seed: expected a number in [0, 2^31), got {self.noise_seed}")
+        if self.noise and self.normalisation == "global":
+            raise ValueError("noise: expected normalisation 'region_adaptive', which adds it, got 'global'")
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """A discriminator of MS blocks."""
+    """A discriminator of MS blocks, or of images one of patches."""
 
     width: int = 32  # channels of the first convolution; doubled by every halving
-    largest: int = 512  # at most so many channels
-    end_size: int = 4  # shorter side in pixels at which halving ends
+    largest: int = 512  # at most so many channels (blocks)
+    end_size: int = 4  # shorter side in pixels at which halving ends (blocks)
+    kind: Literal["blocks", "patches"] = "blocks"  # patches: SEAN's, a logit for every patch at `scales` sizes; images alone
+    spectral: bool = True  # spectral norm of all convolutions; without it they begin He-normal (patches: the hidden ones)
+    norm: Literal["none", "instance"] = "none"  # normalisation inside
+    scales: int = 2  # patches: discriminators, each on images of half the size of the one before
+    layers: int = 4  # patches: hidden layers, all but the last of which halve the size
+    sees_map: bool = False  # patches: judge an image beside its label map, a composition's being its strongest regions
 
     def __post_init__(self) -> None:
         """Check every field once."""
-        _positive(self, "width", "largest", "end_size")
+        _positive(self, "width", "largest", "end_size", "scales", "layers")
+        one_of(self, kind=("blocks", "patches"), norm=("none", "instance"))
+        if self.sees_map and self.kind != "patches":
+            raise ValueError(f"sees_map: expected kind 'patches', which can see it, got {self.kind!r}")
 
 
 @dataclass(frozen=True)
@@ -105,6 +121,15 @@ class Config:
     training: Literal["joint", "staged"] = "joint"  # staged: the structure alone first, then the style alone
     structure_steps: int = 1000  # steps of the first stage, where training is staged; the rest are the style's
     reuse_fakes: bool = True  # discriminators judge what the generators' step made; False: made anew, a pass more
+    feature_matching: float = 0.0  # weight of feature matching of known images (none in the paper)
+    vgg_taps: int = 5  # activations of VGG that the perceptual loss compares, from relu1_1 on, one per block: 1 to 5
+    vgg_images: Literal["both", "known"] = "both"  # images of the perceptual loss: known and approximated, or known alone
+    structure_cross_entropy: float = 0.0  # weight of the cross-entropy of known compositions (none in the paper)
+    structure_dice: float = 0.0  # weight of the Dice loss of known compositions (none in the paper)
+    structure_balance: float = 1.0
+    """in L1 and cross-entropy of compositions a pixel counts up to so many times as much, or as little, as others, by
+    how rare its region is in the batch; 1: all the same"""
+    soften_real: int = 0  # times that real maps are blurred by [1 2 1] / 4 before D_M sees them, as compositions are soft
 
     def __post_init__(self) -> None:
         """Check every field once."""
@@ -118,6 +143,10 @@ class Config:
             "r1",
             "vgg",
             "weight_decay",
+            "feature_matching",
+            "structure_cross_entropy",
+            "structure_dice",
+            "soften_real",
         ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a number that is not negative, got {getattr(self, name)}")
@@ -127,11 +156,19 @@ class Config:
         _positive(self, "r1_every", "generator_lr", "discriminator_lr")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: expected two numbers in [0, 1), got {self.betas}")
-        structure = self.adversarial or self.structure_reconstruction
-        style = self.adversarial or self.reconstruction or self.style_weight or self.vgg
+        if self.vgg_taps not in range(1, 6):
+            raise ValueError(f"vgg_taps: expected 1 to 5, got {self.vgg_taps}")
+        if not 1 <= self.structure_balance < math.inf:
+            raise ValueError(f"structure_balance: expected at least 1, got {self.structure_balance}")
+        one_of(self, vgg_images=("both", "known"))
+        if self.structure_discriminator.kind != "blocks":
+            raise ValueError("structure_discriminator.kind: expected 'blocks', for patches are of images, got 'patches'")
+        structure = self.adversarial or self.structure_reconstruction or self.structure_cross_entropy or self.structure_dice
+        style = self.adversarial or self.reconstruction or self.style_weight or self.vgg or self.feature_matching
         if not (structure and style if self.training == "staged" else structure or style):
             raise ValueError(
-                "adversarial, structure_reconstruction, reconstruction, style_weight, vgg: expected a weight above 0"
+                "adversarial, structure_reconstruction, structure_cross_entropy, structure_dice, reconstruction, "
+                "style_weight, vgg, feature_matching: expected a weight above 0"
                 + (" for either stage" if self.training == "staged" else "")
             )
         if self.structure_steps < 0:
@@ -144,11 +181,12 @@ class Config:
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes: expected two or more different names, got {', '.join(self.classes)}")
         coupled_groups(self.classes, self.coupled)
+        blocks = self.image_discriminator.kind == "blocks"
         for name, end in (
             ("structure.code_size", self.structure.code_size),
             ("style.start_size", self.style.start_size),
             ("structure_discriminator.end_size", self.structure_discriminator.end_size),
-            ("image_discriminator.end_size", self.image_discriminator.end_size),
+            *([("image_discriminator.end_size", self.image_discriminator.end_size)] if blocks else []),
             ("style.encoder_halvings", min(self.image_size) / 2**self.style.encoder_halvings),
         ):
             if halvings(self.image_size, end, name) < 1:

@@ -2,11 +2,15 @@
 
     mixsyn-fast mixsyn edit --sheet chain.png                               pictures drawn by code, the shipped model
     mixsyn-fast mixsyn edit --base c.jpg --step window=a.jpg --step door=b.jpg,shop=b.jpg --kind folder --sheet chain.png
+    mixsyn-fast mixsyn edit --base c.jpg --step door=none --step window=a.jpg --coupled --kind folder --out-dir chain
 
 An edit runs the encoders of the replaced regions alone, then decoder and generator. The table says what a step took against
 encoding everything anew (all regions of a picture at once), and how far pixels outside the replaced regions moved (grey
-levels, 0 to 255). A step that takes a region from the base again undoes the edit bit for bit: codes that the chain has had
-are remembered, and no encoder runs. --kind: see `mixsyn-fast mixsyn compose --help`.
+levels, 0 to 255; --outside holds the composition or the image there). A step that takes a region from the base again undoes
+the edit bit for bit: codes that the chain has had are remembered, and no encoder runs. REGION=none removes a region;
+--coupled also replaces the regions that training couples with a named one (an eye with the other). --kind, size and --keep:
+see `mixsyn-fast mixsyn compose --help`. A base without steps is made anew. --out-dir gets every step's image and label map,
+00_start.png first.
 """
 
 from __future__ import annotations
@@ -15,21 +19,19 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mixsyn_fast.writing import write_json
 
 from ..pictures.options import (
-    ModelOptions,
-    PictureOptions,
-    Reader,
     check_outputs,
     check_png,
-    open_model,
-    region_files,
+    files_named,
+    region_sources,
     write_image,
+    write_labels,
     write_sheet,
 )
 from ..pictures.picture import Picture
@@ -43,10 +45,18 @@ from ..pictures.sheets import (
     soft_colours,
     source_colour,
 )
-from ..settings import at_least, repeated
+from ..settings import at_least, one_of, repeated
 from ..sheets import contact_sheet
-from .compose import drawn_pictures, pasted_from, sequential_cell, sequential_steps, split_regions
-from .model import Composed, Drift, Edited, MixSyn, Seconds
+from .compose import (
+    MixSynOptions,
+    Opened,
+    drawn_pictures,
+    pasted_from,
+    sequential_cell,
+    sequential_steps,
+    split_regions,
+)
+from .model import Composed, Drift, Edited, MixSyn, Outside, Seconds
 
 _GAIN = 4  # of the differences on the sheet
 
@@ -55,8 +65,8 @@ _GAIN = 4  # of the differences on the sheet
 class Step:
     """One edit of a chain and what it took."""
 
-    regions: dict[str, Picture]
-    """What was replaced, and by whose."""
+    regions: dict[str, Picture | None]
+    """What was replaced, and by whose; None: it went."""
     result: Edited
     full: Seconds
     """Encoding everything anew instead."""
@@ -65,26 +75,29 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Options(PictureOptions, ModelOptions):
+class Options(MixSynOptions):
     """Options of the command."""
 
     base: str | None = None  # image to start from
     step: tuple[str, ...] = repeated()
-    """REGION=FILE[,REGION=FILE]: replace these regions; once per step, in the order of the steps"""
+    """REGION=FILE[,REGION=FILE]: replace these regions; once per step, in the order of the steps. REGION=none: it goes"""
     out: Path = Path("edited.png")  # the last image
     sheet: Path | None = None  # also write a contact sheet of all steps (PNG)
     json: Path | None = None  # also write the table (JSON; seconds, grey levels 0 to 255)
     compare: bool = False
     """on the sheet, copy-paste and sequential transfer on the base's own label map beside every step (Fig. 5-7)"""
     seed: int = 0  # of the pictures that are drawn where none are given
+    coupled: bool = False  # regions that training couples with a named one come along: an eye, and the other one
+    outside: Literal["made", "composition", "image"] = "made"
+    """what an edit leaves outside of its regions: nothing, their composition, or the image too, which is then a blend"""
+    out_dir: Path | None = None  # also write image and label map of the start and of every step into this folder
 
     def __post_init__(self) -> None:
         """Check what nothing needs to be opened for."""
         super().__post_init__()
         at_least(self, seed=0)
         check_png(self, "out", "sheet")
-        if self.base and not self.step:
-            raise ValueError("step: expected at least one REGION=FILE, got none")
+        one_of(self, outside=("made", "composition", "image"))
         if self.step and not self.base:
             raise ValueError("base: expected an image to start from, got none")
         if self.compare and self.sheet is None:
@@ -93,33 +106,57 @@ class Options(PictureOptions, ModelOptions):
 
 def main(options: Options) -> int:
     """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
-    given = [entry.partition("=")[2].strip() for step in options.step for entry in split_regions(step)]
-    outputs = {name: getattr(options, name) for name in ("out", "sheet", "json")}
-    check_outputs(outputs, [file for file in (options.base, *given) if file], options.labels)
-    mixsyn = open_model(MixSyn, options.model, options.device)
-    files = [region_files(split_regions(step), "step", mixsyn.classes) for step in options.step]
-    reader = Reader(mixsyn.classes, mixsyn.size, options, options.device)
-    base = reader.read(options.base) if options.base else None
-    wanted = [{name: reader.read(file) for name, file in step.items()} for step in files]
-    reader.check_labels_used()
+    entries = [split_regions(step) for step in options.step]
+    outputs: dict[str, Path | None] = {name: getattr(options, name) for name in ("out", "sheet", "json")}
+    names = ["00_start", *(f"{number:02d}_{_parts(step)}" for number, step in enumerate(entries, 1))]
+    if options.out_dir is not None:
+        places = [options.out_dir / f"{name}{end}.png" for name in names for end in ("", "_labels")]
+        outputs |= {f"out_dir: {place.name}": place for place in places}
+    given = [file for step in entries for file in files_named(step)]
+    check_outputs(outputs, [*([options.base] if options.base else []), *given], options.labels)
+    opened = Opened(options)
+    mixsyn = opened.mixsyn
+    files = [region_sources(step, "step", mixsyn.classes) for step in entries]
+    base = opened.picture(options.base) if options.base else None
+    wanted = [opened.regions(step) for step in files]
+    opened.reader.check_labels_used()
     if base is None:
-        base, wanted = drawn_steps(mixsyn, options.seed)
-        files = [{name: picture.name for name, picture in step.items()} for step in wanted]
-    start, steps = chain(mixsyn, base, wanted)
-    print(table(steps))
-    write_image(steps[-1].result.image, options.out)
+        base, drawn = drawn_steps(mixsyn, options.seed)
+        wanted = [dict(step) for step in drawn]
+        files = [{name: picture.name for name, picture in step.items()} for step in drawn]
+        names = ["00_start", *(f"{number:02d}_{'_'.join(step)}" for number, step in enumerate(files, 1))]
+    if options.coupled:
+        wanted = [mixsyn.coupled(step) for step in wanted]  # type: ignore[misc]
+    start, steps = chain(mixsyn, base, wanted, options.outside)
+    if steps:
+        print(table(steps))
+    every = [opened.result(made, options.base) for made in (start, *(step.result for step in steps))]
+    write_image(every[-1].image, options.out)
+    if options.out_dir is not None:
+        for name, result in zip(names, every, strict=True):
+            write_image(result.image, options.out_dir / f"{name}.png")
+            write_labels(result.labels, len(mixsyn.classes), options.out_dir / f"{name}_labels.png")
     if options.sheet:
-        write_sheet(sheet(mixsyn, base, start, steps, options.compare), options.sheet)
+        every_step = [(name, picture) for step in steps for name, picture in step.regions.items() if picture is not None]
+        last = steps[-1].result if steps else start
+        others = opened.others(last, base, base, every_step)
+        write_sheet(sheet(mixsyn, base, start, steps, options.compare, others), options.sheet)
     if options.json:
         found: dict[str, Any] = {
             "model": options.model or "shipped",
             "size": list(mixsyn.size),
             "base": options.base or base.name,
+            "outside": options.outside,
             "steps": [numbers(step, given) for step, given in zip(steps, files, strict=True)],
         }
         write_json(options.json, found)
         print(f"written: {options.json}")
     return 0
+
+
+def _parts(step: Sequence[str]) -> str:
+    """Return the names of a step's regions as part of a file's name."""
+    return "_".join(entry.partition("=")[0].strip() for entry in step)
 
 
 def drawn_steps(mixsyn: MixSyn, seed: int, count: int = 3) -> tuple[Picture, list[dict[str, Picture]]]:
@@ -148,13 +185,16 @@ def drawn_steps(mixsyn: MixSyn, seed: int, count: int = 3) -> tuple[Picture, lis
     return base, steps
 
 
-def chain(mixsyn: MixSyn, base: Picture, wanted: Sequence[Mapping[str, Picture]]) -> tuple[Composed, list[Step]]:
+def chain(
+    mixsyn: MixSyn, base: Picture, wanted: Sequence[Mapping[str, Picture | None]], outside: Outside = "made"
+) -> tuple[Composed, list[Step]]:
     """Edit a picture step by step.
 
     Args:
         mixsyn: the model.
         base: picture to start from.
-        wanted: per step, region -> picture that it is taken from.
+        wanted: per step, region -> picture that it is taken from; None: it goes.
+        outside: what stays of the rest: see :meth:`Editor.replace`.
 
     Returns:
         The start (the base as the model reconstructs it), and the steps.
@@ -162,19 +202,20 @@ def chain(mixsyn: MixSyn, base: Picture, wanted: Sequence[Mapping[str, Picture]]
     Raises:
         ValueError: as :meth:`Editor.replace`.
     """
-    mixsyn.editor(base).replace(wanted[0])  # untimed: the first use of a shape allocates memory and lays out weights
+    for first in wanted[:1]:
+        mixsyn.editor(base).replace(first)  # untimed: the first use of a shape allocates memory and lays out weights
     editor = mixsyn.editor(base)
     start = before = editor.current
     steps = []
     for regions in wanted:
-        result = editor.replace(regions)
+        result = editor.replace(regions, outside=outside)
         drift = editor.drift(before, result, tuple(regions))
         steps.append(Step(dict(regions), result, editor.full_pass().seconds, drift))
         before = result
     return start, steps
 
 
-def numbers(step: Step, files: Mapping[str, str]) -> dict[str, Any]:
+def numbers(step: Step, files: Mapping[str, str | None]) -> dict[str, Any]:
     """Return what was measured about a step, for JSON."""
     return {
         "regions": dict(files),
@@ -212,7 +253,14 @@ def table(steps: Sequence[Step]) -> str:
     )
 
 
-def sheet(mixsyn: MixSyn, base: Picture, start: Composed, steps: Sequence[Step], compare: bool = False) -> np.ndarray:
+def sheet(
+    mixsyn: MixSyn,
+    base: Picture,
+    start: Composed,
+    steps: Sequence[Step],
+    compare: bool = False,
+    others: Sequence[Sequence[np.ndarray]] = (),
+) -> np.ndarray:
     """Draw the chain: per step composition, new image, its change, baselines on demand, and the sources of the step.
 
     Args:
@@ -221,6 +269,7 @@ def sheet(mixsyn: MixSyn, base: Picture, start: Composed, steps: Sequence[Step],
         start: the chain's first picture.
         steps: its edits.
         compare: copy-paste and sequential transfer as well.
+        others: further rows, of other generators.
 
     Returns:
         (H, W, 3) uint8.
@@ -229,8 +278,9 @@ def sheet(mixsyn: MixSyn, base: Picture, start: Composed, steps: Sequence[Step],
     colours: dict[int, int] = {id(base): 0}  # picture -> number of its colour
     for step in steps:
         for picture in step.regions.values():
-            colours.setdefault(id(picture), len(colours))
-    every = [region for step in steps for region in step.regions.items()]
+            if picture is not None:
+                colours.setdefault(id(picture), len(colours))
+    every = [(name, picture) for step in steps for name, picture in step.regions.items() if picture is not None]
     transferred = sequential_steps(mixsyn, base, every) if compare else []
 
     def source(picture: Picture, names: Sequence[str]) -> np.ndarray:
@@ -241,7 +291,7 @@ def sheet(mixsyn: MixSyn, base: Picture, start: Composed, steps: Sequence[Step],
     per_step: list[dict[int, tuple[Picture, list[str]]]] = []
     for step in steps:
         used: dict[int, tuple[Picture, list[str]]] = {}
-        for name, picture in step.regions.items():
+        for name, picture in ((name, picture) for name, picture in step.regions.items() if picture is not None):
             used.setdefault(id(picture), (picture, []))[1].append(name)
         per_step.append(used)
     captions = [f"{picture.name}: {', '.join(names)}" for used in per_step for picture, names in used.values()]
@@ -255,7 +305,7 @@ def sheet(mixsyn: MixSyn, base: Picture, start: Composed, steps: Sequence[Step],
         change = np.abs(result.image.astype(np.int16) - before.image) * _GAIN
         cells.append(captioned(enlarged(change.clip(0, 255).astype(np.uint8), size), f"change x {_GAIN}"))
         if compare:
-            done += len(step.regions)
+            done += sum(picture is not None for picture in step.regions.values())
             pasted = pasted_from(mixsyn, result, base)
             cells.append(captioned(enlarged(pasted.image, size), "copy-paste"))
             last = next((image for _, image in reversed(transferred[:done]) if image is not None), None)
@@ -264,7 +314,7 @@ def sheet(mixsyn: MixSyn, base: Picture, start: Composed, steps: Sequence[Step],
         before = result
     pictures = [start.labels, *(step.result.labels for step in steps)]
     rows[0].append(region_legend(pictures, mixsyn.classes, size[0]))
-    return contact_sheet(rows)
+    return contact_sheet([*rows, *map(list, others)])
 
 
 def _pictures(made: Composed, caption: str, size: tuple[int, int]) -> list[np.ndarray]:

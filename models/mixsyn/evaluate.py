@@ -16,7 +16,11 @@ What is compared with what, 8-bit pictures throughout:
   the pixels that the label map gives to it ("pixels"), and as segments, both pictures black outside of it ("segments"): the
   paper's k_i, and the likely meaning of its "metrics applied per region". Black agrees with black, so segments score far
   higher than whole pictures: a generator that was never trained reaches SSIM 0.94 and 26 dB on CMP Facade.
-* random compositions and images: no picture is their truth; their FID against all label maps and pictures, with a seed.
+* random compositions and images: no picture is their truth; their FID against all label maps and pictures, with a seed. And
+  their similarity to their sources, region by region (the paper's Supp. D): over the pixels where the composition has a
+  region that lies there in its source as well, the image against that source.
+* --beside NAME=RUN: a run of SPADE, CLADE or SEAN trained on the same classes, on the same pictures: its image of the label
+  map (SEAN: in the picture's own styles), the other rows of the paper's table. --lpips adds LPIPS to all images.
 
 Every picture's score is averaged; a mean over regions averages the regions' means. Regions that a picture lacks are not
 scored in it. PSNR of equal pictures is infinite: counted, and left out of means.
@@ -24,9 +28,9 @@ scored in it. PSNR of equal pictures is infinite: counted, and left out of means
 RMSE is that of images in [0, 1]. The paper does not state its units: 33.06 dB PSNR is an RMSE of 0.022 of the value range
 and of 5.7 on a scale of 255, neither of which is near its 1.15, so only SSIM and PSNR can be put beside it.
 
-A model may be judged on another set than it was trained on (the paper's Helen columns) if that set, after --merge, has the
-same classes. A picture of whose pixels none has a region is left out. Exit status 1: there are such pictures or unreadable
-ones (all named), or nothing could be judged.
+A model may be judged on another set than it was trained on if that set, after --merge, has the same classes: the paper's
+Helen columns are --kind helen for a model of CelebAMask-HQ's types (--merge meta). A picture of whose pixels none has a
+region is left out. Exit status 1: there are such pictures or unreadable ones (all named), or nothing could be judged.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,15 +56,18 @@ from ..data import Batch, Collate, colorize, palette
 from ..evaluation.compare import GREY
 from ..evaluation.inputs import DataReference, JudgedModelOptions, reference_of_model
 from ..metrics.fid import FIDResult, InceptionFeatures, fid_of_features
+from ..metrics.lpips import LPIPS
 from ..metrics.regions import channel_scores, confusion, iou, labelled_scores, region_mean, segment_scores
 from ..metrics.score import Score
-from ..metrics.table import METRICS, PIXEL_METRICS
+from ..metrics.table import METRICS, PIXEL_METRICS, PairMetric
 from ..pictures.options import check_outputs, device_of, open_model
-from ..settings import at_least
+from ..settings import at_least, repeated
 from ..sheets import to_uint8
 from ..training import distributed
 from ..training.distributed import World
-from .compositions import known_compositions, random_compositions
+from ..training.trained import Trained
+from .competitors import open_runs
+from .compositions import Composition, known_compositions, random_compositions
 from .model import MixSyn
 
 _BYTES = (0.0, 255.0)
@@ -124,7 +131,7 @@ def known(model: MixSyn, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def random(model: MixSyn, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+def random(model: MixSyn, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Composition]:
     """Make one random composition per picture of a batch, every group of coupled regions from one of its pictures.
 
     Args:
@@ -133,12 +140,32 @@ def random(model: MixSyn, batch: Batch, generator: torch.Generator | None = None
         generator: of random numbers.
 
     Returns:
-        Compositions (B, N, H, W) and images (B, 3, H, W) in (-1, 1).
+        Compositions (B, N, H, W), images (B, 3, H, W) in (-1, 1), and which picture every region comes from.
     """
     composition = random_compositions(batch.regions.areas() > 0, model.config.groups, generator)
     soft = model.structure.decode(composition.gather(model.structure.encode(batch.regions)))
     styles = composition.gather(model.style.encode(batch.image, batch.regions))
-    return soft, model.style(RegionMap.soft(soft), styles)
+    return soft, model.style(RegionMap.soft(soft), styles), composition
+
+
+def from_sources(soft: Tensor, composition: Composition, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return what random images can be held against: their sources, where a region is in both places.
+
+    Args:
+        soft: (B, N, H, W) compositions.
+        composition: which picture of the batch every region comes from.
+        batch: the pictures.
+
+    Returns:
+        Pictures (B, 3, H, W) uint8, every pixel from the source of the composition's strongest region there; and labels
+        (B, H, W): that region, or -1 where it does not lie there in its source.
+    """
+    strongest = soft.argmax(1)  # (B, H, W)
+    source = composition.source.gather(1, strongest.flatten(1)).view_as(strongest)
+    rows, columns = (torch.arange(n, device=soft.device) for n in strongest.shape[1:])
+    at = source.clamp(min=0), rows[:, None], columns
+    there = (source >= 0) & (batch.regions.labels_at()[at] == strongest)
+    return _bytes(batch.image)[at[0], :, at[1], at[2]].movedim(-1, 1), torch.where(there, strongest, -1)
 
 
 # ---------------------------------------------------------------------------------------------------- what is counted
@@ -216,12 +243,23 @@ class Judge:
         model: both generators.
         inception: feature network for FID; None for no FID.
         fid_regions: FID of every region of the images as well (one run of the network per region).
+        lpips: LPIPS, to be computed of all images; None: it is not.
+        beside: name -> run of another generator, judged on the same pictures.
     """
 
-    def __init__(self, model: MixSyn, inception: InceptionFeatures | None = None, fid_regions: bool = False) -> None:
-        self.model, self.num_regions = model, len(model.classes)
+    def __init__(
+        self,
+        model: MixSyn,
+        inception: InceptionFeatures | None = None,
+        fid_regions: bool = False,
+        lpips: PairMetric | None = None,
+        beside: Mapping[str, Trained] | None = None,
+    ) -> None:
+        self.model, self.num_regions, self.beside = model, len(model.classes), dict(beside or {})
+        self.metrics = {**PIXEL_METRICS, **({} if lpips is None else {"lpips_vgg": lpips})}
         self._features = None if inception is None else _Features(inception, fid_regions)
-        self._rows = {name: Row() for name in ("structure", "known", "composed", "approximated")}
+        self._rows = {name: Row() for name in ("structure", "known", "composed", "approximated", *map(_beside, self.beside))}
+        self._random = Row()
         self._rows["structure"].accuracy = Score()
         self._counts = torch.zeros(self.num_regions, self.num_regions, dtype=torch.int64)
         self.names: list[str] = []
@@ -253,24 +291,32 @@ class Judge:
         self._add_features("labels", truth)
         self._add_features("structure", drawn)
         self._add_features("pictures", real, labels)
-        for kind, image in zip(("known", "composed", "approximated"), images, strict=True):
+        others = [trained.generate(batch) for trained in self.beside.values()]
+        kinds = ("known", "composed", "approximated", *map(_beside, self.beside))
+        for kind, image in zip(kinds, (*images, *others), strict=True):
             made, row = _bytes(image), self._rows[kind]
-            whole = {name: metric(made, real, value_range=_BYTES) for name, metric in PIXEL_METRICS.items()}
-            regions = {
-                name: metric(made, real, labels, self.num_regions, value_range=_BYTES)
-                for name, metric in PIXEL_METRICS.items()
-            }
+            whole = {name: metric(made, real, value_range=_BYTES) for name, metric in self.metrics.items()}
+            regions = self._by_region(made, real, labels)
             _note(row.scores, names, whole, regions)
             _note(row.segments, names, {}, segment_scores(made, real, labels, self.num_regions))
             self._add_features(kind, made, labels)
         self.names += names
 
     def add_random(self, batch: Batch, generator: torch.Generator, count: int | None = None) -> None:
-        """Make random compositions and images of a batch, and take the features of the first `count`."""
-        soft, image = random(self.model, batch, generator)
-        self._add_features("random_structure", render(soft[:count]))
-        self._add_features("random", _bytes(image[:count]))
-        self.random_count += len(soft[:count])
+        """Make random compositions and images of a batch; take the first `count`: features, likeness to their sources."""
+        soft, image, composition = random(self.model, batch, generator)
+        soft, made = soft[:count], _bytes(image[:count])
+        sources, labels = from_sources(soft, Composition(composition.source[:count]), batch)
+        names = [f"random {self.random_count + i}" for i in range(len(soft))]
+        _note(self._random.scores, names, {}, self._by_region(made, sources, labels))
+        self._add_features("random_structure", render(soft))
+        self._add_features("random", made)
+        self.random_count += len(soft)
+
+    def _by_region(self, made: Tensor, real: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {
+            name: metric(made, real, labels, self.num_regions, value_range=_BYTES) for name, metric in self.metrics.items()
+        }
 
     def gather(self, order: Sequence[str]) -> None:
         """Take over what the other processes judged: the first process then stands as if it had seen all pictures.
@@ -307,11 +353,20 @@ class Judge:
         found = dict(self._rows)
         found["structure"].iou = iou(self._counts)
         if self.random_count:
-            found |= {"random_structure": Row(), "random": Row()}
+            found |= {"random_structure": Row(), "random": self._random}
         if self._features is not None:
             for name, row in found.items():
                 row.fid = self._features.distances(name, _REAL.get(name, "pictures"))
         return found
+
+
+def _beside(name: str) -> str:
+    """Return the row of a run that is judged beside the model."""
+    return f"beside: {name}"
+
+
+def _title(row: str) -> str:
+    return _TITLES.get(row, row.removeprefix("beside: "))
 
 
 def _bytes(image: Tensor) -> Tensor:
@@ -338,14 +393,14 @@ class Table:
         """Return the table as JSON types: means with intervals, regions, and the value of every picture."""
         rows: dict[str, Any] = {}
         for name, row in self.rows.items():
-            entry: dict[str, Any] = {"title": _TITLES[name], "metrics": {}}
+            entry: dict[str, Any] = {"title": _title(name), "metrics": {}}
             for metric, score in row.scores.items():
                 entry["metrics"][metric] = {
                     **METRICS[metric].as_json(),
                     **jsonable(score.whole(self.seed)),
                     "mean_over_regions": jsonable(region_mean(score)),
                     "regions": jsonable(score.regions(self.classes, self.seed)),
-                    "pictures": jsonable(dict(zip(score.names, score.values, strict=True))),
+                    "pictures": jsonable(dict(zip(score.names if score.values else (), score.values, strict=True))),
                 }
             entry["segments"] = {
                 metric: {
@@ -368,17 +423,18 @@ class Table:
         """Return the table and its parts by region as Markdown; intervals are 95 % over pictures."""
         lines = ["# Compositions and images (Table 1)", ""]
         lines += [f"* {name}: {value}" for name, value in self.settings.items() if value not in (None, "")]
-        titles = [METRICS[name].heading for name in (*_COLUMNS, "fid")]
-        lines += ["", f"| | {' | '.join(titles)} |", "|---" * (len(_COLUMNS) + 2) + "|"]
+        columns = self._columns()
+        titles = [METRICS[name].heading for name in (*columns, "fid")]
+        lines += ["", f"| | {' | '.join(titles)} |", "|---" * (len(columns) + 2) + "|"]
         for name, row in self.rows.items():
             fid = row.fid.get(-1)
-            cells = [_cell(row.scores[m].whole(self.seed)) if m in row.scores else "–" for m in _COLUMNS]
-            lines.append(f"| {_TITLES[name]} | {' | '.join(cells)} | {_number(fid.value if fid else math.nan)} |")
-            of_regions = "channels" if name == "structure" else "pixels"
+            cells = [_cell(row.scores[m].whole(self.seed)) if m in row.scores else "–" for m in columns]
+            lines.append(f"| {_title(name)} | {' | '.join(cells)} | {_number(fid.value if fid else math.nan)} |")
+            of_regions = {"structure": "channels", "random": "pixels that lie so in the source"}.get(name, "pixels")
             for what, scores in ((of_regions, row.scores), ("segments", row.segments)):
                 if scores:
-                    cells = [_number(region_mean(scores[m])) for m in _COLUMNS]
-                    lines.append(f"| {_TITLES[name]}, mean over regions ({what}) | {' | '.join(cells)} | |")
+                    cells = [_number(region_mean(scores[m])) if m in scores else "–" for m in columns]
+                    lines.append(f"| {_title(name)}, mean over regions ({what}) | {' | '.join(cells)} | |")
         structure = self.rows.get("structure")
         if structure is not None and structure.accuracy is not None and structure.iou is not None:
             accuracy = _cell(structure.accuracy.whole(self.seed))
@@ -396,6 +452,11 @@ class Table:
             lines += ["", f"## Problems ({len(self.problems)})", "", *(f"* {problem}" for problem in self.problems)]
         return "\n".join(lines) + "\n"
 
+    def _columns(self) -> list[str]:
+        """Return the metrics of the table: LPIPS where it was computed."""
+        extra = any("lpips_vgg" in row.scores for row in self.rows.values())
+        return [*_COLUMNS, *(["lpips_vgg"] if extra else [])]
+
     def _seen(self, region: int) -> bool:
         scores = [score for row in self.rows.values() for score in row.scores.values()]
         return any(not math.isnan(values[region]) for score in scores for values in score.by_region)
@@ -404,10 +465,10 @@ class Table:
         if not row.scores:
             return []
         found = {(m, part): s[m].regions(self.classes, self.seed) for part, s in
-                 (("", row.scores), (", segment", row.segments)) if s for m in _COLUMNS}  # fmt: skip
+                 (("", row.scores), (", segment", row.segments)) if s for m in self._columns() if m in s}  # fmt: skip
         columns = [f"{METRICS[metric].heading}{part}" for metric, part in found]
         columns += ["IoU ↑"] * (row.iou is not None) + ["FID ↓"] * any(k >= 0 for k in row.fid)
-        titled = f"## {_TITLES[name].capitalize()} by region"
+        titled = f"## {_title(name).capitalize()} by region"
         lines = ["", titled, "", f"| region | pictures | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
         pictures = np.isfinite(np.stack(row.scores["rmse"].by_region)).sum(0)
         for k, region in enumerate(self.classes):
@@ -442,6 +503,9 @@ class Options(JudgedModelOptions):
     batch_size: int = 4  # pictures at a time, and to mix at random
     json: Path | None = None  # write the table with the scores of every picture
     markdown: Path | None = None  # write what is printed
+    lpips: str | None = None  # LPIPS of images by VGG-16 in this file; auto: one that a package brought; none: no LPIPS
+    beside: tuple[str, ...] = repeated()
+    """NAME=RUN: judge a run of SPADE, CLADE or SEAN on the same pictures as well; once per run"""
 
     def __post_init__(self) -> None:
         """Check what nothing needs to be opened for."""
@@ -502,6 +566,8 @@ def evaluate(
     name: str = "",
     split: str = "",
     world: World | None = None,
+    lpips: PairMetric | None = None,
+    beside: Mapping[str, Trained] | None = None,
 ) -> Table | None:
     """Judge a model on a data set; among several processes each judges its part, and the first one has the table.
 
@@ -518,6 +584,8 @@ def evaluate(
         split: of the data set, likewise.
         world: the processes (`distributed.init`); None: this one alone. Random compositions, whose random numbers follow on
             one another, are made by the first.
+        lpips: LPIPS, of all images; None: it is not computed.
+        beside: name -> run of another generator with the model's classes and size, judged on the same pictures.
 
     Returns:
         The table; None in other processes than the first.
@@ -525,12 +593,13 @@ def evaluate(
     world = world or World(0, 1, 0, torch.device(model.device))
     not_computed: dict[str, str] = {}
     problems: list[str] = []
-    judge = Judge(model, inception, fid_regions)
+    judge = Judge(model, inception, fid_regions, lpips, beside)
     names = reference.names()[:limit]
     mine = [names[i] for i in distributed.part(len(names), world, batch_size)]
-    with progress("evaluating") if world.rank == 0 else contextlib.nullcontext():
+    with progress("evaluating") if world.rank == 0 else contextlib.nullcontext(_silent) as at:
         for batch in batches_of(reference, mine, batch_size, model.device, problems):
             judge.add(batch)
+            at(judge.count, len(mine))
     judge.gather(names)
     every = distributed.gather(problems)
     if world.rank:
@@ -540,8 +609,8 @@ def evaluate(
     if wanted and min(judge.count, batch_size) < 2:
         not_computed["random compositions"] = "they mix pictures of a batch: it needs two pictures and --batch-size 2"
         wanted = 0
-    with progress("making random compositions"):
-        _mix(judge, reference, wanted, batch_size, seed, problems)
+    with progress("making random compositions") as at:
+        _mix(judge, reference, wanted, batch_size, seed, problems, at)
     rows = judge.rows() if judge.count else {}
     if inception is not None and not any(row.fid for row in rows.values()):
         not_computed["FID"] = "it needs at least two pictures on either side"
@@ -558,7 +627,19 @@ def evaluate(
     return Table(tuple(model.classes), settings, rows, not_computed, problems, seed)
 
 
-def _mix(judge: Judge, reference: DataReference, wanted: int, batch_size: int, seed: int, problems: list[str]) -> None:
+def _silent(done: int, total: int) -> None:
+    """Say nothing of how far it is: the first process does."""
+
+
+def _mix(
+    judge: Judge,
+    reference: DataReference,
+    wanted: int,
+    batch_size: int,
+    seed: int,
+    problems: list[str],
+    at: Callable[[int, int], None],
+) -> None:
     """Make random compositions of the pictures that were judged, in ever new batches."""
     generator, order = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     while judge.random_count < wanted:
@@ -567,6 +648,7 @@ def _mix(judge: Judge, reference: DataReference, wanted: int, batch_size: int, s
         for batch in batches_of(reference, mixed, batch_size, judge.model.device, problems):
             if len(batch) > 1 and judge.random_count < wanted:
                 judge.add_random(batch, generator, wanted - judge.random_count)
+                at(judge.random_count, wanted)
         if judge.random_count == before:
             raise ValueError("data: its pictures were readable once, and are not any more")
 
@@ -591,6 +673,10 @@ def _main(options: Options, world: World) -> int:
     model = open_model(MixSyn, options.model, str(world.device))
     reference = reference_of_model(options, model.classes, model.size)
     missing: dict[str, str] = {}
+    beside = open_runs(options.beside, model.classes, model.size, model.device)
+    lpips = None
+    if options.lpips is not None:
+        lpips = LPIPS("vgg16", None if options.lpips == "auto" else options.lpips).to(model.device)
     table = evaluate(
         model,
         reference,
@@ -603,6 +689,8 @@ def _main(options: Options, world: World) -> int:
         name=options.model or "shipped",
         split=options.split if options.data else "drawn by code",
         world=world,
+        lpips=lpips,
+        beside=beside,
     )
     if table is None:  # the first process reports
         return 0

@@ -18,17 +18,19 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixsyn_fast import RegionMap, as_region_map
 from mixsyn_fast.machine import now
 
 from ..model_file import ModelFile
-from ..pictures.picture import Picture, fit
+from ..pictures.own_size import Crop, at_own_size, inside_weights
+from ..pictures.picture import Picture, fit, read_picture
 from ..settings import from_dict
 from ..sheets import to_uint8
 from .blocks import fold_convolutions
@@ -38,6 +40,11 @@ from .structure import StructureGenerator
 from .style import StyleGenerator
 
 N = TypeVar("N", bound=nn.Module)
+Outside = Literal["made", "composition", "image"]
+"""What an edit leaves outside of it: all is made anew, the composition stays, or the image as well."""
+_REACH = 1  # pixels around the area of an edit that it may change, where what lies outside stays
+Given = Picture | str | os.PathLike[str]
+"""A picture, or the file of one whose label map stands beside it and whose names tell what its ids mean."""
 _PARTS = ("structure_generator", "style_generator")
 FILE = ModelFile("mixsyn", "MixSyn", Config)
 
@@ -132,14 +139,20 @@ class MixSyn:
         structure: makes soft compositions of regions (paper, section 3). It stays as it is, in training say.
         style: makes images of compositions and styles (section 4); likewise.
         config: of both networks.
+        crop: what of a picture of other proportions it sees: "center", the largest box in the middle, or "none", all of it,
+            squeezed, as a training with `--crop none` does.
 
     Attributes:
         config: the same, with spectral norm off, for it is folded into the weights.
+        crop: as given; it may be changed.
         structure: the copy in use.
         style: likewise.
     """
 
-    def __init__(self, structure: StructureGenerator, style: StyleGenerator, config: Config) -> None:
+    def __init__(self, structure: StructureGenerator, style: StyleGenerator, config: Config, crop: Crop = "center") -> None:
+        if crop not in get_args(Crop):
+            raise ValueError(f"crop: expected 'center' or 'none', got {crop!r}")
+        self.crop: Crop = crop
         parts = {name: replace(getattr(config, name), spectral_norm=False) for name in ("structure", "style")}
         self.config = replace(config, **parts)
         self.structure = _for_use(structure)
@@ -173,7 +186,7 @@ class MixSyn:
 
         Args:
             path: a file of :meth:`save`, or the run folder of a training (`mixsyn-fast train mixsyn`): its newest valid
-                checkpoint, averaged weights where the run kept them.
+                checkpoint, averaged weights where the run kept them; trained with `--crop none`, it crops nothing.
             device: where to put the networks.
 
         Raises:
@@ -200,7 +213,7 @@ class MixSyn:
 
     # --- parts of a pass ----------------------------------------------------------------------------------------------
 
-    def regions_of(self, picture: Picture) -> tuple[str, ...]:
+    def regions_of(self, picture: Given) -> tuple[str, ...]:
         """Return the names of the regions that a picture has at the model's size, in the order of the classes.
 
         Raises:
@@ -208,30 +221,41 @@ class MixSyn:
         """
         return self._present(self.fitted(picture))
 
-    def fitted(self, picture: Picture) -> Picture:
-        """Return a picture at the model's size (itself where it has that size): :func:`~.pictures.fit` with its centre crop.
+    def read(self, picture: Given) -> Picture:
+        """Return a picture as it is stored: itself, or of a file with the label map that stands beside it.
 
-        A model trained with `--crop none` has seen whole pictures, squeezed: fit them so yourself, `fit(..., crop="none")`.
+        Raises:
+            ValueError, FileNotFoundError: as :func:`~.pictures.picture.read_picture`, whose arguments say more than names of
+                files and folders do.
+            TypeError: neither a picture nor a path.
+        """
+        if isinstance(picture, str | os.PathLike):
+            return read_picture(picture, classes=self.classes, merge="auto")
+        if not isinstance(picture, Picture):
+            raise TypeError(f"picture: expected a Picture (see read_picture) or a path, got {type(picture).__name__}")
+        return picture
+
+    def fitted(self, picture: Given) -> Picture:
+        """Return a picture at the model's size (itself where it has that size): :func:`~.pictures.fit`, the model's crop.
 
         Raises:
             ValueError: label values outside [-1, N).
-            TypeError: something else than a Picture.
+            ValueError, FileNotFoundError, TypeError: as :meth:`read`.
         """
-        if not isinstance(picture, Picture):
-            raise TypeError(f"picture: expected a Picture (see read_picture), got {type(picture).__name__}")
+        picture = self.read(picture)
         low, high = int(picture.labels.min()), int(picture.labels.max())
         if low < -1 or high >= len(self.classes):
             raise ValueError(
                 f"{picture.name}: labels: expected classes 0 to {len(self.classes) - 1} or -1, got {low} to {high}"
             )
-        return picture if picture.labels.shape == self.size else fit(picture, self.size)
+        return picture if picture.labels.shape == self.size else fit(picture, self.size, self.crop)
 
-    def region_map(self, picture: Picture) -> RegionMap:
+    def region_map(self, picture: Given) -> RegionMap:
         """Return the hard region map (B = 1) of a picture at the model's size; raises as :meth:`fitted`."""
         labels = _tensor(self.fitted(picture).labels)[None].to(self.device)
         return RegionMap(labels, len(self.classes), ignore_index=-1)
 
-    def encode(self, picture: Picture, regions: Sequence[str]) -> Codes:
+    def encode(self, picture: Given, regions: Sequence[str]) -> Codes:
         """Return the codes (n, C, h, w) and (n, L) of n regions of a picture, in the order given; zero for one it lacks.
 
         The encoders of these regions run as one grouped computation. Grouped convolutions of another number of groups
@@ -245,7 +269,7 @@ class MixSyn:
         with torch.no_grad():
             return Codes(self.structure.encode(map_, which)[0], self.style.encode(image, map_, which)[0])
 
-    def styles(self, picture: Picture, regions: Sequence[str]) -> Tensor:
+    def styles(self, picture: Given, regions: Sequence[str]) -> Tensor:
         """Return the style codes (n, L) alone, otherwise as :meth:`encode`."""
         image, map_, which = self._inputs(picture, regions)
         with torch.no_grad():
@@ -270,32 +294,74 @@ class MixSyn:
 
     # --- composing ----------------------------------------------------------------------------------------------------
 
-    def compose(self, regions: Mapping[str, Picture], base: Picture | None = None) -> Composed:
+    def compose(self, regions: Mapping[str, Given | None], base: Given | None = None) -> Composed:
         """Compose an image of regions of 1 to N pictures (paper, Fig. 5).
 
         Only regions that are named are taken from their picture (left and right sides are not coupled here); all others come
         from `base`, or are absent without one. Encoders run for what is used only. A base alone gives its reconstruction.
 
         Args:
-            regions: name of a region -> picture it comes from. Pictures of another size are fitted to the model's (the
-                largest box of its proportions in the middle, scaled).
+            regions: name of a region -> picture it comes from, or its file; None: it is absent. Pictures of another size are
+                fitted to the model's (:meth:`fitted`).
             base: where the other regions come from.
 
         Raises:
             ValueError: no region at all; an unknown region (the message lists those that there are); a picture that lacks
                 the region it is asked for (the message lists those it has); label values outside [-1, N).
-            TypeError: something else than a Picture.
+            TypeError: something else than a picture or a path.
         """
         table = self._table(regions, base)
         return _pass(self, table, tuple(table), None, {})[1]
 
-    def editor(self, base: Picture | None = None, regions: Mapping[str, Picture] | None = None) -> Editor:
+    def sources_of(self, regions: Mapping[str, Given | None], base: Given | None = None) -> dict[str, Picture]:
+        """Return region -> picture, at the model's size, of what :meth:`compose` would make; it raises here already."""
+        return self._table(regions, base)
+
+    def editor(self, base: Given | None = None, regions: Mapping[str, Given | None] | None = None) -> Editor:
         """Start a chain of edits at the composition that :meth:`compose` makes of the same arguments; raises as it does."""
         return Editor(self, base, regions)
 
+    def coupled(self, regions: Mapping[str, Given | None]) -> dict[str, Given | None]:
+        """Return regions with those that the model's training couples with them, from the same pictures.
+
+        Left and right of a face, windows with cornices and sills: what a picture lacks of a group becomes absent. A region
+        that is named itself stays as named; in a group of which several are, the others follow the first.
+
+        Args:
+            regions: as of :meth:`compose`.
+
+        Raises:
+            ValueError, FileNotFoundError, TypeError: as :meth:`compose`.
+        """
+        found = dict(regions)
+        for name, given in regions.items():
+            at = self._index(name)
+            group = next(group for group in self.config.groups if at in group)
+            has = () if given is None else self.regions_of(given)
+            for other in (self.classes[k] for k in group):
+                found.setdefault(other, given if other in has else None)
+        return found
+
+    def at_own_size(self, made: Composed, base: Given, *, keep: bool = False) -> Picture:
+        """Bring a result to the size and shape of its base: see :func:`~.pictures.own_size.at_own_size`.
+
+        Args:
+            made: of :meth:`compose` or an :class:`Editor`.
+            base: the base that it was made of, as stored.
+            keep: where regions are that come from the base and lay there before, take the base's own pixels, at full
+                resolution, blended at the border: a paste, and no longer what the model made.
+
+        Raises:
+            ValueError, FileNotFoundError, TypeError: as :meth:`read`.
+        """
+        stored = self.read(base)
+        own = self.fitted(stored)
+        kept = [self.classes.index(name) for name, at in made.table.items() if _equal(made.sources[at], own)]
+        return at_own_size(made.image, made.composition, stored, crop=self.crop, keep=kept if keep else None)
+
     # --- inner parts --------------------------------------------------------------------------------------------------
 
-    def _inputs(self, picture: Picture, regions: Sequence[str]) -> tuple[Tensor, RegionMap, tuple[int, ...]]:
+    def _inputs(self, picture: Given, regions: Sequence[str]) -> tuple[Tensor, RegionMap, tuple[int, ...]]:
         """Image (1, 3, H, W) in [-1, 1], region map and indices of the regions, for the encoders."""
         picture = self.fitted(picture)
         which = tuple(self._index(name) for name in regions)
@@ -313,9 +379,9 @@ class MixSyn:
         return tuple(self.classes[k] for k in np.unique(fitted.labels).tolist() if k >= 0)
 
     def _table(
-        self, regions: Mapping[str, Picture], base: Picture | None, known: Iterable[Picture] = ()
+        self, regions: Mapping[str, Given | None], base: Given | None, known: Iterable[Picture] = ()
     ) -> dict[str, Picture]:
-        """Region -> its picture at the model's size, equal pictures as one object; regions of the base first.
+        """Region -> its picture at the model's size, equal pictures as one object; regions of the base first, None left out.
 
         `known`: fitted pictures that equal ones become.
         """
@@ -323,7 +389,7 @@ class MixSyn:
         pictures: list[Picture] = []  # in use, fitted
         place: dict[int, int] = {}  # id of a given picture -> index among them
 
-        def placed(picture: Picture) -> int:
+        def placed(picture: Given) -> int:
             if id(picture) not in place:
                 fitted = self.fitted(picture)
                 one = next((other for other in (*pictures, *known) if _equal(other, fitted)), fitted)
@@ -334,14 +400,18 @@ class MixSyn:
             return place[id(picture)]
 
         start = None if base is None else placed(base)
-        asked = {name: placed(picture) for name, picture in regions.items()}
+        asked = {name: placed(picture) for name, picture in regions.items() if picture is not None}
+        for name in regions:
+            self._index(name)
         present = torch.zeros(len(pictures), len(self.classes), dtype=torch.bool)
         for row, picture in zip(present, pictures, strict=True):
             row[[self.classes.index(name) for name in self._present(picture)]] = True
         names = [f"{picture.name} at {self.size[0]} x {self.size[1]} pixels" for picture in pictures]
         chosen = user_composition(asked, self.classes, present, start, names).source[0].tolist()
         source = {name: pictures[at] for name, at in zip(self.classes, chosen, strict=True) if at >= 0}
-        order = [*(name for name in source if name not in regions), *regions]
+        order = [*(name for name in source if name not in regions), *asked]
+        if not order:
+            raise ValueError("regions: expected at least one region to stay, got None for all of them")
         return {name: source[name] for name in order}
 
 
@@ -363,7 +433,7 @@ class Editor:
         regions: likewise; None for none.
     """
 
-    def __init__(self, mixsyn: MixSyn, base: Picture | None = None, regions: Mapping[str, Picture] | None = None) -> None:
+    def __init__(self, mixsyn: MixSyn, base: Given | None = None, regions: Mapping[str, Given | None] | None = None) -> None:
         self.mixsyn = mixsyn
         self._pictures = mixsyn._table(regions or {}, base)
         self._seen: list[Picture] = []  # all pictures of the chain, fitted, equal ones once
@@ -381,19 +451,27 @@ class Editor:
         """Codes of all N regions in the current state. Edits make new tensors, so these may be kept; do not change them."""
         return self._codes
 
-    def replace(self, regions: Mapping[str, Picture | None]) -> Edited:
+    def replace(self, regions: Mapping[str, Given | None], *, outside: Outside = "made") -> Edited:
         """Take regions from other pictures, and return the new state.
 
         A region that comes from an equal picture already is left alone; a region may also be new to the composition.
 
         Args:
-            regions: name of a region -> picture it comes from, or None: it becomes absent.
+            regions: name of a region -> picture it comes from, or its file; None: it becomes absent.
+            outside: what becomes of the rest of the picture. The area of the edit are the pixels at which a changed region
+                has the largest weight before or after. "made": decoder and generator see all regions at once, so all may
+                move. "composition": more than a pixel away from the area the composition stays as it was, bit for bit, and
+                the image moves only as far as the generator sees. "image": more than two pixels away the pixels stay as
+                well, bit for bit, and are blended in between: a blend, and no longer what the generator made. Regions put
+                back then need not give the earlier picture bit for bit.
 
         Raises:
-            ValueError, TypeError: as :meth:`MixSyn.compose`; the state is as before then.
+            ValueError, TypeError: as :meth:`MixSyn.compose`, or another `outside`; the state is as before then.
         """
         if not regions:
             raise ValueError("regions: expected at least one region to replace, got none")
+        if outside not in get_args(Outside):
+            raise ValueError(f"outside: expected one of {', '.join(get_args(Outside))}, got {outside!r}")
         given = {name: picture for name, picture in regions.items() if picture is not None}
         new = self.mixsyn._table(given, None, known=self._seen) if given else {}
         pictures = {name: picture for name, picture in self._pictures.items() if name not in regions} | new
@@ -403,7 +481,8 @@ class Editor:
             raise ValueError("regions: expected at least one region to stay, got None for all of them")
         changed = tuple(name for name in regions if pictures.get(name) is not self._pictures.get(name))
         self._see(new)
-        self._codes, self._current = self._pass(pictures, changed, self._codes, self._remembered)
+        held = None if outside == "made" else Held(self._current, changed, outside == "image")
+        self._codes, self._current = self._pass(pictures, changed, self._codes, self._remembered, held)
         self._pictures = pictures
         return self._current
 
@@ -450,15 +529,43 @@ class Editor:
         self._seen += {id(picture): picture for picture in pictures.values() if id(picture) not in known}.values()
 
     def _pass(
-        self, pictures: Mapping[str, Picture], changed: tuple[str, ...], codes: Codes | None, remembered: Remembered
+        self,
+        pictures: Mapping[str, Picture],
+        changed: tuple[str, ...],
+        codes: Codes | None,
+        remembered: Remembered,
+        held: Held | None = None,
     ) -> tuple[Codes, Edited]:
         encoded = tuple(name for name in changed if name in pictures and (id(pictures[name]), name) not in remembered)
-        codes, made, seconds = _pass(self.mixsyn, pictures, changed, codes, remembered)
+        codes, made, seconds = _pass(self.mixsyn, pictures, changed, codes, remembered, held)
         return codes, Edited(**vars(made), changed=changed, encoded=encoded, seconds=seconds)
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """What stays outside an edit."""
+
+    before: Composed
+    """The state that is edited."""
+    changed: tuple[str, ...]
+    """Regions whose area may change."""
+    image: bool
+    """The image stays as well as the composition."""
+
+    def area(self, mixsyn: MixSyn, composition: Tensor) -> Tensor:
+        """Return the area of the edit (H, W) bool: where a changed region is strongest before or after."""
+        which = torch.tensor([mixsyn.classes.index(name) for name in self.changed], device=composition.device)
+        before = torch.from_numpy(self.before.labels).to(composition.device)
+        return torch.isin(before, which) | torch.isin(composition.argmax(0), which)
+
+
 def _pass(
-    mixsyn: MixSyn, pictures: Mapping[str, Picture], changed: Iterable[str], codes: Codes | None, remembered: Remembered
+    mixsyn: MixSyn,
+    pictures: Mapping[str, Picture],
+    changed: Iterable[str],
+    codes: Codes | None,
+    remembered: Remembered,
+    held: Held | None = None,
 ) -> tuple[Codes, Composed, Seconds]:
     """Encode what changed, decode, generate.
 
@@ -468,18 +575,27 @@ def _pass(
         changed: regions whose codes are to be replaced; those that `pictures` lacks get zero codes.
         codes: of all other regions; None: they are zero.
         remembered: codes that need not be made; those that are made join them.
+        held: what stays outside of the changed regions; None: nothing.
     """
     times = [now(mixsyn.device)]
     codes = _encoded(mixsyn, pictures, changed, codes, remembered)
     times.append(now(mixsyn.device))
     composition = mixsyn.decode(codes.structure)
+    area = None if held is None else held.area(mixsyn, composition)
+    if held is not None and area is not None:
+        near = F.max_pool2d(area[None, None].float(), 2 * _REACH + 1, stride=1, padding=_REACH)[0, 0] > 0
+        composition = torch.where(near, composition, torch.from_numpy(held.before.composition).to(composition))
     times.append(now(mixsyn.device))
     image = mixsyn.generate(composition, codes.style)
+    drawn = to_uint8(image[None])[0]
+    if held is not None and area is not None and held.image:
+        share = 1 - inside_weights(~area, _REACH).cpu().numpy()[..., None]  # of the new image: 1 in the area
+        drawn = (share * drawn + (1 - share) * held.before.image).round().astype(np.uint8)
     times.append(now(mixsyn.device))
     sources = tuple({id(picture): picture for picture in pictures.values()}.values())
     place = {id(picture): at for at, picture in enumerate(sources)}
     made = Composed(
-        image=to_uint8(image[None])[0],
+        image=drawn,
         composition=composition.float().cpu().numpy(),
         labels=composition.argmax(0).to(torch.int32).cpu().numpy(),
         sources=sources,
@@ -543,7 +659,10 @@ def _load_run(folder: Path, device: torch.device | str) -> MixSyn:
         config = from_dict(Config, trained.config["task"])
     except (KeyError, ValueError, RuntimeError) as error:  # RuntimeError: load_state_dict
         raise ValueError(f"{folder}: expected a run of `mixsyn-fast train mixsyn`, got: {error}") from error
-    return MixSyn(*(trained.networks[part] for part in _PARTS), config)
+    structure, style = (trained.networks[part] for part in _PARTS)
+    assert isinstance(structure, StructureGenerator) and isinstance(style, StyleGenerator)
+    whole = trained.config.get("data", {}).get("crop") == "none"
+    return MixSyn(structure, style, config, "none" if whole else "center")
 
 
 def _for_use(network: N) -> N:

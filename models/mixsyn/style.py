@@ -10,49 +10,81 @@ channels, on a hard map it reads a table of label patterns; both are exact (docs
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixsyn_fast.layers import SEANNorm
-from mixsyn_fast.ops.region_norm import region_norm
-from mixsyn_fast.region_map import Plan, RegionMap
+from mixsyn_fast.layers import SEANNorm, SPADENorm
+from mixsyn_fast.region_map import Kind, Plan, RegionMap
 
 from .blocks import SLOPE, MSBlock, MSConv2d, at_least_float32, checked_map, chosen_regions, region_count, spread
 from .config import Config, Size, halvings
 
 
-class RegionAdaptiveNorm(SEANNorm):
-    """SEAN's region-adaptive normalisation over instance statistics, without noise."""
+@lru_cache(maxsize=64)
+def fixed_noise(size: Size, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the noise (1, 1, h, w) of a layer in use: normal, a matter of size and seed alone, on any device."""
+    with torch.inference_mode(False):
+        drawn = torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(seed))
+        return drawn.to(device, dtype)
 
-    def __init__(self, channels: int, config: Config) -> None:
+
+class RegionAdaptiveNorm(SEANNorm):
+    """SEAN's region-adaptive normalisation over instance statistics; noise per pixel where StyleConfig.noise.
+
+    In training the noise is drawn anew, in use it is fixed by StyleConfig.noise_seed and the layer's number: every picture
+    has the same, so an edit keeps it.
+
+    Args:
+        channels: of the input.
+        config: classes and style are read.
+        number: of the layer in its generator.
+    """
+
+    def __init__(self, channels: int, config: Config, number: int) -> None:
         own = config.style
         super().__init__(channels, len(config.classes), style_length=own.code_length, norm="instance", hidden=own.hidden)
-        self.noise_var.requires_grad_(False)  # without noise nothing reads it
+        self.noisy, self.seed = own.noise, own.noise_seed * 1000 + number
+        if not own.noise:
+            self.noise_var.requires_grad_(False)  # without noise nothing reads it
 
     def forward(  # type: ignore[override]
         self, x: Tensor, regions: RegionMap, codes: Tensor, *, negative_slope: float | None = None
     ) -> Tensor:
         """Normalise x (B, C, H, W) and modulate it by the codes (B, N, delta) of its regions."""
-        return super().forward(x, regions, codes, noise=None, negative_slope=negative_slope)
+        noise: str | Tensor | None = None
+        if self.noisy and self.training:
+            noise = "device"
+        elif self.noisy:
+            fixed = fixed_noise((int(x.shape[2]), int(x.shape[3])), self.seed, x.device, x.dtype)
+            noise = fixed.expand(len(x), -1, -1, -1)
+        return super().forward(x, regions, codes, noise=noise, negative_slope=negative_slope)
 
 
-class GlobalNorm(nn.Module):
-    """The ablation: instance normalisation modulated by one style per image, the mean code of its regions."""
+class GlobalNorm(SPADENorm):
+    """The ablation without region-adaptive styles: SPADE's layout at every level, and one style for the whole image.
 
-    def __init__(self, channels: int, config: Config) -> None:
-        super().__init__()
+    Instance normalisation, modulated pixel by pixel by the composition as SPADE does, then as a whole by the mean code of
+    the image's regions: a small region has no style of its own.
+    """
+
+    def __init__(self, channels: int, config: Config, number: int) -> None:
+        del number  # without noise
+        super().__init__(channels, len(config.classes), norm="instance", hidden=config.style.hidden)
         self.modulation = nn.Linear(config.style.code_length, 2 * channels)
 
-    def forward(self, x: Tensor, regions: RegionMap, codes: Tensor, *, negative_slope: float | None = None) -> Tensor:
-        """Normalise x (B, C, H, W) and modulate it by the mean code, one row of a table per image."""
+    def forward(  # type: ignore[override]
+        self, x: Tensor, regions: RegionMap, codes: Tensor, *, negative_slope: float | None = None
+    ) -> Tensor:
+        """Normalise x (B, C, H, W) and modulate it by the composition, then by the mean code (B, N, delta)."""
         present = (codes != 0).any(2).sum(1, keepdim=True).clamp(min=1)
-        table = self.modulation(codes.sum(1) / present)
-        scale, shift = table.chunk(2, 1)
-        index = torch.arange(len(x), dtype=torch.int32, device=x.device)[:, None, None].expand(-1, *x.shape[2:])
-        return region_norm(x, index, torch.cat((1 + scale, shift), 1), norm="instance", negative_slope=negative_slope)
+        scale, shift = self.modulation(codes.sum(1) / present)[:, :, None, None].chunk(2, 1)
+        y = torch.addcmul(shift.to(x.dtype), super().forward(x, regions), (1 + scale).to(x.dtype))
+        return y if negative_slope is None else F.leaky_relu(y, negative_slope)
 
 
 class StyleGenerator(nn.Module):
@@ -77,8 +109,10 @@ class StyleGenerator(nn.Module):
         self.encoder_out = MSConv2d(channels, own.code_length, 1, regions=count)
         norm = {"region_adaptive": RegionAdaptiveNorm, "global": GlobalNorm}[own.normalisation]
 
+        numbers = itertools.count()
+
         def make_norm(wide: int) -> nn.Module:
-            return norm(wide, config)
+            return norm(wide, config, next(numbers))
 
         doublings = halvings(config.image_size, own.start_size, "style.start_size")
         widths = [min(own.width << level, own.largest) for level in range(doublings, -1, -1)]
@@ -99,11 +133,10 @@ class StyleGenerator(nn.Module):
     @property
     def plans(self) -> tuple[Plan, ...]:
         """The label analyses that a hard map needs."""
-        if self.config.style.normalisation != "region_adaptive":
-            return ()
+        kind: Kind = "image" if self.config.style.normalisation == "region_adaptive" else "shared"
         height, width = self.start_size
         sizes = ((height << level, width << level) for level in range(len(self.blocks)))
-        return tuple(Plan(size, "image", edges=False) for size in sizes)
+        return tuple(Plan(size, kind, edges=False) for size in sizes)
 
     def encode(
         self,
@@ -169,6 +202,8 @@ class StyleGenerator(nn.Module):
         shape = (regions.batch_size, regions.num_regions, self.config.style.code_length)
         if tuple(codes.shape) != shape:
             raise ValueError(f"codes: expected shape {shape}, got {tuple(codes.shape)}")
+        if regions.weights is not None and regions.resize != self.config.style.soft_resize:
+            regions = RegionMap.soft(regions.weights, check=False, resize=self.config.style.soft_resize)
         # The mean composition of every cell: a hard and a soft map agree, and no small region is missed.
         x = F.adaptive_avg_pool2d(regions.onehot(dtype=codes.dtype), self.start_size)
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))

@@ -20,18 +20,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixsyn_fast.region_map import RegionMap
 
-from ..losses import log_loss, r1_due, r1_penalty, style_code_loss
+from ..discriminators import logits_of
+from ..losses import (
+    composition_cross_entropy,
+    composition_l1_loss,
+    dice_loss,
+    feature_matching_loss,
+    log_loss,
+    r1_due,
+    r1_penalty,
+    style_code_loss,
+)
 from ..losses.at_once import at_once
 from ..losses.perceptual import perceptual_loss, without_missing_vgg
 from ..training.judged import Judged, image_gradients
 from ..training.task import Kept, Phase, Task, Trainable
 from .compositions import Composition, known_compositions, random_compositions
 from .config import Config, Size
-from .discriminator import Discriminator
+from .discriminator import Discriminator, Features, PatchJudge, image_discriminator, mean_logits
 from .structure import StructureGenerator
 from .style import StyleGenerator
 
@@ -53,6 +64,14 @@ def fitted(config: Config, classes: Sequence[str], size: Size, edges: bool) -> C
     return without_missing_vgg(replace(config, classes=tuple(classes), image_size=(int(size[0]), int(size[1]))))
 
 
+def softened(maps: Tensor, times: int) -> Tensor:
+    """Return maps (B, N, H, W) blurred so many times by [1 2 1] / 4 both ways, the border repeated: sums of weights stay."""
+    for _ in range(times):
+        wide = F.pad(maps, (1, 1, 1, 1), mode="replicate")
+        maps = F.avg_pool2d(F.avg_pool2d(wide, 2, stride=1), 2, stride=1)
+    return maps
+
+
 class Made(NamedTuple):
     """What the generators make of a batch of B pictures; without random compositions the last B of everything lack."""
 
@@ -64,6 +83,20 @@ class Made(NamedTuple):
     """(2 B, N, delta): the style matrices of the approximated and the random images."""
     present: Tensor
     """(2 B, N) bool: the regions of the known and the random compositions."""
+
+
+def _judged(logits: Tensor | list[Tensor], gan: dict[str, Tensor], others: dict[str, Tensor], made: Tensor) -> Judged:
+    """Return what was said of B real ones, and what losses ask of the n B that were made, n sets of B in a row."""
+    said = mean_logits(logits)
+
+    def norms(losses: dict[str, Tensor]) -> Tensor | None:
+        if not losses:
+            return None
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        found: Tensor = image_gradients(total, made).view(-1, len(said)).norm(dim=0)
+        return found
+
+    return Judged(said, norms(gan), norms(others))
 
 
 class MixSynTask(Task):
@@ -85,13 +118,13 @@ class MixSynTask(Task):
         self.networks: dict[str, nn.Module] = {"structure_generator": StructureGenerator(config), "style_generator": style}
         self.averaged = GENERATORS
         self.plans = style.plans
-        self.perceptual = perceptual_loss(config) if training else None
+        self.perceptual = perceptual_loss(config, config.vgg_taps) if training else None
         settings: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
         self.phases = {"generators": Phase(GENERATORS, lr=config.generator_lr, **settings)}
         if training:
             size = config.image_size
             self.networks["structure_discriminator"] = Discriminator(self.num_regions, size, config.structure_discriminator)
-            self.networks["image_discriminator"] = Discriminator(3, size, config.image_discriminator)
+            self.networks["image_discriminator"] = image_discriminator(config)
             self.phases["discriminators"] = Phase(DISCRIMINATORS, lr=config.discriminator_lr, **settings)
         self._made: Kept[Made] = Kept()
 
@@ -180,33 +213,83 @@ class MixSynTask(Task):
             return {"structure_gan": config.adversarial * loss}
 
         losses = at_once(judged, made.compositions) if config.adversarial else {}
-        if config.structure_reconstruction:
-            known = made.compositions[:count]
+        known, labels = made.compositions[:count], batch.regions.labels_at()
+        bound = config.structure_balance
+        if config.structure_reconstruction and bound > 1:
+            losses["structure_l1"] = config.structure_reconstruction * composition_l1_loss(known, labels, bound)
+        elif config.structure_reconstruction:  # the paper's: over all pixels, of no region as well
             distance = (known - batch.regions.without_edges().onehot(dtype=known.dtype)).abs().sum(1)  # of a pixel: 0 to 2
             losses["structure_l1"] = config.structure_reconstruction * distance.mean()
+        if config.structure_cross_entropy:
+            distance = composition_cross_entropy(known, labels, bound)
+            losses["structure_cross_entropy"] = config.structure_cross_entropy * distance
+        if config.structure_dice:
+            losses["structure_dice"] = config.structure_dice * dice_loss(known, labels)
         return losses
 
-    def style_losses(self, batch: Batch, made: Made) -> dict[str, Tensor]:
-        """Return the generator's part of Eq. 3, the style loss (Eq. 4) and the reconstruction (Eq. 5)."""
+    def _judged_maps(self, batch: Batch, compositions: Tensor | None = None, known: int = 1) -> RegionMap | None:
+        """Return the hard maps that D_I sees beside images, None for a judge that sees images alone.
+
+        Args:
+            batch: B pictures.
+            compositions: (n B, N, H, W) of further images, whose strongest regions are their maps: that way no map is soft,
+                which would tell a generated image without a look at it.
+            known: so many times the batch's own maps come first.
+        """
+        judge = self.networks["image_discriminator"]
+        assert isinstance(judge, (Discriminator, PatchJudge))
+        if not judge.sees_map:
+            return None
+        own = batch.regions.labels_at()
+        labels = [own] * known + ([] if compositions is None else [compositions.detach().argmax(1).to(own.dtype)])
+        return RegionMap(torch.cat(labels), self.num_regions, ignore_index=-1)
+
+    def style_losses(self, batch: Batch, made: Made, *, adversarial: bool = True, others: bool = True) -> dict[str, Tensor]:
+        """Return the generator's part of Eq. 3, the style loss (Eq. 4) and the reconstruction (Eq. 5).
+
+        Args:
+            batch: pictures and masks.
+            made: what the generators make of it.
+            adversarial: False leaves the adversarial loss out.
+            others: False leaves all others out.
+        """
         config, count, judge = self.config, len(batch), self.networks["image_discriminator"]
         assert made.images is not None and made.codes is not None
         perceptual, real = self.perceptual, batch.image
+        fools, matches = adversarial and config.adversarial > 0, others and config.feature_matching > 0
+        maps = self._judged_maps(batch, made.compositions)
+        iterating, wanted = judge.training, None
+        if matches:
+            with torch.no_grad():
+                wanted = judge(real, self._judged_maps(batch), all_layers=True)
 
         def judged(images: Tensor) -> dict[str, Tensor]:
-            known, approximated, random = judge(images).chunk(3)
-            loss = log_loss.image_generator_loss(
-                known, approximated, random, beta=config.beta, eta=config.eta, saturating=config.saturating
-            )
-            return {"image_gan": config.adversarial * loss}
+            # one power iteration per phase, and the same weights for real and generated images
+            judge.train(iterating and wanted is None)
+            features: Features = judge(images, maps, all_layers=True)
+            judge.train(iterating)
+            found: dict[str, Tensor] = {}
+            if fools:
+                known, approximated, random = logits_of(features, 3)
+                loss = log_loss.image_generator_loss(
+                    known, approximated, random, beta=config.beta, eta=config.eta, saturating=config.saturating
+                )
+                found["image_gan"] = config.adversarial * loss
+            if wanted is not None:
+                known_features = [[layer[:count] for layer in scale] for scale in features]
+                found["feature_matching"] = config.feature_matching * feature_matching_loss(wanted, known_features)
+            return found
 
-        losses = at_once(judged, made.images) if config.adversarial else {}
+        losses = at_once(judged, made.images) if fools or matches else {}
+        if not others:
+            return losses
         reconstructed = made.images[: 2 * count]
+        twice = torch.cat((real, real))
         if config.reconstruction:
-            twice = torch.cat((real, real))
             losses["image_l1"] = config.reconstruction * (reconstructed - twice).abs().mean()
         if perceptual is not None:
-            twice = torch.cat((real, real))
-            losses |= at_once(lambda images: {"vgg": config.vgg * perceptual(images, twice)}, reconstructed)
+            first = 2 * count if config.vgg_images == "both" else count
+            losses |= at_once(lambda images: {"vgg": config.vgg * perceptual(images, twice[:first])}, reconstructed[:first])
         if config.style_weight:
             style = self.networks["style_generator"]
             assert isinstance(style, StyleGenerator)
@@ -228,7 +311,7 @@ class MixSynTask(Task):
         penalise = config.r1 > 0 and r1_due(step, config.r1_every)
         if train_structure:
             judge = self.networks["structure_discriminator"]
-            real = batch.regions.without_edges().onehot(dtype=made.compositions.dtype)
+            real = softened(batch.regions.without_edges().onehot(dtype=made.compositions.dtype), config.soften_real)
             logits, known, random = judge(torch.cat((real, made.compositions))).split(count)
             losses["structure_gan"] = log_loss.mask_discriminator_loss(logits, known, random, alpha=config.alpha)
             if penalise:
@@ -236,10 +319,18 @@ class MixSynTask(Task):
         if train_style:
             assert made.images is not None
             judge, real = self.networks["image_discriminator"], batch.image
-            parts = judge(torch.cat((real, made.images.to(real.dtype)))).split(count)
+            maps = self._judged_maps(batch, made.compositions, known=2)
+            features = judge(torch.cat((real, made.images.to(real.dtype))), maps, all_layers=True)
+            parts = logits_of(features, 4)
             losses["image_gan"] = log_loss.image_discriminator_loss(*parts, beta=config.beta, eta=config.eta)
             if penalise:
-                losses["image_r1"] = r1_penalty(judge, real, gamma=config.r1, interval=config.r1_every)
+                own = self._judged_maps(batch)
+                losses["image_r1"] = r1_penalty(
+                    lambda images: judge(images, own, differentiable_twice=True),
+                    real,
+                    gamma=config.r1,
+                    interval=config.r1_every,
+                )
         return losses
 
     # --- looking at it --------------------------------------------------------------------------------------------------
@@ -256,26 +347,22 @@ class MixSynTask(Task):
         if train_structure:
             regions = batch.regions.without_edges()
             compositions = made.compositions.detach().requires_grad_(True)
+            real = softened(regions.onehot(dtype=compositions.dtype), self.config.soften_real)
+            with torch.no_grad():
+                logits = self.networks["structure_discriminator"](real)
             losses = self.structure_losses(batch, made._replace(compositions=compositions))
-            found["structure_"] = self._judged("structure", regions.onehot(dtype=compositions.dtype), losses, compositions)
+            gan = {name: losses.pop(name) for name in ("structure_gan",) if name in losses}
+            found["structure_"] = _judged(logits, gan, losses, compositions)
         if train_style:
             assert made.images is not None
             images = made.images.detach().requires_grad_(True)
-            losses = self.style_losses(batch, made._replace(images=images))
-            found["image_"] = self._judged("image", batch.image, losses, images)
+            made = made._replace(images=images)
+            with torch.no_grad():
+                logits = self.networks["image_discriminator"](batch.image, self._judged_maps(batch))
+            # apart, for the gradient of all that a discriminator takes part in is taken at once
+            gan = self.style_losses(batch, made, others=False)
+            found["image_"] = _judged(logits, gan, self.style_losses(batch, made, adversarial=False), images)
         return found
-
-    def _judged(self, kind: str, real: Tensor, losses: dict[str, Tensor], made: Tensor) -> Judged:
-        """Judge B real ones, and the losses of n B that were made, n of each in a row."""
-        with torch.no_grad():
-            logits = self.networks[f"{kind}_discriminator"](real).float().flatten(1).mean(1)
-        gan = losses.pop(f"{kind}_gan", None)
-        rest = [loss.float() for loss in losses.values()]
-
-        def norms(loss: Tensor | None) -> Tensor | None:
-            return None if loss is None else image_gradients(loss, made).view(-1, len(real)).norm(dim=0)
-
-        return Judged(logits, norms(gan), norms(torch.stack(rest).sum() if rest else None))
 
     def generate(self, batch: Batch, networks: Mapping[str, nn.Module]) -> Tensor:
         """Return the approximated images (B, 3, H, W): every picture made anew, of its own codes and composition."""

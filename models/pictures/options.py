@@ -310,6 +310,16 @@ def region_files(given: Sequence[str], option: str, classes: Sequence[str]) -> d
     return files
 
 
+def region_sources(given: Sequence[str], option: str, classes: Sequence[str]) -> dict[str, str | None]:
+    """Return region -> file of REGION=FILE texts as :func:`region_files`; None for REGION=none, a region that goes."""
+    return {name: None if file == "none" else file for name, file in region_files(given, option, classes).items()}
+
+
+def files_named(given: Sequence[str]) -> list[str]:
+    """Return the files of REGION=FILE texts, good or bad ones, without "none"."""
+    return [file for entry in given if (file := entry.partition("=")[2].strip()) not in ("", "none")]
+
+
 def name_and_file(given: str, option: str, form: str) -> tuple[str, str]:
     """Split NAME=FILE; ValueError, naming the option, for another form."""
     name, equals, file = given.partition("=")

@@ -285,6 +285,23 @@ def fit(picture: Picture, size: int | tuple[int, int], crop: Literal["center", "
     return Picture(item.image, item.labels, picture.name)
 
 
+def crop_box(
+    stored: tuple[int, int], size: tuple[int, int], crop: Literal["center", "none"] = "center"
+) -> tuple[float, float, float, float]:
+    """Return the box that :func:`fit` takes of a picture: left, upper, right, lower, in its pixels.
+
+    Args:
+        stored: (H, W) of the picture.
+        size: (h, w) that it is brought to.
+        crop: as of :func:`fit`.
+    """
+    height, width = stored
+    ratio = 1.0 if crop == "none" else size[1] / size[0] * height / width
+    rows, columns = min(1.0, 1 / ratio) * height, min(1.0, ratio) * width
+    upper, left = (height - rows) / 2, (width - columns) / 2
+    return left, upper, left + columns, upper + rows
+
+
 def fit_labels(labels: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """Bring a label map (H, W) int32 to a size as :func:`fit` does it with a picture's."""
     return fit(Picture(np.zeros((*labels.shape, 3), np.uint8), labels, "labels"), size).labels

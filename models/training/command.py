@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -173,6 +174,7 @@ def run(argv: Sequence[str]) -> int:
         description=__doc__,
         fixed=trainable(name).decided,
         of_file=of_run,
+        recipes=Path(str(importlib.import_module(MODULES[name]).__file__)).parent / "recipes",
     )
     try:
         data = None if trainable(name).own_data else given.data

@@ -128,9 +128,10 @@ def test_progress_is_quiet_when_quick() -> None:
     with progress("quick work", stream=out):
         pass
     assert out.getvalue() == ""
-    with progress("slow work", stream=out, patience_s=0.01):
+    with progress("slow work", stream=out, patience_s=0.01) as at:
+        at(3, 4)
         time.sleep(0.08)
-    assert out.getvalue().count("slow work") == 2
+    assert out.getvalue().count("slow work") == 2 and ", 3 of 4, about 0 s left)" in out.getvalue()
 
 
 def test_model_cases_have_unique_names() -> None:

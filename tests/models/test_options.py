@@ -89,6 +89,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--data": None, "--kind": "auto", "--split": "all", "--regions": None, "--coupled": True, "--sources": 4,
         "--count": 12, "--seed": 0, "--model": None, "--device": "cpu", "--out": "diversity.png", "--compare": False,
     },
+    "mixsyn study": {
+        **READER,
+        "--model": None, "--device": "cpu", "--data": None, "--kind": "auto", "--split": "all", "--pairs": 30,
+        "--question": "Which picture looks more like a photograph?", "--answers": [], "--seed": 0, "--out": "study",
+    },
     "mixsyn evaluate": {
         **READER,
         "--model": None, "--device": "cpu", "--data": "", "--kind": "auto", "--split": "val", "--unknown": "class",
@@ -296,7 +301,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--structure-reconstruction": 10.0, "--style-weight": 1.0, "--alpha": 0.5, "--beta": 0.6, "--eta": 0.5,
         "--saturating": False, "--r1": 1.0, "--r1-every": 16, "--vgg": 0.0, "--vgg-weights": "auto",
         "--generator-lr": 0.0001, "--discriminator-lr": 0.0003, "--betas": [0.0, 0.999], "--weight-decay": 0.0001,
-        "--training": "joint", "--structure-steps": 1000, "--reuse-fakes": True,
+        "--training": "joint", "--structure-steps": 1000, "--reuse-fakes": True, "--style.noise": False,
+        "--style.noise-seed": 0, "--style.soft-resize": "nearest", "--feature-matching": 0.0, "--vgg-taps": 5,
+        "--vgg-images": "both", "--structure-cross-entropy": 0.0, "--structure-dice": 0.0, "--structure-balance": 1.0,
+        "--soften-real": 0,
+        **{
+            f"--{judge}-discriminator.{name}": value
+            for judge in ("structure", "image")
+            for name, value in (
+                ("kind", "blocks"), ("spectral", True), ("norm", "none"), ("scales", 2), ("layers", 4),
+                ("sees-map", False),
+            )
+        },
     },
     "train harmonized": {
         **LOOP,
@@ -337,10 +353,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 # fmt: on
+_IN_USE = {"--seed": 0, "--crop": "auto", "--out-size": "own", "--keep": False, "--coupled": False, "--beside": []}
 NEW = {
-    "mixsyn compose": {"--seed": 0},
-    "mixsyn edit": {"--seed": 0},
+    "mixsyn compose": {**_IN_USE, "--table": None, "--out-dir": None},
+    "mixsyn edit": {**_IN_USE, "--out-dir": None, "--outside": "made"},
     "mixsyn diversity": {"--sheet": None},
+    "mixsyn evaluate": {"--lpips": None, "--beside": []},
 }
 """What WING.md asks of every verb besides."""
 

@@ -350,3 +350,30 @@ def test_types_without_an_option() -> None:
         from_dict(Unsupported, {})
     with pytest.raises(TypeError, match="expected a dataclass, got <class 'int'>"):
         from_dict(int, {})
+
+
+def test_a_file_of_options_may_be_yaml_or_come_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    (recipes / "wide.yaml").write_text("width: 7  # as JSON has it\nlimit: 2.5\n")
+
+    def options(*words: str) -> Base:
+        return read(Base, words, prog="x", recipes=recipes)[0]
+
+    assert options("--config", "wide.yaml") == Base(7, 2.5)
+    assert options("--config", str(recipes / "wide.yaml"), "--width", "3") == Base(3, 2.5)
+    (tmp_path / "wide.yaml").write_text("{width: 9}")
+    assert options("--config", "wide.yaml").width == 9, "what stands here comes first"
+    for content, message in {
+        "width: [": "wide.yaml: not YAML",
+        "- width": "wide.yaml: expected a YAML mapping, got list",
+        "widths: 3": "unknown widths",
+        "width: x": "wide.yaml: .*width",
+    }.items():
+        (tmp_path / "wide.yaml").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            options("--config", "wide.yaml")
+    for name, message in (("narrow.yaml", "none of those that come along: wide.yaml"), ("a/wide.yaml", "no such file")):
+        with pytest.raises(FileNotFoundError, match=message):
+            options("--config", name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -429,3 +430,71 @@ def test_public_names() -> None:
     assert sorted(losses.__all__) == losses.__all__ and all(hasattr(losses, name) for name in losses.__all__)
     assert set(ADVERSARIAL) == {"hinge", "non_saturating", "least_squares"}
     assert F.l1_loss(REAL, FAKE) == l1_loss(REAL, FAKE)
+
+
+# --- compositions -----------------------------------------------------------------------------------------------------
+
+
+def composition_case() -> tuple[Tensor, Tensor]:
+    """Return soft weights (2, 3, 4, 5) and labels (2, 4, 5) with a rare region and a pixel of none."""
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.rand(2, 3, 4, 5, generator=generator, dtype=torch.float64).add(0.1)
+    labels = torch.zeros(2, 4, 5, dtype=torch.int32)
+    labels[:, 2:], labels[1, 0, 1], labels[0, 0, 0] = 1, 2, -1
+    return weights / weights.sum(1, keepdim=True), labels
+
+
+@pytest.mark.parametrize("bound", [1.0, 3.0])
+def test_losses_of_compositions_pixel_by_pixel(bound: float) -> None:
+    weights, labels = composition_case()
+    areas = {k: int((labels == k).sum()) for k in range(3)}
+    mean = sum(areas.values()) / 3
+    raw = {k: min(bound, max(1 / bound, mean / area)) for k, area in areas.items()}
+    scale = sum(areas.values()) / sum(raw[k] * areas[k] for k in areas)
+    l1 = entropy = 0.0
+    for b, y, x in itertools.product(range(2), range(4), range(5)):
+        k = int(labels[b, y, x])
+        if k >= 0:
+            p = weights[b, :, y, x].tolist()
+            l1 += raw[k] * scale * sum(abs(p[i] - (i == k)) for i in range(3))
+            entropy -= raw[k] * scale * math.log(p[k])
+    pixels = sum(areas.values())
+    assert float(losses.composition_l1_loss(weights, labels, bound)) == pytest.approx(l1 / pixels)
+    assert float(losses.composition_cross_entropy(weights, labels, bound)) == pytest.approx(entropy / pixels)
+    balance = losses.pixel_balance(labels, 3, bound)
+    assert float(balance.sum()) == pytest.approx(pixels) and float(balance[0, 0, 0]) == 0
+    assert bound > 1 or float(balance.max()) == 1
+
+
+def test_dice_counts_every_region_alike() -> None:
+    weights, labels = composition_case()
+    expected = 0.0
+    for k in range(3):
+        inside = [(float(weights[b, k, y, x]), int(labels[b, y, x]) == k) for b in range(2) for y in range(4)
+                  for x in range(5) if labels[b, y, x] >= 0]  # fmt: skip
+        both = sum(p for p, here in inside if here)
+        expected += (1 - 2 * both / (sum(p for p, _ in inside) + sum(here for _, here in inside))) / 3
+    assert float(losses.dice_loss(weights, labels)) == pytest.approx(expected)
+    perfect = F.one_hot(labels.clamp(min=0).long(), 4).movedim(-1, 1).double()  # the fourth region is in no picture
+    assert float(losses.dice_loss(perfect, labels)) == pytest.approx(0)
+
+
+def test_the_cross_entropy_teaches_where_l1_does_not() -> None:
+    """A softmax that is sure of the wrong region: 1e-30 for the right one."""
+    logits = torch.tensor([[0.0, 69.0]]).view(1, 2, 1, 1).requires_grad_()
+    labels = torch.zeros(1, 1, 1, dtype=torch.int32)
+    gradients = [
+        torch.autograd.grad(loss(torch.softmax(logits, 1), labels), logits)[0].flatten().tolist()
+        for loss in (losses.composition_l1_loss, losses.composition_cross_entropy)
+    ]
+    assert max(map(abs, gradients[0])) < 1e-25
+    assert gradients[1] == pytest.approx([-1, 1])
+
+
+def test_losses_of_compositions_say_what_is_wrong() -> None:
+    weights, labels = composition_case()
+    for loss in (losses.composition_l1_loss, losses.composition_cross_entropy, losses.dice_loss):
+        with pytest.raises(ValueError, match=r"labels: expected shape \(B, H, W\) .* got \(2, 3, 4, 5\) and \(2, 4, 4\)"):
+            loss(weights, labels[..., 1:])
+    with pytest.raises(ValueError, match=r"bound: expected at least 1, got 0\.5"):
+        losses.composition_l1_loss(weights, labels, 0.5)

@@ -20,7 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mixsyn_fast.models.data import FACADE_CLASSES, FACE_CLASSES, draw_facade, draw_face, merged
-from mixsyn_fast.models.mixsyn import compose, diversity, edit
+from mixsyn_fast.models.mixsyn import compose, diversity, edit, study
 from mixsyn_fast.models.mixsyn.compose import split_regions
 from mixsyn_fast.models.mixsyn.compositions import coupled_groups
 from mixsyn_fast.models.mixsyn.config import Config, StructureConfig, StyleConfig
@@ -159,7 +159,11 @@ def test_meaning_of_ids_follows_kind(model: str, photos: Path, capsys: pytest.Ca
 
 
 BAD = [
-    (["--base", "c.png"], "--region: expected at least one"),
+    (["--base", "c.png", "--crop", "random"], "--crop: expected"),
+    (["--table", "t.csv"], "--out-dir: expected one with --table, got none"),
+    (["--table", "t.csv", "--out-dir", "o", "--base", "c.png"], "--base: expected none with --table"),
+    (["--table", "nowhere.csv", "--out-dir", "o"], "nowhere.csv"),
+    (["--base", "c.png", "--region", "door=none", "--region", "doors=none"], "unknown region 'doors'"),
     (["--region", "window"], "--region: expected REGION=FILE, got 'window'"),
     (["--region", "=a.png"], "--region: expected REGION=FILE, got '=a.png'"),
     (["--region", "window="], "--region: expected REGION=FILE, got 'window='"),
@@ -273,8 +277,8 @@ def test_the_functions_take_values(model: str, photos: Path) -> None:
     """A notebook or a server calls what the commands call."""
     assert compose.main(compose.Options(model=model, region=("window=a.png",), base="c.png", kind="folder")) == 0
     assert np.array_equal(_pixels("composed.png"), MixSyn.load(model).compose({"window": _read("a")}, _read("c")).image)
-    with pytest.raises(ValueError, match="^region: expected at least one REGION=FILE, got none$"):
-        compose.Options(base="c.png")
+    with pytest.raises(ValueError, match="^out_dir: expected one with --table, got none$"):
+        compose.Options(table="c.csv")
 
 
 @pytest.mark.usefixtures("small_sheets")
@@ -340,6 +344,69 @@ def test_edit_chain(model: str, photos: Path, capsys: pytest.CaptureFixture[str]
     assert len({len(line) for line in printed[:5]}) == 1  # columns line up
 
 
+def test_edits_at_the_bases_size_step_by_step(model: str, photos: Path) -> None:
+    """A base of 40 x 50 keeps its size and what the crop cut off; regions go, coupled ones come along."""
+    stored = read_picture("d.png", classes=FACADE_CLASSES, kind="folder")
+    steps = ["--step", "door=none", "--step", "window=a.png", "--coupled", "--out-dir", "o"]
+    assert cli.main(["mixsyn", "edit", "--base", "d.png", *steps, *_options(model), "--json", "t.json"]) == 0
+    names = ["00_start", "01_door", "02_window"]
+    assert sorted(os.listdir("o")) == sorted(f"{name}{end}.png" for name in names for end in ("", "_labels"))
+    assert np.array_equal(_pixels("edited.png"), _pixels("o/02_window.png")) and _pixels("edited.png").shape == (50, 40, 3)
+    mixsyn = MixSyn.load(model)
+    editor = mixsyn.editor(stored)
+    assert np.array_equal(_pixels("o/00_start.png"), mixsyn.at_own_size(editor.current, stored).image)
+    without = editor.replace({"door": None})
+    assert "door" not in without.table and FACADE_CLASSES.index("door") in stored.labels
+    assert np.array_equal(_pixels("o/01_door_labels.png"), mixsyn.at_own_size(without, stored).labels)
+    sills = mixsyn.coupled({"window": _read("a")})
+    assert set(sills) == {"window", "cornice", "sill"}
+    has = mixsyn.regions_of(_read("a"))
+    assert {name for name, picture in sills.items() if picture is not None} == set(sills) & set(has)
+    assert np.array_equal(_pixels("edited.png"), mixsyn.at_own_size(editor.replace(sills), stored).image)
+    assert [step["regions"] for step in json.loads(Path("t.json").read_text())["steps"]] == [
+        {"door": None},
+        {"window": "a.png"},
+    ]
+    assert cli.main(["mixsyn", "edit", "--base", "d.png", *_options(model), "--out-size", "model"]) == 0  # no step
+    assert np.array_equal(_pixels("edited.png"), mixsyn.compose({}, stored).image)
+
+
+def test_a_table_of_compositions(model: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("t.csv").write_text("name,base,window,door\nfirst,c.png,a.png,\nsecond,d.png,,none\n", encoding="utf-8-sig")
+    listed = [{"name": "first", "base": "c.png", "regions": {"window": "a.png"}},
+              {"name": "second", "base": "d.png", "regions": {"door": None}}]  # fmt: skip
+    Path("t.json").write_text(json.dumps(listed))
+    for file in ("t.csv", "t.json"):
+        assert cli.main(["mixsyn", "compose", "--table", file, "--out-dir", f"of_{file}", *_options(model), "--keep"]) == 0
+        assert sorted(os.listdir(f"of_{file}")) == ["first.png", "first_labels.png", "second.png", "second_labels.png"]
+    mixsyn = MixSyn.load(model)
+    stored = read_picture("d.png", classes=FACADE_CLASSES, kind="folder")
+    expected = mixsyn.at_own_size(mixsyn.compose({"door": None}, stored), stored, keep=True)
+    assert np.array_equal(_pixels("of_t.csv/second.png"), expected.image)
+    for name in os.listdir("of_t.csv"):
+        assert np.array_equal(_pixels(f"of_t.csv/{name}"), _pixels(f"of_t.json/{name}"))
+    bad = {
+        "name,base\nfirst,c.png\nfirst,d.png\n": "row 2: name: expected every name once, got 'first' again",
+        "name,base,wall\nx,c.png,a.png\n": "row 1 (x): regions: unknown region 'wall'",
+        "name,base,door\nx,c.png,e.png\n": "row 1 (x): regions: door: e at 32 x 32 pixels has no such region",
+        "base\nc.png\n": "expected a first line of different columns, name among them, got base",
+        "name,base\nx\n": "row 1: expected 2 cells, got 1",
+        "name,base\n../x,c.png\n": "expected the name of a file without a folder, got '../x'",
+        "name,base,door\nx,,none\n": "row 1: expected a base or a region with a file, got neither",
+        "name,base\n": "expected at least one composition, got none",
+    }
+    capsys.readouterr()
+    for content, message in bad.items():
+        Path("t.csv").write_text(content)
+        assert cli.main(["mixsyn", "compose", "--table", "t.csv", "--out-dir", "new", *_options(model)]) == 2
+        assert message in capsys.readouterr().err
+    for value in ({"name": "x"}, [{"name": "x", "base": 3}], [3], [{"name": "x", "regions": ["a"]}]):
+        Path("t.json").write_text(json.dumps(value))
+        assert cli.main(["mixsyn", "compose", "--table", "t.json", "--out-dir", "new", *_options(model)]) == 2
+        assert "expected" in capsys.readouterr().err
+    assert not Path("new").exists()
+
+
 def test_drift_of_a_step_is_measured_from_the_one_before(model: str, photos: Path) -> None:
     mixsyn = MixSyn.load(model)
     base, a, b = _read("c"), _read("a"), _read("b")
@@ -357,7 +424,6 @@ def test_drift_of_a_step_is_measured_from_the_one_before(model: str, photos: Pat
 @pytest.mark.parametrize(
     "steps, message",
     [
-        ([], "--step: expected at least one REGION=FILE, got none"),
         (["window"], "--step: expected REGION=FILE, got 'window'"),
         (["window=a.png,door"], "a.png,door: no such image"),
         (["window=a.png,window=b.png"], "--step: expected every region once, got window from a.png and from b.png"),
@@ -425,7 +491,7 @@ def test_printed_commands_run(command: str, where: str, line: str, model: str, t
 
 def test_commands_are_printed() -> None:
     for command in ("compose", "edit"):
-        assert [where for where, _ in _printed(command)] == ["help", "docs/compose.md", "models/mixsyn/README.md"]
+        assert {where for where, _ in _printed(command)} == {"help", "docs/compose.md", "models/mixsyn/README.md"}
 
 
 def _with(regions: tuple[str, ...]) -> list[int]:
@@ -571,3 +637,37 @@ def test_sources_have_a_region_that_is_varied(model: str) -> None:
     shares = [len({"balcony", "blind"} & set(mixsyn.regions_of(picture))) for picture in sources]
     assert min(shares) >= 1 and shares[0] == max(shares)
     assert len({picture.name for picture in sources}) == 4
+
+
+# -------------------------------------------------------------------------------------------------------------- study
+
+
+def test_a_study_shows_pairs_and_counts_votes(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "study"
+    words = ["mixsyn", "study", "--model", model, "--pairs", "4", "--out", str(out)]
+    assert cli.main(words) == 0
+    assert sorted(os.listdir(out)) == ["answers.csv", "images", "key.csv", "page.html"]
+    assert sorted(os.listdir(out / "images")) == [f"{row:02d}_{letter}.png" for row in range(1, 5) for letter in "AB"]
+    page = (out / "page.html").read_text()
+    assert all(f'src="images/{name}"' in page for name in os.listdir(out / "images")) and "row,answer\\n" in page
+    key = [line.split(",") for line in (out / "key.csv").read_text().splitlines()]
+    assert key[0] == ["row", "name", "A", "B"] and [line[0] for line in key[1:]] == ["1", "2", "3", "4"]
+    assert sum(line[2] == "composition" for line in key[1:]) == 2 and all(
+        set(line[2:]) == set(study._METHODS) for line in key[1:]
+    )
+    assert [len(line[1].split()) for line in key[1:]] == [3, 4, 5, 6]
+    mixsyn, options = MixSyn.load(model), study.Options(model=model, pairs=4)
+    for row, made in enumerate(study.compositions(mixsyn, options), 1):
+        letter = "AB"[key[row].index("composition") - 2]
+        assert np.array_equal(_pixels(out / "images" / f"{row:02d}_{letter}.png"), made.image)
+        other = "AB".replace(letter, "")
+        assert np.array_equal(_pixels(out / "images" / f"{row:02d}_{other}.png"), study.pasted(mixsyn, made).image)
+    (tmp_path / "a.csv").write_text(
+        "row,answer\n" + "".join(f"{line[0]},{'AB'[line.index('copy-paste') - 2]}\n" for line in key[1:])
+    )
+    capsys.readouterr()
+    assert cli.main([*words, "--answers", str(tmp_path / "a.csv")]) == 0
+    assert capsys.readouterr().out == "copy-paste: 4 votes (100.0%)\ncomposition: 0 votes (0.0%)\n"
+    (tmp_path / "a.csv").write_text("row,answer\n9,A\n")
+    assert cli.main([*words, "--answers", str(tmp_path / "a.csv")]) == 2
+    assert "row 9: expected no such row, got 'A'" in capsys.readouterr().err

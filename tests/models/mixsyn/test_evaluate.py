@@ -15,7 +15,7 @@ from mixsyn_fast.models.data import FACADE_CLASSES, Batch, Collate, ProceduralSo
 from mixsyn_fast.models.data.options import DataOptions
 from mixsyn_fast.models.metrics import InceptionFeatures, psnr, rmse, ssim
 from mixsyn_fast.models.mixsyn import evaluate
-from mixsyn_fast.models.mixsyn.compositions import coupled_groups
+from mixsyn_fast.models.mixsyn.compositions import Composition, coupled_groups
 from mixsyn_fast.models.mixsyn.config import Config, StructureConfig, StyleConfig
 from mixsyn_fast.models.mixsyn.model import MixSyn
 from mixsyn_fast.models.mixsyn.task import MixSynTask
@@ -250,6 +250,27 @@ def test_composed_images_are_those_of_compose() -> None:
         np.testing.assert_allclose(soft[i].numpy(), expected.composition, atol=1e-5)
         assert np.abs(made.astype(int) - expected.image).max() <= 1
     assert not torch.allclose(composed, known) and not torch.allclose(composed, approximated)
+
+
+def test_random_images_are_held_against_their_sources() -> None:
+    """Where the composition's region lies there in its source: that source's pixels; elsewhere nothing."""
+    batch = batch_of(3)
+    labels = batch.regions.labels_at()
+    soft = torch.softmax(5 * batch.regions.onehot().roll(1, 0), 1)  # of picture 2, 0, 1
+    source = torch.randint(-1, 3, (3, N), generator=torch.Generator().manual_seed(2))
+    pictures, found = evaluate.from_sources(soft, Composition(source), batch)
+    real = evaluate._bytes(batch.image)
+    for b, y, x in ((b, y, x) for b in range(3) for y in range(0, SIZE, 3) for x in range(0, SIZE, 3)):
+        region = int(labels[(b - 1) % 3, y, x])
+        taken = int(source[b, region])
+        assert int(found[b, y, x]) == (region if taken >= 0 and int(labels[taken, y, x]) == region else -1)
+        if taken >= 0:
+            assert torch.equal(pictures[b, :, y, x], real[taken, :, y, x])
+    assert 0.2 < float((found >= 0).float().mean()) < 1
+    judge = evaluate.Judge(model_of(Structure(), Style()))
+    judge.add_random(batch, torch.Generator().manual_seed(0), 2)
+    row = judge.rows()["random"]
+    assert row.scores["ssim"].names == ["random 0", "random 1"] and len(row.scores["psnr"].by_region) == 2
 
 
 def test_random_compositions_follow_the_seed() -> None:

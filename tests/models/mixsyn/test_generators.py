@@ -13,7 +13,7 @@ from mixsyn_fast.models.mixsyn.blocks import fold_convolutions
 from mixsyn_fast.models.mixsyn.config import Config, DiscriminatorConfig, StructureConfig, StyleConfig, halvings
 from mixsyn_fast.models.mixsyn.discriminator import Discriminator
 from mixsyn_fast.models.mixsyn.structure import StructureGenerator
-from mixsyn_fast.models.mixsyn.style import StyleGenerator
+from mixsyn_fast.models.mixsyn.style import StyleGenerator, fixed_noise
 from torch import Tensor, nn
 
 from mixsyn_fast import RegionMap, use_backend, use_plan
@@ -182,7 +182,7 @@ def test_a_code_modulates_its_own_region_alone() -> None:
 
 def test_global_normalisation_has_one_style_per_image() -> None:
     _, style = generators(normalisation="global")
-    assert style.plans == ()
+    assert {plan.kind for plan in style.plans} == {"shared"}
     image, hard = pictures()
     codes = style.encode(image, hard)
     shuffled = codes[:, [1, 0, 2, 3]]
@@ -191,6 +191,11 @@ def test_global_normalisation_has_one_style_per_image() -> None:
     twice = torch.cat((codes[1:, :1], codes[1:, :1], torch.zeros_like(codes[1:, :2])), 1)
     once = torch.cat((codes[1:, :1], torch.zeros_like(codes[1:, :3])), 1)
     hard_1 = RegionMap(labels()[1:], N)
+    # the layout counts at every level, not at the first alone: cells of 4 x 4 pixels with the same shares, stirred
+    mixed = labels(1)
+    mixed[:, ::4], stirred = (mixed[:, ::4] + 1) % N, mixed.clone()
+    stirred[:, 0::4], stirred[:, 1::4] = mixed[:, 1::4], mixed[:, 0::4]
+    assert float((style(RegionMap(mixed, N), codes[:1]) - style(RegionMap(stirred, N), codes[:1])).abs().max()) > 1e-3
     torch.testing.assert_close(style(hard_1, twice), style(hard_1, once))
 
 
@@ -346,3 +351,38 @@ def test_the_generator_begins_with_the_mean_composition_of_every_cell() -> None:
     expected[1, 1] = 1 / 16
     torch.testing.assert_close(seen[0][0, 2], expected)
     torch.testing.assert_close(seen[0].sum(1), torch.ones(1, 4, 6, dtype=torch.float64))
+
+
+def test_noise_is_fixed_in_use_and_drawn_in_training() -> None:
+    _, plain = generators()
+    _, noisy = generators(noise=True)
+    noisy.load_state_dict(plain.state_dict())
+    regions, codes = RegionMap(labels(), N), torch.randn(2, N, 7, dtype=torch.float64)
+    assert not any(layer.requires_grad for name, layer in plain.named_parameters() if name.endswith("noise_var"))
+    assert all(layer.requires_grad for name, layer in noisy.named_parameters() if name.endswith("noise_var"))
+    first = noisy(regions, codes)
+    assert torch.equal(first, noisy(regions, codes)), "an edit keeps it"
+    assert not torch.allclose(first, plain(regions, codes))
+    torch.testing.assert_close(noisy(RegionMap(labels()[1:], N), codes[1:]), first[1:])  # the same for every picture
+    torch.manual_seed(0)
+    noisy.train()
+    assert not torch.allclose(noisy(regions, codes), noisy(regions, codes))
+    _, other = generators(noise=True, noise_seed=1)
+    other.load_state_dict(plain.state_dict())
+    assert not torch.allclose(first, other(regions, codes))
+    seen = fixed_noise((4, 6), 3, torch.device("cpu"), torch.float32)
+    assert seen.shape == (1, 1, 4, 6) and torch.equal(seen, fixed_noise((4, 6), 3, torch.device("cpu"), torch.float32))
+
+
+def test_soft_maps_by_area_in_every_plan() -> None:
+    """Soft plan and dense plan agree; hard maps do not see the setting, bit for bit."""
+    _, nearest = generators()
+    _, area = generators(soft_resize="area")
+    area.load_state_dict(nearest.state_dict())
+    codes, hard = torch.randn(2, N, 7, dtype=torch.float64), RegionMap(labels(), N)
+    assert torch.equal(nearest(hard, codes), area(hard, codes))
+    weights = torch.softmax(2 * torch.randn(2, N, *SIZE, dtype=torch.float64), 1)
+    made = area(RegionMap.soft(weights), codes)
+    with use_plan("dense"), use_backend("reference"):
+        torch.testing.assert_close(area(RegionMap.soft(weights), codes), made)
+    assert not torch.allclose(nearest(RegionMap.soft(weights), codes), made)

@@ -17,7 +17,7 @@ from mixsyn_fast.models.mixsyn.config import Config, StructureConfig, StyleConfi
 from mixsyn_fast.models.mixsyn.model import Composed, Editor, MixSyn
 from mixsyn_fast.models.mixsyn.structure import StructureGenerator
 from mixsyn_fast.models.mixsyn.style import StyleGenerator
-from mixsyn_fast.models.pictures.picture import Picture
+from mixsyn_fast.models.pictures.picture import Picture, fit
 from mixsyn_fast.models.settings import to_dict
 from mixsyn_fast.models.sheets import to_uint8
 from mixsyn_fast.models.training import trained
@@ -240,9 +240,9 @@ def test_what_cannot_be_composed_says_why(
         mixsyn.editor(base, regions)
 
 
-def test_a_path_is_no_picture(mixsyn: MixSyn) -> None:
-    with pytest.raises(TypeError, match="expected a Picture .see read_picture., got str"):
-        mixsyn.compose({"wall": "a.jpg"})  # type: ignore[dict-item]
+def test_a_number_is_no_picture(mixsyn: MixSyn) -> None:
+    with pytest.raises(TypeError, match="expected a Picture .see read_picture. or a path, got int"):
+        mixsyn.compose({"wall": 3})  # type: ignore[dict-item]
 
 
 def test_encode_needs_a_region_that_there_is(mixsyn: MixSyn) -> None:
@@ -625,3 +625,58 @@ def test_a_run_of_another_model_says_which(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(trained, "load_trained", lambda folder, device: spade)
     with pytest.raises(ValueError, match="got: a run of model 'spade'"):
         MixSyn.load(tmp_path)
+
+
+def test_paths_are_pictures_and_the_crop_is_the_trainings(tmp_path: Path) -> None:
+    from mixsyn_fast.models.pictures.files import save_image, save_labels
+
+    from mixsyn_fast import models
+
+    pytest.importorskip("PIL", reason="pillow is not installed")
+    assert models.MixSyn is MixSyn
+    with pytest.raises(AttributeError, match="no attribute 'MaxSyn'"):
+        models.MaxSyn  # noqa: B018
+    mixsyn = MixSyn(*networks(), CONFIG)
+    pictures = [replace(each, labels=each.labels.clip(0)) for each in (A, B)]
+    for each in pictures:
+        save_image(tmp_path / f"{each.name}.png", each.image)
+        save_labels(tmp_path / f"{each.name}_labels.png", each.labels, len(mixsyn.classes))
+    (tmp_path / "classes.txt").write_text("\n".join(mixsyn.classes))
+    expected = mixsyn.compose({"door": pictures[0]}, pictures[1])
+    made = mixsyn.compose({"door": str(tmp_path / "a.png")}, tmp_path / "b.png")
+    assert np.array_equal(made.image, expected.image) and made.table == expected.table
+    wide = Picture(np.tile(pictures[0].image, (1, 2, 1)), np.tile(pictures[0].labels, (1, 2)), "wide")
+    assert np.array_equal(mixsyn.fitted(wide).labels, fit(wide, mixsyn.size).labels)
+    mixsyn.crop = "none"
+    assert np.array_equal(mixsyn.fitted(wide).labels, fit(wide, mixsyn.size, "none").labels)
+    with pytest.raises(ValueError, match="crop: expected 'center' or 'none', got 'random'"):
+        MixSyn(mixsyn.structure, mixsyn.style, mixsyn.config, "random")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected at least one region to stay, got None for all"):
+        mixsyn.compose(dict.fromkeys(mixsyn.classes), pictures[0])
+
+
+def test_what_lies_outside_an_edit_stays(mixsyn: MixSyn) -> None:
+    """The composition bit for bit, from a pixel around the area on; the image too, blended over two pixels."""
+    editors = {outside: mixsyn.editor(base=C) for outside in ("made", "composition", "image")}
+    start = editors["made"].current
+    made = {outside: editor.replace({"door": A}, outside=outside) for outside, editor in editors.items()}  # type: ignore[arg-type]
+    door = CLASSES.index("door")
+    for outside in ("composition", "image"):
+        decoded = mixsyn.decode(editors[outside].codes.structure).numpy()
+        inside = (start.labels == door) | (decoded.argmax(0) == door)
+        area = np.zeros_like(inside)
+        for y, x in np.argwhere(inside):
+            area[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = True
+        assert 0 < area.mean() < 1
+        assert np.array_equal(made[outside].composition[:, ~area], start.composition[:, ~area])
+        assert np.array_equal(made[outside].composition[:, area], decoded[:, area])
+        assert np.array_equal(made[outside].labels[~area], start.labels[~area])
+    far = np.ones_like(area)
+    for y, x in np.argwhere(inside):
+        far[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] = False
+    assert far.any() and np.array_equal(made["image"].image[far], start.image[far])
+    assert np.array_equal(made["image"].image[inside], made["composition"].image[inside])
+    drift = [editors["made"].drift(start, each, ["door"]).mean_outside for each in made.values()]
+    assert drift[2] < 0.5 * drift[1]
+    with pytest.raises(ValueError, match="outside: expected one of made, composition, image, got 'all'"):
+        editors["made"].replace({"door": A}, outside="all")  # type: ignore[arg-type]

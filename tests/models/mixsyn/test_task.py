@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mixsyn_fast.models.data import Batch
+from mixsyn_fast.models.losses import composition_cross_entropy, composition_l1_loss, dice_loss
 from mixsyn_fast.models.mixsyn.compositions import Composition, known_compositions, random_compositions
 from mixsyn_fast.models.mixsyn.config import Config, DiscriminatorConfig, StructureConfig, StyleConfig
+from mixsyn_fast.models.mixsyn.discriminator import image_discriminator, mean_logits
 from mixsyn_fast.models.mixsyn.task import TRAINABLES, MixSynTask, fitted
 from mixsyn_fast.models.training.checkpoint import newest_valid
 from torch import Tensor, nn
@@ -21,6 +24,7 @@ from mixsyn_fast import RegionMap, use_backend, use_plan
 from mixsyn_fast.cli import main
 from tests import processes
 
+ROOT = Path(__file__).parents[3]
 SIZE, CLASSES, COUNT = (16, 16), ("sky", "window", "sill", "cornice", "door"), 3
 SMALL = {
     "structure": StructureConfig(width=3, code_channels=4, code_size=8, decoder_width=8, decoder_smallest=4),
@@ -272,6 +276,16 @@ def test_each_micro_batch_gets_its_own_fakes() -> None:
     assert [step for step, *_ in task._made.entries] == [6]
 
 
+RECIPE: dict[str, Any] = {
+    "image_discriminator": DiscriminatorConfig(4, kind="patches", norm="instance", spectral=False, layers=2, sees_map=True),
+    "feature_matching": 2.0,
+    "structure_cross_entropy": 3.0,
+    "structure_dice": 0.5,
+    "structure_balance": 4.0,
+    "soften_real": 1,
+}
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -282,8 +296,18 @@ def test_each_micro_batch_gets_its_own_fakes() -> None:
         {"coupled": "none"},
         {"adversarial": 0.0},
         {"r1": 0.0},
+        RECIPE,
     ],
-    ids=["adversarial only", "no reconstruction", "no style", "global norm", "uncoupled", "no adversarial", "no R1"],
+    ids=[
+        "adversarial only",
+        "no reconstruction",
+        "no style",
+        "global norm",
+        "uncoupled",
+        "no adversarial",
+        "no R1",
+        "recipe",
+    ],
 )
 def test_one_step_in_each_ablation(fields: dict[str, Any]) -> None:
     task, batch = make(torch.float32, **fields), make_batch(torch.float32)
@@ -309,6 +333,85 @@ def test_one_step_in_each_ablation(fields: dict[str, Any]) -> None:
             assert ("image_gan" in losses) == (fields.get("adversarial", 1.0) > 0)
         else:
             assert ("image_r1" in losses) == (fields.get("r1", 1.0) > 0)
+
+
+def test_what_goes_beyond_the_paper_by_hand(tmp_path: Path, vgg16_file: Path) -> None:
+    """Patches that see the map, feature matching and perceptual loss of known images, losses of compositions."""
+    fields = RECIPE | {"vgg": 1.5, "vgg_weights": str(vgg16_file), "vgg_taps": 2, "vgg_images": "known", "r1_every": 1}
+    task, batch = make(torch.float32, **fields, **WEIGHTS, **SHARES), make_batch(torch.float32)
+    drawn = hold(task, batch)
+    made_by = task.make(batch, task.networks, drawn)
+    losses = run_phase(task, "generators", batch)
+    judge, own = task.networks["image_discriminator"], batch.regions
+    strongest = [RegionMap(part.argmax(1), 5) for part in made_by.compositions.chunk(2)]
+    known, approximated, random = made_by.images.chunk(3)
+    seen = [judge(image, where, all_layers=True) for image, where in
+            ((batch.image, own), (known, own), (approximated, strongest[0]), (random, strongest[1]))]  # fmt: skip
+
+    def over(logits: Any, term: Any) -> Tensor:
+        return torch.stack([term(scale[-1]).mean() for scale in logits]).mean()
+
+    fool = [over(each, lambda t: -torch.log(torch.sigmoid(t))) for each in seen]
+    expected = {"image_gan": 0.7 * 0.55 * (0.2 * (fool[1] + fool[2]) + 0.8 * fool[3])}
+    apart = [(a - b).abs().mean() for x, y in zip(seen[0], seen[1], strict=True)
+             for a, b in zip(x[:-1], y[:-1], strict=True)]  # fmt: skip
+    expected["feature_matching"] = 2.0 * sum(apart) / 2  # type: ignore[assignment]
+    expected["vgg"] = 1.5 * task.perceptual(known, batch.image)  # type: ignore[misc]
+    assert task.perceptual.taps == ("relu1_1", "relu2_1")  # type: ignore[union-attr]
+    first, labels = made_by.compositions[:COUNT], own.labels_at()
+    expected["structure_l1"] = 5.0 * composition_l1_loss(first, labels, 4.0)
+    expected["structure_cross_entropy"] = 3.0 * composition_cross_entropy(first, labels, 4.0)
+    expected["structure_dice"] = 0.5 * dice_loss(first, labels)
+    assert losses.keys() == {*expected, "structure_gan", "image_l1", "style"}
+    for name, value in expected.items():
+        assert float(losses[name].detach()) == pytest.approx(float(value.detach()), rel=1e-4), name
+    found = task.judged(batch, 0)["image_"]
+    torch.testing.assert_close(found.real_logits, mean_logits([scale[-1] for scale in seen[0]]).detach())
+    images = made_by.images.detach().requires_grad_(True)
+    alone = task.style_losses(batch, made_by._replace(images=images), others=False)
+    assert alone.keys() == {"image_gan"}, "feature matching, whose gradient comes at once with it, counts with the others"
+    (gradient,) = torch.autograd.grad(alone["image_gan"], images)
+    expected_norms = gradient.flatten(1).norm(dim=1).view(3, COUNT).norm(dim=0)
+    torch.testing.assert_close(found.adversarial, expected_norms)
+    real = over(seen[0], lambda t: torch.log(torch.sigmoid(t)))
+    fakes = [over(each, lambda t: torch.log(1 - torch.sigmoid(t))) for each in seen[1:]]
+    equation_3 = 0.45 * real + 0.55 * (0.2 * (fakes[0] + fakes[1]) + 0.8 * fakes[2])
+    softened_maps: list[Tensor] = []
+    task.networks["structure_discriminator"].register_forward_pre_hook(lambda _, given: softened_maps.append(given[0]))
+    losses = run_phase(task, "discriminators", batch, 0)
+    assert float(losses["image_gan"].detach()) == pytest.approx(-float(equation_3.detach()), rel=1e-4)
+    assert float(losses["image_r1"].detach()) > 0, "patches have a second derivative"
+    kernel = torch.tensor([1.0, 2, 1]) / 4
+    wide = nn.functional.pad(own.onehot(), (1, 1, 1, 1), mode="replicate")
+    blurred = nn.functional.conv2d(wide.flatten(0, 1)[:, None], (kernel[:, None] * kernel)[None, None])[:, 0]
+    torch.testing.assert_close(softened_maps[0][:COUNT], blurred.unflatten(0, (COUNT, 5)))
+
+
+def photographs() -> Tensor:
+    """Return eight photographs (8, 3, 128, 128) in [-1, 1], cut out of a sheet of the documents."""
+    image = pytest.importorskip("PIL.Image").open(ROOT / "docs" / "pictures" / "sean_cmp_facade.jpg")
+    sheet = torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0)
+    cut = [sheet[:, y : y + 128, x : x + 128] for y in (16, 146, 276, 406) for x in (2, 262)]
+    return torch.stack(cut).float() / 127.5 - 1
+
+
+@pytest.mark.parametrize(
+    ("own", "alive"),
+    [
+        (DiscriminatorConfig(24, 192), False),
+        (DiscriminatorConfig(24, 192, spectral=False), True),
+        (DiscriminatorConfig(24, 192, norm="instance"), True),
+        (DiscriminatorConfig(24, kind="patches", norm="instance", spectral=False, sees_map=True), True),  # the recipe's
+    ],
+    ids=["paper", "no spectral norm", "instance norm", "patches"],
+)
+def test_an_untrained_discriminator_tells_photographs_apart(own: DiscriminatorConfig, alive: bool) -> None:
+    torch.manual_seed(0)
+    judge = image_discriminator(Config(classes=CLASSES, image_size=(128, 128), image_discriminator=own)).eval()
+    one_map = RegionMap(torch.arange(128).div(32, rounding_mode="floor").expand(8, 128, 128), 5)
+    with torch.no_grad():
+        spread = float(mean_logits(judge(photographs(), one_map)).std())
+    assert spread >= 1e-2 if alive else spread < 1e-3
 
 
 def test_coupling_reaches_the_compositions() -> None:
@@ -468,13 +571,20 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     assert {"validation/psnr", "validation/structure_accuracy"} <= last.keys()
 
 
-def test_compact_types_train(tmp_path: Path) -> None:
+def test_the_recipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", "facades.yaml", "--kind", "procedural_facades", "--count", "2", "--steps", "9", "--print-config"]
+    assert main(["train", "mixsyn", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["task"]["image_discriminator"]["kind"] == "patches" and found["task"]["style"]["noise"] is True
+    assert found["options"]["steps"] == 9 and found["options"]["batch_size"] == 3 and found["data"]["size"] == [128]
+    assert found["task"]["generator_lr"] == 2e-4 and found["task"]["vgg_taps"] == 3
+
+
+def test_compact_types_are_what_a_run_learns(capsys: pytest.CaptureFixture[str]) -> None:
     """The ablation with few types: classes are merged before anything sees them."""
-    out = tmp_path / "run"
-    assert main([*COMMAND, "--merge", "compact", "--steps", "1", "--out", str(out)]) == 0
-    classes = json.loads((out / "config.json").read_text())["task"]["classes"]
+    assert main([*COMMAND, "--merge", "compact", "--steps", "1", "--print-config"]) == 0
+    classes = json.loads(capsys.readouterr().out)["task"]["classes"]
     assert 2 <= len(classes) < 12
-    assert len(tensors(out)["network.structure_generator/decoder_out.weight"]) == len(classes)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+"""The script that trains and judges variants of MixSyn: every variant's words are options, two of them run, texture."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from mixsyn_fast.models import settings
+from mixsyn_fast.models.training import command
+from mixsyn_fast.models.training.registry import trainable
+
+from benchmarks import run_mixsyn_quality as quality
+from benchmarks import schema
+
+TINY = (
+    "--kind procedural_facades --count 4 --size 32 --batch-size 2 --workers 0 --log-every 1 --amp none --crop center "
+    "--data= --structure.width 3 --structure.code-channels 4 --structure.decoder-width 8 --structure.decoder-smallest 4 "
+    "--style.code-length 6 --style.encoder-width 3 --style.encoder-largest 6 --style.width 4 --style.largest 8 "
+    "--style.hidden 4 --structure-discriminator.width 4 --structure-discriminator.largest 8 "
+    "--image-discriminator.width 4 --image-discriminator.largest 8"
+).split()
+
+
+@pytest.mark.parametrize("kind", quality.SETS)
+def test_every_variant_is_a_training_that_differs_by_its_change(kind: str) -> None:
+    args = quality.parse([kind, "--data", "d d", "--steps", "7"])
+    found = {}
+    for name, change in args.variants.items():
+        words = quality.words_of(change, args, Path("out"))
+        given, _ = settings.read(command.options_of("mixsyn"), words, prog="x", fixed=trainable("mixsyn").decided)
+        assert (given.data.data, given.options.steps, given.options.seed) == ("d d", 7, 0)
+        found[name] = settings.dumps(given)
+    assert len(set(found.values())) == len(found)
+
+
+def test_variants_are_trained_judged_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, sheet = tmp_path / "q.json", tmp_path / "s.png"
+    words = ["causes", "--only", "^(plain|frozen)$", "--data", "", "--kind", "procedural_facades", "--limit", "2"]
+    words += ["--steps", "1", "--runs", str(tmp_path), "--out", str(out), "--sheet", str(sheet), "--", *TINY]
+    assert quality.main(words) == 0
+    result = schema.load(out)
+    assert [row["case"] for row in result["rows"]] == ["quality/plain", "quality/frozen"] and sheet.is_file()
+    facts = result["rows"][0]["facts"]
+    assert (
+        facts["steps"] == 1 and facts["scores"]["known"]["ssim"] < 1 and 0 <= facts["scores"]["structure"]["mean_iou"] <= 1
+    )
+    assert abs(facts["loss_below_chance"]) < 0.1 and facts["judged"][0]["image_real_logit_std"] < 0.1
+    assert "below chance" in capsys.readouterr().out
+    assert json.loads((tmp_path / "frozen" / "config.json").read_text())["options"]["init_from"].endswith("plain")
+    again = ["judge", f"plain={tmp_path / 'plain'}", *words[3:9], "--out", str(out)]
+    with pytest.raises(FileNotFoundError, match="beside: nowhere: no such run folder"):
+        quality.main([*again, "--beside", "x=nowhere"])
+
+
+def test_texture_and_chance() -> None:
+    board = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1
+    images = torch.stack((board, torch.zeros(8, 8)))[:, None].expand(2, 3, 8, 8)
+    inside = torch.ones(2, 8, 8, dtype=torch.bool)
+    assert quality.texture(images[:1], inside[:1]) == pytest.approx(4 * 255)
+    assert quality.texture(images[1:], inside[1:]) == 0 and math.isnan(quality.texture(images, ~inside))
+    assert quality.chance({"beta": 0.6, "eta": 0.5}) == pytest.approx(1.2 * math.log(2))
+
+
+BAD = (
+    (["judge", "--data", "d"], "expected run folders"),
+    (["causes", "a=b", "--data", "d"], "judge alone"),
+    (["judge", "a=nowhere", "--data", "d"], "expected a run folder, got 'nowhere'"),
+    (["causes", "--only", "nothing", "--data", "d"], "no variant matches 'nothing'"),
+)
+
+
+def test_bad_words(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in BAD:
+        with pytest.raises(SystemExit):
+            quality.main(words)
+        assert said in capsys.readouterr().err
