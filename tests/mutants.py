@@ -1538,8 +1538,8 @@ MUTATIONS = [
     Mutation(
         "heat maps: samples that repeat",
         "models/stylefusion/model.py",
-        "np.random.MT19937([seed, number])",
-        "np.random.MT19937([seed, number % 2])",
+        "np.random.MT19937([seed, i])",
+        "np.random.MT19937([seed, i % 2])",
         "tests/models/stylefusion/test_model.py",
     ),
     Mutation(
