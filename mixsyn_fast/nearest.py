@@ -23,15 +23,14 @@ def nearest_source(size: int, full: int, device: torch.device | str | None = Non
     return source.clamp_(max=max(full - 1, 0))
 
 
-def resize_nearest(t: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest-resize the last two dimensions of a tensor of any dtype; the tensor itself where the size is right already.
+def resize_nearest(t: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Nearest-resize the last dimensions of a tensor of any dtype; the tensor itself where the size is right already.
 
     Args:
-        t: (..., H, W).
+        t: (..., H, W), or as many dimensions as the size has.
         size: (h, w).
     """
-    height, width = t.shape[-2:]
-    if (height, width) == size:
-        return t
-    rows, columns = nearest_source(size[0], height, t.device), nearest_source(size[1], width, t.device)
-    return t.index_select(-2, rows).index_select(-1, columns)
+    for dimension, side in zip(range(-len(size), 0), size, strict=True):
+        if t.shape[dimension] != side:
+            t = t.index_select(dimension, nearest_source(side, t.shape[dimension], t.device))
+    return t
