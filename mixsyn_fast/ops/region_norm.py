@@ -28,6 +28,7 @@ Gradient, with :math:`g' = g\,\mathrm{act}'`, :math:`\hat g = g' \gamma` and N v
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -486,10 +487,10 @@ def _check(
 ) -> None:
     op, x, index, table = "region_norm", a.x, a.index, a.table
     check_tensor(op, "x", x)
-    if x.dim() != 4:
-        fail(op, "x", "shape (B, C, H, W)", f"shape {tuple(x.shape)}")
+    if not 3 <= x.dim() <= 5:
+        fail(op, "x", "shape (B, C, H, W), or with one or three spatial dimensions", f"shape {tuple(x.shape)}")
     check_kernel_dtype(op, "x", x)
-    batch, channels, height, width = x.shape
+    batch, channels, *spatial = x.shape
     if a.norm == NORM_GIVEN:
         fail(op, "norm", "'instance', 'batch', 'group' or 'none'", described(norm))
     if norm == "group":
@@ -511,8 +512,8 @@ def _check(
             fail(op, "index and scale", "a table or dense maps", "both")
         check_tensor(op, "index", index)
         check_tensor(op, "table", table)
-        if index.shape != (batch, height, width):
-            fail(op, "index", f"shape {(batch, height, width)}", f"shape {tuple(index.shape)}")
+        if index.shape != (batch, *spatial):
+            fail(op, "index", f"shape {(batch, *spatial)}", f"shape {tuple(index.shape)}")
         if index.dtype not in (torch.int32, torch.int64):
             fail(op, "index", "int32 or int64", index.dtype, TypeError)
         if table.dim() != 2 or table.shape[1] != 2 * channels:
@@ -522,9 +523,9 @@ def _check(
         check_device(op, "table", table, x.device)
     if any(t is not None for t in (a.scale, a.noise, running_mean, weight)):
         shapes = (
-            ("scale", a.scale, (batch, channels, height, width)),
-            ("shift", a.shift, (batch, channels, height, width)),
-            ("noise", a.noise, (batch, 1, height, width)),
+            ("scale", a.scale, (batch, channels, *spatial)),
+            ("shift", a.shift, (batch, channels, *spatial)),
+            ("noise", a.noise, (batch, 1, *spatial)),
             ("noise_scale", a.noise_scale, (channels,)),
             ("running_mean", running_mean, (channels,)),
             ("running_var", running_var, (channels,)),
@@ -547,9 +548,16 @@ def _check(
     if process_group is not None and (norm != "batch" or not training):
         fail(op, "process_group", "None unless norm='batch' and training=True", "a process group")
     computes = norm in ("instance", "group") or (norm == "batch" and training)
-    count = height * width * (batch if norm == "batch" else channels // int(num_groups) if norm == "group" else 1)
+    count = prod(spatial) * (batch if norm == "batch" else channels // int(num_groups) if norm == "group" else 1)
     if computes and x.numel() > 0 and count < 2 and (process_group is None or norm != "batch"):
         fail(op, "x", "more than one value per group to compute statistics", f"shape {tuple(x.shape)}")
+
+
+def _as_image(t: Tensor | None, before: int) -> Tensor | None:
+    """One or three spatial dimensions, behind ``before`` others, as two, with pixels in the same order: a view if dense."""
+    if t is None or t.dim() == before + 2:
+        return t
+    return t.unsqueeze(before) if t.dim() == before + 1 else t.flatten(before, before + 1)
 
 
 def _folded(
@@ -593,8 +601,8 @@ def region_norm(
     affine ``weight`` and ``bias`` of a norm, ``xhat * weight + bias`` stands in place of ``xhat``.
 
     Args:
-        x: (B, C, H, W), float32, float64, float16 or bfloat16; contiguous and channels_last are read as they are, other
-            strides are made dense first. B may be 0.
+        x: (B, C, H, W), or (B, C, L) or (B, C, D, H, W), here and below; float32, float64, float16 or bfloat16; contiguous
+            and channels_last are read as they are, other strides are made dense first. B may be 0.
         index: (B, H, W) int32 (int64 is converted, and a value beyond int32 stays out of range), values in [0, R); checked
             on the CPU, by a device-side assertion on CUDA.
         table: (R, 2C) floating: scale, then shift.
@@ -613,13 +621,13 @@ def region_norm(
         negative_slope: slope of LeakyReLU for negative values; None for no activation.
         process_group: a ``torch.distributed`` group over which batch statistics are taken (synchronised batch norm).
         num_groups: with ``norm="group"``: number of groups, a divisor of C.
-        weight: (C,), affine weight of the norm. It is folded into a table, at a cost that does not depend on x's size; with
-            dense maps into those, which reads and writes them once more.
+        weight: (C,), affine weight of the norm. It is folded into the table, in a pass over that; with dense maps into
+            those, which reads and writes them once more.
         bias: (C,), affine bias of the norm.
         activation: ``"silu"``, in place of ``negative_slope``; None for LeakyReLU or nothing.
 
     Returns:
-        (B, C, H, W), dtype and memory layout of ``x``.
+        As ``x``: shape, dtype and memory layout.
 
     Raises:
         ValueError: a shape, a number, a combination of arguments or a device does not fit, or an index is out of range (on
@@ -644,7 +652,11 @@ def region_norm(
         x, None, None, index, table, scale, shift, noise, noise_scale, mode, eps, negative_slope, 0, activation is not None
     )  # fmt: skip
     _check(a, norm, running_mean, running_var, training, process_group, num_groups, weight, bias)
-    acc = acc_dtype(x.dtype)
+    acc, rows, given, volume = acc_dtype(x.dtype), 0 if table is None else len(table), index, x.shape[2:]
+    image = _as_image(x, 2)
+    assert image is not None
+    x, index, noise = image, _as_image(index, 1), _as_image(noise, 2)
+    scale, shift = _as_image(scale, 2), _as_image(shift, 2)
     if weight is not None and bias is not None:
         table, scale, shift = _folded(table, scale, shift, weight.to(acc), bias.to(acc))
     mean = variance = None
@@ -658,7 +670,6 @@ def region_norm(
         scale, shift = scale.to(x.dtype), shift.to(x.dtype)
     if running_mean is not None:
         momentum = check_number("region_norm", "momentum", momentum, 0.0, 1.0, "a number in [0, 1]")
-    given = index
     kernels = _OP.kernels(x)
     if kernels is not None or process_group is not None:
         x = dense(x)
@@ -679,7 +690,6 @@ def region_norm(
         else:
             y, new_mean, new_variance = kernels.forward(*a)
     except (RuntimeError, IndexError):
-        rows = 0 if table is None else table.shape[0]
         explain("region_norm", "index", given, 0, rows, f"values in [0, {rows})")
         raise
     if norm == "batch" and training and running_mean is not None and running_var is not None and x.numel() > 0:
@@ -688,4 +698,6 @@ def region_norm(
             unbiased = new_variance.detach()[0] * (count / max(count - 1.0, 1.0))
             running_mean.lerp_(new_mean.detach()[0].to(running_mean.dtype), momentum)
             running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-    return y
+    if len(volume) == 1:
+        return y.squeeze(2)
+    return y.unflatten(2, volume[:2]) if len(volume) == 3 else y

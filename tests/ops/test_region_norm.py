@@ -296,6 +296,32 @@ def test_any_strides() -> None:
         assert relative_error(leaf.grad, expected_leaf.grad) < 1e-12, name  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("modulation", ["table", "maps"])
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+def test_one_and_three_dimensions(modulation: str, channels_last: bool) -> None:
+    """As the same pixels of an image, gradients included, without a copy, in the layout of x."""
+    values, index, grad = make_inputs((2, 12, 6, 10), torch.float64, channels_last=channels_last)
+    names = ("table", "noise_scale") if modulation == "table" else ("scale", "shift", "noise_scale")
+    case = (modulation, "group", True, None)
+    more: dict[str, Any] = {"num_groups": 4, "activation": "silu", "affine": True}
+    expected = run(values, index, grad, torch.float64, "native", *case, **more)
+    for volume in ((60,), (2, 3, 10), (6, 1, 10)):
+
+        def shaped(t: Tensor, volume: tuple[int, ...] = volume) -> Tensor:
+            if t.shape[-2:] != (6, 10):
+                return t
+            return t.flatten(-2) if len(volume) == 1 else t.unflatten(-2, volume[:2])
+
+        shape = {name: shaped(value) for name, value in values.items()}
+        assert shape["x"].data_ptr() == values["x"].data_ptr()
+        result = run(shape, shaped(index), shaped(grad), torch.float64, "native", *case, **more)
+        y = result["y"]
+        assert y is not None and y.shape == (2, 12, *volume) and y.stride() == shape["x"].stride()
+        for name in ("y", "x", "weight", "bias", *names):
+            before = expected[name]
+            assert before is not None and torch.equal(result[name], shaped(before)), name  # type: ignore[arg-type]
+
+
 def test_slices_of_index_table_and_noise() -> None:
     values, index, _ = make_inputs((2, 16, 8, 8), torch.float64)
     wide_index = torch.stack((index, index + 1), 3).long()
@@ -383,7 +409,8 @@ INDEX, TABLE = torch.zeros(2, 3, 3, dtype=torch.int32), torch.zeros(5, 8)
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"x": torch.zeros(4, 3, 3)}, ValueError, "x: expected shape"),
+        ({"x": torch.zeros(4, 3)}, ValueError, "x: expected shape"),
+        ({"x": torch.zeros(2, 4, 9), "index": INDEX, "table": TABLE}, ValueError, r"index: expected shape \(2, 9\)"),
         ({"x": torch.zeros(2, 4, 3, 3, dtype=torch.int64)}, TypeError, "x: expected float32"),
         ({"norm": "layer"}, ValueError, "norm: expected 'instance', 'batch', 'group' or 'none', got 'layer'"),
         ({"norm": "group"}, TypeError, "num_groups: expected a divisor of the channels"),
