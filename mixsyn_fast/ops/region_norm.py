@@ -484,6 +484,8 @@ def _check(
     num_groups: Any,
     weight: Tensor | None,
     bias: Tensor | None,
+    sample_scale: Tensor | None,
+    sample_shift: Tensor | None,
 ) -> None:
     op, x, index, table = "region_norm", a.x, a.index, a.table
     check_tensor(op, "x", x)
@@ -502,6 +504,7 @@ def _check(
     check_flag(op, "training", training)
     pairs = (("index", index, "table", table), ("scale", a.scale, "shift", a.shift))
     more = (("noise", a.noise, "noise_scale", a.noise_scale), ("weight", weight, "bias", bias))
+    more = (*more, ("sample_scale", sample_scale, "sample_shift", sample_shift))
     for one, first, other, second in (*pairs, *more):
         if (first is None) != (second is None):
             fail(op, f"{one} and {other}", "both or neither", f"{one if second is None else other} only")
@@ -521,7 +524,7 @@ def _check(
         check_floating(op, "table", table)
         check_device(op, "index", index, x.device)
         check_device(op, "table", table, x.device)
-    if any(t is not None for t in (a.scale, a.noise, running_mean, weight)):
+    if any(t is not None for t in (a.scale, a.noise, running_mean, weight, sample_scale)):
         shapes = (
             ("scale", a.scale, (batch, channels, *spatial)),
             ("shift", a.shift, (batch, channels, *spatial)),
@@ -531,6 +534,8 @@ def _check(
             ("running_var", running_var, (channels,)),
             ("weight", weight, (channels,)),
             ("bias", bias, (channels,)),
+            ("sample_scale", sample_scale, (batch, channels)),
+            ("sample_shift", sample_shift, (batch, channels)),
         )
         for name, tensor, shape in shapes:
             if tensor is not None:
@@ -572,6 +577,34 @@ def _folded(
     return torch.cat((weight, bias))[None], None, None
 
 
+def _per_sample(index: Tensor | None, table: Tensor, factor: Tensor, addend: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Index (B, H, W) and table of ``(xhat * gamma + beta) * factor + addend``, with (B, C) in the accumulation type.
+
+    With an index images no longer share rows: there are B * R, or, where those are more than pixels, those in use. An index
+    out of range stays out of range.
+    """
+    batch, rows = len(factor), len(table)
+    gamma, beta = table.to(factor.dtype).chunk(2, 1)
+    if batch == 0:
+        return index, table
+    if index is None or batch == 1:
+        return index, torch.cat((gamma * factor, beta * factor + addend), 1)
+    outside = (index < 0) | (index >= rows)
+    image = torch.arange(batch, device=index.device)[:, None, None]
+    row = (image * rows + index).masked_fill(outside, 0)
+    if rows <= index[0].numel():  # no more rows than pixels
+        factor, addend = factor[:, None], addend[:, None]
+        table = torch.cat((gamma * factor, beta * factor + addend), 2).reshape(batch * rows, -1)
+    else:
+        used = torch.zeros(batch * rows, dtype=torch.bool, device=index.device)
+        used[row.reshape(-1)] = True
+        of_image, of_table = used.nonzero()[:, 0] // rows, used.nonzero()[:, 0] % rows
+        factor, addend = factor[of_image], addend[of_image]
+        table = torch.cat((gamma[of_table] * factor, beta[of_table] * factor + addend), 1)
+        row = (used.cumsum(0) - 1)[row]
+    return row.masked_fill(outside, -1), table
+
+
 def region_norm(
     x: Tensor,
     index: Tensor | None = None,
@@ -593,12 +626,15 @@ def region_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     activation: str | None = None,
+    sample_scale: Tensor | None = None,
+    sample_shift: Tensor | None = None,
 ) -> Tensor:
     """Normalise ``x``, modulate it per label pattern or per pixel, and optionally apply LeakyReLU or SiLU, in one fused op.
 
     ``y = act(xhat * table[index][:C] + table[index][C:])`` or ``y = act(xhat * scale + shift)``; without either
     ``y = act(xhat)``. The table or ``scale`` holds the finished factor (SPADE's and SEAN's ``1 +`` included). With the
-    affine ``weight`` and ``bias`` of a norm, ``xhat * weight + bias`` stands in place of ``xhat``.
+    affine ``weight`` and ``bias`` of a norm, ``xhat * weight + bias`` stands in place of ``xhat``; with ``sample_scale`` and
+    ``sample_shift`` what the activation is given is multiplied and shifted once more, per image and channel.
 
     Args:
         x: (B, C, H, W), or (B, C, L) or (B, C, D, H, W), here and below; float32, float64, float16 or bfloat16; contiguous
@@ -625,6 +661,9 @@ def region_norm(
             those, which reads and writes them once more.
         bias: (C,), affine bias of the norm.
         activation: ``"silu"``, in place of ``negative_slope``; None for LeakyReLU or nothing.
+        sample_scale: (B, C), finished factor behind the modulation, as the time embedding of diffusion blocks gives it
+            (their ``1 +`` included). Folded as ``weight`` is; of a table with index images then have rows of their own.
+        sample_shift: (B, C), added then.
 
     Returns:
         As ``x``: shape, dtype and memory layout.
@@ -635,10 +674,10 @@ def region_norm(
         TypeError: a type or a dtype does not fit.
         RuntimeError: a second backward is asked of the kernels; an index out of range under ``torch.compile``.
 
-    Gradients reach x, table or scale and shift, weight and bias, and noise_scale. The backward of the kernels cannot be
-    differentiated again (a clear error); the ``reference`` backend can. Results are deterministic on every backend for a
-    fixed number of threads. Sums and statistics are float32 (float64 for float64), so half precision loses nothing but the
-    final rounding. Under autocast the op runs in x's dtype.
+    Gradients reach x, table or scale and shift, weight and bias, sample_scale and sample_shift, and noise_scale. The
+    backward of the kernels cannot be differentiated again (a clear error); the ``reference`` backend can. Results are
+    deterministic on every backend for a fixed number of threads. Sums and statistics are float32 (float64 for float64), so
+    half precision loses nothing but the final rounding. Under autocast the op runs in x's dtype.
     """
     mode = _NORMS.get(norm, NORM_GIVEN) if isinstance(norm, str) else NORM_GIVEN
     eps = check_number("region_norm", "eps", eps, 0.0, expected="a finite number, not negative")
@@ -651,7 +690,8 @@ def region_norm(
     a = Arguments(
         x, None, None, index, table, scale, shift, noise, noise_scale, mode, eps, negative_slope, 0, activation is not None
     )  # fmt: skip
-    _check(a, norm, running_mean, running_var, training, process_group, num_groups, weight, bias)
+    affine = (weight, bias, sample_scale, sample_shift)
+    _check(a, norm, running_mean, running_var, training, process_group, num_groups, *affine)
     acc, rows, given, volume = acc_dtype(x.dtype), 0 if table is None else len(table), index, x.shape[2:]
     image = _as_image(x, 2)
     assert image is not None
@@ -659,6 +699,15 @@ def region_norm(
     scale, shift = _as_image(scale, 2), _as_image(shift, 2)
     if weight is not None and bias is not None:
         table, scale, shift = _folded(table, scale, shift, weight.to(acc), bias.to(acc))
+    if sample_scale is not None and sample_shift is not None:
+        factor, addend = sample_scale.to(acc), sample_shift.to(acc)
+        if scale is not None and shift is not None:
+            wide = factor[:, :, None, None]
+            scale, shift = scale * wide, shift * wide + addend[:, :, None, None]
+        elif table is None:
+            table = torch.cat((factor, addend), 1)
+        else:
+            index, table = _per_sample(index, table, factor, addend)
     mean = variance = None
     if norm == "batch" and not training:
         assert running_mean is not None and running_var is not None

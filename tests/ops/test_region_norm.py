@@ -124,6 +124,38 @@ def test_groups_affine_and_silu_follow_the_reference(dtype: torch.dtype, channel
                 assert_within_rule(kernel[name], reference[name], value, f"{shape} {case} {name}")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("rows", [5, 40], ids=["few rows", "more than pixels"])
+def test_scale_and_shift_per_sample(backend: str, rows: int) -> None:
+    """As what stands behind the modulation, step by step: of one image and of three, gradients included."""
+    for batch, modulation in itertools.product((1, 3), ("table", "maps", "none")):
+        values, index, grad = make_inputs((batch, 12, 6, 5), torch.float64, rows=rows)
+        values |= {"sample_scale": torch.randn(batch, 12).double(), "sample_shift": torch.randn(batch, 12).double()}
+        affine = {"weight": values["weight"], "bias": values["bias"]} if modulation != "maps" else {}
+        results = []
+        for ours in (True, False):
+            leaves = {k: v.detach().clone().requires_grad_() for k, v in values.items() if k != "noise"}
+            given: dict[str, Any] = {"norm": "group", "num_groups": 3} | {k: leaves[k] for k in affine}
+            if modulation == "table":
+                given |= {"index": index, "table": leaves["table"]}
+            elif modulation == "maps":
+                given |= {"scale": leaves["scale"], "shift": leaves["shift"]}
+            factor, addend = leaves["sample_scale"], leaves["sample_shift"]
+            with use_backend(backend):
+                if ours:
+                    y = region_norm(leaves["x"], **given, activation="silu", sample_scale=factor, sample_shift=addend)
+                else:
+                    y = F.silu(region_norm(leaves["x"], **given) * factor[:, :, None, None] + addend[:, :, None, None])
+                grads = torch.autograd.grad(y, list(leaves.values()), grad, allow_unused=True)
+            results.append((y, *(g for g in grads if g is not None)))
+        torch.testing.assert_close(*results)
+    index[1, 2, 3] = rows
+    words = rf"^region_norm: index: expected values in \[0, {rows}\), got {rows} at \(1, 2, 3\)$"
+    with use_backend(backend), pytest.raises(ValueError, match=words):
+        given = {name: values[name] for name in ("table", "sample_scale", "sample_shift")}
+        region_norm(values["x"], index, **given)
+
+
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_affine_of_other_norms(norm: str) -> None:
     """The row of all images: its gradient is a sum over them; with LeakyReLU."""
@@ -419,6 +451,12 @@ INDEX, TABLE = torch.zeros(2, 3, 3, dtype=torch.int32), torch.zeros(5, 8)
         ({"norm": "group", "num_groups": 4, "x": torch.zeros(2, 4, 1, 1)}, ValueError, "more than one value"),
         ({"weight": torch.ones(4)}, ValueError, "weight and bias: expected both"),
         ({"weight": torch.ones(3), "bias": torch.ones(4)}, ValueError, r"weight: expected shape \(4,\)"),
+        ({"sample_scale": torch.ones(2, 4)}, ValueError, "sample_scale and sample_shift: expected both"),
+        (
+            {"sample_scale": torch.ones(2, 4), "sample_shift": torch.ones(1, 4)},
+            ValueError,
+            r"sample_shift: expected shape \(2, 4\)",
+        ),
         ({"activation": "gelu"}, ValueError, "activation: expected 'silu' or None, got 'gelu'"),
         ({"activation": "silu", "negative_slope": 0.2}, ValueError, "activation and negative_slope: expected one"),
         ({"index": INDEX}, ValueError, "index and table: expected both"),
