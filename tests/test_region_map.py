@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from mixsyn_fast import RegionMap, as_region_map
+from mixsyn_fast.layers.algebra import add_to_centre, apply_taps, gather_sum, tap_rows, taps
 from mixsyn_fast.nearest import nearest_source
 
 LABELS = torch.randint(0, 5, (2, 12, 10), generator=torch.Generator().manual_seed(3))
@@ -63,10 +64,12 @@ def test_volumes() -> None:
             plan = regions.plan(size, per_image)
             # rows of codes, of which outside (3) and no region (4) are zero; then hidden rows, the last of them outside
             codes = F.pad(shared.flatten(2).permute(2, 1, 0), (0, 0, 0, 2)).reshape(-1, 4)
-            hidden = F.pad(F.relu(codes[plan.hidden].sum(1) + 1), (0, 0, 0, 1))
-            taps = torch.einsum("qi,oit->qto", hidden, both.flatten(2)).reshape(-1, 6)
-            table = taps[plan.rows].sum(1)
-            torch.testing.assert_close(table[plan.index].movedim(-1, 1), dense, rtol=1e-12, atol=1e-12)
+            hidden = F.pad(F.relu(gather_sum(codes, plan.hidden) + 1), (0, 0, 0, 1))
+            for products in (tap_rows(hidden, both), add_to_centre(apply_taps(hidden, taps(both), 27), torch.zeros(6), 27)):
+                table = gather_sum(products, plan.rows)
+                torch.testing.assert_close(table[plan.index].movedim(-1, 1), dense, rtol=1e-12, atol=1e-12)
+            moved = gather_sum(add_to_centre(tap_rows(hidden, both), torch.ones(6), 27), plan.rows)
+            torch.testing.assert_close(moved, table + 1, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="size: expected three positive integers"):
         regions.labels_at((4, 4))
 

@@ -502,10 +502,14 @@ def _check(
     elif num_groups is not None:
         fail(op, "num_groups", f"None with norm={norm!r}", described(num_groups))
     check_flag(op, "training", training)
-    pairs = (("index", index, "table", table), ("scale", a.scale, "shift", a.shift))
-    more = (("noise", a.noise, "noise_scale", a.noise_scale), ("weight", weight, "bias", bias))
-    more = (*more, ("sample_scale", sample_scale, "sample_shift", sample_shift))
-    for one, first, other, second in (*pairs, *more):
+    pairs = (
+        ("index", index, "table", table),
+        ("scale", a.scale, "shift", a.shift),
+        ("noise", a.noise, "noise_scale", a.noise_scale),
+        ("weight", weight, "bias", bias),
+        ("sample_scale", sample_scale, "sample_shift", sample_shift),
+    )
+    for one, first, other, second in pairs:
         if (first is None) != (second is None):
             fail(op, f"{one} and {other}", "both or neither", f"{one if second is None else other} only")
     if (running_mean is None) != (running_var is None):

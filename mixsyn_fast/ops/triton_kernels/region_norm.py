@@ -424,7 +424,8 @@ def _form(a: Arguments) -> dict[str, Any]:
 
 def _shared(a: Arguments, t: Tensor) -> Tensor:
     """(..., C) -> (..., groups, adjacent channels that share statistics)."""
-    return t.unflatten(-1, (a.num_groups, a.x.shape[1] // a.num_groups))
+    groups: Tensor = t.unflatten(-1, (a.num_groups, a.x.shape[1] // a.num_groups))
+    return groups
 
 
 def _share_moments(a: Arguments, mean: Tensor, m2: Tensor) -> tuple[Tensor, Tensor]:
