@@ -17,6 +17,7 @@ STRICT = (
     "mixsyn_fast/layers/",
     "mixsyn_fast/accelerate/",
     "mixsyn_fast/region_map.py",
+    "mixsyn_fast/latent_map.py",
     "mixsyn_fast/measure/",
     "mixsyn_fast/doctor.py",
     "mixsyn_fast/backend.py",

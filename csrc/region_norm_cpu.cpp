@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <tuple>
 #include <vector>
 
@@ -22,7 +23,7 @@ using torch::stable::new_empty;
 using torch::stable::new_zeros;
 using torch::stable::parallel_for;
 
-enum Norm : int64_t { kNone = 0, kGiven = 1, kInstance = 2, kBatch = 3 };
+enum Norm : int64_t { kNone = 0, kGiven = 1, kInstance = 2, kBatch = 3, kGroup = 4 };
 
 // Everything that has no element type: shapes checked once, in the order of the arguments.
 struct Inputs {
@@ -32,14 +33,26 @@ struct Inputs {
   int64_t norm;
   double eps;
   std::optional<double> negative_slope;
+  int64_t num_groups;
+  bool silu;
   Layout4d layout = Layout4d::kOther;
+
+  bool computes() const { return norm == kInstance || norm == kBatch || norm == kGroup; }
+  bool per_image() const { return norm == kInstance || norm == kGroup; }
+  // Adjacent channels that share statistics.
+  int64_t shared_channels() const { return norm == kGroup ? x.size(1) / num_groups : 1; }
+  // Values that share statistics.
+  int64_t group_size() const { return x.size(2) * x.size(3) * (per_image() ? shared_channels() : x.size(0)); }
 
   void check() {
     MIXSYN_CHECK(x.dim() == 4, op, "x", "shape (B, C, H, W)", "shape " + shape_string(x));
     const int64_t b = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
     layout = layout_of(x);
     MIXSYN_CHECK(layout != Layout4d::kOther, op, "x", "contiguous or channels_last memory", "other strides");
-    MIXSYN_CHECK(norm >= kNone && norm <= kBatch, op, "norm", "0, 1, 2 or 3", norm);
+    MIXSYN_CHECK(norm >= kNone && norm <= kGroup, op, "norm", "0 to 4", norm);
+    MIXSYN_CHECK(norm != kGroup || (num_groups > 0 && c % num_groups == 0), op, "num_groups",
+                 "a divisor of the channels", num_groups);
+    MIXSYN_CHECK(!(silu && negative_slope), op, "silu and negative_slope", "one of them", "both");
     const ScalarType acc = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
     auto statistic = [&](const char* name, const std::optional<Tensor>& t) {
       if (!t) return;
@@ -51,15 +64,19 @@ struct Inputs {
     statistic("mean", mean);
     statistic("variance", variance);
     MIXSYN_CHECK(norm != kGiven || (mean && variance), op, "mean and variance", "tensors with norm 1", "none");
-    MIXSYN_CHECK(index.has_value() == table.has_value(), op, "index and table", "both or neither", "one");
+    MIXSYN_CHECK(!index || table, op, "table", "a tensor with index", "none");
     MIXSYN_CHECK(scale.has_value() == shift.has_value(), op, "scale and shift", "both or neither", "one");
-    MIXSYN_CHECK(!(index && scale), op, "index and scale", "a table or dense maps", "both");
+    MIXSYN_CHECK(!(table && scale), op, "table and scale", "a table or dense maps", "both");
     MIXSYN_CHECK(noise.has_value() == noise_scale.has_value(), op, "noise and noise_scale", "both or neither", "one");
     if (index) {
       check_shape(op, "index", *index, {b, h, w});
       check_dtype(op, "index", *index, ScalarType::Int);
       MIXSYN_CHECK(index->is_contiguous(), op, "index", "contiguous memory", "other strides");
+    }
+    if (table) {
       check_shape(op, "table", *table, {-1, 2 * c});
+      MIXSYN_CHECK(index || table->size(0) == 1 || table->size(0) == b, op, "table", "1 or B rows without index",
+                   table->size(0));
       check_dtype(op, "table", *table, acc);
       MIXSYN_CHECK(table->is_contiguous(), op, "table", "contiguous memory", "other strides");
     }
@@ -123,23 +140,25 @@ struct Typed {
     p.scale = data<T>(in.scale), p.shift = data<T>(in.shift);
     p.noise = data<T>(in.noise);
     p.slope = static_cast<A>(in.negative_slope.value_or(1.0));
+    p.silu = in.silu;
     if (in.noise) {
       noise_scale = buffer<A>(p.channels);
       const T* from = data<T>(in.noise_scale);
       for (int64_t c = 0; c < p.channels; ++c) noise_scale[c] = static_cast<A>(from[c]);
       p.noise_scale = noise_scale.get();
     }
-    if (in.index) {
+    if (in.table) {
       p.rows = in.table->size(0);
-      check_index(in);
+      p.image_row = !in.index && p.rows > 1;
     }
-    if (in.index && channels_last) {
+    if (in.index) check_index(in);
+    if (in.table && channels_last) {
       p.table = data<A>(in.table);
-    } else if (in.index) {
+    } else if (in.table) {
       table = buffer<A>(p.rows * 2 * p.channels);
       transpose(data<A>(in.table), table.get(), p.rows, 2 * p.channels);
       p.table = table.get();
-      find_blocks();
+      if (in.index) find_blocks();
     } else if (!in.scale) {
       p.rows = 1;  // the identity: one row of ones and zeros, the same in both layouts
       table = buffer<A>(2 * p.channels);
@@ -197,6 +216,20 @@ struct Typed {
     for (int64_t i = 0; i < n; ++i) rstd[i] = A(1) / std::sqrt(variance[i] + static_cast<A>(eps));
   }
 
+  // mean and m2 (C) of `shared` channels at a time, each of `count` values, become those of all of them together.
+  static void share(A* mean, A* m2, int64_t channels, int64_t shared, A count) {
+    for (int64_t c = 0; shared > 1 && c < channels; c += shared) {
+      A sum = 0, squares = 0;  // relative to the first mean: no digits are lost to it
+      for (int64_t i = 1; i < shared; ++i) sum += mean[c + i] - mean[c];
+      const A together = mean[c] + sum / static_cast<A>(shared);
+      for (int64_t i = 0; i < shared; ++i) {
+        const A delta = mean[c + i] - together;
+        squares += m2[c + i] + count * delta * delta;
+      }
+      std::fill_n(mean + c, shared, together), std::fill_n(m2 + c, shared, squares);
+    }
+  }
+
   // mean and m2 (G, C) of x' over images (instance) or the batch; partial results merged in a fixed order.
   void statistics(bool per_instance, A* mean_out, A* m2_out) const {
     const auto& p = problem;
@@ -250,9 +283,9 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_cpu(
     const Tensor& x, const std::optional<Tensor>& mean, const std::optional<Tensor>& variance,
     const std::optional<Tensor>& index, const std::optional<Tensor>& table, const std::optional<Tensor>& scale,
     const std::optional<Tensor>& shift, const std::optional<Tensor>& noise, const std::optional<Tensor>& noise_scale,
-    int64_t norm, double eps, std::optional<double> negative_slope) {
-  Inputs in{"region_norm", x,     mean,        variance, index, table,         scale,
-            shift,         noise, noise_scale, norm,     eps,   negative_slope};
+    int64_t norm, double eps, std::optional<double> negative_slope, int64_t num_groups, bool silu) {
+  Inputs in{"region_norm", x,           mean, variance, index,          table,      scale, shift,
+            noise,         noise_scale, norm, eps,      negative_slope, num_groups, silu};
   in.check();
   return dispatch_floating(x.scalar_type(), in.op, "x", [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -263,8 +296,8 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_cpu(
     Tensor y = empty_like(x);
     p.y = mutable_data<T>(y);
     const int64_t C = p.channels, planes = p.batch * C;
-    const bool computes = norm == kInstance || norm == kBatch;
-    const int64_t groups = norm == kInstance ? p.batch : 1;
+    const bool computes = in.computes();
+    const int64_t groups = in.per_image() ? p.batch : 1;
     std::vector<int64_t> shape = computes ? std::vector<int64_t>{groups, C} : std::vector<int64_t>{0};
     Tensor new_mean = new_empty(x, shape, acc), new_variance = new_empty(x, shape, acc);
     auto apply = [&] {
@@ -287,20 +320,29 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_cpu(
     p.groups = groups, p.mean = mean_out;
     typed.rstd = buffer<A>(groups * C);
     p.rstd = typed.rstd.get();
-    const A count = static_cast<A>(p.pixels * (norm == kInstance ? 1 : p.batch));
-    if (norm == kInstance && !typed.channels_last) {
-      // one plane after another, statistics and result, while the plane is in the cache
-      parallel_for(0, planes, grain(p.pixels), [&](int64_t begin, int64_t end) {
-        for (int64_t plane = begin; plane < end; ++plane) {
-          typed.kernels.stats_planes(p, mean_out, variance_out, plane, plane + 1);
-          variance_out[plane] /= count;
-          typed.rstd[plane] = A(1) / std::sqrt(variance_out[plane] + static_cast<A>(eps));
-          typed.kernels.apply_planes(p, plane, plane + 1);
+    const A count = static_cast<A>(in.group_size()), values = static_cast<A>(p.pixels);
+    const int64_t shared = in.shared_channels();
+    const int64_t units = shared ? planes / shared : 0;  // planes that share statistics
+    // Few of them, or too large for a cache: statistics of all first.
+    const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+    const bool near = shared * p.pixels * static_cast<int64_t>(sizeof(T)) <= (1 << 20) && units >= threads;
+    if (in.per_image() && !typed.channels_last && (near || shared == 1)) {
+      // statistics and result of one unit after another, while its planes are in the cache
+      parallel_for(0, units, grain(shared * p.pixels), [&](int64_t begin, int64_t end) {
+        for (int64_t at = begin * shared; at < end * shared; at += shared) {
+          typed.kernels.stats_planes(p, mean_out, variance_out, at, at + shared);
+          typed.share(mean_out + at, variance_out + at, shared, shared, values);
+          for (int64_t plane = at; plane < at + shared; ++plane) {
+            variance_out[plane] /= count;
+            typed.rstd[plane] = A(1) / std::sqrt(variance_out[plane] + static_cast<A>(eps));
+          }
+          typed.kernels.apply_planes(p, at, at + shared);
         }
       });
       return std::make_tuple(y, new_mean, new_variance);
     }
-    typed.statistics(norm == kInstance, mean_out, variance_out);
+    typed.statistics(in.per_image(), mean_out, variance_out);
+    for (int64_t b = 0; b < groups; ++b) typed.share(mean_out + b * C, variance_out + b * C, C, shared, values);
     for (int64_t i = 0; i < groups * C; ++i) variance_out[i] /= count;
     typed.set_rstd(variance_out, groups * C, eps);
     if (x.numel() > 0) apply();
@@ -311,7 +353,8 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_cpu(
 std::tuple<Tensor, Tensor, Tensor> region_norm_stats_cpu(const Tensor& x, const std::optional<Tensor>& noise,
                                                          const std::optional<Tensor>& noise_scale, bool per_instance) {
   const std::optional<Tensor> none;
-  Inputs in{"region_norm_stats", x, none, none, none, none, none, none, noise, noise_scale, kNone, 0.0, std::nullopt};
+  Inputs in{"region_norm_stats", x,     none, none,         none, none, none, none, noise,
+            noise_scale,         kNone, 0.0,  std::nullopt, 0,    false};
   in.check();
   return dispatch_floating(x.scalar_type(), in.op, "x", [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -332,7 +375,7 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_backward_reduce_cpu(
     const Tensor& grad, const Tensor& x, const std::optional<Tensor>& mean, const std::optional<Tensor>& variance,
     const std::optional<Tensor>& index, const std::optional<Tensor>& table, const std::optional<Tensor>& scale,
     const std::optional<Tensor>& shift, const std::optional<Tensor>& noise, const std::optional<Tensor>& noise_scale,
-    int64_t norm, double eps, std::optional<double> negative_slope) {
+    int64_t norm, double eps, std::optional<double> negative_slope, int64_t num_groups, bool silu) {
   Inputs in{"region_norm_backward_reduce",
             x,
             mean,
@@ -345,7 +388,9 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_backward_reduce_cpu(
             noise_scale,
             norm,
             eps,
-            negative_slope};
+            negative_slope,
+            num_groups,
+            silu};
   in.check();
   in.like_x("grad", grad);
   MIXSYN_CHECK(norm == kNone || (mean && variance), in.op, "mean and variance", "tensors", "none");
@@ -358,9 +403,9 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_backward_reduce_cpu(
     auto& p = typed.problem;
     p.grad = data<T>(grad);
     const int64_t C = p.channels, L = 64 / static_cast<int64_t>(sizeof(A));
-    const bool sums = norm == kInstance || norm == kBatch;
+    const bool sums = in.computes();
     const std::vector<int64_t> sum_shape = sums ? std::vector<int64_t>{p.groups, C} : std::vector<int64_t>{0};
-    const std::vector<int64_t> table_shape = index ? std::vector<int64_t>{p.rows, 2 * C} : std::vector<int64_t>{0};
+    const std::vector<int64_t> table_shape = table ? std::vector<int64_t>{p.rows, 2 * C} : std::vector<int64_t>{0};
     Tensor sum_g = new_zeros(x, sum_shape, acc), sum_gx = new_zeros(x, sum_shape, acc);
     Tensor grad_table = new_zeros(x, table_shape, acc);
     if (x.numel() == 0) return std::make_tuple(sum_g, sum_gx, grad_table);
@@ -372,12 +417,12 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_backward_reduce_cpu(
       tiles = (C + tile - 1) / tile;
       p.splits = std::min((threads + tiles - 1) / tiles, std::max<int64_t>(p.batch * p.pixels / 4096, 1));
     }
-    const int64_t table_size = index ? p.rows * 2 * C : 0, sums_size = p.groups * 2 * C;
+    const int64_t table_size = table ? p.rows * 2 * C : 0, sums_size = p.groups * 2 * C;
     const bool in_place = p.splits == 1 && typed.channels_last;  // else partial or transposed
     Buffer<A> partial_sums = buffer<A>(p.splits * sums_size), partial_table;
     std::fill_n(partial_sums.get(), p.splits * sums_size, A(0));
     p.sums = sums ? partial_sums.get() : nullptr;
-    if (index) {
+    if (table) {
       if (!in_place) {
         partial_table = buffer<A>(p.splits * table_size);
         std::fill_n(partial_table.get(), p.splits * table_size, A(0));
@@ -390,7 +435,7 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_backward_reduce_cpu(
     } else {
       parallel_for(0, C, 1, [&](int64_t begin, int64_t end) { typed.kernels.reduce_planes(p, begin, end); });
     }
-    if (index && !in_place) {
+    if (table && !in_place) {
       A* out = mutable_data<A>(grad_table);
       if (!typed.channels_last) {
         transpose(partial_table.get(), out, 2 * C, p.rows);
@@ -411,6 +456,11 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_backward_reduce_cpu(
             g[group * C + c] += from[c];
             gx[group * C + c] += from[C + c];
           }
+      const int64_t shared = in.shared_channels();
+      for (int64_t c = 0; shared > 1 && c < p.groups * C; c += shared) {
+        std::fill_n(g + c, shared, std::accumulate(g + c, g + c + shared, A(0)));
+        std::fill_n(gx + c, shared, std::accumulate(gx + c, gx + c + shared, A(0)));
+      }
     }
     return std::make_tuple(sum_g, sum_gx, grad_table);
   });
@@ -421,7 +471,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_backward_input_cpu(
     const std::optional<Tensor>& index, const std::optional<Tensor>& table, const std::optional<Tensor>& scale,
     const std::optional<Tensor>& shift, const std::optional<Tensor>& noise, const std::optional<Tensor>& noise_scale,
     const std::optional<Tensor>& sum_g, const std::optional<Tensor>& sum_gx, double count, int64_t norm, double eps,
-    std::optional<double> negative_slope, bool need_maps) {
+    std::optional<double> negative_slope, int64_t num_groups, bool silu, bool need_maps) {
   Inputs in{"region_norm_backward_input",
             x,
             mean,
@@ -434,11 +484,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_backward_input_cpu(
             noise_scale,
             norm,
             eps,
-            negative_slope};
+            negative_slope,
+            num_groups,
+            silu};
   in.check();
   in.like_x("grad", grad);
   MIXSYN_CHECK(norm == kNone || (mean && variance), in.op, "mean and variance", "tensors", "none");
-  const bool sums = norm == kInstance || norm == kBatch;
+  const bool sums = in.computes();
   MIXSYN_CHECK(!sums || (sum_g && sum_gx), in.op, "sum_g and sum_gx", "tensors", "none");
   return dispatch_floating(x.scalar_type(), in.op, "x", [&](auto tag) {
     using T = typename decltype(tag)::type;

@@ -17,7 +17,7 @@ using MaybeTensor = std::optional<Tensor>;
 using torch::headeronly::MemoryFormat;
 using torch::stable::empty_like;
 
-enum Norm : int64_t { kNone = 0, kGiven = 1, kInstance = 2, kBatch = 3 };
+enum Norm : int64_t { kNone = 0, kGiven = 1, kInstance = 2, kBatch = 3, kGroup = 4 };
 
 Tensor to_layout(const Tensor& t, Layout4d layout) {
   if (layout_of(t) == layout) return t;
@@ -40,7 +40,7 @@ struct Problem {
   Problem(const char* name, const Tensor& x, const MaybeTensor& mean, const MaybeTensor& variance,
           const MaybeTensor& index, const MaybeTensor& table, const MaybeTensor& scale_in, const MaybeTensor& shift_in,
           const MaybeTensor& noise, const MaybeTensor& noise_scale, int64_t norm, double eps,
-          std::optional<double> negative_slope)
+          std::optional<double> negative_slope, int64_t num_groups, bool silu)
       : name(name), x(x), norm(norm) {
     MIXSYN_CHECK(x.dim() == 4, name, "x", "shape (B, C, H, W)", "shape " + shape_string(x));
     const int64_t b = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
@@ -48,25 +48,30 @@ struct Problem {
     acc = acc_scalar_type(op.dtype);
     layout = layout_of(x);
     MIXSYN_CHECK(layout != Layout4d::kOther, name, "x", "contiguous or channels_last memory", "other strides");
-    MIXSYN_CHECK(norm >= kNone && norm <= kBatch, name, "norm", "0, 1, 2 or 3", norm);
+    MIXSYN_CHECK(norm >= kNone && norm <= kGroup, name, "norm", "0 to 4", norm);
+    MIXSYN_CHECK(norm != kGroup || (num_groups > 0 && c % num_groups == 0), name, "num_groups",
+                 "a divisor of the channels", num_groups);
+    MIXSYN_CHECK(!(silu && negative_slope), name, "silu and negative_slope", "one of them", "both");
     MIXSYN_CHECK(b * h * w <= kernels::kMaxPixels, name, "x", "at most 2^30 pixels", b * h * w);
     MIXSYN_CHECK(c <= (1 << 24), name, "x", "at most 2^24 channels", c);
-    MIXSYN_CHECK(index.has_value() == table.has_value(), name, "index and table", "both or neither", "one");
+    MIXSYN_CHECK(!index || table, name, "table", "a tensor with index", "none");
     MIXSYN_CHECK(scale_in.has_value() == shift_in.has_value(), name, "scale and shift", "both or neither", "one");
-    MIXSYN_CHECK(!(index && scale_in), name, "index and scale", "a table or dense maps", "both");
+    MIXSYN_CHECK(!(table && scale_in), name, "table and scale", "a table or dense maps", "both");
     MIXSYN_CHECK(noise.has_value() == noise_scale.has_value(), name, "noise and noise_scale", "both or neither", "one");
     op.batch = b, op.channels = c, op.pixels = h * w;
     op.channels_last = layout == Layout4d::kChannelsLast;
     op.x = x.const_data_ptr();
     op.eps = eps;
     op.slope = negative_slope.value_or(1.0);
-    op.per_instance = norm == kInstance;
+    op.silu = silu;
+    op.per_instance = norm == kInstance || norm == kGroup;
+    if (norm == kGroup && c > 0) op.shared = c / num_groups;
     statistic("mean", mean);
     statistic("variance", variance);
     if (norm != kNone && mean && variance) {
       MIXSYN_CHECK(mean->size(0) == variance->size(0), name, "variance", "the rows of mean", variance->size(0));
-      MIXSYN_CHECK(norm == kGiven || mean->size(0) == (norm == kInstance ? b : 1), name, "mean",
-                   norm == kInstance ? "B rows" : "1 row", mean->size(0));
+      MIXSYN_CHECK(norm == kGiven || mean->size(0) == (op.per_instance ? b : 1), name, "mean",
+                   op.per_instance ? "B rows" : "1 row", mean->size(0));
       if (norm == kGiven) op.per_instance = mean->size(0) == b && b > 1;
       op.mean = mean->const_data_ptr(), op.variance = variance->const_data_ptr();
       has_statistics = true;
@@ -74,17 +79,19 @@ struct Problem {
     if (index) {
       check_shape(name, "index", *index, {b, h, w});
       check_dtype(name, "index", *index, ScalarType::Int);
-      check_shape(name, "table", *table, {-1, 2 * c});
-      MIXSYN_CHECK(table->size(0) <= std::numeric_limits<int32_t>::max(), name, "table", "fewer than 2^31 rows",
-                   table->size(0));
-      MIXSYN_CHECK(table->size(0) > 0 || index->numel() == 0, name, "table", "a row at least", "none");
-      for (const auto& [what, t] : {std::pair<const char*, const Tensor*>{"index", &*index}, {"table", &*table}}) {
-        check_same_device(name, what, *t, x);
-        MIXSYN_CHECK(t->is_contiguous(), name, what, "contiguous memory", "other strides");
-      }
-      op.acc_params = parameter_dtype("table", *table);
-      op.rows = table->size(0);
+      check_same_device(name, "index", *index, x);
+      MIXSYN_CHECK(index->is_contiguous(), name, "index", "contiguous memory", "other strides");
       op.index = static_cast<const int32_t*>(index->const_data_ptr());
+    }
+    if (table) {
+      check_shape(name, "table", *table, {-1, 2 * c});
+      op.rows = table->size(0);
+      MIXSYN_CHECK(op.rows <= std::numeric_limits<int32_t>::max(), name, "table", "fewer than 2^31 rows", op.rows);
+      MIXSYN_CHECK(op.rows > 0 || x.numel() == 0, name, "table", "a row at least", "none");
+      MIXSYN_CHECK(index || op.rows == 1 || op.rows == b, name, "table", "1 or B rows without index", op.rows);
+      check_same_device(name, "table", *table, x);
+      MIXSYN_CHECK(table->is_contiguous(), name, "table", "contiguous memory", "other strides");
+      op.acc_params = parameter_dtype("table", *table);
       op.table = table->const_data_ptr();
     }
     if (scale_in) {
@@ -107,7 +114,7 @@ struct Problem {
   }
 
   bool empty() const { return x.numel() == 0; }
-  bool computes_statistics() const { return norm == kInstance || norm == kBatch; }
+  bool computes_statistics() const { return norm == kInstance || norm == kBatch || norm == kGroup; }
   int64_t groups() const { return op.per_instance ? op.batch : 1; }
   std::vector<int64_t> group_shape() const {
     return computes_statistics() ? std::vector<int64_t>{groups(), op.channels} : std::vector<int64_t>{0};
@@ -152,12 +159,13 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_cuda(const Tensor& x, const Maybe
                                                     const MaybeTensor& table, const MaybeTensor& scale,
                                                     const MaybeTensor& shift, const MaybeTensor& noise,
                                                     const MaybeTensor& noise_scale, int64_t norm, double eps,
-                                                    std::optional<double> negative_slope) {
+                                                    std::optional<double> negative_slope, int64_t num_groups,
+                                                    bool silu) {
   // given statistics play no part where they are computed
   const MaybeTensor none;
   const bool given = norm == kGiven;
   Problem problem("region_norm", x, given ? mean : none, given ? variance : none, index, table, scale, shift, noise,
-                  noise_scale, norm, eps, negative_slope);
+                  noise_scale, norm, eps, negative_slope, num_groups, silu);
   MIXSYN_CHECK(!given || problem.has_statistics, problem.name, "mean and variance", "tensors with norm 1", "none");
   const CudaScope scope(x);
   const cudaStream_t stream = scope.stream();
@@ -185,7 +193,7 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_stats_cuda(const Tensor& x, const
                                                           const MaybeTensor& noise_scale, bool per_instance) {
   const MaybeTensor none;
   Problem problem("region_norm_stats", x, none, none, none, none, none, none, noise, noise_scale,
-                  per_instance ? kInstance : kBatch, 0.0, std::nullopt);
+                  per_instance ? kInstance : kBatch, 0.0, std::nullopt, 0, false);
   const CudaScope scope(x);
   if (problem.empty()) {
     const Tensor count = zeros_of(x, {1}, problem.acc);
@@ -219,15 +227,15 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_backward_reduce_cuda(
     const Tensor& grad_in, const Tensor& x, const MaybeTensor& mean, const MaybeTensor& variance,
     const MaybeTensor& index, const MaybeTensor& table, const MaybeTensor& scale, const MaybeTensor& shift,
     const MaybeTensor& noise, const MaybeTensor& noise_scale, int64_t norm, double eps,
-    std::optional<double> negative_slope) {
+    std::optional<double> negative_slope, int64_t num_groups, bool silu) {
   Problem problem("region_norm_backward_reduce", x, mean, variance, index, table, scale, shift, noise, noise_scale,
-                  norm, eps, negative_slope);
+                  norm, eps, negative_slope, num_groups, silu);
   problem.require_statistics();
   const CudaScope scope(x);
   const cudaStream_t stream = scope.stream();
   const Tensor grad = problem.grad_map(grad_in);
   const std::vector<int64_t> table_shape =
-      index ? std::vector<int64_t>{problem.op.rows, 2 * problem.op.channels} : std::vector<int64_t>{0};
+      table ? std::vector<int64_t>{problem.op.rows, 2 * problem.op.channels} : std::vector<int64_t>{0};
   const Tensor grad_table = zeros_of(x, table_shape, problem.acc);
   if (problem.empty()) {
     return std::make_tuple(zeros_of(x, problem.group_shape(), problem.acc),
@@ -235,7 +243,8 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_backward_reduce_cuda(
   }
   const Tensor sum_g = empty_of(x, problem.group_shape(), problem.acc);
   const Tensor sum_gx = empty_of(x, problem.group_shape(), problem.acc);
-  bool sums_missing = problem.computes_statistics();
+  const bool by_image = problem.op.by_image();
+  bool sums_missing = problem.computes_statistics() || by_image;
   if (index) {
     // The walk over the pixels of a row wants the channels of a pixel side by side; a contiguous map is
     // turned once.
@@ -257,8 +266,11 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_backward_reduce_cuda(
   }
   if (sums_missing) {
     const Tensor workspace = scratch(x, kernels::region_norm_backward_sums_workspace(problem.op));
-    check_cuda(kernels::region_norm_backward_sums(problem.op, grad.const_data_ptr(), sum_g.mutable_data_ptr(),
-                                                  sum_gx.mutable_data_ptr(), workspace.mutable_data_ptr(), stream),
+    const bool wanted = problem.computes_statistics();
+    check_cuda(kernels::region_norm_backward_sums(
+                   problem.op, grad.const_data_ptr(), wanted ? sum_g.mutable_data_ptr() : nullptr,
+                   wanted ? sum_gx.mutable_data_ptr() : nullptr, by_image ? grad_table.mutable_data_ptr() : nullptr,
+                   workspace.mutable_data_ptr(), stream),
                problem.name);
   }
   return std::make_tuple(sum_g, sum_gx, grad_table);
@@ -268,9 +280,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_backward_input_cuda(
     const Tensor& grad_in, const Tensor& x, const MaybeTensor& mean, const MaybeTensor& variance,
     const MaybeTensor& index, const MaybeTensor& table, const MaybeTensor& scale, const MaybeTensor& shift,
     const MaybeTensor& noise, const MaybeTensor& noise_scale, const MaybeTensor& sum_g, const MaybeTensor& sum_gx,
-    double count, int64_t norm, double eps, std::optional<double> negative_slope, bool need_maps) {
+    double count, int64_t norm, double eps, std::optional<double> negative_slope, int64_t num_groups, bool silu,
+    bool need_maps) {
   Problem problem("region_norm_backward_input", x, mean, variance, index, table, scale, shift, noise, noise_scale, norm,
-                  eps, negative_slope);
+                  eps, negative_slope, num_groups, silu);
   problem.require_statistics();
   const char* name = problem.name;
   const CudaScope scope(x);
@@ -278,7 +291,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_backward_input_cuda(
   const Tensor grad = problem.grad_map(grad_in);
   kernels::RegionNormGradInput out;
   if (problem.computes_statistics()) {
-    MIXSYN_CHECK(sum_g && sum_gx, name, "sum_g and sum_gx", "tensors with norm 2 and 3", "none");
+    MIXSYN_CHECK(sum_g && sum_gx, name, "sum_g and sum_gx", "tensors with norm 2, 3 and 4", "none");
     MIXSYN_CHECK(count > 0 || problem.empty(), name, "count", "a positive number", count);
     for (const auto& [what, t] : {std::pair<const char*, const Tensor*>{"sum_g", &*sum_g}, {"sum_gx", &*sum_gx}}) {
       check_shape(name, what, *t, problem.group_shape());

@@ -12,6 +12,7 @@ from .accelerate import restore as restore
 from .backend import FallbackWarning as FallbackWarning
 from .backend import use_backend as use_backend
 from .backend import use_plan as use_plan
+from .latent_map import LatentMap as LatentMap
 from .ops import *
 from .region_map import PatternPlan as PatternPlan
 from .region_map import Patterns as Patterns

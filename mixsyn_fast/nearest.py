@@ -24,28 +24,29 @@ def nearest_source(size: int, full: int, device: torch.device | str | None = Non
     return source.clamp_(max=max(full - 1, 0))
 
 
-def resize_nearest(t: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest-resize the last two dimensions of a tensor of any dtype; the tensor itself where the size is right already.
+def resize_nearest(t: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Nearest-resize the last dimensions of a tensor of any dtype; the tensor itself where the size is right already.
 
     Args:
-        t: (..., H, W).
+        t: (..., H, W), or as many dimensions as the size has.
         size: (h, w).
     """
-    height, width = t.shape[-2:]
-    if (height, width) == size:
-        return t
-    rows, columns = nearest_source(size[0], height, t.device), nearest_source(size[1], width, t.device)
-    return t.index_select(-2, rows).index_select(-1, columns)
+    for dimension, side in zip(range(-len(size), 0), size, strict=True):
+        if t.shape[dimension] != side:
+            t = t.index_select(dimension, nearest_source(side, t.shape[dimension], t.device))
+    return t
 
 
-def resize_area(t: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a floating map (B, C, H, W) to (h, w) by the mean over the pixels below; itself where it has that size.
+def resize_area(t: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Resize a floating map (B, C, H, W) or (B, C, D, H, W) by the mean over the pixels below; itself where it has that size.
 
     Sizes that divide evenly keep the mean of every channel. A larger size repeats pixels, as nearest resizing does.
     """
-    height, width = t.shape[-2:]
-    if (height, width) == size:
+    full = tuple(t.shape[2:])
+    if full == tuple(size):
         return t
-    if height % size[0] == 0 and width % size[1] == 0:
-        return F.avg_pool2d(t, (height // size[0], width // size[1]))
-    return F.adaptive_avg_pool2d(t, size)
+    volume = len(full) == 3
+    if all(side % small == 0 for side, small in zip(full, size, strict=True)):
+        window = [side // small for side, small in zip(full, size, strict=True)]
+        return F.avg_pool3d(t, window) if volume else F.avg_pool2d(t, window)
+    return F.adaptive_avg_pool3d(t, size) if volume else F.adaptive_avg_pool2d(t, size)

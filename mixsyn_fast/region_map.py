@@ -3,12 +3,14 @@
 A region map is *hard* (every pixel in one region, or in none) or *soft* (weights per region). From a hard map come, for
 every size asked: nearest-resized labels, areas, distinct label patterns, and the :class:`PatternPlan` that turns SPADE's
 and SEAN's convolutions into small tables (docs/exact_algebra.md). Sizes are always taken from the full resolution with the
-pixel rule of ``F.interpolate(mode="nearest")``.
+pixel rule of ``F.interpolate(mode="nearest")``. Volumes (B, D, H, W) are maps as well: h, w stand for d, h, w then, and 27
+neighbours for 9.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from math import prod
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
@@ -28,7 +30,7 @@ from .ops._common import (
 )
 from .ops.label_patterns import MAX_REGIONS, label_patterns
 
-Size = tuple[int, int]
+Size = tuple[int, ...]
 Kind = Literal["shared", "image", "classes", "labels"]
 Resize = Literal["nearest", "area"]
 _T = TypeVar("_T")
@@ -98,11 +100,11 @@ class RegionMap:
     """Labels or soft weights of a batch of images, with a cache of what layers derive from them.
 
     Args:
-        labels: (B, H, W) integer, values in [0, num_regions), or ``ignore_index``.
+        labels: (B, H, W), or (B, D, H, W), integer, values in [0, num_regions), or ``ignore_index``.
         num_regions: K, 1 to 512; an integer of Python or numpy, or a tensor of no dimensions.
         ignore_index: label of pixels that belong to no region (an all-zero one-hot). They add nothing to a neighbour but
             have a hidden value of their own, relu(bias + ...): another case than outside the image.
-        edges: (B, H, W) bool, integer or floating with values 0 and 1: one binary channel behind the one-hot map.
+        edges: as labels, bool, integer or floating with values 0 and 1: one binary channel behind the one-hot map.
 
     Raises:
         ValueError: wrong rank or shape, labels out of range, edges not binary, sparse or meta tensors.
@@ -120,7 +122,7 @@ class RegionMap:
         ignore_index: int | None = None,
         edges: Tensor | None = None,
     ) -> None:
-        check_labels("RegionMap", "labels", labels)
+        check_labels("RegionMap", "labels", labels, volumes=True)
         check_values("RegionMap", "labels", labels)
         num_regions = check_integer("RegionMap", "num_regions", num_regions, 1, MAX_REGIONS)
         if ignore_index is not None:
@@ -133,9 +135,9 @@ class RegionMap:
         if ignored is not None:
             wrong &= ~ignored
         if bool(wrong.any()):
-            b, y, x = (int(v) for v in wrong.nonzero()[0])
+            at = tuple(wrong.nonzero()[0].tolist())
             also = f" or ignore_index {ignore_index}" if ignore_index is not None else ""
-            fail("RegionMap", "labels", f"values in [0, {num_regions}){also}", f"{int(wide[b, y, x])} at ({b}, {y}, {x})")
+            fail("RegionMap", "labels", f"values in [0, {num_regions}){also}", f"{int(wide[at])} at {at}")
         if ignored is not None:
             wide = torch.where(ignored, -1, wide)
         self._setup(num_regions, labels=wide.to(torch.int32).contiguous(), edges=self._binary(edges, labels))
@@ -174,8 +176,8 @@ class RegionMap:
         """Read a one-hot mask; an all-zero pixel belongs to no region.
 
         Args:
-            mask: (B, K, H, W), values 0 and 1, at most one 1 per pixel. With one channel more than ``num_regions`` the last
-                one is the edge channel.
+            mask: (B, K, H, W) or (B, K, D, H, W), values 0 and 1, at most one 1 per pixel. With one channel more than
+                ``num_regions`` the last one is the edge channel.
             num_regions: K; None for all channels.
             keep_mask: let the mask itself, if floating, be what :meth:`onehot` returns at full resolution.
 
@@ -186,8 +188,8 @@ class RegionMap:
             ValueError: wrong rank, or a pixel that is not one-hot.
         """
         check_tensor("RegionMap", "mask", mask)
-        if mask.dim() != 4:
-            fail("RegionMap", "mask", "shape (B, K, H, W)", f"shape {tuple(mask.shape)}")
+        if mask.dim() not in (4, 5):
+            fail("RegionMap", "mask", "shape (B, K, H, W) or (B, K, D, H, W)", f"shape {tuple(mask.shape)}")
         check_values("RegionMap", "mask", mask)
         regions = check_integer(
             "RegionMap", "num_regions", mask.shape[1] if num_regions is None else num_regions, 1, MAX_REGIONS
@@ -219,7 +221,7 @@ class RegionMap:
         """Make a soft map: every pixel is a weighted mixture of regions. Gradients reach the weights.
 
         Args:
-            weights: (B, K, H, W) floating, finite and not negative; they need not sum to one.
+            weights: (B, K, H, W) or (B, K, D, H, W) floating, finite and not negative; they need not sum to one.
             check: look at the values, which waits for a GPU. False for what a network has just made by a softmax: values
                 that are not finite then show in its losses.
             resize: how the weights are brought to another size: "nearest", the rule of hard maps, or "area", the mean over
@@ -236,8 +238,8 @@ class RegionMap:
         check = check_flag("RegionMap.soft", "check", check)
         if resize not in get_args(Resize):
             fail("RegionMap", "resize", "'nearest' or 'area'", repr(resize))
-        if weights.dim() != 4:
-            fail("RegionMap", "weights", "shape (B, K, H, W)", f"shape {tuple(weights.shape)}")
+        if weights.dim() not in (4, 5):
+            fail("RegionMap", "weights", "shape (B, K, H, W) or (B, K, D, H, W)", f"shape {tuple(weights.shape)}")
         if weights.dtype not in FLOATING:
             fail("RegionMap", "weights", "a floating dtype", weights.dtype, TypeError)
         if not 1 <= weights.shape[1] <= MAX_REGIONS:
@@ -283,7 +285,7 @@ class RegionMap:
     @property
     def size(self) -> Size:
         """(H, W) of the full resolution."""
-        return int(self._base.shape[-2]), int(self._base.shape[-1])
+        return tuple(int(side) for side in self._base.shape[2 if self.is_soft else 1 :])
 
     @property
     def device(self) -> torch.device:
@@ -299,7 +301,7 @@ class RegionMap:
         kind = "soft" if self.is_soft else "hard"
         edges = ", edges" if self.edges is not None else ""
         return (
-            f"RegionMap({kind}, batch={self.batch_size}, size={self.size[0]}x{self.size[1]}, "
+            f"RegionMap({kind}, batch={self.batch_size}, size={'x'.join(map(str, self.size))}, "
             f"num_regions={self.num_regions}{edges}, device={self.device}, cached={len(self._cache)})"
         )
 
@@ -349,13 +351,12 @@ class RegionMap:
     def _checked(self, size: Size | None) -> Size:
         if size is None:
             return self.size
-        expected = "two positive integers (h, w)"
+        expected = "two positive integers (h, w)" if len(self.size) == 2 else "three positive integers (d, h, w)"
         if not isinstance(size, Sequence):
             fail("RegionMap", "size", expected, described(size), TypeError)
-        if len(size) != 2:
+        if len(size) != len(self.size):
             fail("RegionMap", "size", expected, tuple(size))
-        height, width = (check_integer("RegionMap", "size", side, 1, None, expected) for side in size)
-        return height, width
+        return tuple(check_integer("RegionMap", "size", side, 1, None, expected) for side in size)
 
     def labels_at(self, size: Size | None = None) -> Tensor:
         """Return (B, h, w) int32 labels at a size, -1 where a pixel belongs to no region."""
@@ -384,7 +385,7 @@ class RegionMap:
         def make() -> Tensor:
             labels = self.labels_at(size)
             regions = torch.arange(self.num_regions, device=labels.device, dtype=torch.int32)
-            planes = labels[:, None] == regions[None, :, None, None]
+            planes = labels[:, None] == regions.reshape(1, -1, *[1] * len(size))
             edges = self.edges_at(size)
             return (planes if edges is None else torch.cat((planes, edges[:, None]), 1)).to(dtype)
 
@@ -394,7 +395,7 @@ class RegionMap:
         """Return (B, K) float32 pixels (or sum of weights) per region at a size."""
         size = self._checked(size)
         if self.is_soft:
-            return self.weights_at(size).sum((2, 3), dtype=torch.float32)
+            return self.weights_at(size).flatten(2).sum(2, dtype=torch.float32)
 
         def make() -> Tensor:
             labels = self.labels_at(size).to(torch.int64).flatten(1)
@@ -453,7 +454,7 @@ class RegionMap:
         """
         labels, size = self._hard("distinct_share"), self._checked(size)
         band = size[0] // 8
-        if labels.shape[0] * band * size[1] < _LEAST_SAMPLE:
+        if labels.shape[0] * band * prod(size[1:]) < _LEAST_SAMPLE:
             return 0.0
 
         def make() -> float:
@@ -517,17 +518,18 @@ class RegionMap:
 
     def _row_index(self, pixel: Tensor, size: Size, fine: Patterns) -> Tensor:
         """(P, 9) indices of the second convolution: the 3x3 patterns of ``fine`` around ``pixel``, times 9, plus the tap."""
-        height, width = size
-        device = self.device
-        image, within = pixel // (height * width), pixel % (height * width)
-        y, x = within // width, within % width
         # a frame of one pixel holds the row of what is outside the image
-        framed = F.pad(fine.index, (1, 1, 1, 1), value=len(fine.patterns))
-        corner = (image * (height + 2) + y) * (width + 2) + x
-        offset = torch.arange(3, device=device)
-        around = (offset[:, None] * (width + 2) + offset).reshape(9)
-        tap = torch.arange(9, device=device, dtype=torch.int32)
-        return framed.reshape(-1)[corner[:, None] + around] * 9 + tap
+        framed = F.pad(fine.index, (1, 1) * len(size), value=len(fine.patterns))
+        offset = torch.arange(3, device=self.device)
+        corner, around, pixels = pixel // prod(size), offset[:1], prod(size)
+        for side in size:
+            pixels //= side
+            corner = corner * (side + 2) + pixel // pixels % side
+            around = (around[:, None] * (side + 2) + offset).reshape(-1)
+        return framed.reshape(-1)[corner[:, None] + around] * len(around) + self._taps(len(around))
+
+    def _taps(self, count: int) -> Tensor:
+        return torch.arange(count, device=self.device, dtype=torch.int32)
 
     def _style_index(self, own: Patterns) -> Tensor:
         """(Z, 9) indices of a convolution of vectors per image and region; see :attr:`PatternPlan.style`."""
@@ -537,8 +539,8 @@ class RegionMap:
         rank[self.present_index] = torch.arange(len(self.present), dtype=torch.int32, device=device)
         rank = rank[label.to(torch.int64)]
         owner = own.row_image[:, None] * len(self.present) + rank
-        tap = torch.arange(9, device=device, dtype=torch.int32)
-        return torch.where(rank >= 0, owner, self.batch_size * len(self.present)) * 9 + tap
+        count = own.patterns.shape[1]
+        return torch.where(rank >= 0, owner, self.batch_size * len(self.present)) * count + self._taps(count)
 
     def _make_plan(self, size: Size, per_image: bool) -> PatternPlan:
         wide = self.patterns(size, 2, per_image)
@@ -546,7 +548,7 @@ class RegionMap:
         own = self.patterns(size, 1, per_image)
         pixel = self._pixel_of_row(wide)
         codes = (self.num_regions + 2) * (2 if self.edges is not None else 1)
-        hidden = shared.patterns + torch.arange(9, device=self.device, dtype=torch.int32) * codes
+        hidden = shared.patterns + self._taps(shared.patterns.shape[1]) * codes
         centre = own.index.reshape(-1)[pixel]
         return PatternPlan(wide.index, hidden, self._row_index(pixel, size, shared), self._style_index(own), centre)
 
@@ -555,11 +557,11 @@ def labels_of_onehot(onehot: Tensor) -> Tensor | None:
     """Return (B, H, W) int32 labels (-1: all zero) of a one-hot mask, or None when it is not one.
 
     Args:
-        onehot: (B, K, H, W) of any dtype.
+        onehot: (B, K, H, W) or (B, K, D, H, W) of any dtype.
     """
-    batch, regions, height, width = onehot.shape
+    batch, regions, *volume = onehot.shape
     if onehot.numel() == 0:
-        return torch.full((batch, height, width), -1, dtype=torch.int32, device=onehot.device)
+        return torch.full((batch, *volume), -1, dtype=torch.int32, device=onehot.device)
     # Of a one-hot mask, the sum of (k + 1) times channel k is the label and one. Whatever the mask, it is one-hot if and
     # only if there is a 1 in every channel that this names, and nothing in any other: two passes over the mask in all. The
     # sum is one of two digits, so that no precision of a matrix product (autocast, TF32) rounds it.
@@ -567,11 +569,11 @@ def labels_of_onehot(onehot: Tensor) -> Tensor | None:
     number = torch.arange(1, regions + 1, device=mask.device)
     digits = torch.stack((number // 32, number % 32)).to(mask.dtype)
     if mask.stride(1) == 1:
-        named = torch.matmul(mask.permute(0, 2, 3, 1).reshape(-1, regions), digits.t()).unflatten(0, (batch, -1)).mT
+        named = torch.matmul(mask.movedim(1, -1).reshape(-1, regions), digits.t()).unflatten(0, (batch, -1)).mT
     else:
-        named = torch.matmul(digits, mask.reshape(batch, regions, height * width))
+        named = torch.matmul(digits, mask.reshape(batch, regions, prod(volume)))
     tens, ones = named.to(torch.float32).nan_to_num(0).clamp(0, 32).to(torch.int64).unbind(1)
-    labels: Tensor = (tens * 32 + ones).clamp(max=regions).view(batch, height, width) - 1
+    labels: Tensor = (tens * 32 + ones).clamp(max=regions).view(batch, *volume) - 1
     there = mask.gather(1, labels.clamp(min=0)[:, None])[:, 0]
     if not bool((torch.where(labels >= 0, there, 1) == 1).all() & (torch.count_nonzero(mask) == (labels >= 0).sum())):
         return None
@@ -579,7 +581,7 @@ def labels_of_onehot(onehot: Tensor) -> Tensor | None:
 
 
 def as_region_map(regions: RegionMap | Tensor, num_regions: int | None = None) -> RegionMap:
-    """Return a RegionMap as it is, or make one from a one-hot or soft mask (B, K, H, W).
+    """Return a RegionMap as it is, or make one from a one-hot or soft mask (B, K, H, W) or (B, K, D, H, W).
 
     Args:
         regions: a map, or a floating mask. A mask that needs a gradient, or is not one-hot, becomes a soft map. Where all
@@ -593,7 +595,7 @@ def as_region_map(regions: RegionMap | Tensor, num_regions: int | None = None) -
     if isinstance(regions, RegionMap):
         return regions
     check_tensor("as_region_map", "regions", regions, "a RegionMap or a tensor (B, K, H, W)")
-    if regions.dim() == 4 and not regions.requires_grad:
+    if regions.dim() in (4, 5) and not regions.requires_grad:
         channels = regions.shape[1]
         for count in (channels, channels - 1) if num_regions is None else (num_regions,):
             if count < 1 or channels - count not in (0, 1):

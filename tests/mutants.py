@@ -83,15 +83,33 @@ MUTATIONS = [
         ),
         (
             "shift, channels_last",
-            "store_row<STREAM>(y + c, activated<Vec<A>>(xhat * gamma + beta, slope));",
-            "store_row<STREAM>(y + c, activated<Vec<A>>(xhat * gamma - beta, slope));",
+            "store_row<STREAM>(y + c, activated<SILU, Vec<A>>(xhat * gamma + beta, slope));",
+            "store_row<STREAM>(y + c, activated<SILU, Vec<A>>(xhat * gamma - beta, slope));",
             "kernels_follow",
         ),
         (
             "shift, contiguous",
-            "activated<Vec<A>>(xhat * gamma + beta, slope), n);",
-            "activated<Vec<A>>(xhat * gamma - beta, slope), n);",
+            "activated<SILU, Vec<A>>(xhat * gamma + beta, slope), n);",
+            "activated<SILU, Vec<A>>(xhat * gamma - beta, slope), n);",
             "kernels_follow",
+        ),
+        (
+            "variance between channels of a group",
+            "squares += m2[c + i] + count * delta * delta;",
+            "squares += m2[c + i];",
+            "groups_affine",
+        ),
+        (
+            "gradient of SiLU",
+            "return grad * (share * (value * (1 - share) + 1));",
+            "return grad * (share * (value * (1 - share)));",
+            "groups_affine",
+        ),
+        (
+            "a row of every image",
+            "p.image_row = !in.index && p.rows > 1;",
+            "p.image_row = 0;",
+            "bodies and rows",
         ),
         (
             "sum of gamma times gradient",
@@ -224,6 +242,18 @@ MUTATIONS = [
             "emulated and shapes",
         ),
         (
+            "variance between channels of a group",
+            "squares += __ldg(m2 + first + k) + pixels * delta * delta;",
+            "squares += __ldg(m2 + first + k);",
+            "emulated and groups",
+        ),
+        (
+            "gamma of sums over images",
+            "all_g += gamma * __ldg(own_g + image + k), all_gx",
+            "all_g += __ldg(own_g + image + k), all_gx",
+            "emulated and groups",
+        ),
+        (
             "sum of gradient times value",
             "sum_gx[v] += present ? ghat * x[u][v] : A(0);",
             "sum_gx[v] += present ? ghat : A(0);",
@@ -321,6 +351,11 @@ MUTATIONS = [
         "region_norm",
         "region_norm",
         ("variance between tiles", "m2 += tile_m2 + delta * delta * (n * share)", "m2 += tile_m2"),
+        (
+            "variance between channels of a group",
+            "(_shared(a, m2) + pixels * (means - together).square())",
+            "_shared(a, m2)",
+        ),
     ),
     *triton(
         "masked_roi_pool",
@@ -530,10 +565,24 @@ MUTATIONS = [
         "tests/test_region_map.py",
     ),
     Mutation(
+        "label patterns: slices outside of a volume",
+        "mixsyn_fast/ops/label_patterns.py",
+        "numbers, count, span = framed.to(torch.int64), outside + (radius > 0), 1",
+        "numbers, count, span = (framed % max(outside, 1)).to(torch.int64), outside + (radius > 0), 1",
+        "tests/ops/test_label_patterns.py -k volumes",
+    ),
+    Mutation(
+        "latent map: zeros around a map",
+        "mixsyn_fast/latent_map.py",
+        "padded = F.pad(features, [1, 1] * len(kernel))",
+        'padded = F.pad(features, [1, 1] * len(kernel), mode="replicate")',
+        "tests/test_latent_map.py -k upsampling",
+    ),
+    Mutation(
         "region map: a tap beyond the image",
         "mixsyn_fast/region_map.py",
-        "framed = F.pad(fine.index, (1, 1, 1, 1), value=len(fine.patterns))",
-        "framed = F.pad(fine.index, (1, 1, 1, 1), value=0)",
+        "framed = F.pad(fine.index, (1, 1) * len(size), value=len(fine.patterns))",
+        "framed = F.pad(fine.index, (1, 1) * len(size), value=0)",
         "tests/layers/test_norms.py tests/test_region_map.py",
     ),
     Mutation(

@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("mixsyn_fast.extension",),),
     (("mixsyn_fast.backend",),),
     (("mixsyn_fast.ops",),),
-    (("mixsyn_fast.region_map",), ("mixsyn_fast.runtime",)),
+    (("mixsyn_fast.region_map",), ("mixsyn_fast.latent_map",), ("mixsyn_fast.runtime",)),
     (("mixsyn_fast.layers",),),
     (("mixsyn_fast.accelerate",),),
     (("mixsyn_fast",),),  # the public names

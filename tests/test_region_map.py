@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from mixsyn_fast import RegionMap, as_region_map
+from mixsyn_fast.layers.algebra import add_to_centre, apply_taps, gather_sum, tap_rows, taps
 from mixsyn_fast.nearest import nearest_source
 
 LABELS = torch.randint(0, 5, (2, 12, 10), generator=torch.Generator().manual_seed(3))
@@ -40,6 +41,37 @@ def test_labels_onehot_and_areas_at_every_size() -> None:
         # everything comes from the full resolution and is made once
         assert regions.labels_at(size) is labels
     assert regions.num_channels == 6 and regions.size == (12, 10) and regions.batch_size == 2
+
+
+def test_volumes() -> None:
+    """Levels, one-hot masks and areas as F.interpolate's; SPADE's table of three 3x3x3 convolutions by the plan's sums."""
+    generator = torch.Generator().manual_seed(7)
+    labels = torch.randint(-1, 3, (2, 2, 3, 2), generator=generator).repeat_interleave(2, 1).repeat_interleave(3, 3)
+    regions = RegionMap(labels, 3, ignore_index=-1)
+    full = (labels[:, None] == torch.arange(3).reshape(1, 3, 1, 1, 1)).double()
+    assert regions.size == (4, 3, 6) and "4x3x6" in repr(regions)
+    read = as_region_map(full)
+    assert torch.equal(read.labels_at(), regions.labels_at()) and as_region_map(full / 2).is_soft
+    for size in [(4, 3, 6), (2, 5, 3)]:
+        expected = F.interpolate(full, size=size, mode="nearest")
+        assert torch.equal(regions.onehot(size, torch.float64), expected)
+        assert torch.equal(RegionMap.soft(full).onehot(size, torch.float64), expected)
+        assert torch.equal(regions.areas(size), expected.sum((2, 3, 4)).float())
+        assert torch.equal(RegionMap.soft(full).areas(size), regions.areas(size))
+        shared, both = (torch.randn(*shape, 3, 3, 3, dtype=torch.float64, generator=generator) for shape in ((4, 3), (6, 4)))
+        dense = F.conv3d(F.relu(F.conv3d(expected, shared, padding=1) + 1), both, padding=1)
+        for per_image in (False, True):
+            plan = regions.plan(size, per_image)
+            # rows of codes, of which outside (3) and no region (4) are zero; then hidden rows, the last of them outside
+            codes = F.pad(shared.flatten(2).permute(2, 1, 0), (0, 0, 0, 2)).reshape(-1, 4)
+            hidden = F.pad(F.relu(gather_sum(codes, plan.hidden) + 1), (0, 0, 0, 1))
+            for products in (tap_rows(hidden, both), add_to_centre(apply_taps(hidden, taps(both), 27), torch.zeros(6), 27)):
+                table = gather_sum(products, plan.rows)
+                torch.testing.assert_close(table[plan.index].movedim(-1, 1), dense, rtol=1e-12, atol=1e-12)
+            moved = gather_sum(add_to_centre(tap_rows(hidden, both), torch.ones(6), 27), plan.rows)
+            torch.testing.assert_close(moved, table + 1, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="size: expected three positive integers"):
+        regions.labels_at((4, 4))
 
 
 def test_constructors_agree() -> None:

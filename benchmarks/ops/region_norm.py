@@ -1,4 +1,4 @@
-"""region_norm at the inputs of the normalisation layers of the SEAN and SPADE generators.
+"""region_norm at the inputs of the normalisation layers of the SEAN and SPADE generators, and of diffusion's blocks.
 
 Contenders: `eager` (the reference), `compile` (torch.compile of it), the package's backends. Floor: passes over x and
 the table that no implementation can avoid, at copy bandwidth.
@@ -24,6 +24,9 @@ from .base import OpBench, Target, Work, forward_and_backward
 # (channels, side) of the generators at 256 x 256 with ngf 64
 GENERATOR_SHAPES = ((128, 256), (64, 256), (256, 128), (512, 64), (1024, 32), (1024, 16))
 _PICKED = ((128, 256), (512, 64), (1024, 16))
+# of decoders and U-Nets: group norm of 32 groups with weight and bias, then SiLU
+_GROUPS = 32
+_GROUPED = ((128, 256), (320, 64), (512, 64), (1280, 16))
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,10 @@ class NormCase:
     channels: int
     side: int
     batch: int = 1
-    statistics: str = "batch"  # instance, batch, given (running statistics, as in eval)
+    statistics: str = "batch"  # instance, batch, given (running statistics, as in eval), group
     layout: str = "channels_last"
     dtype: str = "float32"
-    modulation: str = "table"  # "table" or "maps" (dense scale and shift)
+    modulation: str = "table"  # "table", "maps" (dense scale and shift), "silu" (weight and bias, then SiLU; with group)
     negative_slope: float | None = 0.2
     labels: str = "face"
 
@@ -70,15 +73,17 @@ class NormBench(OpBench, NormContest):
         """Every generator shape with batch statistics, the ends and the middle with the others."""
         if quick:
             return [NormCase(c, s, 1, kind, dtype=dtype) for c, s in ((64, 256), (1024, 16)) for kind in ("batch", "given")]
+        grouped = [NormCase(c, s, 1, "group", layout, dtype, "silu") for c, s in _GROUPED for layout in LAYOUTS]
         if not every:
             rows = [NormCase(c, s, 1, dtype=dtype) for c, s in GENERATOR_SHAPES]
             rows += [NormCase(c, s, b, kind, dtype=dtype) for b, kind in ((4, "batch"), (1, "given")) for c, s in _PICKED]
             middle = _PICKED[1]
-            return [*rows, NormCase(*middle, 1, "instance", dtype=dtype), NormCase(*middle, dtype=dtype, modulation="maps")]
+            rows += [NormCase(*middle, 1, "instance", dtype=dtype), NormCase(*middle, dtype=dtype, modulation="maps")]
+            return rows + grouped
         rows = [NormCase(c, s, b, "batch", layout, dtype) for layout in LAYOUTS for b in (1, 4) for c, s in GENERATOR_SHAPES]
         kinds = ("instance", "given")
         rows += [NormCase(c, s, b, k, "channels_last", dtype) for k in kinds for b in (1, 4) for c, s in _PICKED]
-        return rows + [NormCase(c, s, 1, "batch", "channels_last", dtype, "maps") for c, s in _PICKED]
+        return rows + [NormCase(c, s, 1, "batch", "channels_last", dtype, "maps") for c, s in _PICKED] + grouped
 
     @classmethod
     def sanitizer_targets(cls, device: str) -> dict[str, Callable[[], None]]:
@@ -93,9 +98,13 @@ class NormBench(OpBench, NormContest):
                 shape, memory = (2, channels, 6, 10), LAYOUTS[layout]
                 modulation = [normal(7, 2 * channels)] if params == "table" else []
                 modulation += [normal(*shape, layout=memory) for _ in range(2 if params == "maps" else 0)]
+                modulation += [normal(channels) for _ in range(2 if params == "silu" else 0)]
                 return [normal(*shape, layout=memory), *modulation, *([normal(channels)] if noisy else [])]
 
             def run(x: Tensor, *leaves: Tensor) -> Outputs:
+                if params == "silu":
+                    more = {"num_groups": channels // 2, "activation": "silu"}
+                    return (region_norm(x, norm=norm, weight=leaves[0], bias=leaves[1], **more),)
                 names = {"table": ("table",), "maps": ("scale", "shift"), "none": ()}[params]
                 given = dict(zip((*names, *(("noise_scale",) if noisy else ())), leaves, strict=True))
                 if params == "table":
@@ -110,6 +119,8 @@ class NormBench(OpBench, NormContest):
             ("maps", "instance", 16, True),
             ("maps", "batch", 3, False),
             ("none", "batch", 16, False),
+            ("silu", "group", 16, False),
+            ("silu", "group", 6, False),
         )
         return {
             f"region_norm_{params}_{norm}_c{channels}_{layout}_{dtype}": target(params, norm, channels, noisy, layout, dtype)
@@ -129,7 +140,11 @@ class NormBench(OpBench, NormContest):
         if case.statistics == "given":
             self.mean = normal(1, case.channels, scale=0.3).float()
             self.variance = normal(1, case.channels, scale=0.2).float().exp()
-        if case.modulation == "table":
+        if case.modulation == "silu":
+            self.num_groups, self.negative_slope, self.same_as_reference = min(_GROUPS, case.channels // 2), None, ""
+            self.inputs["weight"] = normal(case.channels, scale=0.3, offset=1.0)
+            self.inputs["bias"] = normal(case.channels, scale=0.3)
+        elif case.modulation == "table":
             classes = NUM_CLASSES[case.labels]
             _, maps = labels.tensors(case.labels, case.batch, 256, self.device)
             patterns = RegionMap(maps, classes).patterns((case.side, case.side), 2, per_image=True)
@@ -172,14 +187,22 @@ class NormBench(OpBench, NormContest):
     def targets(self, mode: str) -> Sequence[Target]:
         """One and a half times the floor.
 
-        With AVX2 at 64 pixels a side and above, backward twice.
+        With AVX2 at 64 pixels a side and above, backward twice. Group norm and SiLU: three times as fast as torch's own and
+        1.3 times as fast as compiled too, in channels_last.
         """
         if self.bar is not None:
             return self.bar
         if self.isa == "avx2":
             most = {"forward": 1.5, "backward": 2.0}.get(mode) if self.case.side >= 64 else None
             return (Target("memory_floor", most=most),) if most else ()
-        return (Target("memory_floor", most=1.5),)
+        floor = Target("memory_floor", most=1.5)
+        if self.case.modulation == "silu" and self.case.layout == "channels_last":
+            return (
+                floor,
+                Target("eager", least=3.0),
+                *((Target("compile", least=1.3),) if "compile" in self.functions else ()),
+            )
+        return (floor,)
 
     def facts(self) -> dict[str, int]:
         """Rows of the table."""

@@ -4,6 +4,7 @@
 // vector, a block of pixels that all lie in one row of the table broadcasts it, others gather).
 #include "region_norm.h"
 
+#include "products.h"
 #include "vec.h"
 
 namespace mixsyn_fast::cpu::MIXSYN_ISA {
@@ -14,9 +15,21 @@ MIXSYN_INLINE V normalised(V x, V noise, V noise_scale, V mean, V rstd) {
   return (x + noise * noise_scale - mean) * rstd;
 }
 
-template <typename V>
+// Of vectors: LeakyReLU, of which slope 1 leaves the value as it is, or SiLU.
+template <bool SILU, typename V>
 MIXSYN_INLINE V activated(V value, V slope) {
+  if constexpr (SILU) return value / (products_exp(-value) + 1);
   return value > 0 ? value : value * slope;
+}
+
+// The gradient before the activation, from that after it.
+template <bool SILU, typename V>
+MIXSYN_INLINE V before_activation(V grad, V value, V slope) {
+  if constexpr (SILU) {
+    const V share = 1 / (products_exp(-value) + 1);
+    return grad * (share * (value * (1 - share) + 1));
+  }
+  return value > 0 ? grad : grad * slope;
 }
 
 // ---------------------------------------------------------------------------------------------- channels_last
@@ -136,7 +149,7 @@ MIXSYN_INLINE void store_row(T* to, V v) {
 }
 
 // MAPS: dense scale and shift instead of rows of the table. One pixel after another, all its channels.
-template <typename T, typename A, bool MAPS, bool NOISE, bool STREAM>
+template <typename T, typename A, bool SILU, bool MAPS, bool NOISE, bool STREAM>
 MIXSYN_INLINE void apply_range(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
   constexpr int L = kLanes<A>;
   const int64_t C = a.channels, full = C / L * L;
@@ -149,7 +162,7 @@ MIXSYN_INLINE void apply_range(const RegionNorm<T, A>& a, int64_t begin, int64_t
     const A* rstd = a.rstd + group * C;
     const T* x = a.x + p * C;
     T* y = a.y + p * C;
-    const A* row = MAPS ? nullptr : a.table + static_cast<int64_t>(a.index ? a.index[p] : 0) * 2 * C;
+    const A* row = MAPS ? nullptr : a.table + (a.index ? a.index[p] : image * a.image_row) * 2 * C;
     if (!MAPS && a.index && p + 1 < end && a.index[p + 1] != a.index[p]) prefetch_row(a, p + 1, 0, C);
     const T* scale = MAPS ? a.scale + p * C : nullptr;
     const T* shift = MAPS ? a.shift + p * C : nullptr;
@@ -163,9 +176,21 @@ MIXSYN_INLINE void apply_range(const RegionNorm<T, A>& a, int64_t begin, int64_t
       } else {
         gamma = load(row + c), beta = load(row + C + c);
       }
-      store_row<STREAM>(y + c, activated<Vec<A>>(xhat * gamma + beta, slope));
+      store_row<STREAM>(y + c, activated<SILU, Vec<A>>(xhat * gamma + beta, slope));
     }
-    for (int64_t c = full; c < C; ++c) {
+    if (SILU && full < C) {
+      const int64_t c = full, m = C - full;
+      const Vec<A> ns = NOISE ? load_n(a.noise_scale + c, m) : zero;
+      const Vec<A> xhat = normalised(load_n(x + c, m), n, ns, load_n(mean + c, m), load_n(rstd + c, m));
+      Vec<A> gamma, beta;
+      if constexpr (MAPS) {
+        gamma = load_n(scale + c, m), beta = load_n(shift + c, m);
+      } else {
+        gamma = load_n(row + c, m), beta = load_n(row + C + c, m);
+      }
+      store_n(y + c, activated<SILU, Vec<A>>(xhat * gamma + beta, slope), m);
+    }
+    for (int64_t c = full; !SILU && c < C; ++c) {
       const A noise = NOISE ? static_cast<A>(a.noise[p]) * a.noise_scale[c] : A(0);
       const A xhat = (static_cast<A>(x[c]) + noise - mean[c]) * rstd[c];
       const A value = MAPS ? xhat * static_cast<A>(scale[c]) + static_cast<A>(shift[c]) : xhat * row[c] + row[C + c];
@@ -175,23 +200,30 @@ MIXSYN_INLINE void apply_range(const RegionNorm<T, A>& a, int64_t begin, int64_t
 }
 
 // From the end to the begin: what the statistics read last is still in the caches.
-template <typename T, typename A, bool MAPS, bool NOISE>
+template <typename T, typename A, bool SILU, bool MAPS, bool NOISE>
 MIXSYN_INLINE void apply_backwards(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
   const bool stream = streams_rows<T, A>(a, a.y);
   for (int64_t p1 = end; p1 > begin; p1 -= kPixelChunk) {
     const int64_t p0 = p1 - begin > kPixelChunk ? p1 - kPixelChunk : begin;
-    stream ? apply_range<T, A, MAPS, NOISE, true>(a, p0, p1) : apply_range<T, A, MAPS, NOISE, false>(a, p0, p1);
+    stream ? apply_range<T, A, SILU, MAPS, NOISE, true>(a, p0, p1)
+           : apply_range<T, A, SILU, MAPS, NOISE, false>(a, p0, p1);
   }
   stream_fence();
 }
 
+template <typename T, typename A, bool SILU>
+MIXSYN_INLINE void apply_activated(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  if (a.scale) {
+    a.noise ? apply_backwards<T, A, SILU, true, true>(a, begin, end)
+            : apply_backwards<T, A, SILU, true, false>(a, begin, end);
+  } else {
+    a.noise ? apply_backwards<T, A, SILU, false, true>(a, begin, end)
+            : apply_backwards<T, A, SILU, false, false>(a, begin, end);
+  }
+}
 template <typename T, typename A>
 void apply_pixels(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
-  if (a.scale) {
-    a.noise ? apply_backwards<T, A, true, true>(a, begin, end) : apply_backwards<T, A, true, false>(a, begin, end);
-  } else {
-    a.noise ? apply_backwards<T, A, false, true>(a, begin, end) : apply_backwards<T, A, false, false>(a, begin, end);
-  }
+  a.silu ? apply_activated<T, A, true>(a, begin, end) : apply_activated<T, A, false>(a, begin, end);
 }
 
 // How many pixels ahead a reduction asks for its channels: they lie a whole pixel apart, too far for the hardware to follow.
@@ -200,7 +232,7 @@ constexpr int64_t kReduceAhead = 16;
 // One tile of channels over the pixels [p0, p1): sums of a run of pixels with the same row stay in registers and are
 // added to the row when the run ends (or after kRun pixels: two-level summation keeps float32 sums exact enough).
 // Since gamma is constant in a run, sum ghat = gamma * sum g' and sum ghat * xhat = gamma * sum g' * xhat come free.
-template <typename T, typename A, bool FULL, bool MAPS>
+template <typename T, typename A, bool SILU, bool FULL, bool MAPS>
 MIXSYN_INLINE void reduce_tile(const RegionNorm<T, A>& a, int64_t split, int64_t p0, int64_t p1, int64_t c0,
                                int64_t nc) {
   constexpr int L = kLanes<A>, NV = FULL ? 2 : 1;
@@ -223,7 +255,7 @@ MIXSYN_INLINE void reduce_tile(const RegionNorm<T, A>& a, int64_t split, int64_t
         total_g[v] = zero, total_gx[v] = zero;
       }
       while (p < image_end) {
-        const int64_t row = MAPS || !a.index ? 0 : a.index[p];
+        const int64_t row = MAPS ? 0 : a.index ? a.index[p] : image * a.image_row;
         const int64_t limit = p + kRun < image_end ? p + kRun : image_end;
         Vec<A> gamma[NV], beta[NV], run_g[NV], run_gx[NV];
         for (int v = 0; v < NV; ++v) {
@@ -247,7 +279,7 @@ MIXSYN_INLINE void reduce_tile(const RegionNorm<T, A>& a, int64_t split, int64_t
               beta[v] = load_part<FULL>(a.shift + at, m);
             }
             Vec<A> g = load_part<FULL>(a.grad + at, m);
-            g = xhat * gamma[v] + beta[v] > 0 ? g : g * slope;
+            g = before_activation<SILU, Vec<A>>(g, xhat * gamma[v] + beta[v], slope);
             if constexpr (MAPS) g = g * gamma[v];
             run_g[v] += g;
             run_gx[v] += g * xhat;
@@ -281,8 +313,8 @@ MIXSYN_INLINE void reduce_tile(const RegionNorm<T, A>& a, int64_t split, int64_t
 }
 
 // Items: (split, channel tile): a split is a fixed share of all pixels with partial sums of its own.
-template <typename T, typename A>
-void reduce_tiles(const RegionNorm<T, A>& a, int64_t tile_channels, int64_t begin, int64_t end) {
+template <typename T, typename A, bool SILU>
+MIXSYN_INLINE void reduce_activated(const RegionNorm<T, A>& a, int64_t tile_channels, int64_t begin, int64_t end) {
   const int64_t tiles = (a.channels + tile_channels - 1) / tile_channels;
   const int64_t all = a.batch * a.pixels;
   for (int64_t item = begin; item < end; ++item) {
@@ -294,18 +326,24 @@ void reduce_tiles(const RegionNorm<T, A>& a, int64_t tile_channels, int64_t begi
     for (int64_t q0 = p0; q0 < p1; q0 += kPixelChunk) {  // a block of pixels stays near while its channels pass
       const int64_t q1 = q0 + kPixelChunk < p1 ? q0 + kPixelChunk : p1;
       if (a.scale) {
-        full ? reduce_tile<T, A, true, true>(a, split, q0, q1, c0, nc)
-             : reduce_tile<T, A, false, true>(a, split, q0, q1, c0, nc);
+        full ? reduce_tile<T, A, SILU, true, true>(a, split, q0, q1, c0, nc)
+             : reduce_tile<T, A, SILU, false, true>(a, split, q0, q1, c0, nc);
       } else {
-        full ? reduce_tile<T, A, true, false>(a, split, q0, q1, c0, nc)
-             : reduce_tile<T, A, false, false>(a, split, q0, q1, c0, nc);
+        full ? reduce_tile<T, A, SILU, true, false>(a, split, q0, q1, c0, nc)
+             : reduce_tile<T, A, SILU, false, false>(a, split, q0, q1, c0, nc);
       }
     }
   }
 }
 
+template <typename T, typename A>
+void reduce_tiles(const RegionNorm<T, A>& a, int64_t tile_channels, int64_t begin, int64_t end) {
+  a.silu ? reduce_activated<T, A, true>(a, tile_channels, begin, end)
+         : reduce_activated<T, A, false>(a, tile_channels, begin, end);
+}
+
 // Gradient of x (and of the maps) for whole pixel chunks; partial sums of grad_x * noise per chunk.
-template <typename T, typename A, bool MAPS, bool NOISE>
+template <typename T, typename A, bool SILU, bool MAPS, bool NOISE>
 MIXSYN_INLINE void input_chunk(const RegionNorm<T, A>& a, int64_t chunk) {
   constexpr int L = kLanes<A>;
   const int64_t C = a.channels, all = a.batch * a.pixels;
@@ -313,8 +351,9 @@ MIXSYN_INLINE void input_chunk(const RegionNorm<T, A>& a, int64_t chunk) {
   const Vec<A> zero = {}, slope = splat<A>(a.slope);
   A* noise_sums = NOISE && a.noise_sums ? a.noise_sums + chunk * C : nullptr;
   for (int64_t p = p0; p < p1; ++p) {
-    const int64_t group = a.groups == 1 ? 0 : p / a.pixels;
-    const int64_t row = MAPS || !a.index ? 0 : a.index[p];
+    const int64_t image = a.groups == 1 && a.image_row == 0 ? 0 : p / a.pixels;
+    const int64_t group = a.groups == 1 ? 0 : image;
+    const int64_t row = MAPS ? 0 : a.index ? a.index[p] : image * a.image_row;
     const Vec<A> n = NOISE ? splat<A>(static_cast<A>(a.noise[p])) : zero;
     for (int64_t c = 0; c < C; c += L) {
       const int64_t m = C - c, at = p * C + c;
@@ -329,8 +368,7 @@ MIXSYN_INLINE void input_chunk(const RegionNorm<T, A>& a, int64_t chunk) {
         gamma = load_part<false>(a.table + row * 2 * C + c, m);
         beta = load_part<false>(a.table + row * 2 * C + C + c, m);
       }
-      Vec<A> g = load_part<false>(a.grad + at, m);
-      g = xhat * gamma + beta > 0 ? g : g * slope;
+      const Vec<A> g = before_activation<SILU, Vec<A>>(load_part<false>(a.grad + at, m), xhat * gamma + beta, slope);
       if constexpr (MAPS) {
         if (a.grad_scale) store_part<false>(a.grad_scale + at, g * xhat, m), store_part<false>(a.grad_shift + at, g, m);
       }
@@ -345,15 +383,19 @@ MIXSYN_INLINE void input_chunk(const RegionNorm<T, A>& a, int64_t chunk) {
   }
 }
 
-template <typename T, typename A>
-void input_chunks(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+template <typename T, typename A, bool SILU>
+MIXSYN_INLINE void input_activated(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     if (a.scale) {
-      a.noise ? input_chunk<T, A, true, true>(a, chunk) : input_chunk<T, A, true, false>(a, chunk);
+      a.noise ? input_chunk<T, A, SILU, true, true>(a, chunk) : input_chunk<T, A, SILU, true, false>(a, chunk);
     } else {
-      a.noise ? input_chunk<T, A, false, true>(a, chunk) : input_chunk<T, A, false, false>(a, chunk);
+      a.noise ? input_chunk<T, A, SILU, false, true>(a, chunk) : input_chunk<T, A, SILU, false, false>(a, chunk);
     }
   }
+}
+template <typename T, typename A>
+void input_chunks(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  a.silu ? input_activated<T, A, true>(a, begin, end) : input_activated<T, A, false>(a, begin, end);
 }
 
 // ------------------------------------------------------------------------------------------------ contiguous
@@ -453,8 +495,8 @@ void stats_planes(const RegionNorm<T, A>& a, A* mean, A* m2, int64_t begin, int6
   }
 }
 
-template <typename T, typename A>
-void apply_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+template <typename T, typename A, bool SILU>
+MIXSYN_INLINE void apply_planes_activated(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
   constexpr int L = kLanes<A>;
   const Vec<A> slope = splat<A>(a.slope), zero = {};
   for (int64_t plane = begin; plane < end; ++plane) {
@@ -467,6 +509,7 @@ void apply_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
     const int32_t* block_row = a.index ? a.block_row + image * ((a.pixels + kLine<A> - 1) / kLine<A>) : nullptr;
     const PlaneTable<A> t = {a.table ? a.table + c * a.rows : nullptr,
                              a.table ? a.table + (a.channels + c) * a.rows : nullptr};
+    const int64_t row = image * a.image_row;
     for (int64_t p = 0; p < a.pixels; p += L) {
       const int64_t n = a.pixels - p;
       const Vec<A> nv = noise ? load_part<false>(noise + p, n) : zero;
@@ -477,16 +520,20 @@ void apply_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
       } else if (index) {
         modulation<A>(t, block_row[p / kLine<A>], index + p, n, gamma, beta);
       } else {
-        gamma = splat<A>(t.gamma[0]), beta = splat<A>(t.beta[0]);
+        gamma = splat<A>(t.gamma[row]), beta = splat<A>(t.beta[row]);
       }
-      store_part<false>(a.y + base + p, activated<Vec<A>>(xhat * gamma + beta, slope), n);
+      store_part<false>(a.y + base + p, activated<SILU, Vec<A>>(xhat * gamma + beta, slope), n);
     }
   }
 }
+template <typename T, typename A>
+void apply_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  a.silu ? apply_planes_activated<T, A, true>(a, begin, end) : apply_planes_activated<T, A, false>(a, begin, end);
+}
 
 // Items: channels; all images of a channel one after another, so the sums need no second stage.
-template <typename T, typename A>
-void reduce_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+template <typename T, typename A, bool SILU>
+MIXSYN_INLINE void reduce_planes_activated(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
   constexpr int L = kLanes<A>;
   constexpr int64_t kBlock = 4096;
   const Vec<A> slope = splat<A>(a.slope), zero = {};
@@ -515,7 +562,7 @@ void reduce_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
           const Vec<A> xhat = normalised(load_part<false>(a.x + base + p, n), nv, ns, mean, rstd);
           Vec<A> gamma, beta;
           bool uniform = true;
-          int64_t row = 0;
+          int64_t row = image * a.image_row;
           if (a.scale) {
             gamma = load_part<false>(a.scale + base + p, n), beta = load_part<false>(a.shift + base + p, n);
           } else if (index) {
@@ -523,10 +570,11 @@ void reduce_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
             uniform = row >= 0;
             modulation<A>(t, block_row[p / kLine<A>], index + p, n, gamma, beta);
           } else {
-            gamma = splat<A>(t.gamma[0]), beta = splat<A>(t.beta[0]);
+            gamma = splat<A>(t.gamma[row]), beta = splat<A>(t.beta[row]);
           }
-          Vec<A> g = load_part<false>(a.grad + base + p, n);  // lanes past the end are zero
-          g = xhat * gamma + beta > 0 ? g : g * slope;
+          // lanes past the end are zero
+          const Vec<A> grad = load_part<false>(a.grad + base + p, n);
+          const Vec<A> g = before_activation<SILU, Vec<A>>(grad, xhat * gamma + beta, slope);
           const Vec<A> gx = g * xhat;
           sum_g += g * gamma;
           sum_gx += gx * gamma;
@@ -557,9 +605,14 @@ void reduce_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
   }
 }
 
-// Items: planes (image, channel); noise_sums is (B, C).
 template <typename T, typename A>
-void input_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+void reduce_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  a.silu ? reduce_planes_activated<T, A, true>(a, begin, end) : reduce_planes_activated<T, A, false>(a, begin, end);
+}
+
+// Items: planes (image, channel); noise_sums is (B, C).
+template <typename T, typename A, bool SILU>
+MIXSYN_INLINE void input_planes_activated(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
   constexpr int L = kLanes<A>;
   const Vec<A> slope = splat<A>(a.slope), zero = {};
   for (int64_t plane = begin; plane < end; ++plane) {
@@ -574,6 +627,7 @@ void input_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
     const int32_t* block_row = a.index ? a.block_row + image * ((a.pixels + kLine<A> - 1) / kLine<A>) : nullptr;
     const PlaneTable<A> t = {a.table ? a.table + c * a.rows : nullptr,
                              a.table ? a.table + (a.channels + c) * a.rows : nullptr};
+    const int64_t row = image * a.image_row;
     A noise_total = 0;
     Vec<A> noise_sum = zero;
     for (int64_t p = 0, i = 0; p < a.pixels; p += L, ++i) {
@@ -586,10 +640,10 @@ void input_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
       } else if (index) {
         modulation<A>(t, block_row[p / kLine<A>], index + p, n, gamma, beta);
       } else {
-        gamma = splat<A>(t.gamma[0]), beta = splat<A>(t.beta[0]);
+        gamma = splat<A>(t.gamma[row]), beta = splat<A>(t.beta[row]);
       }
-      Vec<A> g = load_part<false>(a.grad + base + p, n);
-      g = xhat * gamma + beta > 0 ? g : g * slope;
+      const Vec<A> grad = load_part<false>(a.grad + base + p, n);
+      const Vec<A> g = before_activation<SILU, Vec<A>>(grad, xhat * gamma + beta, slope);
       if (a.grad_scale) {
         store_part<false>(a.grad_scale + base + p, g * xhat, n);
         store_part<false>(a.grad_shift + base + p, g, n);
@@ -601,6 +655,11 @@ void input_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
     }
     if (a.noise_sums) a.noise_sums[plane] = noise_total + lane_sum<A>(noise_sum);
   }
+}
+
+template <typename T, typename A>
+void input_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  a.silu ? input_planes_activated<T, A, true>(a, begin, end) : input_planes_activated<T, A, false>(a, begin, end);
 }
 
 template <typename T, typename A>

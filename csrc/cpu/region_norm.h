@@ -14,6 +14,7 @@ struct RegionNorm {
   int64_t batch = 0, channels = 0, pixels = 0;  // pixels = H * W
   int64_t groups = 1;                           // G: 1 or batch
   int64_t rows = 0;                             // R
+  int64_t image_row = 0;                        // without index, the row of image b is b * image_row: 0 or 1
   const T* x = nullptr;                         // (B, C, H, W) in either layout
   const A* mean = nullptr;                      // (G, C), zeros where nothing is normalised
   const A* rstd = nullptr;                      // (G, C), ones where nothing is normalised
@@ -24,7 +25,8 @@ struct RegionNorm {
   const T* shift = nullptr;            // as x, or null
   const T* noise = nullptr;            // (B, H*W), or null
   const A* noise_scale = nullptr;      // (C), or null
-  A slope = 1;                         // 1 without activation
+  A slope = 1;                         // of LeakyReLU; 1 without activation
+  bool silu = false;                   // SiLU in its place
   T* y = nullptr;                      // as x
   // backward
   const T* grad = nullptr;  // as x

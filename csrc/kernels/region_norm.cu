@@ -143,6 +143,27 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
   }
 }
 
+// --- statistics, third stage: channels that share them ---
+// mean, m2 (B, C) acc: of `pixels` values each; *_out (B, C): of all values of `shared` adjacent channels, at each of them.
+template <typename A>
+__global__ void __launch_bounds__(kThreads)
+    region_norm_stats_share_kernel(const A* __restrict__ mean, const A* __restrict__ m2, A* __restrict__ mean_out,
+                                   A* __restrict__ m2_out, int64_t total, int shared, A pixels, bool divide) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= total) return;
+  const int64_t first = i / shared * shared;  // C is a multiple of `shared`
+  const A origin = __ldg(mean + first);       // means are added relative to it: no digits are lost
+  A sum = 0, squares = 0;
+  for (int k = 1; k < shared; ++k) sum += __ldg(mean + first + k) - origin;
+  const A together = origin + sum / static_cast<A>(shared);
+  for (int k = 0; k < shared; ++k) {
+    const A delta = __ldg(mean + first + k) - together;
+    squares += __ldg(m2 + first + k) + pixels * delta * delta;
+  }
+  mean_out[i] = together;
+  m2_out[i] = divide ? squares / (pixels * static_cast<A>(shared)) : squares;
+}
+
 // --- forward ---
 // Without parameters, and with 4 channels a thread, there are registers for four pixels; else for two.
 template <typename T, Mode MODE, bool CL, bool VEC>
@@ -168,8 +189,8 @@ __global__ void __launch_bounds__(kThreads, 2) region_norm_fwd_kernel(Args<T, P>
     clamp_pixels<U, CL, VEC>(pixel, first, step, at.end);
     A x[U][V], gamma[U][V], beta[U][V];
     load_tile<U, V, CL, VEC>(x, args.x + base_image, pixel, at.c0, at.valid, args.channels, args.pixels);
-    load_modulation<MODE, U, V, CL, VEC>(args, base_image, args.index + base_pixel, pixel, at.c0, at.valid, gamma,
-                                         beta);
+    load_modulation<MODE, U, V, CL, VEC>(args, at.image, base_image, args.index + base_pixel, pixel, at.c0, at.valid,
+                                         gamma, beta);
     if (args.noise) add_noise<VEC>(args, x, args.noise + base_pixel, pixel, at.c0, at.valid);
 #pragma unroll
     for (int u = 0; u < U; ++u) {
@@ -177,9 +198,10 @@ __global__ void __launch_bounds__(kThreads, 2) region_norm_fwd_kernel(Args<T, P>
       for (int v = 0; v < V; ++v) {
         A value = (x[u][v] - mean[v]) * rstd[v];
         if constexpr (MODE != Mode::kPlain) value = value * gamma[u][v] + beta[u][v];
-        x[u][v] = value > A(0) ? value : value * args.slope;
+        x[u][v] = value;
       }
     }
+    activate(x, args.slope, args.silu);
     store_tile<U, V, CL, VEC>(y + base_image, x, first, step, at.end, at.c0, at.valid, args.channels, args.pixels);
   }
 }
@@ -207,7 +229,7 @@ int64_t region_norm_stats_workspace(const RegionNorm& op) {
     }
     return cudaSuccess;
   });
-  return 2 * op.batch * parts * op.channels * acc_bytes(op);
+  return 2 * op.batch * (parts + (op.shared > 1)) * op.channels * acc_bytes(op);
 }
 
 cudaError_t region_norm_stats(const RegionNorm& op, void* mean, void* m2, void* count, bool divide, void* workspace,
@@ -230,10 +252,18 @@ cudaError_t region_norm_stats(const RegionNorm& op, void* mean, void* m2, void* 
                                     stream, args, partial_mean, partial_m2));
       const int64_t groups = op.per_instance ? op.batch : 1;
       const int column_blocks = static_cast<int>(ceil_div<int64_t>(op.channels, kSumColumns));
-      return launch(region_norm_stats_merge_kernel<A>, dim3(static_cast<unsigned>(groups * column_blocks)),
-                    kSumColumns * kSumRows, stream, partial_mean, partial_m2, static_cast<A*>(mean),
-                    static_cast<A*>(m2), static_cast<A*>(count), static_cast<int>(parts / groups), args.channels,
-                    args.pixels, args.tiling.chunk, args.tiling.pixel_blocks, column_blocks, divide);
+      const int64_t all = groups * op.channels;
+      A* own_mean = op.shared > 1 ? partial_m2 + parts * op.channels : static_cast<A*>(mean);  // of every channel
+      A* own_m2 = op.shared > 1 ? own_mean + all : static_cast<A*>(m2);
+      MIXSYN_RETURN_IF_ERROR(launch(region_norm_stats_merge_kernel<A>,
+                                    dim3(static_cast<unsigned>(groups * column_blocks)), kSumColumns * kSumRows, stream,
+                                    partial_mean, partial_m2, own_mean, own_m2, static_cast<A*>(count),
+                                    static_cast<int>(parts / groups), args.channels, args.pixels, args.tiling.chunk,
+                                    args.tiling.pixel_blocks, column_blocks, divide && op.shared == 1));
+      if (op.shared == 1) return cudaSuccess;
+      return launch(region_norm_stats_share_kernel<A>, dim3(static_cast<unsigned>(ceil_div<int64_t>(all, kThreads))),
+                    kThreads, stream, own_mean, own_m2, static_cast<A*>(mean), static_cast<A*>(m2), all,
+                    static_cast<int>(op.shared), static_cast<A>(op.pixels), divide);
     });
   });
 }

@@ -8,7 +8,7 @@
 
 namespace mixsyn_fast::kernels {
 
-enum class Mode { kPlain, kTable, kMaps };
+enum class Mode { kPlain, kTable, kRow, kMaps };  // kRow: a table without index
 
 // T: type of x. P: type of table, scale, shift.
 template <typename T, typename P>
@@ -17,6 +17,7 @@ struct Args {
   Tiling tiling;
   int channels, pixels;  // C, H*W
   int rows;              // R
+  int image_row;         // without index, the row of image b is b * image_row: 0 or 1
   const T* x;            // (B, C, H, W)
   const A* mean;         // (B or 1, C) or null
   const A* variance;     // (B or 1, C) or null
@@ -28,10 +29,42 @@ struct Args {
   const T* noise;        // (B, H*W) or null
   const T* noise_scale;  // (C,)
   A eps, slope;
+  bool silu;
 };
 
 __device__ __forceinline__ float reciprocal_sqrt(float v) { return 1.0f / sqrtf(v); }
 __device__ __forceinline__ double reciprocal_sqrt(double v) { return 1.0 / sqrt(v); }
+
+__device__ __forceinline__ float exponential(float v) { return expf(v); }
+__device__ __forceinline__ double exponential(double v) { return exp(v); }
+
+// The activation of a tile, in place.
+template <int U, int V, typename A>
+__device__ __forceinline__ void activate(A (&value)[U][V], A slope, bool silu) {
+  if (silu) {  // the same for every thread
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) value[u][v] = value[u][v] / (A(1) + exponential(-value[u][v]));
+    }
+    return;
+  }
+#pragma unroll
+  for (int u = 0; u < U; ++u) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) value[u][v] = value[u][v] > A(0) ? value[u][v] : value[u][v] * slope;
+  }
+}
+
+// The gradient before the activation from that after it, of one element.
+template <typename A>
+__device__ __forceinline__ A before_activation(A grad, A value, A slope, bool silu) {
+  if (silu) {
+    const A share = A(1) / (A(1) + exponential(-value));
+    return grad * (share * (A(1) + value * (A(1) - share)));
+  }
+  return value > A(0) ? grad : grad * slope;
+}
 
 // Mean and 1/sqrt(variance + eps) of V channels of one group; 0 and 1 where there is no normalisation.
 template <int V, typename T, typename P>
@@ -71,11 +104,11 @@ __device__ __forceinline__ const P* table_row(const Args<T, P>& args, int row) {
 }
 
 // gamma and beta of a tile; `base` = first element of the image in every map, `index_image` = index of the
-// image.
+// image (in mode kTable).
 template <Mode MODE, int U, int V, bool CL, bool VEC, typename T, typename P>
-__device__ __forceinline__ void load_modulation(const Args<T, P>& args, int64_t base, const int32_t* index_image,
-                                                const int (&pixel)[U], int c0, int valid, acc_t<T> (&gamma)[U][V],
-                                                acc_t<T> (&beta)[U][V]) {
+__device__ __forceinline__ void load_modulation(const Args<T, P>& args, int image, int64_t base,
+                                                const int32_t* index_image, const int (&pixel)[U], int c0, int valid,
+                                                acc_t<T> (&gamma)[U][V], acc_t<T> (&beta)[U][V]) {
   if constexpr (MODE == Mode::kTable) {
     int row[U];
 #pragma unroll
@@ -85,6 +118,16 @@ __device__ __forceinline__ void load_modulation(const Args<T, P>& args, int64_t 
       const P* p = table_row(args, row[u]) + c0;
       load_row<VEC, Cache::kReuse, V>(gamma[u], p, valid);
       load_row<VEC, Cache::kReuse, V>(beta[u], p + args.channels, valid);
+    }
+  } else if constexpr (MODE == Mode::kRow) {
+    const P* p = args.table + static_cast<int64_t>(image) * args.image_row * 2 * args.channels + c0;
+    acc_t<T> row_gamma[V], row_beta[V];
+    load_row<VEC, Cache::kReuse, V>(row_gamma, p, valid);
+    load_row<VEC, Cache::kReuse, V>(row_beta, p + args.channels, valid);
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) gamma[u][v] = row_gamma[v], beta[u][v] = row_beta[v];
     }
   } else if constexpr (MODE == Mode::kMaps) {
     load_tile<U, V, CL, VEC>(gamma, args.scale + base, pixel, c0, valid, args.channels, args.pixels);
@@ -122,6 +165,7 @@ Args<T, P> make_args(const RegionNorm& op) {
   a.channels = static_cast<int>(op.channels);
   a.pixels = static_cast<int>(op.pixels);
   a.rows = static_cast<int>(op.rows);
+  a.image_row = op.by_image() && op.rows > 1;
   a.x = static_cast<const T*>(op.x);
   a.mean = static_cast<const A*>(op.mean);
   a.variance = static_cast<const A*>(op.variance);
@@ -134,6 +178,7 @@ Args<T, P> make_args(const RegionNorm& op) {
   a.noise_scale = static_cast<const T*>(op.noise_scale);
   a.eps = static_cast<A>(op.eps);
   a.slope = static_cast<A>(op.slope);
+  a.silu = op.silu;
   return a;
 }
 
@@ -158,12 +203,14 @@ template <typename T, typename Body>
 cudaError_t dispatch_params(const RegionNorm& op, Body&& body) {
   using A = acc_t<T>;
   if (op.table == nullptr && op.scale == nullptr) return body(Type<T>{}, ModeTag<Mode::kPlain>{});
+  const auto modes = [&](auto param) {
+    if (op.by_image()) return body(param, ModeTag<Mode::kRow>{});
+    return op.table ? body(param, ModeTag<Mode::kTable>{}) : body(param, ModeTag<Mode::kMaps>{});
+  };
   if constexpr (!std::is_same<T, A>::value) {
-    if (op.acc_params) {
-      return op.table ? body(Type<A>{}, ModeTag<Mode::kTable>{}) : body(Type<A>{}, ModeTag<Mode::kMaps>{});
-    }
+    if (op.acc_params) return modes(Type<A>{});
   }
-  return op.table ? body(Type<T>{}, ModeTag<Mode::kTable>{}) : body(Type<T>{}, ModeTag<Mode::kMaps>{});
+  return modes(Type<T>{});
 }
 
 }  // namespace mixsyn_fast::kernels

@@ -13,7 +13,8 @@ namespace {
 // x <- xhat, grad <- g', in place. gamma and beta are unused in mode kPlain.
 template <Mode MODE, int U, int V, typename A>
 __device__ __forceinline__ void to_xhat_and_g(A (&x)[U][V], A (&grad)[U][V], const A (&gamma)[U][V],
-                                              const A (&beta)[U][V], const A (&mean)[V], const A (&rstd)[V], A slope) {
+                                              const A (&beta)[U][V], const A (&mean)[V], const A (&rstd)[V], A slope,
+                                              bool silu) {
 #pragma unroll
   for (int u = 0; u < U; ++u) {
 #pragma unroll
@@ -21,13 +22,14 @@ __device__ __forceinline__ void to_xhat_and_g(A (&x)[U][V], A (&grad)[U][V], con
       x[u][v] = (x[u][v] - mean[v]) * rstd[v];
       A pre = x[u][v];
       if constexpr (MODE != Mode::kPlain) pre = pre * gamma[u][v] + beta[u][v];
-      grad[u][v] = pre > A(0) ? grad[u][v] : grad[u][v] * slope;
+      grad[u][v] = before_activation(grad[u][v], pre, slope, silu);
     }
   }
 }
 
 // --- sums over the pixels of one block ---
-// grad (B, C, H, W); partial (B, pixel_blocks, 2C) acc: sum of ghat, then sum of ghat * xhat.
+// grad (B, C, H, W); partial (B, pixel_blocks, 2C) acc: sum of ghat, then sum of ghat * xhat; in mode kRow, where gamma is
+// the same for all pixels of an image, of g' in place of ghat.
 template <typename T, typename P, Mode MODE, bool CL, bool VEC>
 __global__ void __launch_bounds__(kThreads, 2)
     region_norm_bwd_sums_kernel(Args<T, P> args, const T* __restrict__ grad, acc_t<T>* __restrict__ partial) {
@@ -51,17 +53,17 @@ __global__ void __launch_bounds__(kThreads, 2)
       A x[U][V], g[U][V], gamma[U][V], beta[U][V];
       load_tile<U, V, CL, VEC>(x, args.x + base_image, pixel, at.c0, at.valid, args.channels, args.pixels);
       load_tile<U, V, CL, VEC>(g, grad + base_image, pixel, at.c0, at.valid, args.channels, args.pixels);
-      load_modulation<MODE, U, V, CL, VEC>(args, base_image, args.index + base_pixel, pixel, at.c0, at.valid, gamma,
-                                           beta);
+      load_modulation<MODE, U, V, CL, VEC>(args, at.image, base_image, args.index + base_pixel, pixel, at.c0, at.valid,
+                                           gamma, beta);
       if (args.noise) add_noise<VEC>(args, x, args.noise + base_pixel, pixel, at.c0, at.valid);
-      to_xhat_and_g<MODE>(x, g, gamma, beta, mean, rstd, args.slope);
+      to_xhat_and_g<MODE>(x, g, gamma, beta, mean, rstd, args.slope, args.silu);
 #pragma unroll
       for (int u = 0; u < U; ++u) {
         const bool present = first + u * step < at.end;
 #pragma unroll
         for (int v = 0; v < V; ++v) {
           A ghat = g[u][v];
-          if constexpr (MODE != Mode::kPlain) ghat *= gamma[u][v];
+          if constexpr (MODE == Mode::kTable || MODE == Mode::kMaps) ghat *= gamma[u][v];
           sum_g[v] += present ? ghat : A(0);
           sum_gx[v] += present ? ghat * x[u][v] : A(0);
         }
@@ -78,6 +80,40 @@ __global__ void __launch_bounds__(kThreads, 2)
         out[v] = sum_g[v];
         out[args.channels + v] = sum_gx[v];
       }
+    }
+  }
+}
+
+// --- what channels or images share ---
+// From sums of every image and channel, own_g and own_gx (B, C): sum_g, sum_gx (B, C), or (1, C) where statistics are of the
+// batch, and the gradient of a table without index. table (R, 2C) or null: then the sums are of ghat, else of g'.
+template <typename A, typename P>
+__global__ void __launch_bounds__(kThreads)
+    region_norm_bwd_share_kernel(const A* __restrict__ own_g, const A* __restrict__ own_gx, const P* __restrict__ table,
+                                 A* __restrict__ sum_g, A* __restrict__ sum_gx, A* __restrict__ grad_table, int batch,
+                                 int channels, int shared, int image_row, bool per_instance) {
+  const int c = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+  if (c >= channels) return;
+  const int first = c / shared * shared;
+  A row_g = 0, row_gx = 0, all_g = 0, all_gx = 0;
+  for (int b = 0; b < batch; ++b) {
+    const int64_t image = static_cast<int64_t>(b) * channels;
+    const P* row = table ? table + 2 * image * image_row : nullptr;
+    row_g += __ldg(own_g + image + c), row_gx += __ldg(own_gx + image + c);
+    if (grad_table && (image_row || b == batch - 1)) {
+      A* out = grad_table + 2 * image * image_row + c;
+      out[0] = row_gx, out[channels] = row_g;
+      row_g = row_gx = A(0);
+    }
+    if (!sum_g) continue;
+    for (int k = first; k < first + shared; ++k) {
+      const A gamma = row ? to_acc(__ldg(row + k)) : A(1);
+      all_g += gamma * __ldg(own_g + image + k), all_gx += gamma * __ldg(own_gx + image + k);
+    }
+    if (per_instance || b == batch - 1) {
+      const int64_t at = per_instance ? image + c : c;
+      sum_g[at] = all_g, sum_gx[at] = all_gx;
+      all_g = all_gx = A(0);
     }
   }
 }
@@ -184,7 +220,7 @@ __global__ void __launch_bounds__(kThreads, 2)
           for (int v = 0; v < V; ++v) {
             const A xhat = (x[u][v] - mean[v]) * rstd[v];
             const A pre = xhat * gamma[u][v] + beta[u][v];
-            const A gp = pre > A(0) ? g[u][v] : g[u][v] * args.slope;
+            const A gp = before_activation(g[u][v], pre, args.slope, args.silu);
             sum_g[v] += gp;
             sum_gx[v] += gp * xhat;
             all_g[v] += gp * gamma[u][v];
@@ -305,10 +341,10 @@ __global__ void __launch_bounds__(kThreads, 2) region_norm_bwd_input_kernel(Args
       A x[U][V], g[U][V], gamma[U][V], beta[U][V];
       load_tile<U, V, CL, VEC>(x, args.x + base_image, pixel, at.c0, at.valid, args.channels, args.pixels);
       load_tile<U, V, CL, VEC>(g, io.grad + base_image, pixel, at.c0, at.valid, args.channels, args.pixels);
-      load_modulation<MODE, U, V, CL, VEC>(args, base_image, args.index + base_pixel, pixel, at.c0, at.valid, gamma,
-                                           beta);
+      load_modulation<MODE, U, V, CL, VEC>(args, at.image, base_image, args.index + base_pixel, pixel, at.c0, at.valid,
+                                           gamma, beta);
       if (args.noise) add_noise<VEC>(args, x, args.noise + base_pixel, pixel, at.c0, at.valid);
-      to_xhat_and_g<MODE>(x, g, gamma, beta, mean, rstd, args.slope);
+      to_xhat_and_g<MODE>(x, g, gamma, beta, mean, rstd, args.slope, args.silu);
       if constexpr (MODE == Mode::kMaps) {
         if (io.grad_scale) {
           store_tile<U, V, CL, VEC>(io.grad_shift + base_image, g, first, step, at.end, at.c0, at.valid, args.channels,
@@ -403,11 +439,12 @@ Tiling table_tiling(const RegionNorm& op, TableParts* part) {
 
 int64_t region_norm_backward_sums_workspace(const RegionNorm& op) {
   if (op.batch * op.channels * op.pixels == 0) return 0;
-  return op.batch * most_pixel_blocks(op, kReduceBlocks) * 2 * op.channels * acc_bytes(op);
+  const int64_t own = op.by_image() || op.shared > 1;  // sums of every image and channel come first
+  return op.batch * (most_pixel_blocks(op, kReduceBlocks) + own) * 2 * op.channels * acc_bytes(op);
 }
 
 cudaError_t region_norm_backward_sums(const RegionNorm& op, const void* grad, void* sum_g, void* sum_gx,
-                                      void* workspace, cudaStream_t stream) {
+                                      void* grad_table, void* workspace, cudaStream_t stream) {
   if (op.batch * op.channels * op.pixels == 0) return cudaSuccess;
   return dispatch_type(op, [&](auto type) {
     using T = typename decltype(type)::type;
@@ -423,9 +460,20 @@ cudaError_t region_norm_backward_sums(const RegionNorm& op, const void* grad, vo
         A* partial = static_cast<A*>(workspace);
         MIXSYN_RETURN_IF_ERROR(launch(region_norm_bwd_sums_kernel<T, P, MODE, CL, VEC>, args.tiling.grid(),
                                       args.tiling.threads, stream, args, static_cast<const T*>(grad), partial));
-        const int64_t groups = op.per_instance ? op.batch : 1;
-        return sum_partials(partial, static_cast<A*>(sum_g), static_cast<A*>(sum_gx), groups,
-                            op.batch * args.tiling.pixel_blocks / groups, 2 * op.channels, op.channels, stream);
+        const bool shares = MODE == Mode::kRow || op.shared > 1;
+        const int64_t groups = op.per_instance || shares ? op.batch : 1;
+        A* own_g = shares ? partial + op.batch * args.tiling.pixel_blocks * 2 * op.channels : static_cast<A*>(sum_g);
+        A* own_gx = shares ? own_g + op.batch * op.channels : static_cast<A*>(sum_gx);
+        MIXSYN_RETURN_IF_ERROR(sum_partials(partial, own_g, own_gx, groups,
+                                            op.batch * args.tiling.pixel_blocks / groups, 2 * op.channels, op.channels,
+                                            stream));
+        if (!shares) return cudaSuccess;
+        const P* rows = MODE == Mode::kRow ? args.table : nullptr;
+        return launch(region_norm_bwd_share_kernel<A, P>,
+                      dim3(static_cast<unsigned>(ceil_div<int64_t>(op.channels, kThreads))), kThreads, stream, own_g,
+                      own_gx, rows, static_cast<A*>(sum_g), static_cast<A*>(sum_gx), static_cast<A*>(grad_table),
+                      static_cast<int>(op.batch), args.channels, static_cast<int>(op.shared), args.image_row,
+                      op.per_instance);
       });
     });
   });
@@ -450,7 +498,7 @@ cudaError_t region_norm_backward_table(const RegionNorm& op, const void* grad, c
                                        const int64_t* order, void* grad_table, void* sum_g, void* sum_gx,
                                        void* workspace, cudaStream_t stream) {
   if (op.batch * op.channels * op.pixels == 0) return cudaSuccess;
-  if (!op.channels_last || op.table == nullptr) return cudaErrorInvalidValue;
+  if (!op.channels_last || op.table == nullptr || op.index == nullptr) return cudaErrorInvalidValue;
   return dispatch_type(op, [&](auto type) {
     using T = typename decltype(type)::type;
     using A = acc_t<T>;

@@ -217,10 +217,13 @@ class _TapLinear(torch.autograd.Function):
 
 
 def taps(weight: Tensor) -> Tensor:
-    """Write a convolution weight (O, I, kh, kw) as the matrix (kh * kw * O, I) of its taps (a copy, differentiable)."""
+    """Write a convolution weight (O, I, kh, kw) as the matrix (kh * kw * O, I) of its taps (a copy, differentiable).
+
+    Of a weight (O, I, kd, kh, kw) the matrix (kd * kh * kw * O, I).
+    """
     if weight.numel() == 0:
         return weight.reshape(-1, weight.shape[1])
-    matrix: Tensor = _Taps.apply(weight)
+    matrix: Tensor = _Taps.apply(weight.flatten(2, -2))
     return matrix
 
 
@@ -229,11 +232,12 @@ def tap_rows(rows: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         rows: (R, I).
-        weight: (O, I, kh, kw).
+        weight: (O, I, kh, kw) or (O, I, kd, kh, kw).
 
     Returns:
-        (R * kh * kw, O), differentiable in both.
+        (R * kh * kw, O), or (R * kd * kh * kw, O), differentiable in both.
     """
+    weight = weight.flatten(2, -2)
     trains = torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad)
     product: Tensor
     if trains and weight.numel() > 0 and _onednn_takes(rows, weight):
@@ -306,16 +310,16 @@ def both_taps(
     return packed(taps(torch.cat((gamma.weight * factor_gamma, beta.weight * factor_beta))))
 
 
-def apply_taps(rows: Tensor, matrix: Tensor) -> Tensor:
-    """Every tap applied to every row: (R, I), (9 * C, I) -> (R * 9, C)."""
-    return linear(rows, matrix).reshape(rows.shape[0] * 9, -1)
+def apply_taps(rows: Tensor, matrix: Tensor, count: int = 9) -> Tensor:
+    """Every tap, of ``count``, applied to every row: (R, I), (count * C, I) -> (R * count, C)."""
+    return linear(rows, matrix).reshape(rows.shape[0] * count, -1)
 
 
-def add_to_centre(rows: Tensor, addend: Tensor) -> Tensor:
-    """Add (2C,) or (R', 2C) to the centre taps of (R * 9, 2C) rows, in place.
+def add_to_centre(rows: Tensor, addend: Tensor, count: int = 9) -> Tensor:
+    """Add (2C,) or (R', 2C) to the centre taps of (R * count, 2C) rows, in place.
 
     Every pattern sums exactly one centre tap, so this adds to every pattern, with far fewer rows to touch.
     """
-    centre = rows.view(-1, 9, rows.shape[1])[:, 4]
+    centre = rows.view(-1, count, rows.shape[1])[:, count // 2]
     centre[: addend.shape[0] if addend.dim() == 2 else None].add_(addend)
     return rows

@@ -87,12 +87,15 @@ def check_values(op: str, argument: str, t: Tensor) -> None:
         fail(op, argument, "a tensor with values", "a tensor on the device meta, which has a shape alone")
 
 
-def check_labels(op: str, argument: str, t: object, expected: str = "a tensor") -> None:
-    """Raise unless ``t`` is a label map (B, H, W) of integers: TypeError by type and dtype, ValueError by shape."""
+def check_labels(op: str, argument: str, t: object, expected: str = "a tensor", volumes: bool = False) -> None:
+    """Raise unless ``t`` is a label map (B, H, W) of integers: TypeError by type and dtype, ValueError by shape.
+
+    With ``volumes`` it may be (B, D, H, W) as well.
+    """
     check_tensor(op, argument, t, expected)
     assert isinstance(t, Tensor)
-    if t.dim() != 3:
-        fail(op, argument, "shape (B, H, W)", f"shape {tuple(t.shape)}")
+    if t.dim() != 3 and not (volumes and t.dim() == 4):
+        fail(op, argument, "shape (B, H, W)" + " or (B, D, H, W)" * volumes, f"shape {tuple(t.shape)}")
     if t.dtype not in INTEGERS:
         fail(op, argument, "an integer dtype (int64, int32, int16, int8 or uint8)", t.dtype, TypeError)
 

@@ -63,7 +63,7 @@ class RegionMapLike(Protocol):
         """Device of the map."""
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> tuple[int, ...]:
         """(H, W) of the full resolution."""
 
     def labels_at(self, size: tuple[int, int]) -> Tensor:

@@ -6,12 +6,16 @@ r"""Region-adaptive normalisation, the core of the SPADE, CLADE, SEAN and class-
     \hat x = \frac{x' - \mu}{\sqrt{\sigma^2 + \epsilon}}, \qquad x' = x + \text{noise}_{b,p}\, s_c
 
 where gamma and beta are either rows of a table, ``table[index[b, p]] = (gamma, beta)`` (hard label maps: every pixel with
-the same label pattern shares a row), or dense maps ``scale`` and ``shift`` (soft maps). ``act`` is nothing or LeakyReLU.
+the same label pattern shares a row), or dense maps ``scale`` and ``shift`` (soft maps), or rows of one image each (a table
+without an index: the affine weight and bias of a norm). ``act`` is nothing, LeakyReLU or SiLU.
 
 Sources: SPADE's Eq. 1 (table or maps hold the finished factor, the ``1 +`` included), SEAN's region-adaptive
-normalisation with its noise input, CLADE's class-specific affine; the common form is derived in docs/ops/region_norm.md.
+normalisation with its noise input, CLADE's class-specific affine, group normalisation (Wu and He 2018, Eq. 7);
+the common form is derived in docs/ops/region_norm.md.
 
-Statistics are per image (instance) or over the batch (batch, optionally over a process group), with the biased variance.
+Statistics are per image and channel (instance), per image and group of adjacent channels (group) or over the batch (batch,
+optionally over a process group), with the biased variance. Those of a group stand at each of its channels: whatever comes
+after the statistics is then the same for all norms.
 Gradient, with :math:`g' = g\,\mathrm{act}'`, :math:`\hat g = g' \gamma` and N values per group:
 
 .. math::
@@ -24,6 +28,7 @@ Gradient, with :math:`g' = g\,\mathrm{act}'`, :math:`\hat g = g' \gamma` and N v
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +41,7 @@ from ._common import (
     check_device,
     check_flag,
     check_floating,
+    check_integer,
     check_kernel_dtype,
     check_number,
     check_tensor,
@@ -50,9 +56,9 @@ from ._common import (
 
 __all__ = ["region_norm"]
 
-NORM_NONE, NORM_GIVEN, NORM_INSTANCE, NORM_BATCH = 0, 1, 2, 3
-_COMPUTED = (NORM_INSTANCE, NORM_BATCH)
-_NORMS = {"none": NORM_NONE, "instance": NORM_INSTANCE, "batch": NORM_BATCH}
+NORM_NONE, NORM_GIVEN, NORM_INSTANCE, NORM_BATCH, NORM_GROUP = 0, 1, 2, 3, 4
+_COMPUTED = (NORM_INSTANCE, NORM_BATCH, NORM_GROUP)
+_NORMS = {"none": NORM_NONE, "instance": NORM_INSTANCE, "batch": NORM_BATCH, "group": NORM_GROUP}
 
 
 class Arguments(NamedTuple):
@@ -63,14 +69,16 @@ class Arguments(NamedTuple):
         mean: (G, C) with G 1 or B; used where ``norm`` is NORM_GIVEN, and by the backward where it is not NORM_NONE.
         variance: as ``mean``; biased.
         index: (B, H, W) int32 rows of ``table``, or None.
-        table: (R, 2C): scale then shift, or None.
+        table: (R, 2C): scale then shift, or None. Without ``index`` R is 1 (a row for all) or B (a row for every image).
         scale: (B, C, H, W) or None.
         shift: (B, C, H, W) or None.
         noise: (B, 1, H, W) or None.
         noise_scale: (C,) or None.
-        norm: NORM_NONE, NORM_GIVEN, NORM_INSTANCE or NORM_BATCH.
+        norm: NORM_NONE, NORM_GIVEN, NORM_INSTANCE, NORM_BATCH or NORM_GROUP.
         eps: added to the variance.
         negative_slope: slope of the LeakyReLU that follows, None for no activation.
+        num_groups: of the channels, with NORM_GROUP; else 0.
+        silu: SiLU follows; then ``negative_slope`` is None.
     """
 
     x: Tensor
@@ -85,11 +93,25 @@ class Arguments(NamedTuple):
     norm: int
     eps: float
     negative_slope: float | None
+    num_groups: int
+    silu: bool
 
     @property
     def computes(self) -> bool:
         """True where mean and variance are functions of x."""
         return self.norm in _COMPUTED
+
+    @property
+    def per_image(self) -> bool:
+        """True where every image has statistics of its own, computed here."""
+        return self.norm in (NORM_INSTANCE, NORM_GROUP)
+
+    @property
+    def group_size(self) -> int:
+        """Values that share statistics, where they are computed here."""
+        batch, channels, height, width = self.x.shape
+        shared = channels // self.num_groups if self.norm == NORM_GROUP else 1
+        return height * width * (shared if self.per_image else batch)
 
 
 TENSORS = 9  # fields before the settings
@@ -118,8 +140,9 @@ class GradInput(NamedTuple):
     @classmethod
     def of(cls, *flat: Any) -> GradInput:
         """Take them apart in the order of the schema: the sums stand between the tensors and the settings."""
-        a = Arguments._make((*flat[:TENSORS], *flat[-4:-1]))
-        return cls._make((a, *flat[TENSORS:-4], flat[-1]))
+        settings = len(_FIELDS) - TENSORS
+        a = Arguments._make((*flat[:TENSORS], *flat[-settings - 1 : -1]))
+        return cls._make((a, *flat[TENSORS : -settings - 1], flat[-1]))
 
 
 def _per_channel(t: Tensor) -> Tensor:
@@ -137,10 +160,11 @@ def _noisy(x: Tensor, noise: Tensor | None, noise_scale: Tensor | None) -> Tenso
 
 
 def _modulation(a: Arguments) -> tuple[Tensor | None, Tensor | None]:
-    """Return gamma and beta as (B, C, H, W) maps in the accumulation type, or (None, None)."""
+    """Return gamma and beta as maps in the accumulation type that broadcast to (B, C, H, W), or (None, None)."""
     acc = acc_dtype(a.x.dtype)
-    if a.index is not None and a.table is not None:
-        rows = torch.nn.functional.embedding(a.index, a.table.to(acc)).permute(0, 3, 1, 2)
+    if a.table is not None:
+        table = a.table.to(acc)
+        rows = _per_channel(table) if a.index is None else torch.nn.functional.embedding(a.index, table).permute(0, 3, 1, 2)
         channels = a.x.shape[1]
         return rows[:, :channels], rows[:, channels:]
     if a.scale is not None and a.shift is not None:
@@ -148,8 +172,15 @@ def _modulation(a: Arguments) -> tuple[Tensor | None, Tensor | None]:
     return None, None
 
 
-def _moments(x: Tensor, per_instance: bool) -> tuple[Tensor, Tensor]:
-    """Return the mean and M2 = sum of squared deviations, each (G, C)."""
+def _moments(x: Tensor, per_instance: bool, num_groups: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the mean and M2 = sum of squared deviations, each (G, C); of ``num_groups``, if any, at all their channels."""
+    if num_groups:
+        shared = x.shape[1] // num_groups
+        x = x.unflatten(1, (num_groups, shared))
+        mean = x.mean((2, 3, 4))
+        deviations = x - mean[:, :, None, None, None]
+        m2 = (deviations * deviations).sum((2, 3, 4))
+        return mean.repeat_interleave(shared, 1), m2.repeat_interleave(shared, 1)
     mean = x.mean((2, 3)) if per_instance else x.mean((0, 2, 3))[None]
     deviations = x - _per_channel(mean)
     m2 = (deviations * deviations).sum((2, 3) if per_instance else (0, 2, 3))
@@ -162,7 +193,7 @@ def _count(x: Tensor, per_instance: bool) -> int:
 
 def _group_shape(a: Arguments) -> tuple[int, ...]:
     """(G, C), or (0,) where no statistics are computed."""
-    return (a.x.shape[0] if a.norm == NORM_INSTANCE else 1, a.x.shape[1]) if a.computes else (0,)
+    return (a.x.shape[0] if a.per_image else 1, a.x.shape[1]) if a.computes else (0,)
 
 
 def region_norm_reference(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,9 +208,8 @@ def region_norm_reference(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     # two tensors: the results of an op share no memory
     new_mean, new_variance = (torch.empty(0, dtype=acc, device=x.device) for _ in range(2))
     if a.computes:
-        per_instance = a.norm == NORM_INSTANCE
-        new_mean, m2 = _moments(value, per_instance)
-        new_variance = m2 / _count(x, per_instance)
+        new_mean, m2 = _moments(value, a.per_image, a.num_groups)
+        new_variance = m2 / a.group_size
         mean, variance = new_mean, new_variance
     if a.norm != NORM_NONE:
         assert mean is not None and variance is not None
@@ -189,6 +219,8 @@ def region_norm_reference(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
         value = value * gamma + beta
     if a.negative_slope is not None:
         value = torch.where(value > 0, value, value * a.negative_slope)
+    elif a.silu:
+        value = torch.nn.functional.silu(value)
     return value.to(x.dtype), new_mean, new_variance
 
 
@@ -239,9 +271,13 @@ def _recompute(grad: Tensor, a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tens
         value = (value - _per_channel(a.mean)) * rstd
     gamma, beta = _modulation(a)
     g = grad.to(value.dtype)
-    if a.negative_slope is not None:
+    if a.negative_slope is not None or a.silu:
         pre = value if gamma is None or beta is None else value * gamma + beta
-        g = torch.where(pre > 0, g, g * a.negative_slope)
+        if a.negative_slope is not None:
+            g = torch.where(pre > 0, g, g * a.negative_slope)
+        else:
+            share = torch.sigmoid(pre)
+            g = g * (share * (1 + pre * (1 - share)))
     return value, g, g if gamma is None else g * gamma, rstd
 
 
@@ -251,10 +287,17 @@ def _backward_reduce_body(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor
     # three tensors: the results of an op share no memory
     sum_g, sum_gx, grad_table = (torch.empty(0, dtype=xhat.dtype, device=xhat.device) for _ in range(3))
     if a.computes:
-        dims = (2, 3) if a.norm == NORM_INSTANCE else (0, 2, 3)
-        shape = _group_shape(a)
-        sum_g, sum_gx = ghat.sum(dims).reshape(shape), (ghat * xhat).sum(dims).reshape(shape)
-    if a.index is not None and a.table is not None:
+        dims = (2, 3) if a.per_image else (0, 2, 3)
+        sums = torch.stack([t.sum(dims).reshape(_group_shape(a)) for t in (ghat, ghat * xhat)])
+        if a.num_groups:
+            shared = a.x.shape[1] // a.num_groups
+            sums = sums.unflatten(2, (a.num_groups, shared)).sum(3).repeat_interleave(shared, 2)
+        sum_g, sum_gx = sums[0].clone(), sums[1].clone()
+    if a.table is not None and a.index is None:
+        grad_table = torch.cat(((g * xhat).sum((2, 3)), g.sum((2, 3))), 1)  # a row for every image
+        if a.table.shape[0] == 1:
+            grad_table = grad_table.sum(0, keepdim=True)
+    elif a.index is not None and a.table is not None:
         rows = torch.cat((g * xhat, g), 1).permute(0, 2, 3, 1).reshape(-1, a.table.shape[1])
         grad_table = torch.zeros(a.table.shape, dtype=xhat.dtype, device=xhat.device)
         grad_table.index_add_(0, a.index.reshape(-1), rows)
@@ -340,7 +383,7 @@ def _gradients(
             assert sum_gx is not None
             sum_g, sum_gx = reduce_over_group(torch.stack((sum_g, sum_gx))).unbind(0)
         if count is None:
-            count = float(_count(a.x, a.norm == NORM_INSTANCE))
+            count = float(a.group_size)
         grad_x, grad_scale, grad_shift, grad_noise_scale = kernels.backward_input(
             grad, *a[:TENSORS], sum_g, sum_gx, count or 1.0, *a[TENSORS:], need_maps
         )
@@ -410,7 +453,7 @@ class _SynchronisedRegionNorm(torch.autograd.Function):
         a = a._replace(mean=mean, variance=variance, norm=NORM_GIVEN)
         y, _, _ = kernels.forward(*a)
         ctx.save_for_backward(*a[:TENSORS])
-        ctx.settings, ctx.count, ctx.group, ctx.kernels = (a.eps, a.negative_slope), count, group, kernels
+        ctx.settings, ctx.count, ctx.group, ctx.kernels = a[TENSORS + 1 :], count, group, kernels
         total = torch.tensor(count, dtype=torch.float64)
         ctx.mark_non_differentiable(mean, variance, total)
         return y, mean, variance, total
@@ -438,18 +481,35 @@ def _check(
     running_var: Tensor | None,
     training: bool,
     process_group: Any,
+    num_groups: Any,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    sample_scale: Tensor | None,
+    sample_shift: Tensor | None,
 ) -> None:
     op, x, index, table = "region_norm", a.x, a.index, a.table
     check_tensor(op, "x", x)
-    if x.dim() != 4:
-        fail(op, "x", "shape (B, C, H, W)", f"shape {tuple(x.shape)}")
+    if not 3 <= x.dim() <= 5:
+        fail(op, "x", "shape (B, C, H, W), or with one or three spatial dimensions", f"shape {tuple(x.shape)}")
     check_kernel_dtype(op, "x", x)
-    batch, channels, height, width = x.shape
+    batch, channels, *spatial = x.shape
     if a.norm == NORM_GIVEN:
-        fail(op, "norm", "'instance', 'batch' or 'none'", described(norm))
+        fail(op, "norm", "'instance', 'batch', 'group' or 'none'", described(norm))
+    if norm == "group":
+        check_integer(op, "num_groups", num_groups, 1, None, "a divisor of the channels with norm='group'")
+        if channels % int(num_groups):
+            fail(op, "num_groups", f"a divisor of the {channels} channels", num_groups)
+    elif num_groups is not None:
+        fail(op, "num_groups", f"None with norm={norm!r}", described(num_groups))
     check_flag(op, "training", training)
-    pairs = (("index", index, "table", table), ("scale", a.scale, "shift", a.shift))
-    for one, first, other, second in (*pairs, ("noise", a.noise, "noise_scale", a.noise_scale)):
+    pairs = (
+        ("index", index, "table", table),
+        ("scale", a.scale, "shift", a.shift),
+        ("noise", a.noise, "noise_scale", a.noise_scale),
+        ("weight", weight, "bias", bias),
+        ("sample_scale", sample_scale, "sample_shift", sample_shift),
+    )
+    for one, first, other, second in pairs:
         if (first is None) != (second is None):
             fail(op, f"{one} and {other}", "both or neither", f"{one if second is None else other} only")
     if (running_mean is None) != (running_var is None):
@@ -459,8 +519,8 @@ def _check(
             fail(op, "index and scale", "a table or dense maps", "both")
         check_tensor(op, "index", index)
         check_tensor(op, "table", table)
-        if index.shape != (batch, height, width):
-            fail(op, "index", f"shape {(batch, height, width)}", f"shape {tuple(index.shape)}")
+        if index.shape != (batch, *spatial):
+            fail(op, "index", f"shape {(batch, *spatial)}", f"shape {tuple(index.shape)}")
         if index.dtype not in (torch.int32, torch.int64):
             fail(op, "index", "int32 or int64", index.dtype, TypeError)
         if table.dim() != 2 or table.shape[1] != 2 * channels:
@@ -468,14 +528,18 @@ def _check(
         check_floating(op, "table", table)
         check_device(op, "index", index, x.device)
         check_device(op, "table", table, x.device)
-    if a.scale is not None or a.noise is not None or running_mean is not None:
+    if any(t is not None for t in (a.scale, a.noise, running_mean, weight, sample_scale)):
         shapes = (
-            ("scale", a.scale, (batch, channels, height, width)),
-            ("shift", a.shift, (batch, channels, height, width)),
-            ("noise", a.noise, (batch, 1, height, width)),
+            ("scale", a.scale, (batch, channels, *spatial)),
+            ("shift", a.shift, (batch, channels, *spatial)),
+            ("noise", a.noise, (batch, 1, *spatial)),
             ("noise_scale", a.noise_scale, (channels,)),
             ("running_mean", running_mean, (channels,)),
             ("running_var", running_var, (channels,)),
+            ("weight", weight, (channels,)),
+            ("bias", bias, (channels,)),
+            ("sample_scale", sample_scale, (batch, channels)),
+            ("sample_shift", sample_shift, (batch, channels)),
         )
         for name, tensor, shape in shapes:
             if tensor is not None:
@@ -492,10 +556,57 @@ def _check(
         fail(op, "running_mean and running_var", "tensors with norm='batch' and training=False", "None")
     if process_group is not None and (norm != "batch" or not training):
         fail(op, "process_group", "None unless norm='batch' and training=True", "a process group")
-    computes = norm == "instance" or (norm == "batch" and training)
-    count = height * width * (batch if norm == "batch" else 1)
-    if computes and x.numel() > 0 and count < 2 and (process_group is None or norm == "instance"):
+    computes = norm in ("instance", "group") or (norm == "batch" and training)
+    count = prod(spatial) * (batch if norm == "batch" else channels // int(num_groups) if norm == "group" else 1)
+    if computes and x.numel() > 0 and count < 2 and (process_group is None or norm != "batch"):
         fail(op, "x", "more than one value per group to compute statistics", f"shape {tuple(x.shape)}")
+
+
+def _as_image(t: Tensor | None, before: int) -> Tensor | None:
+    """One or three spatial dimensions, behind ``before`` others, as two, with pixels in the same order: a view if dense."""
+    if t is None or t.dim() == before + 2:
+        return t
+    return t.unsqueeze(before) if t.dim() == before + 1 else t.flatten(before, before + 1)
+
+
+def _folded(
+    table: Tensor | None, scale: Tensor | None, shift: Tensor | None, weight: Tensor, bias: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Table or maps of ``(xhat * weight + bias) * gamma + beta``, with weight and bias in the accumulation type."""
+    if table is not None:
+        gamma, beta = table.to(weight.dtype).chunk(2, 1)
+        return torch.cat((gamma * weight, gamma * bias + beta), 1), None, None
+    if scale is not None and shift is not None:
+        return None, scale * weight[:, None, None], scale * bias[:, None, None] + shift
+    return torch.cat((weight, bias))[None], None, None
+
+
+def _per_sample(index: Tensor | None, table: Tensor, factor: Tensor, addend: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Index (B, H, W) and table of ``(xhat * gamma + beta) * factor + addend``, with (B, C) in the accumulation type.
+
+    With an index images no longer share rows: there are B * R, or, where those are more than pixels, those in use. An index
+    out of range stays out of range.
+    """
+    batch, rows = len(factor), len(table)
+    gamma, beta = table.to(factor.dtype).chunk(2, 1)
+    if batch == 0:
+        return index, table
+    if index is None or batch == 1:
+        return index, torch.cat((gamma * factor, beta * factor + addend), 1)
+    outside = (index < 0) | (index >= rows)
+    image = torch.arange(batch, device=index.device)[:, None, None]
+    row = (image * rows + index).masked_fill(outside, 0)
+    if rows <= index[0].numel():  # no more rows than pixels
+        factor, addend = factor[:, None], addend[:, None]
+        table = torch.cat((gamma * factor, beta * factor + addend), 2).reshape(batch * rows, -1)
+    else:
+        used = torch.zeros(batch * rows, dtype=torch.bool, device=index.device)
+        used[row.reshape(-1)] = True
+        of_image, of_table = used.nonzero()[:, 0] // rows, used.nonzero()[:, 0] % rows
+        factor, addend = factor[of_image], addend[of_image]
+        table = torch.cat((gamma[of_table] * factor, beta[of_table] * factor + addend), 1)
+        row = (used.cumsum(0) - 1)[row]
+    return row.masked_fill(outside, -1), table
 
 
 def region_norm(
@@ -515,21 +626,30 @@ def region_norm(
     noise_scale: Tensor | None = None,
     negative_slope: float | None = None,
     process_group: Any = None,
+    num_groups: int | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    sample_scale: Tensor | None = None,
+    sample_shift: Tensor | None = None,
 ) -> Tensor:
-    """Normalise ``x``, modulate it per label pattern or per pixel, and optionally apply LeakyReLU, in one fused op.
+    """Normalise ``x``, modulate it per label pattern or per pixel, and optionally apply LeakyReLU or SiLU, in one fused op.
 
     ``y = act(xhat * table[index][:C] + table[index][C:])`` or ``y = act(xhat * scale + shift)``; without either
-    ``y = act(xhat)``. The table or ``scale`` holds the finished factor (SPADE's and SEAN's ``1 +`` included).
+    ``y = act(xhat)``. The table or ``scale`` holds the finished factor (SPADE's and SEAN's ``1 +`` included). With the
+    affine ``weight`` and ``bias`` of a norm, ``xhat * weight + bias`` stands in place of ``xhat``; with ``sample_scale`` and
+    ``sample_shift`` what the activation is given is multiplied and shifted once more, per image and channel.
 
     Args:
-        x: (B, C, H, W), float32, float64, float16 or bfloat16; contiguous and channels_last are read as they are, other
-            strides are made dense first. B may be 0.
+        x: (B, C, H, W), or (B, C, L) or (B, C, D, H, W), here and below; float32, float64, float16 or bfloat16; contiguous
+            and channels_last are read as they are, other strides are made dense first. B may be 0.
         index: (B, H, W) int32 (int64 is converted, and a value beyond int32 stays out of range), values in [0, R); checked
             on the CPU, by a device-side assertion on CUDA.
         table: (R, 2C) floating: scale, then shift.
         scale: (B, C, H, W) floating; converted to x's dtype.
         shift: (B, C, H, W) floating; converted to x's dtype.
-        norm: ``"instance"`` (per image and channel), ``"batch"`` (per channel) or ``"none"``.
+        norm: ``"instance"`` (per image and channel), ``"group"`` (per image and group of adjacent channels), ``"batch"``
+            (per channel) or ``"none"``.
         running_mean: (C,), updated in place when ``training``, used when not; only with ``norm="batch"``.
         running_var: (C,), unbiased, as torch's batch norm keeps it.
         training: with ``norm="batch"``: use the statistics of the batch and update the running ones.
@@ -540,9 +660,17 @@ def region_norm(
         noise_scale: (C,), factor of the noise per channel.
         negative_slope: slope of LeakyReLU for negative values; None for no activation.
         process_group: a ``torch.distributed`` group over which batch statistics are taken (synchronised batch norm).
+        num_groups: with ``norm="group"``: number of groups, a divisor of C.
+        weight: (C,), affine weight of the norm. It is folded into the table, in a pass over that; with dense maps into
+            those, which reads and writes them once more.
+        bias: (C,), affine bias of the norm.
+        activation: ``"silu"``, in place of ``negative_slope``; None for LeakyReLU or nothing.
+        sample_scale: (B, C), finished factor behind the modulation, as the time embedding of diffusion blocks gives it
+            (their ``1 +`` included). Folded as ``weight`` is; of a table with index images then have rows of their own.
+        sample_shift: (B, C), added then.
 
     Returns:
-        (B, C, H, W), dtype and memory layout of ``x``.
+        As ``x``: shape, dtype and memory layout.
 
     Raises:
         ValueError: a shape, a number, a combination of arguments or a device does not fit, or an index is out of range (on
@@ -550,18 +678,40 @@ def region_norm(
         TypeError: a type or a dtype does not fit.
         RuntimeError: a second backward is asked of the kernels; an index out of range under ``torch.compile``.
 
-    Gradients reach x, table or scale and shift, and noise_scale. The backward of the kernels cannot be differentiated
-    again (a clear error); the ``reference`` backend can. Results are deterministic on every backend for a fixed number
-    of threads. Sums and statistics are float32 (float64 for float64), so half precision loses nothing but the final
-    rounding. Under autocast the op runs in x's dtype.
+    Gradients reach x, table or scale and shift, weight and bias, sample_scale and sample_shift, and noise_scale. The
+    backward of the kernels cannot be differentiated again (a clear error); the ``reference`` backend can. Results are
+    deterministic on every backend for a fixed number of threads. Sums and statistics are float32 (float64 for float64), so
+    half precision loses nothing but the final rounding. Under autocast the op runs in x's dtype.
     """
     mode = _NORMS.get(norm, NORM_GIVEN) if isinstance(norm, str) else NORM_GIVEN
     eps = check_number("region_norm", "eps", eps, 0.0, expected="a finite number, not negative")
     if negative_slope is not None:
         negative_slope = check_number("region_norm", "negative_slope", negative_slope, expected="a finite number or None")
-    a = Arguments(x, None, None, index, table, scale, shift, noise, noise_scale, mode, eps, negative_slope)
-    _check(a, norm, running_mean, running_var, training, process_group)
-    acc = acc_dtype(x.dtype)
+    if activation is not None and activation != "silu":
+        fail("region_norm", "activation", "'silu' or None", described(activation))
+    if activation is not None and negative_slope is not None:
+        fail("region_norm", "activation and negative_slope", "one of them", "both")
+    a = Arguments(
+        x, None, None, index, table, scale, shift, noise, noise_scale, mode, eps, negative_slope, 0, activation is not None
+    )  # fmt: skip
+    affine = (weight, bias, sample_scale, sample_shift)
+    _check(a, norm, running_mean, running_var, training, process_group, num_groups, *affine)
+    acc, rows, given, volume = acc_dtype(x.dtype), 0 if table is None else len(table), index, x.shape[2:]
+    image = _as_image(x, 2)
+    assert image is not None
+    x, index, noise = image, _as_image(index, 1), _as_image(noise, 2)
+    scale, shift = _as_image(scale, 2), _as_image(shift, 2)
+    if weight is not None and bias is not None:
+        table, scale, shift = _folded(table, scale, shift, weight.to(acc), bias.to(acc))
+    if sample_scale is not None and sample_shift is not None:
+        factor, addend = sample_scale.to(acc), sample_shift.to(acc)
+        if scale is not None and shift is not None:
+            wide = factor[:, :, None, None]
+            scale, shift = scale * wide, shift * wide + addend[:, :, None, None]
+        elif table is None:
+            table = torch.cat((factor, addend), 1)
+        else:
+            index, table = _per_sample(index, table, factor, addend)
     mean = variance = None
     if norm == "batch" and not training:
         assert running_mean is not None and running_var is not None
@@ -573,14 +723,15 @@ def region_norm(
         scale, shift = scale.to(x.dtype), shift.to(x.dtype)
     if running_mean is not None:
         momentum = check_number("region_norm", "momentum", momentum, 0.0, 1.0, "a number in [0, 1]")
-    given = index
     kernels = _OP.kernels(x)
     if kernels is not None or process_group is not None:
         x = dense(x)
         index = None if index is None else int32(index).contiguous()
         table = None if table is None else table.to(acc).contiguous()
         scale, shift = (None if t is None else dense(t, x) for t in (scale, shift))
-    a = Arguments(x, mean, variance, index, table, scale, shift, noise, noise_scale, mode, eps, negative_slope)
+    groups = 0 if num_groups is None else int(num_groups)
+    a = a._replace(x=x, mean=mean, variance=variance, index=index, table=table, scale=scale, shift=shift, noise=noise)
+    a = a._replace(noise_scale=noise_scale, norm=mode, num_groups=groups)
     y: Tensor
     total: Tensor | None = None
     try:
@@ -592,7 +743,6 @@ def region_norm(
         else:
             y, new_mean, new_variance = kernels.forward(*a)
     except (RuntimeError, IndexError):
-        rows = 0 if table is None else table.shape[0]
         explain("region_norm", "index", given, 0, rows, f"values in [0, {rows})")
         raise
     if norm == "batch" and training and running_mean is not None and running_var is not None and x.numel() > 0:
@@ -601,4 +751,6 @@ def region_norm(
             unbiased = new_variance.detach()[0] * (count / max(count - 1.0, 1.0))
             running_mean.lerp_(new_mean.detach()[0].to(running_mean.dtype), momentum)
             running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-    return y
+    if len(volume) == 1:
+        return y.squeeze(2)
+    return y.unflatten(2, volume[:2]) if len(volume) == 3 else y

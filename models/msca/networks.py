@@ -270,7 +270,7 @@ class Alignment(nn.Module):
                 given, compress = F.conv2d(given, matrix[:, :, None, None]), None
             yield self.aligner(scale), given, condition, regions, compress, kept
 
-    def layout(self, regions: RegionMap | Tensor, size: tuple[int, int]) -> Layout:
+    def layout(self, regions: RegionMap | Tensor, size: tuple[int, ...]) -> Layout:
         """Return what label maps ask for (Eq. 2, 7), for images of a size (H, W).
 
         Raises:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixsyn_fast.region_map import Plan, Size
+from mixsyn_fast.region_map import Plan
 
 from .judged import Judged
 
@@ -181,7 +181,7 @@ class Trainable:
 
     config: type
     """Dataclass of the model's own options: networks, weights of losses, learning rates."""
-    fitted: Callable[[Any, Sequence[str], Size, bool], Any]
+    fitted: Callable[[Any, Sequence[str], tuple[int, int], bool], Any]
     """(config, classes, size, edges) -> config with what the data decides: regions, image size, instance edges."""
     build: Callable[[Any, bool], Task]
     """(fitted config, training) -> task; without training only what `generate` needs (no feature networks for losses)."""

@@ -31,6 +31,7 @@ _NORMS = [
     for kind in ("batch", "instance", "given")
     for modulation in ("table", "maps")
 ]
+_NORMS += [NormCase(6, 16, 2, "group", layout, "float32", "silu") for layout in ("channels_last", "contiguous")]
 _POOLS = [
     PoolCase(5, 24, 2, labels, mode, layout)
     for labels in ("street", "face")
@@ -154,7 +155,7 @@ def test_cases_are_unique_and_of_the_shapes_asked_for() -> None:
         assert name in standard
     norms = NormBench.cases(every=True)
     assert {(128, 256), (1024, 16)} <= {(c.channels, c.side) for c in norms}
-    assert {c.statistics for c in norms} == {"batch", "instance", "given"}
+    assert {c.statistics for c in norms} == {"batch", "instance", "given", "group"}
     assert {c.dtype for c in NormBench.cases(dtype="bfloat16")} == {"bfloat16"} and "bfloat16" in DTYPES
     assert [c.name for c in select(PatternBench.cases(), "street")] == ["label_patterns/street/1x256x256/r2/shared/t1"]
 

@@ -27,10 +27,14 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "region_norm": (
         {"x": X, "index": LABELS, "table": torch.randn(3, 8), "norm": "batch", "training": True, "eps": 1e-5}
         | {"running_mean": torch.zeros(4), "running_var": torch.ones(4), "momentum": 0.1, "negative_slope": 0.2}
-        | {"noise": torch.randn(2, 1, 3, 3), "noise_scale": torch.randn(4)},
+        | {"noise": torch.randn(2, 1, 3, 3), "noise_scale": torch.randn(4)}
+        | {"weight": torch.randn(4), "bias": torch.randn(4)}
+        | {"sample_scale": torch.randn(2, 4), "sample_shift": torch.randn(2, 4)},
         {"x": TENSOR, "index": OPTIONAL, "table": OPTIONAL, "scale": OTHER, "shift": OTHER, "norm": CHOICE}
         | {"running_mean": OPTIONAL, "running_var": OPTIONAL, "training": FLAG, "momentum": POSITIVE, "eps": POSITIVE}
-        | {"noise": OPTIONAL, "noise_scale": OPTIONAL, "negative_slope": NUMBER, "process_group": OTHER},
+        | {"noise": OPTIONAL, "noise_scale": OPTIONAL, "negative_slope": NUMBER, "process_group": OTHER}
+        | {"num_groups": OTHER, "weight": OPTIONAL, "bias": OPTIONAL, "activation": OTHER}
+        | {"sample_scale": OPTIONAL, "sample_shift": OPTIONAL},
     ),
     "bias_act": (
         {"x": X, "bias": torch.randn(4), "scale": torch.randn(2, 4), "noise": torch.randn(2, 1, 3, 3)}

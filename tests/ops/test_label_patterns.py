@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,31 +20,31 @@ def brute_force(
     labels: Tensor, num_regions: int, radius: int, edges: Tensor | None, per_image: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pixel after pixel, a dictionary of tuples: shares nothing with the op."""
-    batch, height, width = labels.shape
+    batch, *volume = labels.shape
     seen: dict[tuple[int, ...], int] = {}
-    index = torch.empty(batch, height, width, dtype=torch.int32)
+    index = torch.empty(labels.shape, dtype=torch.int32)
     rows, images = [], []
-    for b in range(batch):
-        for y in range(height):
-            for x in range(width):
-                codes = []
-                for dy in range(-radius, radius + 1):
-                    for dx in range(-radius, radius + 1):
-                        if not (0 <= y + dy < height and 0 <= x + dx < width):
-                            codes.append(num_regions)
-                            continue
-                        label = int(labels[b, y + dy, x + dx])
-                        code = num_regions + 1 if label == -1 else label
-                        if edges is not None and edges[b, y + dy, x + dx]:
-                            code += num_regions + 2
-                        codes.append(code)
-                key = (b if per_image else 0, *codes)
-                if key not in seen:
-                    seen[key] = len(rows)
-                    rows.append(codes)
-                    images.append(b)
-                index[b, y, x] = seen[key]
-    patterns = torch.tensor(rows, dtype=torch.int32).reshape(-1, (2 * radius + 1) ** 2)
+    around = list(product(range(-radius, radius + 1), repeat=len(volume)))
+    for b, *place in product(*map(range, labels.shape)):
+        codes = []
+        for offset in around:
+            at = tuple(p + d for p, d in zip(place, offset, strict=True))
+            if not all(0 <= p < side for p, side in zip(at, volume, strict=True)):
+                codes.append(num_regions)
+                continue
+            label = int(labels[(b, *at)])
+            code = num_regions + 1 if label == -1 else label
+            if edges is not None and edges[(b, *at)]:
+                code += num_regions + 2
+            codes.append(code)
+        key = (b if per_image else 0, *codes)
+        if key not in seen:
+            seen[key] = len(rows)
+            rows.append(codes)
+            images.append(b)
+        index[(b, *place)] = seen[key]
+    size = (2 * radius + 1) ** len(volume)
+    patterns = torch.tensor(rows, dtype=torch.int32).reshape(-1, size)
     return index, patterns, torch.tensor(images, dtype=torch.int32)
 
 
@@ -67,6 +68,29 @@ def test_against_brute_force(case: tuple[Tensor, int, Tensor | None], radius: in
         got = label_patterns(labels, num_regions, radius, edges=edges, per_image=per_image)
     for ours, expected in zip(got, brute_force(labels, num_regions, radius, edges, per_image), strict=True):
         assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("radius", [0, 1, 2])
+def test_volumes_against_brute_force(radius: int, backend: str) -> None:
+    """Repeated slices and images, edges, no region, sides of one voxel and of none; rows per image; spare rows."""
+    generator = torch.Generator().manual_seed(radius)
+    for shape, per_image in (((2, 5, 3, 4), False), ((2, 3, 4, 2), True), ((1, 1, 1, 3), False), ((1, 0, 2, 2), False)):
+        labels = torch.randint(-1, 3, shape, generator=generator)
+        labels[-1, : shape[1] // 2] = labels[0, -1:] = 2
+        edges = torch.rand(shape, generator=generator) < 0.2 if radius == 1 else None
+        expected = brute_force(labels, 3, radius, edges, per_image)
+        with use_backend(backend):
+            result = label_patterns(labels, 3, radius, edges=edges, per_image=per_image)
+            spare = label_patterns(labels, 3, radius, edges=edges, per_image=per_image, max_rows=len(expected[1]) + 2)
+        for got, more, exact in zip(result, spare, expected, strict=True):
+            assert got.dtype == more.dtype == torch.int32 and torch.equal(got, exact)
+            assert torch.equal(more[: len(exact)], exact)
+        assert bool((spare[1][-2:] == 3).all()) and spare[2][-2:].tolist() == [-1, -1]
+    with use_backend(backend), pytest.raises((RuntimeError, ValueError), match="max_rows: expected at least"):
+        label_patterns(torch.tensor([[[[0, 1]]]]), 3, radius, max_rows=1)
+    with use_backend(backend), pytest.raises(ValueError, match=r"got 3 at \(0, 0, 0, 1\)"):
+        label_patterns(torch.tensor([[[[0, 3]]]]), 3, radius)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

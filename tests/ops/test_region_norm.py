@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixsyn_fast import extension, region_norm, use_backend
-from mixsyn_fast.ops.region_norm import NORM_BATCH, NORM_GIVEN, NORM_INSTANCE, NORM_NONE
+from mixsyn_fast.ops.region_norm import NORM_BATCH, NORM_GIVEN, NORM_GROUP, NORM_INSTANCE, NORM_NONE
 from tests import processes
 from tests.compare import assert_within_rule, relative_error
 
 SHAPES = [(2, 64, 8, 8), (1, 5, 7, 3), (3, 33, 5, 40), (2, 96, 33, 33)]
-NAMES = ("x", "table", "scale", "shift", "noise_scale")
+NAMES = ("x", "table", "scale", "shift", "noise_scale", "weight", "bias")
 
 
 def make_inputs(
@@ -38,6 +38,8 @@ def make_inputs(
         "shift": draw(*shape),
         "noise": draw(batch, 1, height, width),
         "noise_scale": draw(channels),
+        "weight": draw(channels),
+        "bias": draw(channels),
     }
     index = torch.randint(0, rows, (batch, height, width), dtype=torch.int32, generator=generator)
     index[:, : height // 2] = 3  # runs of one row, and row 8 may be absent
@@ -58,10 +60,12 @@ def run(
     norm: str,
     noise: bool,
     slope: float | None,
+    **more: Any,
 ) -> dict[str, Tensor | None]:
-    """Forward and backward in ``dtype`` on values that were rounded before."""
+    """Forward and backward in ``dtype`` on values that were rounded before; ``affine=True`` in ``more``: of the norm."""
     leaves = {k: v.to(dtype).detach().requires_grad_(k in NAMES) for k, v in values.items()}
-    arguments: dict[str, Any] = {"norm": norm, "negative_slope": slope}
+    affine = {"weight": leaves["weight"], "bias": leaves["bias"]} if more.pop("affine", False) else {}
+    arguments: dict[str, Any] = {"norm": norm, "negative_slope": slope, **more, **affine}
     if modulation == "table":
         arguments |= {"index": index, "table": leaves["table"]}
     elif modulation == "maps":
@@ -97,6 +101,92 @@ def test_kernels_follow_the_reference(dtype: torch.dtype, shape: Any, channels_l
         assert kernel["x"].stride() == values["x"].stride()  # type: ignore[union-attr]
 
 
+# affine weight and bias, SiLU, groups of 1, 2, all channels, of channels that no vector divides
+GROUPED = [((2, 64, 8, 8), 32), ((1, 6, 7, 3), 3), ((3, 33, 5, 40), 1), ((2, 24, 33, 33), 24)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+def test_groups_affine_and_silu_follow_the_reference(dtype: torch.dtype, channels_last: bool) -> None:
+    for (shape, groups), modulation in itertools.product(GROUPED, ("table", "maps", "none")):
+        values, index, grad = make_inputs(shape, dtype, channels_last=channels_last)
+        if modulation == "maps":  # which are rounded to x's type once more where the affine is folded in
+            more: dict[str, Any] = {"num_groups": groups, "activation": "silu"}
+        else:
+            more = {"num_groups": groups, "activation": "silu", "affine": True}
+        case = (modulation, "group", groups == 3, None)
+        exact = run(values, index, grad, torch.float64, "reference", *case, **more)
+        reference = run(values, index, grad, dtype, "reference", *case, **more)
+        kernel = run(values, index, grad, dtype, "native", *case, **more)
+        for name, value in exact.items():
+            assert (value is None) == (kernel[name] is None)
+            if value is not None:
+                assert_within_rule(kernel[name], reference[name], value, f"{shape} {case} {name}")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("rows", [5, 40], ids=["few rows", "more than pixels"])
+def test_scale_and_shift_per_sample(backend: str, rows: int) -> None:
+    """As what stands behind the modulation, step by step: of one image and of three, gradients included."""
+    for batch, modulation in itertools.product((1, 3), ("table", "maps", "none")):
+        values, index, grad = make_inputs((batch, 12, 6, 5), torch.float64, rows=rows)
+        values |= {"sample_scale": torch.randn(batch, 12).double(), "sample_shift": torch.randn(batch, 12).double()}
+        affine = {"weight": values["weight"], "bias": values["bias"]} if modulation != "maps" else {}
+        results = []
+        for ours in (True, False):
+            leaves = {k: v.detach().clone().requires_grad_() for k, v in values.items() if k != "noise"}
+            given: dict[str, Any] = {"norm": "group", "num_groups": 3} | {k: leaves[k] for k in affine}
+            if modulation == "table":
+                given |= {"index": index, "table": leaves["table"]}
+            elif modulation == "maps":
+                given |= {"scale": leaves["scale"], "shift": leaves["shift"]}
+            factor, addend = leaves["sample_scale"], leaves["sample_shift"]
+            with use_backend(backend):
+                if ours:
+                    y = region_norm(leaves["x"], **given, activation="silu", sample_scale=factor, sample_shift=addend)
+                else:
+                    y = F.silu(region_norm(leaves["x"], **given) * factor[:, :, None, None] + addend[:, :, None, None])
+                grads = torch.autograd.grad(y, list(leaves.values()), grad, allow_unused=True)
+            results.append((y, *(g for g in grads if g is not None)))
+        torch.testing.assert_close(*results)
+    index[1, 2, 3] = rows
+    words = rf"^region_norm: index: expected values in \[0, {rows}\), got {rows} at \(1, 2, 3\)$"
+    with use_backend(backend), pytest.raises(ValueError, match=words):
+        given = {name: values[name] for name in ("table", "sample_scale", "sample_shift")}
+        region_norm(values["x"], index, **given)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_affine_of_other_norms(norm: str) -> None:
+    """The row of all images: its gradient is a sum over them; with LeakyReLU."""
+    for channels_last in (True, False):
+        values, index, grad = make_inputs((3, 33, 5, 40), torch.float64, channels_last=channels_last)
+        for modulation in ("table", "maps", "none"):
+            case = (modulation, norm, True, 0.2)
+            exact, kernel = (
+                run(values, index, grad, torch.float64, backend, *case, affine=True) for backend in ("reference", "native")
+            )
+            for name, value in exact.items():
+                assert (value is None) == (kernel[name] is None)
+                assert value is None or relative_error(kernel[name], value) < 1e-12, name  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_matches_torch_group_norm_and_silu(backend: str) -> None:
+    values, _, grad = make_inputs((2, 24, 9, 5), torch.float64)
+    results = []
+    for ours in (True, False):
+        leaves = [values[name].detach().clone().requires_grad_() for name in ("x", "weight", "bias")]
+        x, weight, bias = leaves
+        with use_backend(backend):
+            if ours:
+                y = region_norm(x, norm="group", num_groups=8, weight=weight, bias=bias, activation="silu", eps=1e-6)
+            else:
+                y = F.silu(F.group_norm(x, 8, weight, bias, eps=1e-6))
+        results.append((y, *torch.autograd.grad(y, leaves, grad)))
+    torch.testing.assert_close(*results)
+
+
 def test_matches_torch_batch_norm_with_running_statistics() -> None:
     x = torch.randn(4, 24, 9, 5, dtype=torch.float64)
     ours = [torch.zeros(24, dtype=torch.float64), torch.ones(24, dtype=torch.float64)]
@@ -130,6 +220,13 @@ def test_gradcheck(layout: torch.memory_format) -> None:
     index = index % 4
     x = values["x"].contiguous(memory_format=layout)
     leaves = [t.requires_grad_() for t in (x, values["table"], values["noise_scale"])]
+    affine = [t.requires_grad_() for t in (values["weight"], values["bias"])]
+
+    def grouped(x: Tensor, table: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        more: dict[str, Any] = {"norm": "group", "num_groups": 1, "activation": "silu", "weight": weight, "bias": bias}
+        return region_norm(region_norm(x, **more), index, table, **more)
+
+    assert torch.autograd.gradcheck(grouped, [leaves[0], leaves[1], *affine])
     for norm, slope in itertools.product(("instance", "batch", "none"), (None, 0.2)):
 
         def with_table(x: Tensor, table: Tensor, noise_scale: Tensor, norm: str = norm, slope: Any = slope) -> Tensor:
@@ -166,10 +263,11 @@ def test_opcheck() -> None:
     mean, variance = torch.zeros(1, 16), torch.ones(1, 16)
     ops = torch.ops.mixsyn_fast
     forwards = [
-        (x, None, None, index, table, None, None, noise, noise_scale, NORM_INSTANCE, 1e-5, 0.2),
-        (x, None, None, None, None, scale, shift, None, None, NORM_BATCH, 1e-5, None),
-        (x, mean, variance, index, table, None, None, None, None, NORM_GIVEN, 1e-5, None),
-        (x, None, None, None, None, None, None, None, None, NORM_NONE, 1e-5, 0.2),
+        (x, None, None, index, table, None, None, noise, noise_scale, NORM_INSTANCE, 1e-5, 0.2, 0, False),
+        (x, None, None, None, None, scale, shift, None, None, NORM_BATCH, 1e-5, None, 0, False),
+        (x, mean, variance, index, table, None, None, None, None, NORM_GIVEN, 1e-5, None, 0, False),
+        (x, None, None, None, None, None, None, None, None, NORM_NONE, 1e-5, 0.2, 0, False),
+        (x, None, None, None, table[:1].clone(), None, None, None, None, NORM_GROUP, 1e-5, None, 4, True),
     ]
     for arguments in forwards:
         torch.library.opcheck(ops.region_norm.default, arguments)
@@ -179,9 +277,9 @@ def test_opcheck() -> None:
     torch.library.opcheck(ops.region_norm_stats.default, (x, noise, noise_scale, True))
     grad = torch.empty_like(x).copy_(grad)
     common = (grad, x, mean, variance, index, table, None, None, noise, noise_scale)
-    torch.library.opcheck(ops.region_norm_backward_reduce.default, (*common, NORM_BATCH, 1e-5, 0.2))
+    torch.library.opcheck(ops.region_norm_backward_reduce.default, (*common, NORM_BATCH, 1e-5, 0.2, 0, False))
     torch.library.opcheck(
-        ops.region_norm_backward_input.default, (*common, mean, variance, 32.0, NORM_BATCH, 1e-5, 0.2, False)
+        ops.region_norm_backward_input.default, (*common, mean, variance, 32.0, NORM_BATCH, 1e-5, 0.2, 0, False, False)
     )
 
 
@@ -228,6 +326,32 @@ def test_any_strides() -> None:
         y.backward(grad.transpose(0, 1).contiguous().transpose(0, 1))
         expected.backward(grad)
         assert relative_error(leaf.grad, expected_leaf.grad) < 1e-12, name  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("modulation", ["table", "maps"])
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+def test_one_and_three_dimensions(modulation: str, channels_last: bool) -> None:
+    """As the same pixels of an image, gradients included, without a copy, in the layout of x."""
+    values, index, grad = make_inputs((2, 12, 6, 10), torch.float64, channels_last=channels_last)
+    names = ("table", "noise_scale") if modulation == "table" else ("scale", "shift", "noise_scale")
+    case = (modulation, "group", True, None)
+    more: dict[str, Any] = {"num_groups": 4, "activation": "silu", "affine": True}
+    expected = run(values, index, grad, torch.float64, "native", *case, **more)
+    for volume in ((60,), (2, 3, 10), (6, 1, 10)):
+
+        def shaped(t: Tensor, volume: tuple[int, ...] = volume) -> Tensor:
+            if t.shape[-2:] != (6, 10):
+                return t
+            return t.flatten(-2) if len(volume) == 1 else t.unflatten(-2, volume[:2])
+
+        shape = {name: shaped(value) for name, value in values.items()}
+        assert shape["x"].data_ptr() == values["x"].data_ptr()
+        result = run(shape, shaped(index), shaped(grad), torch.float64, "native", *case, **more)
+        y = result["y"]
+        assert y is not None and y.shape == (2, 12, *volume) and y.stride() == shape["x"].stride()
+        for name in ("y", "x", "weight", "bias", *names):
+            before = expected[name]
+            assert before is not None and torch.equal(result[name], shaped(before)), name  # type: ignore[arg-type]
 
 
 def test_slices_of_index_table_and_noise() -> None:
@@ -317,9 +441,24 @@ INDEX, TABLE = torch.zeros(2, 3, 3, dtype=torch.int32), torch.zeros(5, 8)
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"x": torch.zeros(4, 3, 3)}, ValueError, "x: expected shape"),
+        ({"x": torch.zeros(4, 3)}, ValueError, "x: expected shape"),
+        ({"x": torch.zeros(2, 4, 9), "index": INDEX, "table": TABLE}, ValueError, r"index: expected shape \(2, 9\)"),
         ({"x": torch.zeros(2, 4, 3, 3, dtype=torch.int64)}, TypeError, "x: expected float32"),
-        ({"norm": "layer"}, ValueError, "norm: expected 'instance', 'batch' or 'none', got 'layer'"),
+        ({"norm": "layer"}, ValueError, "norm: expected 'instance', 'batch', 'group' or 'none', got 'layer'"),
+        ({"norm": "group"}, TypeError, "num_groups: expected a divisor of the channels"),
+        ({"norm": "group", "num_groups": 3}, ValueError, "num_groups: expected a divisor of the 4 channels, got 3"),
+        ({"num_groups": 2}, ValueError, "num_groups: expected None with norm='instance'"),
+        ({"norm": "group", "num_groups": 4, "x": torch.zeros(2, 4, 1, 1)}, ValueError, "more than one value"),
+        ({"weight": torch.ones(4)}, ValueError, "weight and bias: expected both"),
+        ({"weight": torch.ones(3), "bias": torch.ones(4)}, ValueError, r"weight: expected shape \(4,\)"),
+        ({"sample_scale": torch.ones(2, 4)}, ValueError, "sample_scale and sample_shift: expected both"),
+        (
+            {"sample_scale": torch.ones(2, 4), "sample_shift": torch.ones(1, 4)},
+            ValueError,
+            r"sample_shift: expected shape \(2, 4\)",
+        ),
+        ({"activation": "gelu"}, ValueError, "activation: expected 'silu' or None, got 'gelu'"),
+        ({"activation": "silu", "negative_slope": 0.2}, ValueError, "activation and negative_slope: expected one"),
         ({"index": INDEX}, ValueError, "index and table: expected both"),
         ({"index": INDEX[:1], "table": TABLE}, ValueError, r"index: expected shape \(2, 3, 3\)"),
         ({"index": INDEX.float(), "table": TABLE}, TypeError, "index: expected int32"),
@@ -389,6 +528,7 @@ def test_other_instruction_sets(instruction_set: str) -> None:
         "for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):\n"
         "    for channels_last in (True, False):\n"
         "        t.test_kernels_follow_the_reference(dtype, t.SHAPES[2], channels_last)\n"
+        "        t.test_groups_affine_and_silu_follow_the_reference(dtype, channels_last)\n"
         "print('followed')\n"
     )
     processes.run_on(instruction_set, code)
@@ -454,19 +594,23 @@ def test_statistics_alone(dtype: torch.dtype, per_instance: bool, channels_last:
         assert_within_rule(*results, name)
 
 
-@pytest.mark.parametrize("norm", [NORM_NONE, NORM_INSTANCE, NORM_BATCH])
-def test_bodies_that_run_without_the_extension(norm: int) -> None:
+@pytest.mark.parametrize("norm", [NORM_NONE, NORM_INSTANCE, NORM_BATCH, NORM_GROUP])
+@pytest.mark.parametrize("by_image", [False, True], ids=["index", "rows"])
+def test_bodies_that_run_without_the_extension(norm: int, by_image: bool) -> None:
     """The Python bodies of the ops, which kernels override: the same results, one by one."""
     assert extension.ensure_loaded()
     module = sys.modules["mixsyn_fast.ops.region_norm"]
-    values, index, grad = make_inputs((2, 5, 6, 7), torch.float64, channels_last=False)
-    rest = (index, values["table"], None, None, values["noise"], values["noise_scale"])
-    forwards = [k.forward(values["x"], None, None, *rest, norm, 1e-5, 0.2) for k in (module._OP.native, module._REFERENCE)]
+    values, index, grad = make_inputs((2, 6, 6, 7), torch.float64, channels_last=False)
+    table = values["table"][:2] if by_image else values["table"]
+    rest = (None if by_image else index, table, None, None, values["noise"], values["noise_scale"])
+    settings = (norm, 1e-5, *((None, 3, True) if norm == NORM_GROUP else (0.2, 0, False)))
+    both = (module._OP.native, module._REFERENCE)
+    forwards = [k.forward(values["x"], None, None, *rest, *settings) for k in both]
     torch.testing.assert_close(*forwards)
     mean, variance = forwards[0][1:] if norm else (None, None)
     common = (grad, values["x"], mean, variance, *rest)
-    reduced = [k.backward_reduce(*common, norm, 1e-5, 0.2) for k in (module._OP.native, module._REFERENCE)]
+    reduced = [k.backward_reduce(*common, *settings) for k in both]
     torch.testing.assert_close(*reduced)
     sums = reduced[0][:2] if norm else (None, None)
-    inputs = [k.backward_input(*common, *sums, 42.0, norm, 1e-5, 0.2, False) for k in (module._OP.native, module._REFERENCE)]
+    inputs = [k.backward_input(*common, *sums, 42.0, *settings, False) for k in both]
     torch.testing.assert_close(*inputs)

@@ -15,7 +15,7 @@ from torch import Tensor
 from mixsyn_fast.ops.region_norm import Arguments, region_norm_reference
 from tests.ops.gpu_kernels import DTYPES, NO_GPU, TARGETS, dense, kernels_of
 
-NONE, GIVEN, INSTANCE, BATCH = 0, 1, 2, 3
+NONE, GIVEN, INSTANCE, BATCH, GROUP = 0, 1, 2, 3, 4
 
 
 class Target(NamedTuple):
@@ -42,7 +42,7 @@ class Case(NamedTuple):
 
     shape: tuple[int, int, int, int]
     norm: int = BATCH
-    params: str = "table"  # none, table, maps
+    params: str = "table"  # none, table, row (a table of one row without index), rows (of a row an image), maps
     acc_params: bool = False
     noise: bool = False
     slope: float | None = None
@@ -50,6 +50,13 @@ class Case(NamedTuple):
     shifted: bool = False  # x and grad start one element after an aligned address
     rows: int = 7
     eps: float = 1e-5
+    num_groups: int = 0  # with GROUP
+    silu: bool = False
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """The last arguments of the ops."""
+        return self.norm, self.eps, self.slope, self.num_groups, self.silu
 
 
 def unbalanced_index(shape: tuple[int, ...], rows: int, generator: torch.Generator) -> Tensor:
@@ -84,6 +91,8 @@ def make(case: Case, dtype: torch.dtype, device: str) -> dict[str, Any]:
     if case.params == "table":
         out["index"] = unbalanced_index((b, h, w), case.rows, g).to(device)
         out["table"] = draw(case.rows, 2 * c).to(p).to(device)
+    elif case.params in ("row", "rows"):
+        out["table"] = draw(1 if case.params == "row" else b, 2 * c).to(p).to(device)
     elif case.params == "maps":
         out["scale"], out["shift"] = place(draw(b, c, h, w), p), place(draw(b, c, h, w), p)
     if case.noise:
@@ -111,10 +120,14 @@ def expected(case: Case, data: dict[str, Any], dtype: torch.dtype) -> dict[str, 
     mean, var = value.mean(dims), value.var(dims, unbiased=False)
     if case.norm == BATCH:
         mean, var = mean[None], var[None]
+    if case.norm == GROUP:
+        groups = value.unflatten(1, (case.num_groups, -1))
+        mean, var = groups.mean((2, 3, 4)), groups.var((2, 3, 4), unbiased=False)
+        mean, var = (t.repeat_interleave(groups.shape[2], 1) for t in (mean, var))
     given = (mean.detach(), var.detach()) if case.norm == GIVEN else (None, None)
     modulation = (other["index"], leaves.get("table"), leaves.get("scale"), leaves.get("shift"))
     noise = (other["noise"], leaves.get("noise_scale"))
-    a = Arguments(leaves["x"], *given, *modulation, *noise, case.norm, case.eps, case.slope)
+    a = Arguments(leaves["x"], *given, *modulation, *noise, *case.settings)
     out, new_mean, new_variance = region_norm_reference(a)
     result = {"y": out.detach().to(dtype), "mean": new_mean.detach(), "variance": new_variance.detach()}
     grads = torch.autograd.grad(out, list(leaves.values()), grad.to(acc), allow_unused=True)
@@ -134,18 +147,20 @@ def run(case: Case, data: dict[str, Any], target: Target, statistics: tuple[Tens
     given = [None, None]
     if case.norm == GIVEN:
         given = [t.to(acc).to(x.device) for t in statistics]
-    rest = (case.norm, case.eps, case.slope)
+    rest = case.settings
     y, mean, variance = target.region_norm(x, *given, *parameters, *rest)
     out = {"y": y, "mean": mean, "variance": variance}
-    if case.norm in (INSTANCE, BATCH):
+    if case.norm in (INSTANCE, BATCH, GROUP):
         given = [mean, variance]
+    if case.norm in (INSTANCE, BATCH):
         count, mean2, m2 = target.stats(x, data["noise"], data["noise_scale"], case.norm == INSTANCE)
         out["stats_mean"], out["stats_variance"] = mean2, m2 / count
     sum_g, sum_gx, grad_table = target.backward_reduce(grad, x, *given, *parameters, *rest)
     if case.norm in (NONE, GIVEN):
         assert sum_g.shape == sum_gx.shape == (0,)
-    n = x.shape[2] * x.shape[3] * (1 if case.norm == INSTANCE else x.shape[0])
-    sums = (sum_g, sum_gx) if case.norm in (INSTANCE, BATCH) else (None, None)
+    shared = x.shape[1] // case.num_groups if case.num_groups else 1
+    n = x.shape[2] * x.shape[3] * (x.shape[0] if case.norm == BATCH else shared)
+    sums = (sum_g, sum_gx) if case.norm in (INSTANCE, BATCH, GROUP) else (None, None)
     grads = target.backward_input(grad, x, *given, *parameters, *sums, float(n), *rest, case.params == "maps")
     out |= dict(zip(("grad_x", "grad_scale", "grad_shift", "grad_noise_scale"), grads, strict=True))
     out["grad_table"] = grad_table
@@ -203,6 +218,19 @@ def test_every_form(target: Target, noise: bool, params: str, norm: int, channel
     for dtype in (torch.float32, torch.bfloat16):
         for shape in ((2, 16, 6, 8), (2, 5, 7, 3)):
             check(Case(shape, norm, params, noise=noise, slope=slope, channels_last=channels_last), dtype, target)
+
+
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+@pytest.mark.parametrize("params", ["none", "table", "row", "rows", "maps"])
+def test_groups_rows_and_silu(target: Target, params: str, channels_last: bool) -> None:
+    """Group norm with SiLU; rows without index under every norm, of which the gradient of the table is all there is."""
+    case = Case((2, 16, 6, 8), GROUP, params, silu=True, channels_last=channels_last, num_groups=4)
+    for dtype in (torch.float32, torch.bfloat16):
+        check(case, dtype, target)
+        check(case._replace(shape=(3, 300, 2, 3), num_groups=3, noise=True, acc_params=True), dtype, target)
+    if params in ("row", "rows"):
+        for norm in (NONE, GIVEN, INSTANCE, BATCH):
+            check(case._replace(norm=norm, num_groups=0, silu=norm == BATCH, slope=None), torch.float64, target)
 
 
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
@@ -272,8 +300,10 @@ def test_large_mean_keeps_its_digits(target: Target) -> None:
 
 def test_bitwise_repeatable(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also, emulated, whatever the order in which threads and blocks run: nothing races."""
-    for params, norm, channels_last in (("table", BATCH, True), ("maps", INSTANCE, False), ("table", INSTANCE, False)):
+    forms = (("table", BATCH, True), ("maps", INSTANCE, False), ("table", INSTANCE, False), ("rows", GROUP, True))
+    for params, norm, channels_last in forms:
         case = Case((2, 16, 12, 20), norm, params, noise=True, slope=0.2, channels_last=channels_last)
+        case = case._replace(num_groups=2 if norm == GROUP else 0)
         data = make(case, torch.float32, target.device)
         results = []
         for order in ("forward", "reverse", "shuffle"):
@@ -290,11 +320,13 @@ def test_errors_name_the_argument(target: Target) -> None:
     data = make(Case((1, 8, 4, 4)), torch.float32, target.device)
     parameters = [data[k] for k in names()]
     with pytest.raises(RuntimeError, match="mixsyn_fast::region_norm: x: expected shape"):
-        target.region_norm(data["x"][0], None, None, *parameters, BATCH, 1e-5, None)
+        target.region_norm(data["x"][0], None, None, *parameters, BATCH, 1e-5, None, 0, False)
     with pytest.raises(RuntimeError, match="mixsyn_fast::region_norm: index: expected Int, got Long"):
-        target.region_norm(data["x"], None, None, parameters[0].long(), *parameters[1:], BATCH, 1e-5, None)
+        target.region_norm(data["x"], None, None, parameters[0].long(), *parameters[1:], BATCH, 1e-5, None, 0, False)
     with pytest.raises(RuntimeError, match="mixsyn_fast::region_norm: table: expected shape"):
-        target.region_norm(data["x"], None, None, parameters[0], data["table"][:, :3], *parameters[2:], BATCH, 1e-5, None)
+        target.region_norm(
+            data["x"], None, None, parameters[0], data["table"][:, :3], *parameters[2:], BATCH, 1e-5, None, 0, False
+        )
 
 
 # --- only on a device ---

@@ -62,7 +62,7 @@ def _words(message: str) -> str:
 def test_a_wrong_answer_is_seen(server: arm.Server) -> None:
     """One unit in the last place, one NaN, one word, other strides."""
     x = torch.randn(1, 4, 3, 5).contiguous(memory_format=torch.channels_last)
-    arguments = (x, *[None] * 8, 2, 1e-5, None)
+    arguments = (x, *[None] * 8, 2, 1e-5, None, 0, False)
     server.call("region_norm", *arguments)
     with pytest.raises(RuntimeError, match="mixsyn_fast::region_norm: x: expected shape"):
         server.call("region_norm", x[0], *arguments[1:])

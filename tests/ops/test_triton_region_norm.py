@@ -25,6 +25,7 @@ if INTERPRETED:
     from tests.ops.test_region_norm_cuda import (
         BATCH,
         GIVEN,
+        GROUP,
         INSTANCE,
         NONE,
         Case,
@@ -53,6 +54,15 @@ if INTERPRETED:
         slope = 0.2 if norm % 2 else None
         case = Case((2, 6, 7, 5), norm, params, noise=noise, slope=slope, channels_last=channels_last)
         check(case, torch.float32, TARGET)
+
+    @pytest.mark.parametrize("params", ["none", "table", "row", "rows", "maps"])
+    def test_groups_rows_and_silu(params: str) -> None:
+        channels_last = params in ("table", "row")
+        case = Case((2, 6, 7, 5), GROUP, params, silu=True, channels_last=channels_last, num_groups=2)
+        check(case, torch.float32, TARGET)
+        if params in ("row", "rows"):
+            for norm in (NONE, BATCH):
+                check(case._replace(norm=norm, num_groups=0, silu=False, slope=0.2), torch.float64, TARGET)
 
     @LAYOUTS
     def test_float32_table_of_half_maps(channels_last: bool) -> None:
@@ -122,6 +132,8 @@ else:
             ("fp16", "fp32", {"SP"}, 2, True, False, None),
             ("fp32", "fp32", everything_one, 0, False, False, 0.2),
             ("fp64", "fp64", {"SC"}, 1, True, True, 0.2),
+            ("bf16", "fp32", {"SP"}, 3, True, False, None),  # with SiLU
+            ("fp32", "fp32", {"SC"}, 4, False, False, None),
         ]
         names = [name for name in vars(kernels) if name.endswith("_kernel")]
         assert len(names) == 7
@@ -130,11 +142,11 @@ else:
             for dtype, acc, ones, mode, norm, noise, slope in half_of(forms, capability):
                 absent = {"index"} if mode != 1 else set()
                 absent |= {"scale", "shift"} if mode != 2 else set()
-                absent |= {"table"} if mode != 1 and name != "_table_kernel" else set()
+                absent |= {"table"} if mode in (0, 2) and name != "_table_kernel" else set()
                 absent |= {"noise", "noise_scale"} if not noise else set()
-                absent |= {"mean", "variance"} if not norm and name != "_sums_kernel" else set()
+                absent |= {"mean", "variance"} if not norm else set()
                 types, constants = signature(fn, kinds_of(dtype), acc, absent, ones)
-                settings = {"MODE": mode, "NORM": norm, "NOISE": noise, "SLOPE": slope, "EPS": 1e-5}
+                settings = {"MODE": mode, "NORM": norm, "NOISE": noise, "SLOPE": slope, "SILU": mode > 2, "EPS": 1e-5}
                 settings |= {"SUMS": norm, "MAPS": mode == 2, "BLOCK_P": 16, "BLOCK_C": 128, "BLOCK_K": 16}
                 settings["ACC"] = tl.float64 if acc == "fp64" else tl.float32
                 constants |= {p.name: settings[p.name] for p in fn.params if p.is_constexpr}

@@ -1,4 +1,4 @@
-"""region_norm: its reference is the plain PyTorch form."""
+"""region_norm: its reference is the plain PyTorch form, and torch's own group norm and SiLU that of a diffusion block."""
 
 from __future__ import annotations
 
@@ -6,22 +6,32 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ...ops.region_norm import NORM_BATCH, NORM_GIVEN, NORM_INSTANCE, Arguments, region_norm, region_norm_reference
+from ...ops.region_norm import (
+    NORM_BATCH,
+    NORM_GIVEN,
+    NORM_GROUP,
+    NORM_INSTANCE,
+    Arguments,
+    region_norm,
+    region_norm_reference,
+)
 from ..contest import LAYOUTS, Function, Normal, OpContest, Outputs
 from ._labels import blocks
 
-_CODES = {"instance": NORM_INSTANCE, "batch": NORM_BATCH, "given": NORM_GIVEN}
+_CODES = {"instance": NORM_INSTANCE, "batch": NORM_BATCH, "given": NORM_GIVEN, "group": NORM_GROUP}
 _EPS = 1e-5
 
 
 class NormContest(OpContest):
-    """x, with a table or dense maps."""
+    """x, with a table or dense maps; or, with group norm, the norm's own weight and bias, and SiLU."""
 
     op = "region_norm"
-    same_as_reference = "eager"
-    statistics = "batch"  # instance, batch, given (running statistics, as in eval)
+    same_as_reference = "eager"  # but with group norm
+    statistics = "batch"  # instance, batch, given (running statistics, as in eval), group
+    num_groups = 0  # of group
     negative_slope: float | None = 0.2
     index: Tensor | None = None  # of the table; None: dense maps
     mean: Tensor | None = None  # (1, C), given statistics
@@ -54,15 +64,23 @@ class NormContest(OpContest):
         """The op's reference."""
         x, *modulation = inputs
         table, scale, shift = self._split(modulation)
+        if self.num_groups and scale is not None and shift is not None:  # weight and bias: a table of one row
+            table, scale, shift = torch.cat((scale, shift))[None], None, None
         a = Arguments(
             x, self.mean, self.variance, self.index, table, scale, shift, None, None, _CODES[self.statistics], _EPS,
-            self.negative_slope,
+            self.negative_slope, self.num_groups, bool(self.num_groups),
         )  # fmt: skip
         return (region_norm_reference(a)[0],)
 
     def ours(self, *inputs: Tensor) -> Outputs:
         """The op."""
         x, *modulation = inputs
+        if self.num_groups:
+            weight, bias = modulation
+            y = region_norm(
+                x, norm="group", num_groups=self.num_groups, weight=weight, bias=bias, activation="silu", eps=_EPS
+            )
+            return (y,)
         table, scale, shift = self._split(modulation)
         y = region_norm(
             x,
@@ -79,9 +97,13 @@ class NormContest(OpContest):
         )
         return (y,)
 
+    def torch_group_norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Outputs:
+        """Torch's own group norm, and SiLU."""
+        return (F.silu(F.group_norm(x, self.num_groups, weight, bias, _EPS)),)
+
     def plain(self) -> dict[str, Function]:
-        """The reference."""
-        return {"eager": self.reference}
+        """The reference; or torch's own group norm and SiLU."""
+        return {"eager": self.torch_group_norm if self.num_groups else self.reference}
 
 
 CONTEST = NormContest

@@ -16,11 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..region_norm import NORM_INSTANCE, NORM_NONE, TENSORS, Arguments, GradInput
+from ..region_norm import NORM_NONE, TENSORS, Arguments, GradInput
 from ._device import device_of
 from ._pieces import pieces_of
 
-MODE_PLAIN, MODE_TABLE, MODE_MAPS = 0, 1, 2
+MODE_PLAIN, MODE_TABLE, MODE_MAPS, MODE_ROW, MODE_IMAGE = range(5)  # the last two: one row, and one of every image
 _TILE = 2048  # elements of a tile
 _BLOCKS = 512  # blocks aimed at by the reductions; a constant, so that sums are split alike everywhere
 _STREAM_BLOCKS = 4096
@@ -54,11 +54,26 @@ def _load_modulation(
         at = row[:, None] * (2 * C) + c[None, :]
         gamma = tl.load(table + at, mask=mask, other=0).to(ACC)
         beta = tl.load(table + at + C, mask=mask, other=0).to(ACC)
+    elif MODE > 2:
+        row = (image if MODE == 4 else image * 0) * 2 * C
+        gamma = tl.load(table + row + c, mask=c < C, other=0).to(ACC)[None, :]
+        beta = tl.load(table + row + C + c, mask=c < C, other=0).to(ACC)[None, :]
     else:
         at = image * C * N + pixel[:, None] * SP + c[None, :] * SC
         gamma = tl.load(scale + at, mask=mask, other=0).to(ACC)
         beta = tl.load(shift + at, mask=mask, other=0).to(ACC)
     return gamma, beta
+
+
+@triton.jit
+def _before_activation(g, pre, SLOPE: tl.constexpr, SILU: tl.constexpr, ACC: tl.constexpr):
+    """Gradient before the activation from that after it, of a tile."""
+    if SILU:
+        share = tl.sigmoid(pre)
+        g = g * (share * (1 + pre * (1 - share)))
+    elif SLOPE is not None:
+        g = tl.where(pre > 0, g, g * tl.full(pre.shape, SLOPE, ACC))
+    return g
 
 
 @triton.jit
@@ -136,10 +151,10 @@ def _stats_merge_kernel(
 @triton.jit
 def _forward_kernel(
     x, mean, variance, index, table, scale, shift, noise, noise_scale, y, C, N, SC, SP, CHUNK, PARTS, GROUP_STRIDE,
-    MODE: tl.constexpr, NORM: tl.constexpr, NOISE: tl.constexpr, SLOPE: tl.constexpr, EPS: tl.constexpr,
-    ACC: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    MODE: tl.constexpr, NORM: tl.constexpr, NOISE: tl.constexpr, SLOPE: tl.constexpr, SILU: tl.constexpr,
+    EPS: tl.constexpr, ACC: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Y as x. NORM: mean and variance are used. SLOPE None: no activation."""
+    """Y as x. NORM: mean and variance are used. SLOPE None, without SILU: no activation."""
     block = tl.program_id(0).to(tl.int64)
     image = block // PARTS
     begin = (block % PARTS) * CHUNK
@@ -159,7 +174,9 @@ def _forward_kernel(
                 index, table, scale, shift, image, pixel, c, mask_p, mask, C, N, SC, SP, MODE, ACC
             )
             value = value * gamma + beta
-        if SLOPE is not None:
+        if SILU:
+            value = value * tl.sigmoid(value)
+        elif SLOPE is not None:
             value = tl.where(value > 0, value, value * tl.full([BLOCK_P, BLOCK_C], SLOPE, ACC))
         at = image * C * N + pixel[:, None] * SP + c[None, :] * SC
         tl.store(y + at, value.to(y.dtype.element_ty), mask=mask)
@@ -168,16 +185,20 @@ def _forward_kernel(
 @triton.jit
 def _sums_kernel(
     grad, x, mean, variance, index, table, scale, shift, noise, noise_scale, partial, C, N, SC, SP, CHUNK, PARTS,
-    GROUP_STRIDE, MODE: tl.constexpr, NOISE: tl.constexpr, SLOPE: tl.constexpr, EPS: tl.constexpr,
-    ACC: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    GROUP_STRIDE, MODE: tl.constexpr, NORM: tl.constexpr, NOISE: tl.constexpr, SLOPE: tl.constexpr, SILU: tl.constexpr,
+    EPS: tl.constexpr, ACC: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Partial (B, PARTS, 2, C): sums of ghat and of ghat * xhat over the pixels of a block."""
+    """Partial (B, PARTS, 2, C): sums of ghat and of ghat * xhat over the pixels of a block.
+
+    Of g' in place of ghat where gamma is the same for all pixels of an image.
+    """
     block = tl.program_id(0).to(tl.int64)
     image = block // PARTS
     begin = (block % PARTS) * CHUNK
     end = tl.minimum(begin + CHUNK, N)
     c = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mu, rstd = _load_norm(mean, variance, image * GROUP_STRIDE + c, c < C, EPS, BLOCK_C, ACC)
+    if NORM:
+        mu, rstd = _load_norm(mean, variance, image * GROUP_STRIDE + c, c < C, EPS, BLOCK_C, ACC)
     sum_g = tl.zeros([BLOCK_C], ACC)
     sum_gx = tl.zeros([BLOCK_C], ACC)
     for base in range(begin, end, BLOCK_P):
@@ -185,7 +206,8 @@ def _sums_kernel(
         mask_p = pixel < end
         mask = mask_p[:, None] & (c < C)[None, :]
         xhat = _load_x(x, noise, noise_scale, image, pixel, c, mask_p, mask, C, N, SC, SP, NOISE, ACC)
-        xhat = (xhat - mu[None, :]) * rstd[None, :]
+        if NORM:
+            xhat = (xhat - mu[None, :]) * rstd[None, :]
         at = image * C * N + pixel[:, None] * SP + c[None, :] * SC
         g = tl.load(grad + at, mask=mask, other=0).to(ACC)
         pre = xhat
@@ -194,9 +216,8 @@ def _sums_kernel(
                 index, table, scale, shift, image, pixel, c, mask_p, mask, C, N, SC, SP, MODE, ACC
             )
             pre = xhat * gamma + beta
-        if SLOPE is not None:
-            g = tl.where(pre > 0, g, g * tl.full([BLOCK_P, BLOCK_C], SLOPE, ACC))
-        if MODE != 0:
+        g = _before_activation(g, pre, SLOPE, SILU, ACC)
+        if MODE == 1 or MODE == 2:
             g = g * gamma
         sum_g += tl.sum(tl.where(mask, g, 0), 0)
         sum_gx += tl.sum(tl.where(mask, g * xhat, 0), 0)
@@ -207,7 +228,7 @@ def _sums_kernel(
 @triton.jit
 def _table_kernel(
     grad, x, mean, variance, table, noise, noise_scale, order, rows, begins, ends, partial, C, N, SC, SP, GROUP_STRIDE,
-    NORM: tl.constexpr, NOISE: tl.constexpr, SLOPE: tl.constexpr, EPS: tl.constexpr,
+    NORM: tl.constexpr, NOISE: tl.constexpr, SLOPE: tl.constexpr, SILU: tl.constexpr, EPS: tl.constexpr,
     ACC: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Partial (pieces, 2C): [sum of g' * xhat | sum of g'] over the sorted pixels begins[i] .. ends[i] of rows[i]."""
@@ -239,9 +260,7 @@ def _table_kernel(
             mu = tl.load(mean + stat, mask=mask, other=0)
             var = tl.load(variance + stat, mask=mask, other=1)
             xhat = (xhat - mu) * (1 / tl.sqrt(var + tl.full([BLOCK_P, BLOCK_C], EPS, ACC)))
-        if SLOPE is not None:
-            pre = xhat * gamma[None, :] + beta[None, :]
-            g = tl.where(pre > 0, g, g * tl.full([BLOCK_P, BLOCK_C], SLOPE, ACC))
+        g = _before_activation(g, xhat * gamma[None, :] + beta[None, :], SLOPE, SILU, ACC)
         sum_g += tl.sum(tl.where(mask, g, 0), 0)
         sum_gx += tl.sum(tl.where(mask, g * xhat, 0), 0)
     tl.store(partial + piece * 2 * C + c, sum_gx, mask=mask_c)
@@ -270,7 +289,8 @@ def _input_kernel(
     grad, x, mean, variance, index, table, scale, shift, noise, noise_scale, mean_g, mean_gx, grad_x, grad_scale,
     grad_shift, partial, C, N, SC, SP, CHUNK, PARTS, GROUP_STRIDE,
     MODE: tl.constexpr, NORM: tl.constexpr, SUMS: tl.constexpr, MAPS: tl.constexpr, NOISE: tl.constexpr,
-    SLOPE: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    SLOPE: tl.constexpr, SILU: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """grad_x, grad_scale, grad_shift as x; partial (B, PARTS, C): sums of grad_x * noise over a block.
 
@@ -302,8 +322,7 @@ def _input_kernel(
                 index, table, scale, shift, image, pixel, c, mask_p, mask, C, N, SC, SP, MODE, ACC
             )
             pre = xhat * gamma + beta
-        if SLOPE is not None:
-            g = tl.where(pre > 0, g, g * tl.full([BLOCK_P, BLOCK_C], SLOPE, ACC))
+        g = _before_activation(g, pre, SLOPE, SILU, ACC)
         if MAPS:
             tl.store(grad_scale + at, (g * xhat).to(grad_scale.dtype.element_ty), mask=mask)
             tl.store(grad_shift + at, g.to(grad_shift.dtype.element_ty), mask=mask)
@@ -386,8 +405,37 @@ class _Plan:
         return self.x.new_empty(shape, dtype=self.acc)
 
 
+def _by_image(a: Arguments) -> bool:
+    """A table without index."""
+    return a.table is not None and a.index is None
+
+
 def _mode(a: Arguments) -> int:
+    if a.table is not None and a.index is None:
+        return MODE_ROW if a.table.shape[0] == 1 else MODE_IMAGE
     return MODE_TABLE if a.table is not None else MODE_MAPS if a.scale is not None else MODE_PLAIN
+
+
+def _form(a: Arguments) -> dict[str, Any]:
+    """Settings that all kernels but the statistics' share."""
+    norm, noise = a.norm != NORM_NONE, a.noise is not None
+    return {"NORM": norm, "NOISE": noise, "SLOPE": a.negative_slope, "SILU": a.silu, "EPS": a.eps}
+
+
+def _shared(a: Arguments, t: Tensor) -> Tensor:
+    """(..., C) -> (..., groups, adjacent channels that share statistics)."""
+    groups: Tensor = t.unflatten(-1, (a.num_groups, a.x.shape[1] // a.num_groups))
+    return groups
+
+
+def _share_moments(a: Arguments, mean: Tensor, m2: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and M2 (B, C) of channels become those of their groups, at each of their channels."""
+    means = _shared(a, mean)
+    origin = means[..., :1]  # means are added relative to it: no digits are lost
+    together = origin + (means - origin).mean(-1, keepdim=True)
+    pixels = a.x.shape[2] * a.x.shape[3]
+    squares = (_shared(a, m2) + pixels * (means - together).square()).sum(-1, keepdim=True)
+    return together.expand_as(means).reshape_as(mean), squares.expand_as(means).reshape_as(mean)
 
 
 def _dense(t: Tensor | None) -> Tensor | None:
@@ -434,7 +482,7 @@ def region_norm(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Y (B, C, H, W), mean and variance (G, C), empty unless computed here: see op ``region_norm``."""
     a = Arguments(*arguments)
     plan = _Plan(a.x, _STREAM_BLOCKS)
-    shape = (plan.batch if a.norm == NORM_INSTANCE else 1, plan.channels) if a.computes else (0,)
+    shape = (plan.batch if a.per_image else 1, plan.channels) if a.computes else (0,)
     y = torch.empty_like(plan.x)
     if a.x.numel() == 0:
         return y, plan.empty(*shape).zero_(), plan.empty(*shape).fill_(float("nan"))
@@ -442,13 +490,14 @@ def region_norm(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     new_mean, new_variance = plan.empty(0), plan.empty(0)
     with device_of(a.x):
         if a.computes:
-            new_mean, m2 = _moments(_Plan(plan.x, _BLOCKS), a.noise, a.noise_scale, a.norm == NORM_INSTANCE)
-            new_variance = m2 / (plan.pixels * (1 if a.norm == NORM_INSTANCE else plan.batch))
+            new_mean, m2 = _moments(_Plan(plan.x, _BLOCKS), a.noise, a.noise_scale, a.per_image)
+            if a.num_groups:
+                new_mean, m2 = _share_moments(a, new_mean, m2)
+            new_variance = m2 / a.group_size
             a = a._replace(mean=new_mean, variance=new_variance)
         _forward_kernel[plan.grid](
             *a[:TENSORS], y, *plan.sizes, plan.chunk, plan.parts, _given_stride(plan, a.mean),
-            MODE=_mode(a), NORM=a.norm != NORM_NONE, NOISE=a.noise is not None, SLOPE=a.negative_slope, EPS=a.eps,
-            **plan.blocks,
+            MODE=_mode(a), **_form(a), **plan.blocks,
         )  # fmt: skip
     return y, new_mean, new_variance
 
@@ -457,7 +506,7 @@ def region_norm_backward_reduce(grad: Tensor, *arguments: Any) -> tuple[Tensor, 
     """sum_g, sum_gx (G, C) and grad_table (R, 2C): see op ``region_norm_backward_reduce``."""
     a = Arguments(*arguments)
     plan = _Plan(a.x, _BLOCKS)
-    groups = plan.batch if a.norm == NORM_INSTANCE else 1
+    groups = plan.batch if a.per_image else 1
     shape = (groups, plan.channels) if a.computes else (0,)
     sum_g, sum_gx = plan.empty(*shape).zero_(), plan.empty(*shape).zero_()
     grad_table = plan.empty(0) if a.table is None else plan.empty(*a.table.shape).zero_()
@@ -465,16 +514,26 @@ def region_norm_backward_reduce(grad: Tensor, *arguments: Any) -> tuple[Tensor, 
         return sum_g, sum_gx, grad_table
     grad, a = plan.like_x(grad), plan.dense(a)
     stride = _given_stride(plan, a.mean)
-    form: dict[str, Any] = {"NOISE": a.noise is not None, "SLOPE": a.negative_slope, "EPS": a.eps}
+    form = _form(a)
     with device_of(a.x):
-        if a.computes:
+        if a.computes or _by_image(a):
             partial = plan.empty(plan.batch * plan.parts, 2, plan.channels)
             _sums_kernel[plan.grid](
                 grad, *a[:TENSORS], partial, *plan.sizes, plan.chunk, plan.parts, stride, MODE=_mode(a), **form,
                 **plan.blocks,
             )  # fmt: skip
-            both = partial.reshape(groups, -1, 2, plan.channels).sum(1)
-            sum_g, sum_gx = both[:, 0].contiguous(), both[:, 1].contiguous()
+            both = partial.reshape(plan.batch if _by_image(a) else groups, -1, 2, plan.channels).sum(1)
+            if a.table is not None and a.index is None:  # sums of g', of every image
+                grad_table = both.flip(1).reshape(plan.batch, -1)
+                if a.table.shape[0] == 1:
+                    grad_table = grad_table.sum(0, keepdim=True)
+                both = both * a.table[:, None, : plan.channels].to(plan.acc)
+                both = both if a.per_image else both.sum(0, keepdim=True)
+            if a.num_groups:
+                shared = _shared(a, both)
+                both = shared.sum(-1, keepdim=True).expand_as(shared).reshape_as(both)
+            if a.computes:
+                sum_g, sum_gx = both[:, 0].contiguous(), both[:, 1].contiguous()
         if a.index is not None and a.table is not None:
             rows = a.table.shape[0]
             found = pieces_of(a.index.reshape(-1), rows)
@@ -486,7 +545,7 @@ def region_norm_backward_reduce(grad: Tensor, *arguments: Any) -> tuple[Tensor, 
             _table_kernel[(row.numel(), -(-plan.channels // blocks["BLOCK_C"]))](
                 grad, a.x, a.mean, a.variance, a.table, a.noise, a.noise_scale, found.order, row, begin, end,
                 partial,
-                *plan.sizes, stride, NORM=a.norm != NORM_NONE, **form, **blocks,
+                *plan.sizes, stride, **form, **blocks,
             )  # fmt: skip
             block_c = min(triton.next_power_of_2(2 * plan.channels), 128)
             _join_kernel[(rows, -(-2 * plan.channels // block_c))](
@@ -514,8 +573,7 @@ def region_norm_backward_input(grad: Tensor, *arguments: Any) -> tuple[Tensor, T
         partial = plan.empty(plan.batch * plan.parts, plan.channels) if a.noise is not None else None
         _input_kernel[plan.grid](
             grad, *a[:TENSORS], mean_g, mean_gx, grad_x, grad_scale, grad_shift, partial, *plan.sizes, plan.chunk,
-            plan.parts, _given_stride(plan, a.mean), MODE=_mode(a), NORM=a.norm != NORM_NONE, SUMS=a.computes, MAPS=maps,
-            NOISE=a.noise is not None, SLOPE=a.negative_slope, EPS=a.eps, **plan.blocks,
+            plan.parts, _given_stride(plan, a.mean), MODE=_mode(a), SUMS=a.computes, MAPS=maps, **_form(a), **plan.blocks,
         )  # fmt: skip
         if partial is not None:
             grad_noise_scale = partial.sum(0)
