@@ -38,7 +38,7 @@ def resize_nearest(t: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def resize_area(t: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Resize a floating map (B, C, H, W) or (B, C, D, H, W) by the mean over the pixels below; itself where it has that size.
+    """Resize a floating map (B, C, [D,] H, W) by the mean over the pixels below; itself where it has that size.
 
     Sizes that divide evenly keep the mean of every channel. A larger size repeats pixels, as nearest resizing does.
     """
