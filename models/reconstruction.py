@@ -407,7 +407,7 @@ _DECIDED_LATENT = (*_DECIDED, "generator.edges", "encoder.z_dim", "encoder.image
 
 TRAINABLES = {
     "spade": Trainable(SPADEConfig, fitted, LatentTask, _DECIDED_LATENT),
-    "clade": Trainable(CLADEConfig, fitted, LatentTask, _DECIDED_LATENT),
+    "clade": Trainable(CLADEConfig, fitted, LatentTask, (*_DECIDED_LATENT, "generator.positional")),
     "sean": Trainable(SEANConfig, fitted, SEANTask, _DECIDED),
 }
 """What `mixsyn-fast train` finds here by name."""
