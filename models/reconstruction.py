@@ -148,7 +148,9 @@ def fitted(config: C, classes: Sequence[str], size: Size, edges: bool) -> C:
         raise ValueError(f"size: expected two positive numbers (H, W), got {size}")
     edges = edges and config.instance_edges and hasattr(config.generator, "edges")
     changes: dict[str, Any] = {"label_nc": len(classes), "image_size": width, "aspect_ratio": width / height}
-    generator = replace(config.generator, **changes, **({"edges": edges} if hasattr(config.generator, "edges") else {}))
+    if hasattr(config.generator, "edges"):
+        changes["edges"] = edges
+    generator = replace(config.generator, **changes)
     if generator.output_size != size:
         made = " x ".join(map(str, generator.output_size))
         raise ValueError(

@@ -86,7 +86,7 @@ class constant_conditioning:  # noqa: N801 - reads like torch.no_grad
             else:
                 stores.pop(module, None)
         for kept in (self._before, self._maps, self._values):
-            kept.clear()  # type: ignore[attr-defined]
+            kept.clear()
         self.bytes = 0
 
     @property

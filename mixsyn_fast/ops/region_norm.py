@@ -371,7 +371,7 @@ def _gradient(kernels: _Kernels, ctx: Any, grad: Tensor, *_statistics: Tensor) -
 def _differentiable_gradients(a: Arguments, needs: tuple[bool, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of all fields of ``a`` through the reference, which is differentiable any number of times."""
     y = region_norm_reference(a)[0]
-    wanted = {i: tensor for i, tensor in enumerate(a[:TENSORS]) if needs[i] and tensor is not None}
+    wanted = {i: tensor for i, tensor in enumerate(a[:TENSORS]) if needs[i] and isinstance(tensor, Tensor)}
     found = torch.autograd.grad(y, list(wanted.values()), grad, create_graph=True)
     result: list[Tensor | None] = [None] * len(_FIELDS)
     for i, gradient in zip(wanted, found, strict=True):
