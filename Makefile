@@ -3,6 +3,7 @@
 #   make test [ARGS='-k name'] [WORKERS=2]   the tests; HYPOTHESIS_PROFILE=thorough draws more examples
 #   make mutants [ARGS=NAME]                breaks one place after the other and sees a test fail (by hand: a quarter of an hour)
 #   make coverage                           the tests, and which lines they reach: fails below 95 % of ops, layers, accelerate, 90 %
+#   make compat [ARGS=..]                   accelerate() on the real layers of other libraries, pinned, beside the environment
 #   make networks                           VGG-16, AlexNet, LPIPS heads, FID's Inception: for perceptual loss and evaluation
 #   make bench                              the benchmarks (JSON and tables below benchmarks/results); its parts are
 #                                           bench-ops [ARGS=..], bench-plots [PLOT_ARGS=..], bench-models [MODEL_ARGS=..]
@@ -31,7 +32,7 @@ RUN := $(VENV)/bin/python
 CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CXX_USED := $(or $(shell command -v $(firstword $(CXX))),g++)
 
-.PHONY: demo test mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn bench-clvae bench-msca bench-harmonized bench-stylegan2 bench-winners bench-again measured gpu-check \
+.PHONY: demo test compat mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn bench-clvae bench-msca bench-harmonized bench-stylegan2 bench-winners bench-again measured gpu-check \
   test-isas sanitize arm clang headers lint format kernels doctor setup clean
 
 setup: $(VENV)/.installed
@@ -65,6 +66,18 @@ PYTEST = MIXSYN_FAST_STRICT=1 $(RUN) -m pytest -n $(WORKERS) --dist worksteal --
 
 test: setup
 	$(PYTEST) $(ARGS)
+
+# Other libraries' layers, in a folder of their own and without their torch; what of them does not import, the tests pass over.
+COMPAT := monai==1.6.1 diffusers==0.42.1 huggingface_hub==2.4.0 importlib_metadata==10.2.0 zipp==4.1.2 regex==2026.11.19 \
+  requests==2.34.2 urllib3==2.8.0 idna==3.20 certifi==2026.10.19.post1 charset_normalizer==3.5.3 \
+  httpx2==2.16.2 httpcore2==2.16.2 truststore==0.10.5 click==8.5.1 h11==0.16.0 anyio==4.16.0 typer==0.29.2 annotated_doc==0.0.7
+build/compat/.installed: $(VENV)/.ready Makefile
+	@rm -rf build/compat && mkdir -p build/compat
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target build/compat $(COMPAT) \
+	  && touch $@ || echo "monai, diffusers: not to be had here" >&2
+
+compat: setup build/compat/.installed
+	MIXSYN_FAST_STRICT=1 $(RUN) -m pytest -q -rs --benchmark-disable tests/compat $(ARGS)
 
 # What MIXSYN_FAST_CPU asks for must be in force (tests/ops/conftest.py), and native: `auto` might prefer the reference.
 NATIVE_ALONE = -m "not gpu and not slow" --ignore=tests/ops/test_registry.py \

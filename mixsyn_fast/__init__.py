@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .accelerate import AccelerationReport as AccelerationReport
 from .accelerate import accelerate as accelerate
+from .accelerate import constant_conditioning as constant_conditioning
 from .accelerate import restore as restore
 from .backend import FallbackWarning as FallbackWarning
 from .backend import use_backend as use_backend

@@ -73,7 +73,7 @@ def _from_environment(name: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def _constant_when_compiled(function: _F) -> _F:
+def constant_when_compiled(function: _F) -> _F:
     """What ``torch.compiler.assume_constant_result`` does, without importing torch's compiler (0.7 s) for it."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -166,7 +166,7 @@ def announce_fallback(what: str, reason: str, mend: str) -> None:
         warnings.warn(message, FallbackWarning, stacklevel=3)
 
 
-@_constant_when_compiled
+@constant_when_compiled
 def _native_available(device_type: str) -> bool:
     if device_type == "cuda":
         return extension.ensure_loaded() and extension.has_cuda()
@@ -183,7 +183,7 @@ def _native_failure(device_type: str) -> tuple[str, str]:
     return f"the native extension is not available: {reason}", "see `mixsyn-fast doctor`"
 
 
-@_constant_when_compiled
+@constant_when_compiled
 def _triton_available() -> bool:
     from importlib.util import find_spec
 
@@ -242,12 +242,12 @@ def layout_of(x: Tensor) -> str:
     return "channels_last" if not x.is_contiguous() and x.stride(1) == 1 else "contiguous"
 
 
-@_constant_when_compiled
+@constant_when_compiled
 def _has_losses(op: str) -> bool:
     return op in (_measured or _read_measured()).losses
 
 
-@_constant_when_compiled
+@constant_when_compiled
 def _loses(op: str, layout: str, dtype: torch.dtype, gradients: bool) -> bool:
     return (layout, dtype, "both" if gradients else "forward") in (_measured or _read_measured()).losses[op]
 
@@ -338,7 +338,7 @@ def select_backend(op: str, device: torch.device, x: Tensor | None = None) -> st
     return _announced_choice(op, device_type)
 
 
-@_constant_when_compiled
+@constant_when_compiled
 def _announced_choice(op: str, device_type: str) -> str:
     backend, reason = explain(op, device_type)
     if device_type not in ("cpu", "cuda"):

@@ -11,7 +11,7 @@ convolutions:
   distinct positions per cell and axis after one 3-wide convolution and min(s, 5) after two: at most 25 rows a cell in two
   dimensions. For integer s this is polyphase evaluation; other ratios are treated alike.
 
-The same mathematics in another order (docs/exact_algebra.md, 14). Outside the map every convolution reads zeros.
+The same mathematics in another order (docs/exact_algebra.md, 15). Outside the map every convolution reads zeros.
 """
 
 from __future__ import annotations

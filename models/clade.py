@@ -28,6 +28,7 @@ class Config(GeneratorConfig):
     edges: bool = False  # instance edges: one more channel in the map of the first layer and after each norm
     use_vae: bool = False  # the first layer is a Linear of a latent code instead of a convolution of the map
     z_dim: int = 256  # length of the latent code (only with use_vae)
+    positional: bool = False  # CLADE-ICPE: scale and shift vary with the position in the region
 
     @property
     def semantic_nc(self) -> int:
@@ -39,25 +40,29 @@ class CLADEGenerator(RegionGenerator):
     """CLADE generator.
 
     forward(regions, z=None): as SPADEGenerator. A pixel of no region takes the scale and shift of region 0, as
-    the published argmax of an all-zero one-hot does.
+    the published argmax of an all-zero one-hot does. With Config.positional forward also needs `distance`
+    (B, 2, h, w): the offset of every pixel from the centroid of its connected component, scaled by its maximum.
     """
 
     def __init__(self, config: Config | None = None) -> None:
         config = config or Config()
 
         def make_norm(channels: int, block: str) -> nn.Module:
-            return CLADENorm(channels, config.label_nc, norm=config.norm, instance=config.edges)
+            how = {"norm": config.norm, "positional": config.positional, "instance": config.edges}
+            return CLADENorm(channels, config.label_nc, **how)  # type: ignore[arg-type]
 
         super().__init__(config, make_norm, z_dim=config.z_dim if config.use_vae else 0, extra=int(config.edges))
 
-    def forward_features(self, regions: RegionMap | Tensor, z: Tensor | None = None) -> Tensor:
+    def forward_features(
+        self, regions: RegionMap | Tensor, z: Tensor | None = None, *, distance: Tensor | None = None
+    ) -> Tensor:
         """Return the output before tanh, (B, 3, H, W)."""
         regions = self.region_map(regions)
-        return self.blocks_and_image(self.first_layer(regions, z), regions)
+        return self.blocks_and_image(self.first_layer(regions, z), regions, distance=distance)
 
-    def forward(self, regions: RegionMap | Tensor, z: Tensor | None = None) -> Tensor:
+    def forward(self, regions: RegionMap | Tensor, z: Tensor | None = None, *, distance: Tensor | None = None) -> Tensor:
         """Return the image (B, 3, H, W) in (-1, 1)."""
-        return torch.tanh(self.forward_features(regions, z))
+        return torch.tanh(self.forward_features(regions, z, distance=distance))
 
 
 def recognises(state: Mapping[str, Tensor]) -> bool:
@@ -79,6 +84,7 @@ def config_from_state(state: Mapping[str, Tensor], **given: Any) -> Config:
         "norm": "batch" if "head_0.norm_0.param_free_norm.running_mean" in state else "instance",
         "edges": "head_0.norm_0.inst_conv.weight" in state,
         "use_vae": vae,
+        "positional": "head_0.norm_0.class_specified_affine.dist_conv_w.weight" in state,
     }
     if most:
         fields["num_upsampling_layers"] = "most"

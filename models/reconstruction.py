@@ -149,7 +149,9 @@ def fitted(config: C, classes: Sequence[str], size: Size, edges: bool) -> C:
         raise ValueError(f"size: expected two positive numbers (H, W), got {size}")
     edges = edges and config.instance_edges and hasattr(config.generator, "edges")
     changes: dict[str, Any] = {"label_nc": len(classes), "image_size": width, "aspect_ratio": width / height}
-    generator = replace(config.generator, **changes, **({"edges": edges} if hasattr(config.generator, "edges") else {}))
+    if hasattr(config.generator, "edges"):
+        changes["edges"] = edges
+    generator = replace(config.generator, **changes)
     if generator.output_size != size:
         made = " x ".join(map(str, generator.output_size))
         raise ValueError(
@@ -447,7 +449,7 @@ _DECIDED_LATENT = (*_DECIDED, "generator.edges", "encoder.z_dim", "encoder.image
 
 TRAINABLES = {
     "spade": Trainable(SPADEConfig, fitted, LatentTask, _DECIDED_LATENT),
-    "clade": Trainable(CLADEConfig, fitted, LatentTask, _DECIDED_LATENT),
+    "clade": Trainable(CLADEConfig, fitted, LatentTask, (*_DECIDED_LATENT, "generator.positional")),
     "sean": Trainable(SEANConfig, fitted, SEANTask, _DECIDED),
 }
 """What `mixsyn-fast train` finds here by name."""

@@ -13,6 +13,7 @@ import functools
 import inspect
 import re
 import warnings
+import weakref
 
 import torch
 from torch import nn
@@ -20,12 +21,13 @@ from torch import nn
 from .. import layers
 from ..layers.conv import settings_are_pairs
 from . import maps
+from .constant import constant_conditioning
 from .contracts import CONTRACTS, Options, contract_of, original_class, required
 from .probe import first_verdict, reads_obj_dic
 from .report import IDENTICAL, REORDERED, AccelerationReport, Entry
 from .swap import is_swapped, spectral_hook, swap, unswap
 
-__all__ = ["AccelerationReport", "Entry", "accelerate", "restore"]
+__all__ = ["AccelerationReport", "Entry", "accelerate", "constant_conditioning", "restore"]
 
 _MAP = re.compile("map|mask|seg|label|cond|layout|semantic")  # in the name of an argument that may be one
 
@@ -91,13 +93,16 @@ def accelerate(
         contract = contract_of(module)
         if contract is None:
             continue
-        inside.update(id(child) for child in contract.bypassed(module))
+        parts = {id(child) for child in contract.bypassed(module)}
         layout = channels_last if channels_last is not None or _in_residual_block(model, name) else False
         options = Options(contract.kind, noise, soft_masks, num_regions, layout)
         entry = _checked(module, name, options)
+        if entry.exactness or not contract.missing(module):
+            inside |= parts  # of a layer that only looks like one the convolutions are convolutions like others
         if entry.exactness:
             swaps.append((module, options))
             report.changed.append(entry)
+            report.layers[name] = weakref.ref(module)
         else:
             unswap(module)
             report.left.append(entry)

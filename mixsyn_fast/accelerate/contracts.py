@@ -7,17 +7,33 @@ whether the layer computes the published formula is decided by running it (:mod:
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import layers
+from ..layers.stacks import (
+    Modulation,
+    Modulator,
+    conv_fits,
+    convolutions,
+    is_elementwise,
+    modulate,
+    modulation,
+    neighbourhoods_of,
+    part_fits,
+    stack_of,
+    work,
+)
 from ..ops.label_patterns import MAX_REGIONS
 from ..ops.masked_roi_pool import masked_roi_pool
-from .maps import NotExact, regions_of
+from .maps import NotExact, columns_of, modulation_of, regions_of
+from .report import LayerWork, last_work
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,19 @@ class Options:
     soft_masks: str = "published"  # SEAN and style encoder
     num_regions: int | None = None  # a map with one more channel than this carries edges
     channels_last: bool | None = None  # of the activations; None: on the CPU
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check (:mod:`.probe`) found."""
+
+    problem: str | None
+    """Why our form may not stand for the layer's own forward; None: it may."""
+    note: str = ""
+    error: float | None = None
+    """Largest difference of the outputs, relative to the largest output; None: not checked."""
+    found: Any = None
+    """What the contract's forward needs to know."""
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
@@ -103,7 +132,7 @@ def _check_map(x: object, segmap: object, channels: int | None = None) -> None:
         raise NotExact("an input is empty")
     if channels is not None and segmap.shape[1] != channels:
         raise NotExact(f"the map has {segmap.shape[1]} channels, the layer {channels}")
-    if segmap.shape[1] > MAX_REGIONS:
+    if channels is None and segmap.shape[1] > MAX_REGIONS:
         raise NotExact(f"the map has {segmap.shape[1]} channels, ours at most {MAX_REGIONS}")
 
 
@@ -200,7 +229,11 @@ class Contract:
         """Return K where the layer fixes it."""
         return None
 
-    def inputs(self, module: Any, batch: int, which: Sequence[int] | None = None) -> list[Tensor | None]:
+    def forms(self, module: nn.Module) -> Sequence[Any]:
+        """Return what the layer may compute: one of these is ``found`` by the check."""
+        return (None,)
+
+    def inputs(self, module: Any, batch: int, which: Sequence[int] | None = None, found: Any = None) -> list[Tensor | None]:
         """Return small random inputs: a map of blocks with pixels of no region, of the regions ``which``."""
         regions = self.regions(module)
         assert regions is not None
@@ -210,6 +243,10 @@ class Contract:
     def channels(self, module: Any) -> int:
         """Return C of x."""
         raise NotImplementedError
+
+    def unchecked(self, module: nn.Module, reason: str) -> Verdict:
+        """Return what is said of a layer whose own forward does not run here."""
+        return Verdict(None, f"unchecked: {reason}")
 
     def variant(self, given: Mapping[str, Any], names: Sequence[str]) -> Hashable:
         """Return what of a call's arguments decides how the layer's own forward works, beside the state of the layer."""
@@ -224,30 +261,229 @@ class Contract:
         raise NotImplementedError
 
 
+# Activations that a forward may apply between the shared stack and the heads, where no module of the layer says which.
+_FUNCTIONS: dict[str, nn.Module] = {
+    "relu": nn.ReLU(),
+    "leaky_relu(0.2)": nn.LeakyReLU(0.2),
+    "leaky_relu(0.01)": nn.LeakyReLU(0.01),
+    "leaky_relu(0.1)": nn.LeakyReLU(0.1),
+    "silu": nn.SiLU(),
+    "gelu": nn.GELU(),
+}
+_SHIFTS = re.compile("beta|bias|shift|offset|_b$")  # in the name of what gives the shift
+
+
+@dataclass(frozen=True)
+class SpadeForm:
+    """What a layer of SPADE's kind computes: ``norm(x) * (one + scale) + shift``, by the names of its parts."""
+
+    norm: str
+    shared: str
+    """Empty: none."""
+    activation: str
+    """Behind ``shared``: a part, a key of _FUNCTIONS, or empty for none."""
+    scale: str
+    shift: str
+    """Empty: the second half of what ``scale`` gives, or (``shift_first``) the first."""
+    one: bool
+    shift_first: bool = False
+    any_map: bool = True
+    """Checked on maps of any values; else on one-hot maps alone."""
+
+    def modulator(self, module: nn.Module) -> Modulator:
+        """Return the layer's parts."""
+        part = module._modules
+        shared = stack_of(part[self.shared]) if self.shared else ()  # type: ignore[arg-type]
+        if self.activation:
+            shared += (part.get(self.activation) or _FUNCTIONS[self.activation],)
+        shift = stack_of(part[self.shift]) if self.shift else ()  # type: ignore[arg-type]
+        norm, scale = part[self.norm], stack_of(part[self.scale])  # type: ignore[arg-type]
+        assert norm is not None
+        return Modulator(module, norm, shared, scale, shift, float(self.one), self.shift_first)
+
+
+def _is_norm(module: nn.Module | None) -> bool:
+    return isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm)
+
+
+def _channels_of(norm: nn.Module) -> int | None:
+    """Return how many channels a norm is for, None where it does not say."""
+    count: int | None = getattr(norm, "num_channels", getattr(norm, "num_features", None))
+    return count
+
+
+def _stack_problem(name: str, module: nn.Module | None) -> str | None:
+    """Return why a child is no stack of same-size convolutions, activations and instance norms, or None."""
+    if module is None:
+        return f"{name} is missing"
+    stack = stack_of(module)
+    if not any(isinstance(part, nn.Conv2d) for part in stack):
+        return f"{name} is {type(module).__name__}, no convolution"
+    for number, part in enumerate(stack):
+        within = name if len(stack) == 1 else f"{name}.{number}"
+        if isinstance(part, nn.Conv2d):
+            if not (original_class(part) is nn.Conv2d or isinstance(part, layers.FastConv2d)):
+                return f"{within} is {type(part).__name__}, not a plain Conv2d"
+            if not conv_fits(part):
+                return f"{within} has an unusual kernel, stride, padding or dilation"
+        elif not part_fits(part):
+            return f"{within} is {type(part).__name__}"
+    return None if isinstance(stack[0], nn.Conv2d) else f"{name} does not begin with a convolution"
+
+
+def _work_of(form: SpadeForm, rows: tuple[int, ...] | None, pixels: int, onehot: bool, module: nn.Module) -> LayerWork:
+    """Count the work of a call; ``rows``: of the stages of the table, empty: none, None: all was kept."""
+    counted = work(form.modulator(module), rows or (), pixels, onehot)
+    if rows is None:
+        return LayerWork("kept", counted.dense_macs, 0, counted.dense_bytes, 0)
+    if rows:
+        return LayerWork("table", counted.dense_macs, counted.table_macs, counted.dense_bytes, counted.table_bytes)
+    return LayerWork("dense", counted.dense_macs, counted.dense_macs, counted.dense_bytes, counted.dense_bytes)
+
+
 class _Spade(Contract):
-    """SPADE normalisation."""
+    """SPADE normalisation and its kin: a norm without a map, and stacks of convolutions of the map for scale and shift.
+
+    Which part has which role follows from the numbers of their channels; what that leaves open (the activation where it is
+    no module, which stack gives the shift, whether there is a "1 +") is tried out by the check.
+    """
 
     kind = "spade"
     attributes = ("param_free_norm", "mlp_shared", "mlp_gamma", "mlp_beta")
-    known = ("mlp_shared.0.", "mlp_gamma.", "mlp_beta.")
+    known = ("",)
+
+    def recognises(self, module: nn.Module) -> bool:
+        return not self.missing(module) or bool(self.forms(module))
+
+    def forms(self, module: nn.Module) -> list[SpadeForm]:
+        """Return what the layer may compute, by its structure, the likeliest first."""
+        if module._parameters or not module._modules:
+            return []
+        norms = [name for name, child in module._modules.items() if _is_norm(child)]
+        rest = {name: child for name, child in module._modules.items() if child is not None and name not in norms}
+        acts = [name for name, child in rest.items() if is_elementwise(child)]
+        stacks = [name for name, child in rest.items() if name not in acts and _stack_problem(name, child) is None]
+        idle = [name for name in rest if name not in (*acts, *stacks)]
+        if any(True for name in idle for _ in rest[name].parameters()):
+            return []
+        if not norms and "param_free_norm" in rest:
+            norms = ["param_free_norm"]  # an Identity
+        if len(norms) != 1 or not 1 <= len(stacks) <= 3:
+            return []
+        norm = module._modules[norms[0]]
+        assert norm is not None
+        ends = {name: convolutions(stack_of(rest[name])) for name in stacks}
+        wide = _channels_of(norm)
+        found: list[SpadeForm] = []
+        for shared in ("", *stacks):
+            heads = [name for name in stacks if name != shared]
+            if (
+                not heads
+                or len(heads) > 2
+                or (shared and any(ends[shared][-1].out_channels != ends[h][0].in_channels for h in heads))
+            ):
+                continue
+            if len({ends[head][0].in_channels for head in heads}) != 1:
+                continue
+            outs = {ends[head][-1].out_channels for head in heads}
+            channels = outs.pop() if len(outs) == 1 else 0
+            channels = channels if len(heads) == 2 else channels // 2 * (channels % 2 == 0)
+            if not channels or (wide is not None and wide != channels):
+                continue
+            found += self._variants(module, norms[0], shared, heads, acts)
+        return found
+
+    @staticmethod
+    def _variants(module: nn.Module, norm: str, shared: str, heads: list[str], acts: list[str]) -> list[SpadeForm]:
+        behind = [""]
+        if shared and isinstance(stack_of(module._modules[shared])[-1], nn.Conv2d):  # type: ignore[arg-type]
+            behind = [*acts, *_FUNCTIONS, ""]
+        orders: list[tuple[str, str, bool]]
+        if len(heads) == 2:
+            shift_last = bool(_SHIFTS.search(heads[1])) or not _SHIFTS.search(heads[0])
+            first, second = heads if shift_last else heads[::-1]
+            orders = [(first, second, False), (second, first, False)]
+        else:
+            orders = [(heads[0], "", False), (heads[0], "", True)]
+        return [
+            SpadeForm(norm, shared, activation, scale, shift, one, shift_first)
+            for activation in behind
+            for scale, shift, shift_first in orders
+            for one in (True, False)
+        ]
 
     def problem(self, module: Any) -> str | None:
-        return _norm_problem(module.param_free_norm) or _spade_problem(module)
+        named = not self.missing(module)
+        if named and not isinstance(module.param_free_norm, nn.GroupNorm):
+            if reason := layers.unsupported_norm(module.param_free_norm, affine=True):
+                return f"param_free_norm is {reason}"
+        if named:
+            problems = (_stack_problem(name, getattr(module, name)) for name in self.attributes[1:])
+            if problem := next(filter(None, problems), None):
+                return problem
+        forms = self.forms(module)
+        if not forms:
+            return "its parts do not fit together"
+        norm = module._modules[forms[0].norm]
+        if not isinstance(norm, nn.GroupNorm) and (reason := layers.unsupported_norm(norm, affine=True)):
+            return f"{forms[0].norm} is {reason}"
+        return None
+
+    def unchecked(self, module: nn.Module, reason: str) -> Verdict:
+        if self.missing(module):
+            return Verdict(f"which formula of SPADE's kind it computes cannot be tried out: {reason}")
+        return Verdict(None, f"unchecked: {reason}", found=self.forms(module)[0])
+
+    def first(self, module: nn.Module) -> nn.Conv2d:
+        """Return the first convolution of the map."""
+        layer = self.forms(module)[0].modulator(module)
+        return convolutions((*layer.shared, *layer.scale))[0]
 
     def regions(self, module: Any) -> int | None:
-        count: int = module.mlp_shared[0].in_channels
-        return count
+        return self.first(module).in_channels
 
     def channels(self, module: Any) -> int:
-        count: int = module.mlp_gamma.out_channels
-        return count
+        layer = self.forms(module)[0].modulator(module)
+        count = convolutions(layer.scale)[-1].out_channels
+        return count if layer.shift else count // 2
+
+    def inputs(self, module: Any, batch: int, which: Sequence[int] | None = None, found: Any = None) -> list[Tensor | None]:
+        """The one-hot map of the others; with a form for any map, dense numbers of both signs in the last image."""
+        x, segmap = super().inputs(module, batch, which)
+        assert segmap is not None
+        if found is not None and found.any_map:
+            segmap[-1] = torch.randn(segmap.shape[1:])
+        return [x, segmap]
 
     def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Tensor:
         x, segmap = inputs
-        _check_map(x, segmap, self.regions(module))
-        _check_norm(module.param_free_norm)
-        regions = regions_of(segmap, _size(x), options.num_regions, edges=True)
-        return layers.spade_norm(module, _laid_out(x, options), regions)
+        layer = found.modulator(module)
+        first = convolutions((*layer.shared, *layer.scale))[0]
+        _check_map(x, segmap, first.in_channels)
+        _check_norm(layer.norm)
+        size = _size(x)
+        known = columns_of(segmap, size, options.num_regions)
+        columns = known.columns
+        if not found.any_map and (columns is None or columns.values is not None):
+            raise NotExact("on maps that are not one-hot it computes something else than SPADE")
+        x = _laid_out(x, options)
+
+        rows: list[tuple[int, ...]] = []
+
+        def make() -> Modulation:
+            wanted = None if columns is None else neighbourhoods_of(layer, columns, size)
+            made = modulation(layer, segmap.to(first.weight.dtype), columns, size, wanted)
+            of_pixels = (
+                () if made.table is None else (len(made.table),) * (len(convolutions((*layer.shared, *layer.scale))) + 1)
+            )
+            rows.append(of_pixels if wanted is None else wanted.counts)
+            return made
+
+        how = modulation_of(known, layer, (size, id(found)), make)
+        onehot = columns is not None and columns.values is None
+        pixels = x.shape[0] * size[0] * size[1]
+        last_work[module] = partial(_work_of, found, rows[0] if rows else None, pixels, onehot)
+        return modulate(layer.norm, x, how)
 
 
 @dataclass(frozen=True)
@@ -338,7 +574,7 @@ class _Sean(Contract):
         length: int = module.conv_gamma.in_channels
         return length
 
-    def inputs(self, module: Any, batch: int, which: Sequence[int] | None = None) -> list[Tensor | None]:
+    def inputs(self, module: Any, batch: int, which: Sequence[int] | None = None, found: Any = None) -> list[Tensor | None]:
         x, segmap = super().inputs(module, batch, which)
         codes = torch.randn(batch, self.regions(module) or 0, self.code_length(module)) if module.use_rgb else None
         return [x, segmap, codes]
@@ -386,11 +622,20 @@ class _Sean(Contract):
 
 
 class _Clade(Contract):
-    """CLADE normalisation."""
+    """CLADE normalisation; CLADE-ICPE reads a third argument, the position of every pixel in its region."""
 
     kind = "clade"
     attributes = ("class_specified_affine", "param_free_norm")
-    known = ("class_specified_affine.weight", "class_specified_affine.bias")
+    arguments = 3
+    known = tuple(f"class_specified_affine.{name}" for name in ("weight", "bias", "dist_conv_w.", "dist_conv_b."))
+
+    def signature_fits(self, count: int, least: int) -> bool:
+        return least in (2, 3) and count >= 2
+
+    @staticmethod
+    def positional(module: Any) -> bool:
+        """Say whether the layer is of the positional kind."""
+        return hasattr(module.class_specified_affine, "dist_conv_w")
 
     def problem(self, module: Any) -> str | None:
         affine = module.class_specified_affine
@@ -398,6 +643,10 @@ class _Clade(Contract):
         problem = _norm_problem(module.param_free_norm)
         if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or weight.dim() != 2 or bias.dim() != 2:
             return problem or "class_specified_affine does not hold weight and bias (K, C)"
+        if self.positional(module):
+            names = ("dist_conv_w", "dist_conv_b")
+            found = (_conv_problem(getattr(affine, name, None), f"class_specified_affine.{name}", 1) for name in names)
+            problem = problem or next(filter(None, found), None)
         return problem or _regions_problem(weight.shape[0])
 
     def regions(self, module: Any) -> int | None:
@@ -408,14 +657,22 @@ class _Clade(Contract):
         count: int = module.class_specified_affine.weight.shape[1]
         return count
 
+    def inputs(self, module: Any, batch: int, which: Sequence[int] | None = None, found: Any = None) -> list[Tensor | None]:
+        given = super().inputs(module, batch, which)
+        return [*given, torch.randn(batch, 2, 12, 11)] if self.positional(module) else given
+
     def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Tensor:
-        x, segmap = inputs
+        x, segmap, distance = (*inputs, None)[:3]
         _check_map(x, segmap, self.regions(module))
         _check_norm(module.param_free_norm)
         regions = regions_of(segmap, _size(x), options.num_regions, edges=False)
         if regions.is_soft or regions.edges is not None:
             raise NotExact("the map is not one-hot")
-        return layers.clade_norm(module, _laid_out(x, options), regions)
+        if (distance is not None) is not self.positional(module):
+            raise NotExact("it is called with, or without, the positions that it was checked with")
+        if distance is not None and not (isinstance(distance, Tensor) and distance.shape[:2] == (x.shape[0], 2)):
+            raise NotExact("the positions are not of shape (B, 2, h, w)")
+        return layers.clade_norm(module, _laid_out(x, options), regions, distance=distance)
 
 
 class _StyleEncoder(Contract):
@@ -442,7 +699,7 @@ class _StyleEncoder(Contract):
     def channels(self, module: Any) -> int:
         return next(m for m in module.model.modules() if isinstance(m, nn.Conv2d)).in_channels
 
-    def inputs(self, module: Any, batch: int, which: Sequence[int] | None = None) -> list[Tensor | None]:
+    def inputs(self, module: Any, batch: int, which: Sequence[int] | None = None, found: Any = None) -> list[Tensor | None]:
         return [torch.randn(batch, self.channels(module), 20, 24), _blocks(range(3), 3, batch, (20, 24))]
 
     def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Tensor:

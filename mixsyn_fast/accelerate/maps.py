@@ -9,15 +9,25 @@ every layer, and could not be captured in a CUDA graph.
 
 from __future__ import annotations
 
+import copy
+import functools
+import itertools
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..layers.stacks import Columns, Modulation, Modulator
 from ..nearest import nearest_source
+from ..ops.label_patterns import MAX_REGIONS
 from ..region_map import RegionMap
+
+_SAMPLE = 1024  # pixels that are looked at before all columns of a map are compared
+_WITNESSES = 64  # columns that another is compared with, to find the channel in which it differs
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class NotExact(Exception):
@@ -25,56 +35,98 @@ class NotExact(Exception):
 
 
 class _Pixels:
-    """Where a hard map must hold ones, and where zeros, for a layer of some size to see the labels that were read from it.
+    """What a map must hold at some positions for a layer of some size to see what was read from it.
 
-    One value is read of every pixel with a region, all of every pixel without one, and the edges: far less than the map. An
-    edit that adds a second region to a pixel and leaves the first is not found.
+    Of a one-hot map one value is looked at of every pixel with a region, all of every pixel without one, and the edges: far
+    less than the map. Of a map of other columns one value of every pixel, of the channel by which its column differs from
+    most others. An edit that adds a second region to a pixel and leaves the first is not found.
     """
 
-    def __init__(self, segmap: Tensor, regions: RegionMap, size: tuple[int, int]) -> None:
+    def __init__(self, segmap: Tensor, columns: Columns, size: tuple[int, int]) -> None:
+        regions, values = columns.regions, columns.values
         labels, edges = regions.labels_at(size).to(torch.int64), regions.edges_at(size)
         step = dict(zip("bkyx", segmap.stride(), strict=True))
-        rows, columns = (nearest_source(size[i], segmap.shape[2 + i]) for i in (0, 1))
+        rows, across = (nearest_source(size[i], segmap.shape[2 + i]) for i in (0, 1))
         image = torch.arange(segmap.shape[0])[:, None, None] * step["b"]
-        pixel = image + rows[:, None] * step["y"] + columns * step["x"]
+        pixel = image + rows[:, None] * step["y"] + across * step["x"]
+        if values is not None:
+            others = values[:_WITNESSES]
+            channel = torch.stack([(others != value).sum(0).argmax() for value in values])
+            self.at, self.expected = (pixel + channel[labels] * step["k"]), values[labels, channel[labels]]
+            return
         inside = labels >= 0
-        channel = torch.arange(regions.num_regions) * step["k"]
-        ones, zeros = (pixel + labels * step["k"])[inside], (pixel[~inside][:, None] + channel).reshape(-1)
+        planes = torch.arange(regions.num_regions) * step["k"]
+        ones, zeros = (pixel + labels * step["k"])[inside], (pixel[~inside][:, None] + planes).reshape(-1)
         if edges is not None:
             last = pixel + regions.num_regions * step["k"]
             ones, zeros = torch.cat((ones, last[edges])), torch.cat((zeros, last[~edges]))
-        self.ones, self.zeros = ones, zeros
+        self.at = torch.cat((ones, zeros))
+        self.expected = torch.cat((segmap.new_ones(len(ones)), segmap.new_zeros(len(zeros))))
 
     def hold(self, segmap: Tensor) -> bool:
         extent = 1 + sum((n - 1) * step for n, step in zip(segmap.shape, segmap.stride(), strict=True))
-        flat = segmap.as_strided((extent,), (1,))
-        return bool((flat[self.ones] == 1).all()) and (not len(self.zeros) or bool((flat[self.zeros] == 0).all()))
+        return torch.equal(segmap.as_strided((extent,), (1,))[self.at], self.expected)
 
 
-class _Analysed:
-    """A map and what was read from it."""
+class Analysed:
+    """A map and what was read from it: regions (hard or soft, None where it has none), or columns."""
 
-    def __init__(self, segmap: Tensor, num_regions: int | None, edges: bool) -> None:
+    _numbers = itertools.count()
+
+    def __init__(self, segmap: Tensor, num_regions: int | None, edges: bool, by_columns: bool) -> None:
+        self.how, self.number = (num_regions, edges, by_columns), next(Analysed._numbers)
         self.segmap = segmap  # kept alive: its address cannot come to mean another tensor
-        self.regions = analyse(segmap, num_regions, edges)
+        self.regions: RegionMap | None = None
+        if not by_columns or _may_be_onehot(segmap.detach()):
+            self.regions = analyse(segmap, num_regions, edges)
+        self.columns: Columns | None = None
+        if self.regions is not None and not self.regions.is_soft:
+            self.columns = Columns(self.regions, None)
+        elif by_columns and not (segmap.requires_grad and torch.is_grad_enabled()):
+            self.columns = distinct_columns(segmap.detach())
+        self.by_columns = by_columns
         self._pixels: dict[tuple[int, int], _Pixels] = {}
 
+    def of(self, segmap: Tensor) -> Analysed:
+        """Return the same of another tensor that holds the same values."""
+        twin = copy.copy(self)
+        twin.segmap, twin._pixels = segmap, {}
+        if self.columns is None and self.regions is not None:  # weights: those of the tensor itself
+            twin.regions = analyse(segmap, self.how[0], self.how[1])
+        return twin
+
     def still_holds(self, size: tuple[int, int]) -> bool:
-        """Say whether the map still holds the labels, at the pixels that a layer of this size sees."""
-        if self.regions is None or self.segmap.device.type != "cpu":
+        """Say whether the map still holds what was read, at the pixels that a layer of this size sees."""
+        if self.segmap.device.type != "cpu":
             return True
         segmap = self.segmap.detach()
-        if self.regions.weights is not None:  # as a rule the map itself; of an inference tensor a copy
-            return self.regions.weights.data_ptr() == segmap.data_ptr() or torch.equal(self.regions.weights, segmap)
-        if size not in self._pixels:
-            self._pixels[size] = _Pixels(segmap, self.regions, size)
-        return self._pixels[size].hold(segmap)
+        if self.columns is not None:
+            if size not in self._pixels:
+                self._pixels[size] = _Pixels(segmap, self.columns, size)
+            return self._pixels[size].hold(segmap)
+        if self.by_columns or self.regions is None or self.regions.weights is None:
+            return True  # nothing was read: the layer looks at the map itself
+        # as a rule the map itself; of an inference tensor a copy
+        return self.regions.weights.data_ptr() == segmap.data_ptr() or torch.equal(self.regions.weights, segmap)
+
+
+class Store(Protocol):
+    """What is kept over several forwards (:mod:`.constant`)."""
+
+    def known(self, segmap: Tensor, how: tuple[Hashable, ...], make: Callable[[], Analysed]) -> Analysed:
+        """Return what was read from a map of the same content, else what ``make`` reads from it."""
+
+    def modulation(
+        self, found: Analysed, layer: Modulator, how: tuple[Hashable, ...], make: Callable[[], Modulation]
+    ) -> Modulation:
+        """Return the scale and shift of a layer for a map, as it was made while the weights were what they are."""
 
 
 class _Thread(threading.local):
-    """The maps of the outermost forward that this thread is in; None outside."""
+    """The maps of the outermost forward that this thread is in, None outside; and what is kept beyond it."""
 
-    maps: dict[Hashable, _Analysed] | None = None
+    maps: dict[Hashable, Analysed] | None = None
+    store: Store | None = None
 
 
 _thread = _Thread()
@@ -86,23 +138,24 @@ def inside() -> bool:
 
 
 @contextmanager
-def kept() -> Iterator[None]:
-    """Keep the maps of a forward."""
-    _thread.maps = {}
+def kept(store: Store | None = None) -> Iterator[None]:
+    """Keep the maps of a forward, and in a store beyond it."""
+    _thread.maps, _thread.store = {}, store
     try:
         yield
     finally:
-        _thread.maps = None
+        _thread.maps = _thread.store = None
 
 
 @contextmanager
 def apart() -> Iterator[None]:
     """Leave the maps of a forward that is going on alone: a check of small copies."""
-    outer, _thread.maps = _thread.maps, None
+    outer, store = _thread.maps, _thread.store
+    _thread.maps = _thread.store = None
     try:
         yield
     finally:
-        _thread.maps = outer
+        _thread.maps, _thread.store = outer, store
 
 
 def _identity(segmap: Tensor) -> tuple[Hashable, ...]:
@@ -138,18 +191,96 @@ def analyse(segmap: Tensor, num_regions: int | None, edges: bool = True) -> Regi
         return None
 
 
+def distinct_columns(segmap: Tensor) -> Columns | None:
+    """Return a map by its distinct pixel columns, found by exact comparison; None where they are more than 512.
+
+    Args:
+        segmap: (B, D, h, w) floating, without gradient.
+    """
+    batch, channels, height, width = segmap.shape
+    pixels = height * width
+    sample = _sampled(segmap)
+    if len(torch.unique(sample.view(_BITS[segmap.element_size()]), dim=0)) > min(MAX_REGIONS, max(1, len(sample) // 2)):
+        return None
+    # Equal columns have, as a rule, equal sums by random weights; where they have not, they are merged below.
+    lies_last = segmap.stride(1) == 1 and channels > 1
+    values = segmap if segmap.dtype in (torch.float32, torch.float64) else segmap.float()
+    weights = torch.randn(channels, 2, generator=torch.Generator().manual_seed(7), dtype=values.dtype).to(segmap.device)
+    if lies_last:
+        sums = (values.permute(0, 2, 3, 1).reshape(-1, channels) @ weights).t().contiguous()
+    else:
+        sums = (weights.t() @ values.reshape(batch, channels, pixels)).transpose(0, 1).reshape(2, -1)
+    first, second = sums.view(_BITS[sums.element_size()]).to(torch.int64)
+    found, inverse = torch.unique(first * (1 << 32) + second, return_inverse=True)
+    if len(found) > 2 * MAX_REGIONS:
+        return None
+    pixel = torch.zeros(len(found), dtype=torch.int64, device=segmap.device)
+    pixel[inverse] = torch.arange(batch * pixels, device=segmap.device)
+    image, within = pixel // pixels, pixel % pixels
+    columns = segmap[image, :, within // width, within % width]
+    if bool(columns.isnan().any()):
+        return None
+    columns, merged = torch.unique(columns, dim=0, return_inverse=True)
+    inverse = merged[inverse]
+    if len(columns) > MAX_REGIONS:
+        return None
+    if lies_last:  # and whether equal sums are equal columns
+        same = torch.equal(columns.index_select(0, inverse), segmap.permute(0, 2, 3, 1).reshape(-1, channels))
+    else:
+        planes = columns.t().contiguous().index_select(1, inverse).view(channels, batch, pixels)
+        same = torch.equal(planes.transpose(0, 1), segmap.reshape(batch, channels, pixels))
+    return Columns(RegionMap(inverse.view(batch, height, width), len(columns)), columns) if same else None
+
+
+def _sampled(segmap: Tensor) -> Tensor:
+    """About a thousand pixels' columns of a map (B, D, h, w), spread over it: (N, D)."""
+    batch, _, height, width = segmap.shape
+    at = torch.arange(0, batch * height * width, max(1, batch * height * width // _SAMPLE), device=segmap.device)
+    image, within = at // (height * width), at % (height * width)
+    return segmap[image, :, within // width, within % width]
+
+
+def _may_be_onehot(segmap: Tensor) -> bool:
+    """Say whether a sample of a map holds zeros and ones alone."""
+    sample = _sampled(segmap)
+    return bool(((sample == 0) | (sample == 1)).all())
+
+
+def _analysed(segmap: Tensor, size: tuple[int, int], num_regions: int | None, edges: bool, by_columns: bool) -> Analysed:
+    """Return what is read from a map, once per forward."""
+    how = num_regions, edges, by_columns
+    maps, store, key = _thread.maps, _thread.store, (*_identity(segmap), *how)
+    found = None if maps is None else maps.get(key)
+    if found is None or not found.still_holds(size):
+        make = functools.partial(Analysed, segmap, *how)
+        found = make() if store is None else store.known(segmap, how, make)
+        if maps is not None:
+            maps[key] = found
+    return found
+
+
+def columns_of(segmap: Tensor, size: tuple[int, int], num_regions: int | None) -> Analysed:
+    """Return a float map (B, D, h, w) by its columns for a layer of a size, found once per forward.
+
+    A one-hot map, perhaps with edges in its last channel, is one of few columns.
+    """
+    return _analysed(segmap, size, num_regions, True, True)
+
+
+def modulation_of(
+    found: Analysed, layer: Modulator, how: tuple[Hashable, ...], make: Callable[[], Modulation]
+) -> Modulation:
+    """Return ``make()``, the scale and shift of a layer for a map, or what is kept of an earlier forward."""
+    return make() if _thread.store is None else _thread.store.modulation(found, layer, how, make)
+
+
 def regions_of(segmap: Tensor, size: tuple[int, int], num_regions: int | None, edges: bool) -> RegionMap:
     """Return the RegionMap of a float map (B, K, h, w) for a layer of a size, analysed once per forward.
 
     Raises:
         NotExact: its weights are not those of regions.
     """
-    maps, key = _thread.maps, (*_identity(segmap), num_regions, edges)
-    found = None if maps is None else maps.get(key)
-    if found is None or not found.still_holds(size):
-        found = _Analysed(segmap, num_regions, edges)
-        if maps is not None:
-            maps[key] = found
+    found = _analysed(segmap, size, num_regions, edges, False)
     if found.regions is None:
         raise NotExact("the map has negative or non-finite weights")
     return found.regions

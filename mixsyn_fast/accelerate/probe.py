@@ -13,7 +13,7 @@ import random
 import types
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from . import maps
-from .contracts import Contract, Options, codes_in, hooked, original_class, positional
+from .contracts import Contract, Options, Verdict, codes_in, hooked, original_class, positional
 from .maps import NotExact
 
 _PLAIN = frozenset((str, bool, int, float, type(None)))
@@ -31,19 +31,6 @@ _DEEPEST = 2  # of the objects that a layer holds (a config, the model's options
 _MOST_VALUES = 256  # of one object: what holds more (a data set) is no setting
 _MOST_STATES = 8
 _WIDE = 16
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a check found."""
-
-    problem: str | None
-    """Why our form may not stand for the layer's own forward; None: it may."""
-    note: str = ""
-    error: float | None = None
-    """Largest difference of the outputs, relative to the largest output; None: not checked."""
-    found: Any = None
-    """What the contract's forward needs to know."""
 
 
 class _Touched(BaseException):
@@ -337,9 +324,9 @@ class _Check:
         for own, part in zip(self.module.modules(), twin.modules(), strict=True):
             part.training = training if own.training is self.module.training else not training
 
-    def inputs(self, batch: int = 2, which: Sequence[int] | None = None) -> list[Tensor | None]:
+    def inputs(self, batch: int = 2, which: Sequence[int] | None = None, found: Any = None) -> list[Tensor | None]:
         torch.manual_seed(20)
-        made = self.contract.inputs(self.copy(), batch, which)
+        made = self.contract.inputs(self.copy(), batch, which, found)
         return [t if t is None else t.to(self.device, self.dtype) for t in made]
 
     def theirs(self, twin: nn.Module, inputs: Sequence[Any]) -> Any:
@@ -452,6 +439,8 @@ class _Check:
     def plain(self, any_noise: bool, inputs: Sequence[Any] | None = None) -> Verdict:
         """Check a call with inputs (the contract's own); ``any_noise``: of a SEAN layer's noise the distribution alone."""
         inputs = self.inputs() if inputs is None else inputs
+        if self.contract.kind == "spade":
+            return self.of_forms(inputs)
         if self.contract.kind != "sean":
             return Verdict(None, error=self.compare(inputs))
         if not any_noise:
@@ -466,6 +455,28 @@ class _Check:
         if problem := self.noise_problem(inputs):
             raise _Refused(problem)
         return Verdict(None, error=error)
+
+    def of_forms(self, inputs: Sequence[Any]) -> Verdict:
+        """Find which of its forms a layer computes: on one-hot maps, and whether on any map."""
+        given = [value.clone() if isinstance(value, Tensor) else value for value in inputs]  # it may write there
+        expected, own = self.theirs(self.copy().eval(), given), self.copy().eval()
+        problem, forms = "", self.contract.forms(self.module)
+        for form in forms:
+            try:
+                result = self.ours(own, inputs, form)
+                if not isinstance(expected, Tensor) or self._difference(expected, result) > self.tolerance:
+                    continue
+                error = self.compare(inputs, form)
+            except _Refused as reason:
+                problem = problem or str(reason)
+                continue
+            try:
+                return Verdict(None, error=max(error, self.compare(self.inputs(found=form), form)), found=form)
+            except _Refused:
+                return Verdict(None, "of one-hot maps alone", error, replace(form, any_map=False))
+        if not problem:
+            self.compare(inputs, forms[0])  # says what is wrong with it
+        raise _Refused(problem or "its forward does not compute the published formula, nor one of its kind")
 
     def touches(self, inputs: Sequence[Any], like: Any) -> bool:
         """Say whether the layer's own forward looks at one argument more, a thing like ``like``."""
@@ -531,7 +542,7 @@ def check(
                     return tried.with_obj_dic(obj_dic, min(2, len(given[names[0]])), any_noise)
                 return tried.plain(any_noise)
             except _CannotRun as reason:
-                return Verdict(None, f"unchecked: its own forward needs CUDA ({reason})")
+                return contract.unchecked(module, f"its own forward needs CUDA ({reason})")
             except _Refused as reason:
                 problem = str(reason)
     return Verdict(problem)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import nn
 
 TITLES = {
     "spade": "SPADE normalisation",
@@ -17,6 +22,32 @@ TITLES = {
 
 IDENTICAL = "bit-identical"
 REORDERED = "same mathematics in another order"
+
+
+class LayerWork(NamedTuple):
+    """What scale and shift of a layer took in its last call, and what they take as published."""
+
+    plan: str
+    """"table", "dense" (convolutions of the map), or "kept" (:class:`constant_conditioning`)."""
+    published_macs: int
+    """Multiply-accumulates of the convolutions of the map."""
+    macs: int
+    published_bytes: int
+    """Of the results of the convolutions."""
+    bytes: int
+
+
+last_work: weakref.WeakKeyDictionary[nn.Module, Callable[[nn.Module], LayerWork]] = weakref.WeakKeyDictionary()
+"""Of layers that have run: counts the work of the last call, given the layer."""
+
+
+def _short(number: float, unit: str = "") -> str:
+    """A number with three digits and K, M, G or T."""
+    for letter in ("", "K", "M", "G"):
+        if number < 1000:
+            return f"{number:.3g} {letter}{unit}".strip()
+        number /= 1000
+    return f"{number:.3g} T{unit}"
 
 
 @dataclass(frozen=True)
@@ -41,13 +72,31 @@ class AccelerationReport:
 
     changed: list[Entry] = field(default_factory=list)
     left: list[Entry] = field(default_factory=list)
+    layers: dict[str, weakref.ref[nn.Module]] = field(default_factory=dict, compare=False, repr=False)
+    """The changed modules by name."""
+
+    def __getstate__(self) -> dict[str, object]:
+        """Pickle and copy without the modules, which it does not own."""
+        return vars(self) | {"layers": {}}
+
+    def work(self) -> dict[str, LayerWork]:
+        """Return, by name, what the last call of every layer of SPADE's kind took; of those that have run."""
+        found = {}
+        for name, layer in self.layers.items():
+            module = layer()
+            if module is not None and module in last_work:
+                found[name] = last_work[module](module)
+        return found
 
     def count(self, kind: str) -> int:
         """Return how many modules of a kind (a key of TITLES) run our form now."""
         return sum(entry.kind == kind for entry in self.changed)
 
     def __str__(self) -> str:
-        """Return the report as text; long runs of modules with the same remark take one line."""
+        """Return the report as text; long runs of modules with the same remark take one line.
+
+        After a call of the model also the work of that call, layer by layer.
+        """
         lines = ["AccelerationReport"]
         for title, entries in (("changed", self.changed), ("left as it was", self.left)):
             groups: dict[tuple[str, str, str], list[Entry]] = {}
@@ -61,4 +110,11 @@ class AccelerationReport:
                 measured = f" (error in the check at most {max(errors):.1e})" if errors else ""
                 remarks = "; ".join(remark for remark in (exactness + measured, note) if remark)
                 lines.append(f"    {len(names):3d} x {TITLES[kind]}{': ' if remarks else ''}{remarks} [{shown}]")
+        if work := self.work():
+            lines.append("  scale and shift in the last call: plan, multiply-accumulates and bytes, published -> ours")
+            width = max(map(len, work))
+            for name, of in work.items():
+                macs = f"{_short(of.published_macs)} -> {_short(of.macs)}"
+                size = f"{_short(of.published_bytes, 'B')} -> {_short(of.bytes, 'B')}"
+                lines.append(f"    {name or '(the model)':{width}s}  {of.plan:5s}  {macs:20s}  {size}")
         return "\n".join(lines)

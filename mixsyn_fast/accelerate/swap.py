@@ -7,21 +7,49 @@ DataParallel replicas of the module behave as the module does; :func:`unswap` pu
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from .. import layers
-from ..backend import announce_fallback
+from ..backend import announce_fallback, constant_when_compiled
 from ..layers.derived import derived
 from . import maps
 from .contracts import CONTRACTS, Options, original_class, positional
 from .maps import NotExact
 from .probe import verdict
+
+stores: WeakKeyDictionary[nn.Module, maps.Store] = WeakKeyDictionary()
+"""Of swapped modules: what keeps their conditioning beyond a call (:mod:`.constant`)."""
+
+
+@constant_when_compiled
+def _one_graph() -> bool:
+    """Say whether what is being traced must become one graph (export, ``fullgraph=True``); asked once per trace.
+
+    Otherwise our form stands between two graphs.
+    """
+    if torch.compiler.is_exporting():
+        return True
+    try:
+        tracer = sys.modules["torch._dynamo.symbolic_convert"].InstructionTranslator.current_tx()
+        return bool(tracer.one_graph or tracer.error_on_graph_break)
+    except Exception:  # another torch: one graph is right in any case
+        return True
+
+
+def _is_traced(x: Any) -> bool:
+    """Say whether x has no values that could be looked at (a fake or a meta tensor), or they would become constants."""
+    modes = torch._C._TorchDispatchModeKey
+    if torch.jit._trace.is_tracing() or isinstance(x, Tensor) and x.is_meta:
+        return True
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY))
 
 
 def _run(
@@ -36,12 +64,18 @@ def _run(
             raise NotExact("it is called with further arguments")
         if ours[0] not in given or ours[1] not in given:
             raise NotExact("it is called without its map")
+        if _is_traced(given[ours[0]]):
+            return original(module, *args, **kwargs)
         if torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0:
             raise NotExact("torch.func and forward-mode differentiation need its own operations")
         checked = verdict(module, contract, options, given, names)
         if checked.problem is not None:
             raise NotExact(checked.problem)
-        return contract.forward(module, options, checked.found, *(given.get(name) for name in ours))
+        inputs = (given.get(name) for name in ours)
+        if stores and not maps.inside() and module in stores:  # called alone
+            with maps.kept(stores[module]):
+                return contract.forward(module, options, checked.found, *inputs)
+        return contract.forward(module, options, checked.found, *inputs)
     except NotExact as reason:
         announce_fallback(
             f"accelerate: {type(module).__name__}", f"its own forward is used: {reason}",
@@ -69,7 +103,9 @@ def _fold(conv: Any) -> nn.Conv2d | None:
     Kept while weight_orig, weight_u, weight_v and the convolution's settings stay as they are. Only on the CPU, in eval and
     without gradient.
     """
-    if conv.training or torch.compiler.is_compiling() or torch.is_grad_enabled() or not spectral_hook(conv):
+    if conv.training or torch.is_grad_enabled() or not spectral_hook(conv):
+        return None
+    if torch.compiler.is_compiling() or torch.jit._trace.is_tracing():
         return None
     weights: list[Tensor] = [conv.weight_orig, conv.weight_u, conv.weight_v]
     if any(t.is_inference() or t.device.type != "cpu" for t in weights):
@@ -120,10 +156,10 @@ def _root_call(original: type, options: Options) -> Callable[..., Any]:
     call = original.__call__
 
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if maps.inside():
+        if maps.inside() or (torch.compiler.is_compiling() and _one_graph()):
             return call(self, *args, **kwargs)
         try:
-            with maps.kept():
+            with maps.kept(stores.get(self)):
                 result = call(self, *args, **kwargs)
         except RuntimeError as error:
             if "view size is not compatible" in str(error):
@@ -149,6 +185,9 @@ def _forward(original: type, options: Options) -> Callable[..., Any]:
     if options.kind == "conv2d":
 
         def convolve(self: nn.Conv2d, input: Tensor) -> Tensor:
+            if torch.jit._trace.is_tracing():  # a packed weight cannot be saved
+                result: Tensor = plain(self, input)
+                return result
             return layers.conv2d(self, input)
 
         return functools.wraps(plain)(convolve)
@@ -157,6 +196,8 @@ def _forward(original: type, options: Options) -> Callable[..., Any]:
     run: Callable[..., Any] = torch.compiler.disable(_run)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() and _one_graph():  # plain PyTorch is what can be traced
+            return plain(self, *args, **kwargs)
         return run(self, plain, names, options, args, kwargs)
 
     return functools.wraps(plain)(forward)

@@ -113,8 +113,10 @@ def _onednn_gradients(x: Tensor, grad: Tensor, weight: Tensor, needs: tuple[bool
     """Gradients of x @ weight.T by x and weight, where needed. Dense rows: a strided x (one region's codes) costs 16 ms.
 
     That of the weight by the BLAS: oneDNN wants both factors transposed in memory, and the copies take longer than either
-    product.
+    product. Both are differentiable where they are to be differentiated again.
     """
+    if torch.is_grad_enabled():
+        return torch.mm(grad, weight) if needs[0] else None, torch.mm(grad.t(), x) if needs[1] else None
     grad_x = _onednn_linear(grad, weight.t()) if needs[0] else None
     return grad_x, torch.mm(grad.t(), x.contiguous()) if needs[1] else None
 
@@ -128,7 +130,6 @@ class _OneDnnLinear(torch.autograd.Function):
         return _onednn_linear(x, weight, bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad_x, grad_weight = _onednn_gradients(x, grad, weight, ctx.needs_input_grad[:2])
@@ -144,7 +145,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bias: (N,) or None.
 
     Returns:
-        (M, N). Float32 on a CPU with oneDNN takes its matrix product (no second derivative); all else torch's.
+        (M, N). Float32 on a CPU with oneDNN takes its matrix product (but for second derivatives); all else torch's.
     """
     if not _onednn_takes(x, weight):
         return F.linear(x, weight.to_dense() if weight.is_mkldnn else weight, bias)
@@ -208,9 +209,11 @@ class _TapLinear(torch.autograd.Function):
         return _onednn_linear(x, _tap_matrix(weight))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            grad_x, grad_matrix = _onednn_gradients(x, grad, taps(weight), ctx.needs_input_grad)
+            return grad_x, None if grad_matrix is None else _weight_of_taps(grad_matrix, weight.shape, _lies_last(weight))
         matrix = _tap_matrix(weight) if ctx.needs_input_grad[0] else weight
         grad_x, grad_matrix = _onednn_gradients(x, grad, matrix, ctx.needs_input_grad)
         return grad_x, None if grad_matrix is None else _weight_of_taps(grad_matrix, weight.shape, _lies_last(weight))

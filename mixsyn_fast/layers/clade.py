@@ -22,7 +22,10 @@ class AffineLike(Protocol):
 
 
 class CladeLike(Protocol):
-    """What :func:`clade_norm` reads of a layer; the positional variant also has ``conv_w``, ``conv_b`` (1x1, 2 -> 1)."""
+    """What :func:`clade_norm` reads of a layer.
+
+    The positional variant's affine also has ``dist_conv_w`` and ``dist_conv_b`` (1x1, 2 -> 1).
+    """
 
     @property
     def class_specified_affine(self) -> AffineLike:
@@ -65,8 +68,8 @@ def clade_norm(
     size = check_input(x, regions, "CLADENorm")
     if regions.num_regions != weight.shape[0]:
         raise ValueError(f"CLADENorm: regions: expected {weight.shape[0]} regions, got {regions.num_regions}")
-    position_scale: nn.Conv2d | None = getattr(module, "conv_w", None)
-    position_shift: nn.Conv2d | None = getattr(module, "conv_b", None)
+    position_scale: nn.Conv2d | None = getattr(affine, "dist_conv_w", None)
+    position_shift: nn.Conv2d | None = getattr(affine, "dist_conv_b", None)
     positional = position_scale is not None and position_shift is not None
     if positional != (distance is not None):
         raise ValueError(
@@ -106,12 +109,23 @@ def clade_norm(
 
 
 class ClassAffine(nn.Module):
-    """CLADE's per-class scale and shift: ``weight`` (K, C) drawn from U(0, 1), ``bias`` (K, C) zero."""
+    """CLADE's per-class scale and shift: ``weight`` (K, C) drawn from U(0, 1), ``bias`` (K, C) zero.
 
-    def __init__(self, num_regions: int, channels: int) -> None:
+    Args:
+        num_regions: K.
+        channels: C.
+        positional: with the 1x1 convolutions, zero at first, of the position in the region.
+    """
+
+    def __init__(self, num_regions: int, channels: int, positional: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_regions, channels))
         self.bias = nn.Parameter(torch.empty(num_regions, channels))
+        if positional:
+            self.dist_conv_w, self.dist_conv_b = nn.Conv2d(2, 1, 1), nn.Conv2d(2, 1, 1)
+            for conv in (self.dist_conv_w, self.dist_conv_b):
+                for parameter in conv.parameters():
+                    nn.init.zeros_(parameter)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -127,7 +141,7 @@ class CLADENorm(nn.Module):
         channels: C of the input.
         num_regions: K.
         norm: as :class:`SPADENorm`.
-        positional: scale both tables per pixel by 1x1 convolutions (zero at first) of the position in the region.
+        positional: CLADE-ICPE: scale both tables per pixel by 1x1 convolutions (zero at first) of the place in the region.
         instance: append one channel, a 1x1 convolution of the edge map, to the output (C + 1 channels).
     """
 
@@ -142,12 +156,7 @@ class CLADENorm(nn.Module):
     ) -> None:
         super().__init__()
         self.param_free_norm = param_free_norm(norm, channels)
-        self.class_specified_affine = ClassAffine(num_regions, channels)
-        if positional:
-            self.conv_w, self.conv_b = nn.Conv2d(2, 1, 1), nn.Conv2d(2, 1, 1)
-            for conv in (self.conv_w, self.conv_b):
-                for parameter in conv.parameters():
-                    nn.init.zeros_(parameter)
+        self.class_specified_affine = ClassAffine(num_regions, channels, positional)
         if instance:
             self.inst_conv = nn.Conv2d(1, 1, 1)
 

@@ -18,13 +18,14 @@ from ..region_map import RegionMap
 Regions = RegionMap | Tensor
 
 
-def norm_arguments(norm: nn.Module, x: Tensor) -> dict[str, Any]:
+def norm_arguments(norm: nn.Module, x: Tensor, affine: bool = False) -> dict[str, Any]:
     """Arguments of :func:`region_norm` that do what a parameter-free norm layer does to ``x``, step count included.
 
     Args:
         norm: ``nn.BatchNorm2d``, ``nn.SyncBatchNorm`` or another batch norm, ``nn.InstanceNorm2d``, all without affine
             parameters, or ``nn.Identity``.
         x: (B, C, H, W).
+        affine: the norm may have affine parameters, which the caller has put into scale and shift.
 
     Returns:
         norm, running statistics, training, momentum, eps, process_group.
@@ -32,7 +33,7 @@ def norm_arguments(norm: nn.Module, x: Tensor) -> dict[str, Any]:
     Raises:
         TypeError: an affine or unknown layer.
     """
-    reason = unsupported_norm(norm)
+    reason = unsupported_norm(norm, affine)
     if reason is not None:
         raise TypeError(f"param_free_norm: expected an affine-free batch or instance norm, got {reason}")
     if isinstance(norm, nn.Identity):
@@ -93,14 +94,14 @@ def _counts_batches(norm: nn.modules.batchnorm._BatchNorm) -> bool:
     return _counting[kind]
 
 
-def unsupported_norm(norm: nn.Module) -> str | None:
-    """Say why :func:`norm_arguments` cannot stand for a layer, or None."""
+def unsupported_norm(norm: nn.Module, affine: bool = False) -> str | None:
+    """Say why :func:`norm_arguments` (``affine``: of a norm that may have parameters) cannot stand for a layer, or None."""
     if isinstance(norm, nn.Identity):
         return None
     if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        return "an affine batch norm" if norm.affine else None
+        return "an affine batch norm" if norm.affine and not affine else None
     if isinstance(norm, nn.InstanceNorm2d):
-        if norm.affine:
+        if norm.affine and not affine:
             return "an affine instance norm"
         return "an instance norm with running statistics" if norm.track_running_stats else None
     return type(norm).__name__

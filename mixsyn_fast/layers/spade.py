@@ -32,12 +32,12 @@ from .param_free import Regions, check_input, is_plain, norm_arguments, param_fr
 # Costs of the two plans in multiply-accumulates of the convolution to gamma and beta, fitted to times on maps of noise in
 # cells of 1 to 8 pixels, 19 and 151 classes, 32 to 256 pixels a side, with AVX-512 and AVX2, one and two cores: the ratio of
 # the two times comes out within 0.2 where it is near one (benchmarks/run_accelerate.py has such rows).
-_PRODUCT_COST = 1.45, 2.0  # of the table's product, whose result stays in the cache, or is too large for it
-_CACHE = 32 << 20  # bytes
-_GATHER_COST = 8.0  # of one gathered element
-_PATTERN_COST = 45e3  # of finding a pattern, as if for one layer alone
-_FIRST_COST = 0.6  # of the first convolution, of a map that is mostly zeros
-_MARGIN = 0.8  # the table is taken where it saves a fifth by this estimate
+PRODUCT_COST = 1.45, 2.0  # of the table's product, whose result stays in the cache, or is too large for it
+CACHE = 32 << 20  # bytes
+GATHER_COST = 8.0  # of one gathered element
+PATTERN_COST = 45e3  # of finding a pattern, as if for one layer alone
+FIRST_COST = 0.6  # of the first convolution, of a map that is mostly zeros
+MARGIN = 0.8  # the table is taken where it saves a fifth by this estimate
 
 
 class SpadeLike(Protocol):
@@ -95,12 +95,12 @@ def prefers_table(
         return True
     hidden, channels = spade.mlp_gamma.in_channels, 2 * spade.mlp_gamma.out_channels
     pixels = regions.batch_size * size[0] * size[1]
-    bound = _MARGIN * pixels * 9 * hidden * (channels + _FIRST_COST * shared_conv(spade).in_channels)
+    bound = MARGIN * pixels * 9 * hidden * (channels + FIRST_COST * shared_conv(spade).in_channels)
 
     def cost(near: float, wide: float) -> float:
         """Of the table for so many 3x3 and 5x5 patterns."""
-        factor = _PRODUCT_COST[near * 9 * channels * 4 > _CACHE]
-        return near * factor * 9 * hidden * channels + wide * (_GATHER_COST * 9 * channels + _PATTERN_COST)
+        factor = PRODUCT_COST[near * 9 * channels * 4 > CACHE]
+        return near * factor * 9 * hidden * channels + wide * (GATHER_COST * 9 * channels + PATTERN_COST)
 
     # Counting the patterns of a map that hardly repeats costs up to a tenth of a layer, so a sample may tell first, and the
     # 3x3 patterns, of which there are never more, before the 5x5 ones.

@@ -405,7 +405,21 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _gradient(kernels: _Kernels, ctx: Any, grad: Tensor, *_statistics: Tensor) -> tuple[Tensor | None, ...]:
-    return _gradients(kernels, Arguments(*ctx.saved_tensors, *ctx.settings), ctx.needs_input_grad, grad)
+    a = Arguments(*ctx.saved_tensors, *ctx.settings)
+    if torch.is_grad_enabled():  # create_graph=True: this backward will be differentiated
+        return _differentiable_gradients(a, ctx.needs_input_grad, grad)
+    return _gradients(kernels, a, ctx.needs_input_grad, grad)
+
+
+def _differentiable_gradients(a: Arguments, needs: tuple[bool, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of all fields of ``a`` through the reference, which is differentiable any number of times."""
+    y = region_norm_reference(a)[0]
+    wanted = {i: tensor for i, tensor in enumerate(a[:TENSORS]) if needs[i] and isinstance(tensor, Tensor)}
+    found = torch.autograd.grad(y, list(wanted.values()), grad, create_graph=True)
+    result: list[Tensor | None] = [None] * len(_FIELDS)
+    for i, gradient in zip(wanted, found, strict=True):
+        result[i] = gradient
+    return tuple(result)
 
 
 _SUMS = ["Tensor? sum_g", "Tensor? sum_gx", "float count"]
@@ -676,12 +690,12 @@ def region_norm(
         ValueError: a shape, a number, a combination of arguments or a device does not fit, or an index is out of range (on
             the CPU); the message names the argument.
         TypeError: a type or a dtype does not fit.
-        RuntimeError: a second backward is asked of the kernels; an index out of range under ``torch.compile``.
+        RuntimeError: an index out of range under ``torch.compile``.
 
-    Gradients reach x, table or scale and shift, weight and bias, sample_scale and sample_shift, and noise_scale. The
-    backward of the kernels cannot be differentiated again (a clear error); the ``reference`` backend can. Results are
-    deterministic on every backend for a fixed number of threads. Sums and statistics are float32 (float64 for float64), so
-    half precision loses nothing but the final rounding. Under autocast the op runs in x's dtype.
+    Gradients reach x, table or scale and shift, weight and bias, sample_scale and sample_shift, and noise_scale; a backward
+    that is to be differentiated again (``create_graph=True``) runs the reference. Results are deterministic on every backend
+    for a fixed number of threads. Sums and statistics are float32 (float64 for float64), so half precision loses nothing but
+    the final rounding. Under autocast the op runs in x's dtype.
     """
     mode = _NORMS.get(norm, NORM_GIVEN) if isinstance(norm, str) else NORM_GIVEN
     eps = check_number("region_norm", "eps", eps, 0.0, expected="a finite number, not negative")

@@ -148,11 +148,12 @@ def test_clade(positional: bool) -> None:
     x = torch.randn(BATCH, CHANNELS, 9, 9, dtype=torch.float64)
     distance = torch.randn(BATCH, 2, 24, 24, dtype=torch.float64) if positional else None
     labels = regions.labels_at((9, 9)).long()
-    scale = layer.class_specified_affine.weight[labels].permute(0, 3, 1, 2)  # type: ignore
-    shift = layer.class_specified_affine.bias[labels].permute(0, 3, 1, 2)  # type: ignore
+    affine = layer.class_specified_affine
+    scale = affine.weight[labels].permute(0, 3, 1, 2)
+    shift = affine.bias[labels].permute(0, 3, 1, 2)
     if positional:
         near = F.interpolate(distance, size=(9, 9), mode="nearest")
-        scale, shift = scale * (1 + layer.conv_w(near)), shift * (1 + layer.conv_b(near))
+        scale, shift = scale * (1 + affine.dist_conv_w(near)), shift * (1 + affine.dist_conv_b(near))
     expected = F.leaky_relu(F.batch_norm(x, None, None, training=True) * scale + shift, 0.2)
     for plan, backend in [("dense", "reference"), *WAYS]:
         with use_plan(plan), use_backend(backend):

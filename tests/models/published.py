@@ -154,6 +154,33 @@ class CLADE(nn.Module):
         return self.class_specified_affine(self.param_free_norm(x), mask)
 
 
+class PositionalAffine(ClassAffine):
+    """Both scaled by what 1x1 convolutions make of the position in the region."""
+
+    def __init__(self, label_nc: int, channels: int) -> None:
+        super().__init__(label_nc, channels)
+        self.dist_conv_w, self.dist_conv_b = nn.Conv2d(2, 1, 1), nn.Conv2d(2, 1, 1)
+
+    def forward(self, x: Tensor, mask: Tensor, distance: Tensor) -> Tensor:  # type: ignore[override]
+        """Return x * weight[class] * (1 + w(distance)) + bias[class] * (1 + b(distance))."""
+        label, distance = mask.argmax(1), F.interpolate(distance, size=x.shape[2:], mode="nearest")
+        weight = F.embedding(label, self.weight).permute(0, 3, 1, 2) * (1 + self.dist_conv_w(distance))
+        return x * weight + F.embedding(label, self.bias).permute(0, 3, 1, 2) * (1 + self.dist_conv_b(distance))
+
+
+class PositionalCLADE(CLADE):
+    """CLADE-ICPE."""
+
+    def __init__(self, channels: int, label_nc: int, norm: str = "batch") -> None:
+        super().__init__(channels, label_nc, norm)
+        self.class_specified_affine = PositionalAffine(label_nc, channels)
+
+    def forward(self, x: Tensor, segmap: Tensor, input_dist: Tensor | None = None) -> Tensor:
+        """Return the modulated x; input_dist (B, 2, h, w)."""
+        mask = F.interpolate(segmap, size=x.shape[2:], mode="nearest")
+        return self.class_specified_affine(self.param_free_norm(x), mask, input_dist)
+
+
 class ResBlock(nn.Module):
     """Residual block; `name` is the stem of its normalisations (norm or ace), `make` builds one."""
 
@@ -257,14 +284,17 @@ class SPADEGenerator(Generator):
 
 
 class CLADEGenerator(Generator):
-    """CLADE."""
+    """CLADE, or CLADE-ICPE with ``positional``."""
 
-    def __init__(self, ngf: int, label_nc: int, size: tuple[int, int], *, norm: str = "batch", **kw) -> None:
-        super().__init__(ngf, label_nc, size, lambda c, n: CLADE(c, label_nc, norm), **kw)
+    def __init__(
+        self, ngf: int, label_nc: int, size: tuple[int, int], *, norm: str = "batch", positional: bool = False, **kw
+    ) -> None:
+        kind = PositionalCLADE if positional else CLADE
+        super().__init__(ngf, label_nc, size, lambda c, n: kind(c, label_nc, norm), **kw)
 
-    def forward(self, input: Tensor, z: Tensor | None = None) -> Tensor:
-        """Return the image; input (B, K, H, W)."""
-        return torch.tanh(self.pre_tanh(input, z=z))
+    def forward(self, input: Tensor, z: Tensor | None = None, input_dist: Tensor | None = None) -> Tensor:
+        """Return the image; input (B, K, H, W), input_dist (B, 2, H, W) for ``positional`` alone."""
+        return torch.tanh(self.pre_tanh(input, *(() if input_dist is None else (input_dist,)), z=z))
 
 
 class SEANGenerator(Generator):

@@ -116,6 +116,20 @@ def test_spade_and_clade_configs_from_shapes(tmp_path: Path, vae: bool) -> None:
     assert ours.config == clade.Config(K, 4, 64, use_vae=vae, z_dim=z_dim or 256)
 
 
+def test_positional_clade_file(tmp_path: Path) -> None:
+    """CLADE-ICPE: the positional convolutions are where the published file has them, and compute what they do there."""
+    theirs = pub.randomise(pub.CLADEGenerator(4, K, (64, 64), positional=True)).eval()
+    ours = models.load_published(save(theirs, tmp_path / "c.pth"), image_size=64).double().eval()
+    assert ours.config.positional
+    segmap, distance = pub.onehot(pub.blobs(1, K, 64, 64), K, torch.float64), torch.randn(1, 2, 64, 64).double()
+    with torch.no_grad():
+        expected = theirs.double().pre_tanh(segmap, distance)
+        difference = ours.forward_features(segmap, distance=distance) - expected
+    assert difference.abs().max() <= 1e-4 * expected.abs().max()  # the file's weights are float32, spectral norm folded
+    with pytest.raises(ValueError, match="distance: expected a tensor"):
+        ours(segmap)
+
+
 def test_encoder_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = pub.ConvEncoder(4, 8).eval()

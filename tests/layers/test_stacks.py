@@ -1,0 +1,204 @@
+"""Stacks of convolutions on maps of few columns: the table and the dense plan, against plain PyTorch in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixsyn_fast import RegionMap, use_plan
+from mixsyn_fast.layers.stacks import (
+    Columns,
+    Modulator,
+    modulate,
+    modulation,
+    neighbourhoods_of,
+    stack_of,
+    work,
+)
+
+K, C, HIDDEN = 4, 6, 8
+
+
+def conv(i: int, o: int, kernel: int = 3, groups: int = 1, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(i, o, kernel, padding=kernel // 2, groups=groups, bias=bias)
+
+
+def heads(make: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
+    return make(), make()
+
+
+def mobile() -> nn.Module:
+    depthwise = conv(HIDDEN, HIDDEN, 3, HIDDEN)
+    return nn.Sequential(depthwise, nn.InstanceNorm2d(HIDDEN), nn.Identity(), conv(HIDDEN, C, 1))
+
+
+def instance(affine: bool) -> nn.Module:
+    return nn.Sequential(conv(HIDDEN, C), nn.Sequential(nn.InstanceNorm2d(C, affine=affine)))
+
+
+# shared stack, heads
+KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[nn.Module, ...]]]] = {
+    "3x3": (lambda: nn.Sequential(conv(K, HIDDEN), nn.ReLU(inplace=True)), lambda: heads(lambda: conv(HIDDEN, C))),
+    "5x5": (lambda: nn.Sequential(conv(K, HIDDEN, 5), nn.SiLU()), lambda: heads(lambda: conv(HIDDEN, C, 5))),
+    "1x1 alone": (nn.Identity, lambda: heads(lambda: conv(K, C, 1))),
+    "1x1 and 3x3": (
+        lambda: nn.Sequential(conv(K, HIDDEN, 1), nn.Tanh()),
+        lambda: heads(lambda: conv(HIDDEN, C, 3, bias=False)),
+    ),
+    "grouped": (
+        lambda: nn.Sequential(conv(K, HIDDEN, 3, 2), nn.LeakyReLU(0.2)),
+        lambda: heads(lambda: conv(HIDDEN, C, 3, 2)),
+    ),
+    "mobile": (lambda: nn.Sequential(conv(K, HIDDEN), nn.ReLU()), lambda: heads(mobile)),
+    "instance-normed": (lambda: nn.Sequential(conv(K, HIDDEN), nn.LeakyReLU(0.01)), lambda: heads(lambda: instance(False))),
+    "1x1, affine": (lambda: nn.Sequential(conv(K, HIDDEN, 1), nn.PReLU(HIDDEN)), lambda: heads(lambda: instance(True))),
+    "merged": (lambda: nn.Sequential(conv(K, HIDDEN), nn.ReLU()), lambda: (conv(HIDDEN, 2 * C),)),
+    "three deep": (
+        lambda: nn.Sequential(conv(K, HIDDEN), nn.ReLU(), conv(HIDDEN, HIDDEN), nn.GELU()),
+        lambda: (conv(HIDDEN, 2 * C),),
+    ),
+}  # fmt: skip
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "instance": lambda: nn.InstanceNorm2d(C),
+    "affine batch": lambda: nn.BatchNorm2d(C),
+    "group": lambda: nn.GroupNorm(3, C),
+    "affine instance": lambda: nn.InstanceNorm2d(C, affine=True),
+    "none": nn.Identity,
+}
+
+
+class Holder(nn.Module):
+    """A layer and its plain form."""
+
+    def __init__(self, kind: str, norm: str, one: float) -> None:
+        super().__init__()
+        shared, make = KINDS[kind]
+        self.norm, self.shared, self.heads, self.one = NORMS[norm](), shared(), nn.ModuleList(make()), one
+        generator = torch.Generator().manual_seed(1)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.5, generator=generator)
+
+    def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
+        hidden = self.shared(F.interpolate(segmap, size=x.shape[2:], mode="nearest"))
+        ends = [head(hidden) for head in self.heads]
+        scale, shift = ends if len(ends) == 2 else ends[0].chunk(2, 1)
+        return self.norm(x) * (self.one + scale) + shift
+
+    def modulator(self) -> Modulator:
+        parts = [stack_of(head) for head in self.heads]
+        return Modulator(self, self.norm, stack_of(self.shared), parts[0], parts[1] if len(parts) == 2 else (), self.one)
+
+
+def labels(batch: int, size: int = 12) -> Tensor:
+    drawn = torch.randint(-1, K, (batch, size // 3, size // 3), generator=torch.Generator().manual_seed(batch))
+    return drawn.repeat_interleave(3, 1).repeat_interleave(3, 2)
+
+
+def onehot(found: Tensor) -> Tensor:
+    return F.one_hot(found + 1, K + 1)[..., 1:].permute(0, 3, 1, 2).double()
+
+
+def ours(layer: Holder, x: Tensor, segmap: Tensor, columns: Columns | None) -> Tensor:
+    size = (int(x.shape[2]), int(x.shape[3]))
+    modulator = layer.modulator()
+    found = None if columns is None else neighbourhoods_of(modulator, columns, size)
+    assert (found is None) == (columns is None)
+    return modulate(layer.norm, x, modulation(modulator, segmap, columns, size, found), negative_slope=0.2)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> bool:
+    return bool((a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_table_and_dense_plan_and_their_gradients(kind: str, batch: int) -> None:
+    norm, one = (("affine batch", 1.0), ("group", 0.0), ("affine instance", 1.0), ("none", 1.0))[(len(kind) + batch) % 4]
+    layer = Holder(kind, norm, one).double()
+    found = labels(batch)
+    segmap = onehot(found)
+    regions = RegionMap(found, K, ignore_index=-1)
+    x = torch.randn(batch, C, 8, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    weights = torch.randn(x.shape, dtype=torch.float64)
+    expected = F.leaky_relu(layer(x, segmap), 0.2)
+    wanted = torch.autograd.grad((expected * weights).sum(), [x, *layer.parameters()])
+    with use_plan("table"):
+        for columns in (Columns(regions, None), None):
+            layer.train()
+            result = ours(layer, x, segmap, columns)
+            assert close(result, expected)
+            grads = torch.autograd.grad((result * weights).sum(), [x, *layer.parameters()])
+            for (name, _), a, b in zip([("x", x), *layer.named_parameters()], grads, wanted, strict=True):
+                # relative to the largest of all: the bias before an instance norm has none but rounding
+                assert (a - b).abs().max() <= 1e-9 * max(float(g.abs().max()) for g in wanted), name
+        layer.eval()
+        with torch.no_grad():
+            expected = F.leaky_relu(layer(x, segmap), 0.2)
+            for _ in range(2):  # what is derived from the weights, and kept
+                assert close(ours(layer, x, segmap, Columns(regions, None)), expected)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_norm(norm: str) -> None:
+    layer = Holder("3x3", norm, 1.0).double().eval()
+    found = labels(2)
+    x = torch.randn(2, C, 12, 12, dtype=torch.float64)
+    with torch.no_grad(), use_plan("table"):
+        expected = F.leaky_relu(layer(x, onehot(found)), 0.2)
+        assert close(ours(layer, x, onehot(found), Columns(RegionMap(found, K, ignore_index=-1), None)), expected)
+        with use_plan("dense"):
+            segmap = torch.randn(2, K, 7, 5, dtype=torch.float64)
+            assert close(ours(layer, x, segmap, None), F.leaky_relu(layer(x, segmap), 0.2))
+
+
+@pytest.mark.parametrize("kind", ["3x3", "grouped", "mobile", "1x1 alone"])
+def test_columns_of_any_values_and_edges(kind: str) -> None:
+    layer = Holder(kind, "instance", 1.0).double().eval()
+    found, x = labels(2) + 1, torch.randn(2, C, 6, 12, dtype=torch.float64)
+    values = torch.randn(K + 1, K, dtype=torch.float64)
+    edges = torch.rand(found.shape, generator=torch.Generator().manual_seed(3)) < 0.3
+    onehots = F.one_hot(found.clamp(max=K - 2), K - 1).permute(0, 3, 1, 2).double()
+    with_edges = torch.cat((onehots, edges[:, None].double()), 1)
+    with torch.no_grad(), use_plan("table"):
+        segmap = values[found].permute(0, 3, 1, 2)
+        expected = F.leaky_relu(layer(x, segmap), 0.2)
+        assert close(ours(layer, x, segmap, Columns(RegionMap(found, K + 1), values)), expected)
+        expected = F.leaky_relu(layer(x, with_edges), 0.2)
+        columns = Columns(RegionMap(found.clamp(max=K - 2), K - 1, edges=edges), None)
+        assert close(ours(layer, x, with_edges, columns), expected)
+
+
+def test_the_plan_and_the_work() -> None:
+    """Blocks take the table, noise does not; heads of different kernels never do."""
+    layer = Holder("3x3", "instance", 1.0)
+    large, noise = torch.zeros(1, 64, 64, dtype=torch.int64), torch.randint(0, K, (1, 64, 64))
+    large[:, 20:, 30:] = 1
+    found = neighbourhoods_of(layer.modulator(), Columns(RegionMap(large, K), None), (64, 64))
+    assert found is not None and found.counts[1] < found.counts[2] < 100
+    counted = work(layer.modulator(), found.counts, 64 * 64, True)
+    assert counted.dense_macs == 64 * 64 * 9 * (K * HIDDEN + 2 * HIDDEN * C)
+    assert counted.table_macs == found.counts[1] * 9 * 2 * HIDDEN * C
+    assert counted.table_bytes < counted.dense_bytes == 4 * 64 * 64 * (HIDDEN + 2 * C)
+    assert neighbourhoods_of(layer.modulator(), Columns(RegionMap(noise, K), None), (64, 64)) is None
+    layer.heads[1] = conv(HIDDEN, C, 5)
+    assert neighbourhoods_of(layer.modulator(), Columns(RegionMap(large, K), None), (64, 64)) is None
+
+
+def test_half_precision_rounds_once() -> None:
+    """The rows are made in float32: no worse than the layer's own form in bfloat16."""
+    layer = Holder("instance-normed", "group", 1.0).eval()
+    found, x = labels(2), torch.randn(2, C, 12, 12)
+    with torch.no_grad(), use_plan("table"):
+        exact = F.leaky_relu(layer.double()(x.bfloat16().double(), onehot(found)), 0.2)
+        layer.bfloat16()
+        exact = F.leaky_relu(Holder.forward(layer.double(), x.bfloat16().double(), onehot(found)), 0.2)
+        layer.bfloat16()
+        segmap = onehot(found).bfloat16()
+        theirs = F.leaky_relu(layer(x.bfloat16(), segmap), 0.2)
+        result = ours(layer, x.bfloat16(), segmap, Columns(RegionMap(found, K, ignore_index=-1), None))
+    assert result.dtype == torch.bfloat16
+    assert (result.double() - exact).norm() <= 2 * (theirs.double() - exact).norm()

@@ -1,0 +1,388 @@
+"""accelerate() on SPADE's kin: layers of the same structure under other names, with other parts, on other maps."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import io
+import warnings
+from collections.abc import Callable, Iterator
+
+import published as pub
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixsyn_fast import use_plan
+from mixsyn_fast.accelerate import accelerate, restore
+from mixsyn_fast.backend import FallbackWarning
+
+maps = importlib.import_module("mixsyn_fast.accelerate.maps")
+K, C, HIDDEN = 5, 8, 12
+
+
+@pytest.fixture(autouse=True)
+def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A fallback is an error unless a test says otherwise; layers as small as these would not take the table themselves."""
+    monkeypatch.setenv("MIXSYN_FAST_STRICT", "1")
+    with use_plan("table"):
+        yield
+
+
+def conv(i: int, o: int, kernel: int = 3, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(i, o, kernel, padding=kernel // 2, groups=groups)
+
+
+class Kin(nn.Module):
+    """norm(x) * (1 + gamma) + beta, under names of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_norm = nn.InstanceNorm2d(C)
+        self.shared = nn.Sequential(conv(K, HIDDEN), nn.ReLU())
+        self.to_gamma, self.to_beta = conv(HIDDEN, C), conv(HIDDEN, C)
+
+    def resized(self, x: Tensor, cond: Tensor) -> Tensor:
+        return F.interpolate(cond, size=x.shape[2:], mode="nearest")
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        hidden = self.shared(self.resized(x, cond))
+        return self.first_norm(x) * (1 + self.to_gamma(hidden)) + self.to_beta(hidden)
+
+
+class ActivationOfItsOwn(Kin):
+    """The activation is a module of the layer; the shift comes first, and names tell nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.to_gamma, self.to_beta
+        self.norm, self.shared, self.act = nn.BatchNorm2d(C), conv(K, HIDDEN, 5), nn.LeakyReLU(0.3, inplace=True)
+        self.one, self.other = conv(HIDDEN, C, 5), conv(HIDDEN, C, 5)
+        del self.first_norm
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        hidden = self.act(self.shared(self.resized(x, cond)))
+        return self.norm(x) * self.other(hidden) + self.one(hidden)
+
+
+class Functional(Kin):
+    """The activation is a function; scale and shift are halves of one convolution, the shift first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.to_gamma, self.to_beta
+        self.shared, self.both = conv(K, HIDDEN), conv(HIDDEN, 2 * C)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        shift, scale = self.both(F.leaky_relu(self.shared(self.resized(x, cond)), 0.2)).chunk(2, 1)
+        return self.first_norm(x) * (1 + scale) + shift
+
+
+class Convolution(nn.Sequential):
+    """As a medical imaging library writes it: a convolution, and a Sequential of what follows."""
+
+    def __init__(self, i: int, o: int, *after: nn.Module) -> None:
+        super().__init__(conv(i, o), nn.Sequential(*after))
+
+
+class Monai(Kin):
+    """Scale and shift pass an instance norm of their own."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.first_norm, self.shared = norm, Convolution(K, HIDDEN, nn.LeakyReLU(0.01))
+        self.to_gamma, self.to_beta = (Convolution(HIDDEN, C, nn.InstanceNorm2d(C)) for _ in "ab")
+
+
+class Spatial(nn.Module):
+    """A group norm, and 1x1 convolutions of a latent; no "1 +"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm_layer = nn.GroupNorm(4, C, eps=1e-6)
+        self.conv_y, self.conv_b = conv(K, C, 1), conv(K, C, 1)
+
+    def forward(self, f: Tensor, zq: Tensor) -> Tensor:
+        zq = F.interpolate(zq, size=f.shape[-2:], mode="nearest")
+        return self.norm_layer(f) * self.conv_y(zq) + self.conv_b(zq)
+
+
+class Mobile(Kin):
+    """Depthwise, instance norm, pointwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_gamma, self.to_beta = (
+            nn.Sequential(conv(HIDDEN, HIDDEN, 3, HIDDEN), nn.InstanceNorm2d(HIDDEN), conv(HIDDEN, C, 1)) for _ in "ab"
+        )
+
+
+class Grouped(Kin):
+    """Grouped convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_gamma, self.to_beta = (conv(HIDDEN, C, 3, 4) for _ in "ab")
+
+
+KIN: dict[str, Callable[[], nn.Module]] = {
+    "other names": Kin,
+    "5x5, its own activation, affine": ActivationOfItsOwn,
+    "one head, a function": Functional,
+    "MONAI, instance": lambda: Monai(nn.InstanceNorm2d(C)),
+    "MONAI, batch": lambda: Monai(nn.BatchNorm2d(C)),
+    "MONAI, group": lambda: Monai(nn.GroupNorm(4, C)),
+    "spatial norm": Spatial,
+    "mobile": Mobile,
+    "grouped": Grouped,
+}
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> bool:
+    return bool((a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-6))
+
+
+def onehot(batch: int = 2, size: int = 24) -> Tensor:
+    return pub.onehot(pub.blobs(batch, K, size, size, seed=batch, ignored=True), K, torch.float64)
+
+
+def columns(batch: int = 2, channels: int = K, count: int = 7) -> Tensor:
+    labels = pub.blobs(batch, count, 24, 24, seed=4)
+    values = torch.randn(count, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    return values[labels].permute(0, 3, 1, 2).contiguous()
+
+
+def features(batch: int = 2, channels: int = C, size: int = 12, seed: int = 0) -> Tensor:
+    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", KIN)
+def test_every_kind_on_every_map(kind: str) -> None:
+    """Outputs on one-hot maps, on few columns and on dense features; gradients and statistics in training; restore."""
+    torch.manual_seed(0)
+    plain = pub.randomise(KIN[kind]()).double().eval()
+    fast = copy.deepcopy(plain)
+    report = accelerate(fast)
+    assert report.count("spade") == 1 and not report.left, str(report)
+    assert "one-hot maps alone" not in str(report)
+    x, state = features(), {name: value.clone() for name, value in fast.state_dict().items()}
+    with torch.no_grad():
+        for segmap in (onehot(), columns(), features(2, K, 6, 3), onehot()):
+            assert close(fast(x, segmap), plain(x, segmap))
+    weights = features(seed=9)
+    for segmap in (onehot(), features(2, K, 6, 3)):
+        grads = []
+        for layer in (plain.train(), fast.train()):
+            leaves = [t.clone().requires_grad_() for t in (x, segmap)]
+            output = layer(*leaves) if segmap.shape[-1] == 6 else layer(leaves[0], segmap)
+            grads.append(torch.autograd.grad((output * weights).sum(), [*leaves, *layer.parameters()], allow_unused=True))
+        largest = max(float(g.abs().max()) for g in grads[0] if g is not None)
+        for a, b in zip(*grads, strict=True):
+            assert (a is None) is (b is None)
+            assert a is None or (a - b).abs().max() <= 1e-9 * largest
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(fast.state_dict()[name], value), name
+    assert list(state) == list(fast.state_dict()) and restore(fast) and type(fast) is type(plain)
+
+
+class Argmax(Kin):
+    """Reads labels: on soft maps another formula."""
+
+    def resized(self, x: Tensor, cond: Tensor) -> Tensor:
+        small = super().resized(x, cond)
+        return (small == small.amax(1, keepdim=True).clamp(min=0.5)).to(small.dtype)
+
+
+class Unlike(Kin):
+    """Of SPADE's structure, with another formula."""
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        return torch.sin(super().forward(x, cond))
+
+
+def test_what_only_looks_like_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = accelerate(nn.ModuleDict({"a": Unlike()}))
+    assert not report.count("spade") and report.count("conv2d") == 3  # its convolutions are convolutions like others
+    assert "published formula" in report.left[0].note
+    plain = pub.randomise(Argmax()).double().eval()
+    fast = copy.deepcopy(plain)
+    assert "of one-hot maps alone" in accelerate(fast).changed[0].note
+    x = features()
+    with torch.no_grad():
+        assert close(fast(x, onehot()), plain(x, onehot()))
+        monkeypatch.setenv("MIXSYN_FAST_STRICT", "0")
+        with pytest.warns(FallbackWarning, match="not one-hot"):
+            assert close(fast(x, columns()), plain(x, columns()))
+
+
+def test_the_columns_of_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few columns are found, many and NaN are not; what is found is the map, bit for bit."""
+    for segmap in (columns(), columns(3, 70, 30).float(), columns().half(), columns().to(memory_format=torch.channels_last)):
+        found = maps.distinct_columns(segmap)
+        assert found is not None and found.values is not None and found.regions.num_regions == len(found.values)
+        assert torch.equal(found.values[found.regions.labels.long()].permute(0, 3, 1, 2), segmap)
+    seven = columns()
+    assert maps.distinct_columns(seven).regions.num_regions == 7
+    assert maps.distinct_columns(features(2, K, 64)) is None
+    spoilt = columns()
+    spoilt[0, 0, 3, 3] = torch.nan
+    assert maps.distinct_columns(spoilt) is None
+    with monkeypatch.context() as patch:  # all sums are equal
+        patch.setattr(torch, "randn", lambda *size, **how: torch.zeros(size, dtype=how["dtype"]))
+        assert maps.distinct_columns(seven) is None
+    late = columns(1)
+    late[0, :, -1, :] = features(1, K, 24)[0, :, 0]
+    found = maps.distinct_columns(late)
+    assert found is not None and found.regions.num_regions == len(
+        torch.unique(late.permute(0, 2, 3, 1).reshape(-1, K), dim=0)
+    )
+
+
+def test_maps_of_columns_are_read_once_and_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (pub.randomise(Kin()) for _ in "ab")
+
+        def forward(self, x: Tensor, cond: Tensor, edit: Callable[[Tensor], object]) -> Tensor:
+            x = self.a(x, cond)
+            edit(cond)
+            return self.b(x, cond)
+
+    plain, seen = Two().double().eval(), []
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    original = maps.distinct_columns
+    monkeypatch.setattr(maps, "distinct_columns", lambda segmap: seen.append(1) or original(segmap))
+    x = features()
+    with torch.no_grad():
+        assert close(fast(x, columns(), lambda m: None), plain(x, columns(), lambda m: None)) and len(seen) == 1
+        for edit in (lambda m: m.data.copy_(m.flip(3)), lambda m: m.data[:, :, 8, 8].copy_(m[:, :, 20, 1] + 1)):
+            assert close(fast(x, columns(), edit), plain(x, columns(), edit))
+
+
+def test_no_fallback_for_a_clvae_or_oasis_like_map() -> None:
+    """[z, one-hot] with a z per image: few columns, the table plan; z that varies by pixel: convolutions."""
+    plain = pub.randomise(Kin()).double().eval()
+    plain.shared[0] = conv(3 + K, HIDDEN).double()
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    z = features(2, 3, 1).expand(-1, -1, 24, 24)
+    x = features()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for noise in (z, features(2, 3, 24)):
+            segmap = torch.cat((noise, onehot()), 1)
+            assert close(fast(x, segmap), plain(x, segmap))
+
+
+def test_positional_clade(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = pub.randomise(pub.CLADEGenerator(4, K, (64, 64), spectral=False, positional=True)).double().eval()
+    fast = copy.deepcopy(plain)
+    report = accelerate(fast)
+    assert report.count("clade") == 18 and not report.left, str(report)
+    segmap, distance = onehot(2, 64), features(2, 2, 64)
+    with torch.no_grad():
+        assert close(fast(segmap, None, distance), plain(segmap, None, distance))
+    layer = pub.PositionalCLADE(C, K).double().eval()
+    accelerate(layer)
+    with pytest.raises(RuntimeError, match="positions"):
+        layer(features(), onehot())
+    monkeypatch.setenv("MIXSYN_FAST_STRICT", "0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert layer(features(), onehot(), features(2, 2, 5)).shape == (2, C, 12, 12)
+
+
+def test_regions_beyond_the_limit_of_tables() -> None:
+    plain = pub.randomise(pub.SPADE(C, 600, hidden=4)).double().eval()
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    segmap = F.one_hot(torch.randint(0, 600, (1, 24, 24)), 600).permute(0, 3, 1, 2).double()
+    with torch.no_grad():
+        assert close(fast(features(1), segmap), plain(features(1), segmap))
+
+
+def test_the_report_counts_the_work_of_the_last_call() -> None:
+    net = nn.ModuleDict({"a": Kin(), "b": Kin()}).eval()
+    report = accelerate(net)
+    assert not report.work() and "last call" not in str(report)
+    x = features().float()
+    with torch.no_grad():
+        net["a"](torch.randn(1, C, 64, 64), F.interpolate(onehot(1).float(), size=(64, 64)))
+        net["b"](x, features(2, K).float())
+    table, dense = report.work()["a"], report.work()["b"]
+    assert table.plan == "table" and table.macs < table.published_macs == 64 * 64 * 9 * (K * HIDDEN + 2 * HIDDEN * C)
+    assert table.bytes < table.published_bytes == 64 * 64 * 4 * (HIDDEN + 2 * C)
+    assert dense.plan == "dense" and dense.macs == dense.published_macs
+    text = str(report)
+    assert "a  table  9.29 M -> " in text and "b  dense  " in text, text
+
+
+# --- what PyTorch may do with a model -------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """Two layers of one model, a convolution with spectral norm and a plain one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (pub.randomise(Kin()) for _ in "ab")
+        self.conv = nn.utils.spectral_norm(conv(C, C))
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        return self.b(self.conv(self.a(x, cond)), cond)
+
+
+@pytest.fixture
+def nets() -> tuple[nn.Module, nn.Module]:
+    """A model, and its accelerated copy."""
+    torch.manual_seed(3)
+    plain = Net().double().eval()
+    fast = copy.deepcopy(plain)
+    assert accelerate(fast).count("spade") == 2
+    return plain, fast
+
+
+def test_one_graph(nets: tuple[nn.Module, nn.Module]) -> None:
+    """Compiled whole, exported or traced: for any map, not for the one that it was traced with."""
+    plain, fast = nets
+    x, segmap = features(), onehot()
+    torch._dynamo.reset()
+    with torch.no_grad():
+        made = {
+            "fullgraph": torch.compile(fast, fullgraph=True, backend="eager"),
+            "export": torch.export.export(fast, (x, segmap)).module(),
+            "trace": torch.jit.trace(fast, (x, segmap), check_trace=False),
+        }
+        for name, form in made.items():
+            for cond in (segmap, columns()):
+                assert close(form(x, cond), plain(x, cond)), name
+        torch.jit.save(made["trace"], io.BytesIO())
+        fake = torch.device("meta")
+        assert copy.deepcopy(fast).to(fake)(x.to(fake), segmap.to(fake)).shape == x.shape
+
+
+def test_second_derivatives(nets: tuple[nn.Module, nn.Module]) -> None:
+    found = []
+    for net in nets:
+        z = features().requires_grad_()
+        (g,) = torch.autograd.grad(net(z, onehot()).pow(3).sum(), z, create_graph=True)
+        found.append(torch.autograd.grad(g.pow(2).sum(), [z, *net.parameters()]))
+    for a, b in zip(*found, strict=True):
+        assert (a - b).abs().max() <= 1e-8 * max(float(g.abs().max()) for g in found[0])
+
+
+def test_functional_transforms_run_the_original(nets: tuple[nn.Module, nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXSYN_FAST_STRICT", "0")
+    monkeypatch.setattr("mixsyn_fast.backend._announced", set())
+    (plain, fast), x, segmap = nets, features(), onehot()
+    for transform in (
+        lambda f: torch.func.grad(lambda q: f(q, segmap).sum())(x),
+        lambda f: torch.func.jvp(lambda q: f(q, segmap), (x,), (x,))[1],
+        lambda f: torch.func.vmap(f)(x[:, None], segmap[:, None]),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert torch.equal(transform(fast), transform(plain))
