@@ -80,7 +80,7 @@ def _made(regions: RegionMap, size: Size, kernels: Sequence[int], per_image: boo
 
 def _columns(regions: RegionMap, size: Size) -> tuple[Tensor, int]:
     """Stage 0: (B, h, w) int32 row of every pixel, and how many rows there are."""
-    labels, edges, rows = regions.labels_at(size), regions.edges_at(size), regions.num_regions + 1  # type: ignore[arg-type]
+    labels, edges, rows = regions.labels_at(size), regions.edges_at(size), regions.num_regions + 1
     start = torch.where(labels < 0, regions.num_regions, labels)
     if edges is not None:
         start, rows = start + edges * rows, 2 * rows
@@ -94,7 +94,7 @@ def _index(regions: RegionMap, size: Size, radius: int, per_image: bool) -> tupl
     all of it that is inside.
     """
     if radius <= 2:
-        found = regions.patterns(size, radius, per_image)  # type: ignore[arg-type]
+        found = regions.patterns(size, radius, per_image)
         return found.index, len(found.patterns)
     step = min(radius - 2, 2)
     index, rows = _index(regions, size, radius - step, per_image)

@@ -144,16 +144,17 @@ def evaluate(
     """
     first = next(iter(models.values()))
     correlations = channel_correlations(first, images, seed + 1, batch)
-    drawn = {"count": count, "seed": seed, "batch": batch}
     heats: dict[str, dict[str, Heat]] = {}
     for name, model in models.items():
         with progress(name):
-            heats[name] = model.heatmaps(regions, **drawn)
+            heats[name] = model.heatmaps(regions, count, seed=seed, batch=batch)
     with progress(CORRELATION):
         ways = {node: swaps(correlations, node)[CORRELATION] for node in regions}
-        heats[CORRELATION] = {node: first.heatmap(node, **drawn, swap=swap) for node, swap in ways.items()}
+        heats[CORRELATION] = {
+            node: first.heatmap(node, count, seed=seed, batch=batch, swap=swap) for node, swap in ways.items()
+        }
     with progress(BLEND):
-        heats[BLEND] = first.heatmaps(regions, **drawn, swap=blended)
+        heats[BLEND] = first.heatmaps(regions, count, seed=seed, batch=batch, swap=blended)
     return heats
 
 

@@ -452,7 +452,8 @@ class StyleFusion:
                 if node != child:
                     given[node] = own if fixed is None else beside[node].expand_as(other)
             child = parent
-        return self.hierarchy(given)
+        fused: Tensor = self.hierarchy(given)
+        return fused
 
     def _triples(self, seed: int, numbers: Sequence[int]) -> Tensor:
         """Codes (3, b, S) of samples: of the image, and two of the region."""
@@ -460,7 +461,9 @@ class StyleFusion:
         drawn = [np.random.RandomState(np.random.MT19937([seed, i])).standard_normal(size) for i in numbers]
         z = torch.from_numpy(np.stack(drawn, 1).astype(np.float32)).to(self.device)
         w = self.generator.truncate(self.generator.map(z.flatten(0, 1)), self.tree.truncation)
-        return self.generator.styles(w).unflatten(0, z.shape[:2])
+        styles: Tensor = self.generator.styles(w)
+        triples: Tensor = styles.unflatten(0, z.shape[:2])
+        return triples
 
     # --- inner parts --------------------------------------------------------------------------------------------------
 
