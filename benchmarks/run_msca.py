@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import gc
 import sys
 import time
@@ -92,8 +93,6 @@ class Bench:
         self.alignment: Alignment = Alignment(self.config).eval().requires_grad_(False)
         self.synthesis: Synthesis = Synthesis(self.config).eval().requires_grad_(False)
         self.vgg = FeatureNetwork("vgg19").eval() if options.trunk == "vgg" else None  # random: only its time counts
-        for network in (self.alignment, self.synthesis):
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
             for weight in self.alignment.aligners.parameters():
                 weight.mul_(3)  # far from even attention
@@ -104,6 +103,16 @@ class Bench:
         self.kept: list[Tensor] = []
         with torch.no_grad():
             calibrate(self.synthesis, self.attended())
+
+    def plain(self) -> Bench:
+        """The same for plain PyTorch: weights in channels_last, with which it is a quarter faster than without.
+
+        Ours keeps its activations in channels_last itself, and the weights as they are loaded.
+        """
+        made = copy.deepcopy(self)
+        for network in (made.alignment, made.synthesis):
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return made
 
     def double(self) -> Bench:
         """The same in float64."""
@@ -251,18 +260,22 @@ def run_forward(options: argparse.Namespace, labels: Labels) -> list[dict[str, A
             norm.mlp_gamma(given)
             norm.mlp_beta(given)
 
-    parts: dict[str, Callable[[], object]] = {
-        "forward": bench.forward,
-        "features": bench.features,
-        "exemplar": lambda: bench.half(features),
-        "layout": bench.layout,
-        "synthesis": lambda: bench.synthesis.forward_features(attended),
-        "hidden": lambda: bench.hidden(attended),
-        "modulation": modulation,
+    parts: dict[str, Callable[[Bench], object]] = {
+        "forward": Bench.forward,
+        "features": Bench.features,
+        "exemplar": lambda b: b.half(features),
+        "layout": Bench.layout,
+        "synthesis": lambda b: b.synthesis.forward_features(attended),
+        "hidden": lambda b: b.hidden(attended),
+        "modulation": lambda _: modulation(),
     }
     common = ("features", "modulation")  # the same for all
-    calls = {f"{part}/{name}": call for part, call in parts.items() for name in ("dense", "ours") if part not in common}
-    calls |= {f"{part}/floor": parts[part] for part in common}
+    both = {"dense": bench.plain(), "ours": bench}
+    calls: dict[str, Callable[[], object]] = {
+        f"{part}/{name}": functools.partial(call, b) for part, call in parts.items() for name, b in both.items()
+    }
+    calls = {key: call for key, call in calls.items() if key.split("/")[0] not in common}
+    calls |= {f"{part}/floor": functools.partial(parts[part], bench) for part in common}
     calls["synthesis/floor"] = lambda: bare.forward_features(attended)
     calls["forward/floor"] = lambda: bare.forward_features(bench.attended())
     calls_ = timed_calls(calls)
@@ -340,8 +353,7 @@ def build(options: argparse.Namespace) -> training.MSCATask:
         names = [str(k) for k in range(CLASSES)]
         task = training.MSCATask(training.fitted(config, names, (2 * options.size, 2 * options.size), False))
     randomise(task.networks["synthesis"], 0)
-    for network in task.networks.values():
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    task.networks["discriminator"].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return task
 
 
@@ -359,6 +371,9 @@ def run_step(options: argparse.Namespace, labels: Labels) -> list[dict[str, Any]
     steps: dict[str, Step] = {}
     for name in ("dense", "floor", "ours"):
         own = task if name == "ours" else copy.deepcopy(task)
+        if name != "ours":  # see Bench.plain
+            for network in (own.networks["alignment"], own.networks["synthesis"]):
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if name == "floor":
             own.networks["synthesis"] = without_norms(own.networks["synthesis"])
         steps[name] = Step(cast(Any, own), image, map_, dense=name == "dense")
@@ -394,8 +409,9 @@ def run_maps(options: argparse.Namespace, labels: Labels) -> list[dict[str, Any]
         with progress(f"gates of K {count}"):
             verdicts = {"align": judged(Bench.align, bench, double), "whole": judged(Bench.forward, bench, double)}
         del double
-        calls: dict[str, Callable[[], object]] = {f"align/{name}": bench.align for name in ("dense", "ours")}
-        calls |= {f"whole/{name}": bench.forward for name in ("dense", "ours")}
+        both = {"dense": bench.plain(), "ours": bench}
+        calls: dict[str, Callable[[], object]] = {f"align/{name}": b.align for name, b in both.items()}
+        calls |= {f"whole/{name}": b.forward for name, b in both.items()}
         timings = timed(timed_calls(calls), options, f"K {count}")
         for part in ("align", "whole"):
             own = {key: timing for key, timing in timings.items() if key.startswith(f"{part}/")}
@@ -419,7 +435,7 @@ def run_exemplar(options: argparse.Namespace, labels: Labels) -> list[dict[str, 
             verdicts = judged(lambda b: gathered(b.half(b.kept)), bench, double)
         del double
         calls: dict[str, Callable[[], object]] = {
-            f"exemplar/{name}": (lambda b=bench: b.half(b.kept)) for name in ("dense", "ours")
+            f"exemplar/{name}": (lambda b=b: b.half(b.kept)) for name, b in {"dense": bench.plain(), "ours": bench}.items()
         }
         calls["exemplar/floor"] = bench.features
         timings = timed(timed_calls(calls), options, f"exemplar of {side}")
@@ -459,7 +475,7 @@ def run_keep(options: argparse.Namespace, labels: Labels) -> list[dict[str, Any]
         if not torch.equal(given["image"], whole["image"]):
             raise ValueError(f"{name}: expected the image of a full pass bit for bit")
     verdicts = {"dense": gate(dense, dense, exact), "ours": gate(whole, dense, exact)}
-    calls: dict[str, Callable[[], object]] = {"all/dense": bench.forward, "all/full": bench.forward}
+    calls: dict[str, Callable[[], object]] = {"all/dense": bench.plain().forward, "all/full": bench.forward}
     calls |= {f"{name}/ours": (lambda way=way: way(bench)) for name, way in ways.items()}
     timings = timed(timed_calls(calls), options, "kept halves")
     common = {key: timings[key] for key in ("all/dense", "all/full")}
