@@ -38,7 +38,7 @@ _JUDGED = " ".join(f"{n}=runs/{n}" for n in ("full", "no_class", "no_layer", "L1
 _TABLE_1 = " ".join(f"{n}=runs/msca/{n}" for n in ("full", "gap", "labels", "no_fm", "no_global", "spade_vae"))
 
 # run folders of models/harmonized/README.md; FID: --inception FILE
-_HARMONIZED = " ".join(f"{n}=runs/harmonized/{n}" for n in ("full", "sean", "no_attention", "no_softmax", "no_multi_scale"))
+_HARMONIZED = " ".join(f"{n}=runs/harmonized/{n}" for n in ("full", "sean", "no_attention"))
 
 # of models/stylefusion/README.md
 _ABLATIONS = ("no_global", "no_stage1", "no_stage2", "no_stage3")
@@ -59,7 +59,7 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
     "clvae_edit_cpu.json": (1, "run_clvae edit --repeat 15"),
     "clvae_cpu_avx2.json": (1, "run_clvae pooling --repeat 9 --cpu avx2"),
     "harmonized_cpu.json": (
-        14,
+        4,
         "run_harmonized step --repeat 3",
         "run_harmonized edit --repeat 9",
         "run_harmonized pooling --repeat 5",
@@ -71,17 +71,21 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
     ),
     "harmonized_quality.json": (
         30,
-        f"run_harmonized_quality --data $MIXSYN_FAST_DATA/celebamask_hq --harmony runs/harmony {_HARMONIZED}",
+        f"run_harmonized_quality --kind procedural_lit_faces --limit 40 --harmony runs/harmony {_HARMONIZED}",
+    ),
+    "harmonized_quality_shipped.json": (
+        3,
+        "run_harmonized_quality --kind procedural_lit_faces --limit 24 --styles 4 --harmony runs/harmony shipped=runs/three",
     ),
     "mixsyn_cpu.json": (9, "run_mixsyn --data $MIXSYN_FAST_DATA/cmp_facade --sizes 256 --repeat 5"),
     "mixsyn_training_cpu.json": (7, f"run_training --model mixsyn {_FACADES} --batch-size 4"),
     "msca_cpu.json": (
-        25,
-        "run_msca forward",
-        "run_msca step --repeat 5 --seconds 240",
-        "run_msca maps --repeat 5",
-        "run_msca exemplar",
-        "run_msca keep",
+        6,
+        "run_msca forward --repeat 5 --seconds 60",
+        "run_msca keep --repeat 5",
+        "run_msca step --repeat 3 --seconds 60",
+        "run_msca maps --repeat 3 --seconds 20",
+        "run_msca exemplar --repeat 5 --seconds 30",
     ),
     "msca_quality.json": (
         10,
@@ -116,7 +120,7 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
     "ops_cpu_float16.json": (1.5, f"run_ops --no-compile --dtype float16 {_HALF}"),
     "ops_cpu_pooling.json": (1, "run_ops --no-compile --modes forward,backward --seconds 0.8 --repeat 9 --cases roi_pool"),
     "plot_ops_cpu.json": (2, "plot_ops"),
-    "stylefusion_cpu.json": (6, "run_stylefusion --repeat 9", "run_stylefusion step --repeat 9"),
+    "stylefusion_cpu.json": (6, "run_stylefusion --repeat 9", "run_stylefusion step --repeat 3"),
     "stylefusion_quality.json": (
         4,
         "run_stylefusion_quality --count 500 facades=models/stylefusion/weights/facades.safetensors "
