@@ -295,9 +295,21 @@ def render_models(result: Mapping[str, Any], *, markdown: bool = True) -> str:
     return _table(header, body, markdown=markdown)
 
 
+def _by_name(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scores by metric, or by "task: metric" where a model was judged at several tasks."""
+    found: dict[str, Any] = {}
+    for name, score in scores.items():
+        if score is None or "mean" in score:
+            found[name] = score
+        else:
+            found |= {f"{name}: {metric}": own for metric, own in score.items()}
+    return found
+
+
 def render_scores(result: Mapping[str, Any], *, markdown: bool = True) -> str:
     """The table of a result about quality: a line per model, a column per score, with its interval."""
-    names = list(dict.fromkeys(name for row in result["rows"] for name in row["facts"]["scores"]))
+    scores = [_by_name(row["facts"]["scores"]) for row in result["rows"]]
+    names = list(dict.fromkeys(name for own in scores for name in own))
 
     def cell(score: Mapping[str, float] | None) -> str:
         if score is None:
@@ -305,8 +317,8 @@ def render_scores(result: Mapping[str, Any], *, markdown: bool = True) -> str:
         return f"{score['mean']:.3g}" + (f" [{score['low']:.3g}, {score['high']:.3g}]" if "low" in score else "")
 
     body = [
-        [row["case"], str(row["facts"].get("steps", "-")), *(cell(row["facts"]["scores"].get(name)) for name in names)]
-        for row in result["rows"]
+        [row["case"], str(row["facts"].get("steps", "-")), *(cell(own.get(name)) for name in names)]
+        for row, own in zip(result["rows"], scores, strict=True)
     ]
     return _table(["model", "steps", *names], body, markdown=markdown)
 
