@@ -23,7 +23,7 @@ from .timing import machine_line
 ROOT = Path(__file__).resolve().parents[1]
 _HALF = (
     "--seconds 0.5 --repeat 9 --modes forward,backward --cases "
-    "'bias_act/1x(128|256)x.*channels_last|attention_pair/k16/n128|roi_pool/.*k151/4x64|"
+    "'bias[^/]*/1x(128|256)x.*channels_last|attention_pair/k16/n128|roi_pool/.*k151/4x64|"
     "roi_pool/mean/k19/1x512|latent_blend|region_norm/table/batch/1x(128|256|512|1024x16)|label_patterns/face/1x256'"
 )
 _AS_ONE_MACHINE = (
