@@ -420,8 +420,8 @@ MUTATIONS = [
     Mutation(
         "algebra: centre tap",
         LAYERS,
-        "centre = rows.view(-1, 9, rows.shape[1])[:, 4]",
-        "centre = rows.view(-1, 9, rows.shape[1])[:, 3]",
+        "centre = rows.view(-1, count, rows.shape[1])[:, count // 2]",
+        "centre = rows.view(-1, count, rows.shape[1])[:, count // 2 - 1]",
         "tests/layers/test_norms.py -k kept_for_serving",
     ),
     Mutation(
@@ -1804,7 +1804,7 @@ MUTATIONS = [
     Mutation(
         "region map: soft maps by area",
         "mixsyn_fast/nearest.py",
-        "return F.avg_pool2d(t, (height // size[0], width // size[1]))",
+        "return F.avg_pool3d(t, window) if volume else F.avg_pool2d(t, window)",
         "return resize_nearest(t, size)",
         "tests/test_region_map.py -k area",
     ),

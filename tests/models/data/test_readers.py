@@ -767,7 +767,7 @@ def test_procedural_sources() -> None:
 def test_every_kind_says_what_it_reads() -> None:
     from mixsyn_fast.models.data.readers import READERS
 
-    assert set(KINDS) == {*READERS, "procedural_faces", "procedural_facades"}
+    assert set(KINDS) == {*READERS, "procedural_faces", "procedural_lit_faces", "procedural_facades"}
     for reader in READERS.values():
         assert "Layout" in (reader.__doc__ or "") and "swap" in (reader.__doc__ or "").lower()
 

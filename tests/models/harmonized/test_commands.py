@@ -333,11 +333,6 @@ def test_bad_input_is_one_message_before_any_work(
     assert message in said.err and said.out == "" and sorted(photos.rglob("*")) == before
 
 
-def test_no_weights_came_with_the_package(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["harmonized", "sample"]) == 2
-    assert "faces.safetensors: no such weights came with the package; there are: none" in capsys.readouterr().err
-
-
 def test_strokes_that_paint_nothing(file: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(np.zeros((64, 64, 4), np.uint8)).save("empty.png")
     assert _run("recolour", file, *A, "--strokes", "empty.png") == 2

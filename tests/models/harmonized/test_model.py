@@ -515,7 +515,7 @@ def test_sean_can_stand_beside_it(tmp_path: Path) -> None:
 def test_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors: no such file"):
         Harmonized.load(tmp_path / "nowhere.safetensors")
-    with pytest.raises(FileNotFoundError, match="no such weights came with the package; there are: none"):
+    with pytest.raises(FileNotFoundError, match="no such weights came with the package; there are: faces"):
         Harmonized.shipped(name="nobody")
     with pytest.raises(FileNotFoundError, match=r"config\.json: no such file"):
         Harmonized.load(tmp_path)
