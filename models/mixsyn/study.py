@@ -7,8 +7,9 @@
 Every pair is one random composition of three to six pictures (coupled regions from one source, every picture gives a large
 part), unpicked: --seed alone decides. Ours is A in half of the pairs; where no segment lies, the copy-paste has the nearest
 pixel. The folder gets page.html, which shows the pairs, takes the answers and saves them as a file; images/; answers.csv for
-who prefers a table; and key.csv, which says what is whose: keep it from the subjects. With --answers FILE (once per subject)
-nothing is drawn: the votes are counted by the key.
+who prefers a table; and key.csv, which says what is whose: keep it from the subjects. --sheet shows all of it at a glance, a
+composition a row: new image, composition, copy-paste, the same segments transferred one after the other onto the label map
+of the first source, and the sources. With --answers FILE (once per subject) nothing is drawn: votes are counted by the key.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from ..pictures.copy_paste import copy_paste
 from ..pictures.files import save_image
 from ..pictures.options import ModelOptions, check_outputs, drawn_source, open_matching, open_model
 from ..pictures.picture import Picture, pictures_of
+from ..pictures.sheets import captioned, soft_colours, source_cells
 from ..settings import at_least, repeated
-from .compose import share_out
+from ..sheets import contact_sheet, save_png
+from .compose import sequential_steps, share_out
 from .model import Composed, MixSyn
 
 _METHODS = ("composition", "copy-paste")
@@ -66,6 +69,7 @@ class Options(ReaderOptions, ModelOptions):
     answers: tuple[str, ...] = repeated()  # filled-in answers of a subject, to be counted by the key in --out
     seed: int = 0  # of sources, compositions and order, and of drawings
     out: Path = Path("study")  # folder of page, images, answers and key
+    sheet: Path | None = None  # also write a contact sheet of all compositions (PNG)
 
     def __post_init__(self) -> None:
         """Check what nothing needs to be opened for."""
@@ -82,7 +86,8 @@ def main(options: Options) -> int:
     files = {(row, letter): options.out / "images" / f"{row:02d}_{letter}.png" for row in range(1, options.pairs + 1)
              for letter in "AB"}  # fmt: skip
     page, answers = options.out / "page.html", options.out / "answers.csv"
-    check_outputs({"page": page, "key": key, "answers": answers, **{f"image {p.name}": p for p in files.values()}})
+    pictures = {f"image {p.name}": p for p in files.values()}
+    check_outputs({"page": page, "key": key, "answers": answers, "sheet": options.sheet, **pictures})
     mixsyn = open_model(MixSyn, options.model, options.device)
     with progress("composing") as at:
         made = []
@@ -109,12 +114,29 @@ def main(options: Options) -> int:
     write_csv(answers, ["row", f"{options.question} (A / B)"], [[row, ""] for row in range(1, options.pairs + 1)])
     names = [" ".join(source.name for source in composed.sources) for composed in made]
     write_csv(key, ["row", "name", "A", "B"], [[i + 1, names[i], *methods] for i, methods in enumerate(order)])
+    if options.sheet is not None:
+        save_png(contact_sheet([row_of(mixsyn, composed) for composed in made]), options.sheet)
+        print(f"written: {options.sheet}")
     return 0
 
 
 def pasted(mixsyn: MixSyn, composed: Composed) -> Picture:
     """Return the copy-paste of a composition's segments, holes filled from the nearest pixel."""
     return copy_paste(composed.sources, composed.table, mixsyn.size, mixsyn.classes, holes="nearest")
+
+
+def row_of(mixsyn: MixSyn, composed: Composed) -> list[np.ndarray]:
+    """Draw a row of the sheet: new image, composition, copy-paste, sequential transfer onto the first source, sources."""
+    size, sources = mixsyn.size, composed.sources
+    regions = [(name, sources[index]) for name, index in composed.table.items() if index]
+    steps = [image for _, image in sequential_steps(mixsyn, sources[0], regions) if image is not None]
+    return [
+        captioned(composed.image, "new image"),
+        captioned(soft_colours(composed.composition, size), "composition"),
+        captioned(pasted(mixsyn, composed).image, "copy-paste"),
+        captioned(steps[-1].image if steps else mixsyn.fitted(sources[0]).image, "sequential"),
+        *source_cells(sources, composed.table, mixsyn.classes, size, named=False),
+    ]
 
 
 def compositions(mixsyn: MixSyn, options: Options) -> Iterator[Composed]:

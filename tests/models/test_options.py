@@ -93,6 +93,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **READER,
         "--model": None, "--device": "cpu", "--data": None, "--kind": "auto", "--split": "all", "--pairs": 30,
         "--question": "Which picture looks more like a photograph?", "--answers": [], "--seed": 0, "--out": "study",
+        "--sheet": None,
     },
     "mixsyn evaluate": {
         **READER,

@@ -25,11 +25,13 @@ from mixsyn_fast.models.mixsyn.compose import split_regions
 from mixsyn_fast.models.mixsyn.compositions import coupled_groups
 from mixsyn_fast.models.mixsyn.config import Config, StructureConfig, StyleConfig
 from mixsyn_fast.models.mixsyn.model import MixSyn
+from mixsyn_fast.models.mixsyn.sequential import sequential
 from mixsyn_fast.models.mixsyn.structure import StructureGenerator
 from mixsyn_fast.models.mixsyn.style import StyleGenerator
 from mixsyn_fast.models.pictures.files import save_image, save_labels
 from mixsyn_fast.models.pictures.options import drawn_source
 from mixsyn_fast.models.pictures.picture import Picture, fit, read_picture
+from mixsyn_fast.models.sheets import contact_sheet
 
 from mixsyn_fast import cli
 
@@ -645,7 +647,7 @@ def test_sources_have_a_region_that_is_varied(model: str) -> None:
 def test_a_study_shows_pairs_and_counts_votes(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "study"
     words = ["mixsyn", "study", "--model", model, "--pairs", "4", "--out", str(out)]
-    assert cli.main(words) == 0
+    assert cli.main([*words, "--sheet", str(tmp_path / "sheet.png")]) == 0
     assert sorted(os.listdir(out)) == ["answers.csv", "images", "key.csv", "page.html"]
     assert sorted(os.listdir(out / "images")) == [f"{row:02d}_{letter}.png" for row in range(1, 5) for letter in "AB"]
     page = (out / "page.html").read_text()
@@ -657,11 +659,21 @@ def test_a_study_shows_pairs_and_counts_votes(model: str, tmp_path: Path, capsys
     )
     assert [len(line[1].split()) for line in key[1:]] == [3, 4, 5, 6]
     mixsyn, options = MixSyn.load(model), study.Options(model=model, pairs=4)
+    rows: list[list[np.ndarray]] = []
     for row, made in enumerate(study.compositions(mixsyn, options), 1):
         letter = "AB"[key[row].index("composition") - 2]
         assert np.array_equal(_pixels(out / "images" / f"{row:02d}_{letter}.png"), made.image)
         other = "AB".replace(letter, "")
         assert np.array_equal(_pixels(out / "images" / f"{row:02d}_{other}.png"), study.pasted(mixsyn, made).image)
+        rows.append(study.row_of(mixsyn, made))
+        own = made.sources[0]
+        others = [(name, made.sources[i]) for name, i in made.table.items() if i and name in mixsyn.regions_of(own)]
+        shown = [made.image, study.pasted(mixsyn, made).image]
+        shown.append(sequential(mixsyn, own, others)[-1].image if others else mixsyn.fitted(own).image)
+        for at, image in zip((0, 2, 3), shown, strict=True):
+            assert np.array_equal(rows[-1][at][: mixsyn.size[0]], image)
+        assert len(rows[-1]) == 4 + len(made.sources)
+    assert np.array_equal(_pixels(tmp_path / "sheet.png"), contact_sheet(rows))
     (tmp_path / "a.csv").write_text(
         "row,answer\n" + "".join(f"{line[0]},{'AB'[line.index('copy-paste') - 2]}\n" for line in key[1:])
     )
