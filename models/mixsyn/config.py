@@ -121,7 +121,7 @@ class Config:
     training: Literal["joint", "staged"] = "joint"  # staged: the structure alone first, then the style alone
     structure_steps: int = 1000  # steps of the first stage, where training is staged; the rest are the style's
     reuse_fakes: bool = True  # discriminators judge what the generators' step made; False: made anew, a pass more
-    feature_matching: float = 0.0  # weight of feature matching of known images (none in the paper)
+    feature_matching: float = 0.0  # weight of feature matching of images that are made anew (none in the paper)
     vgg_taps: int = 5  # activations of VGG that the perceptual loss compares, from relu1_1 on, one per block: 1 to 5
     vgg_images: Literal["both", "known"] = "both"  # images of the perceptual loss: known and approximated, or known alone
     structure_cross_entropy: float = 0.0  # weight of the cross-entropy of known compositions (none in the paper)
@@ -130,6 +130,9 @@ class Config:
     """in L1 and cross-entropy of compositions a pixel counts up to so many times as much, or as little, as others, by
     how rare its region is in the batch; 1: all the same"""
     soften_real: int = 0  # times that real maps are blurred by [1 2 1] / 4 before D_M sees them, as compositions are soft
+    feature_matching_images: Literal["both", "known"] = (
+        "known"  # images of feature matching: known and approximated, or known
+    )
 
     def __post_init__(self) -> None:
         """Check every field once."""
@@ -160,7 +163,7 @@ class Config:
             raise ValueError(f"vgg_taps: expected 1 to 5, got {self.vgg_taps}")
         if not 1 <= self.structure_balance < math.inf:
             raise ValueError(f"structure_balance: expected at least 1, got {self.structure_balance}")
-        one_of(self, vgg_images=("both", "known"))
+        one_of(self, vgg_images=("both", "known"), feature_matching_images=("both", "known"))
         if self.structure_discriminator.kind != "blocks":
             raise ValueError("structure_discriminator.kind: expected 'blocks', for patches are of images, got 'patches'")
         structure = self.adversarial or self.structure_reconstruction or self.structure_cross_entropy or self.structure_dice

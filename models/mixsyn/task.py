@@ -276,8 +276,10 @@ class MixSynTask(Task):
                 )
                 found["image_gan"] = config.adversarial * loss
             if wanted is not None:
-                known_features = [[layer[:count] for layer in scale] for scale in features]
-                found["feature_matching"] = config.feature_matching * feature_matching_loss(wanted, known_features)
+                times = 2 if config.feature_matching_images == "both" else 1
+                anew = [[layer[: times * count] for layer in scale] for scale in features]
+                aims = [[torch.cat((layer,) * times) for layer in scale] for scale in wanted]
+                found["feature_matching"] = config.feature_matching * feature_matching_loss(aims, anew)
             return found
 
         losses = at_once(judged, made.images) if fools or matches else {}

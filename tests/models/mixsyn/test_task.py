@@ -335,9 +335,11 @@ def test_one_step_in_each_ablation(fields: dict[str, Any]) -> None:
             assert ("image_r1" in losses) == (fields.get("r1", 1.0) > 0)
 
 
-def test_what_goes_beyond_the_paper_by_hand(tmp_path: Path, vgg16_file: Path) -> None:
-    """Patches that see the map, feature matching and perceptual loss of known images, losses of compositions."""
-    fields = RECIPE | {"vgg": 1.5, "vgg_weights": str(vgg16_file), "vgg_taps": 2, "vgg_images": "known", "r1_every": 1}
+@pytest.mark.parametrize("which", ["known", "both"])
+def test_what_goes_beyond_the_paper_by_hand(tmp_path: Path, vgg16_file: Path, which: str) -> None:
+    """Patches that see the map, feature matching and perceptual loss of images made anew, losses of compositions."""
+    fields = RECIPE | {"vgg": 1.5, "vgg_weights": str(vgg16_file), "vgg_taps": 2, "r1_every": 1}
+    fields |= {"vgg_images": which, "feature_matching_images": which}
     task, batch = make(torch.float32, **fields, **WEIGHTS, **SHARES), make_batch(torch.float32)
     drawn = hold(task, batch)
     made_by = task.make(batch, task.networks, drawn)
@@ -353,10 +355,11 @@ def test_what_goes_beyond_the_paper_by_hand(tmp_path: Path, vgg16_file: Path) ->
 
     fool = [over(each, lambda t: -torch.log(torch.sigmoid(t))) for each in seen]
     expected = {"image_gan": 0.7 * 0.55 * (0.2 * (fool[1] + fool[2]) + 0.8 * fool[3])}
-    apart = [(a - b).abs().mean() for x, y in zip(seen[0], seen[1], strict=True)
-             for a, b in zip(x[:-1], y[:-1], strict=True)]  # fmt: skip
+    anew = {"known": (known,), "both": (known, approximated)}[which]
+    apart = [(a - b).abs().mean() / len(anew) for other in seen[1 : 1 + len(anew)]
+             for x, y in zip(seen[0], other, strict=True) for a, b in zip(x[:-1], y[:-1], strict=True)]  # fmt: skip
     expected["feature_matching"] = 2.0 * sum(apart) / 2  # type: ignore[assignment]
-    expected["vgg"] = 1.5 * task.perceptual(known, batch.image)  # type: ignore[misc]
+    expected["vgg"] = 1.5 * sum(task.perceptual(each, batch.image) for each in anew) / len(anew)  # type: ignore[misc]
     assert task.perceptual.taps == ("relu1_1", "relu2_1")  # type: ignore[union-attr]
     first, labels = made_by.compositions[:COUNT], own.labels_at()
     expected["structure_l1"] = 5.0 * composition_l1_loss(first, labels, 4.0)
