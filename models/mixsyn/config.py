@@ -130,9 +130,8 @@ class Config:
     """in L1 and cross-entropy of compositions a pixel counts up to so many times as much, or as little, as others, by
     how rare its region is in the batch; 1: all the same"""
     soften_real: int = 0  # times that real maps are blurred by [1 2 1] / 4 before D_M sees them, as compositions are soft
-    feature_matching_images: Literal["both", "known"] = (
-        "known"  # images of feature matching: known and approximated, or known
-    )
+    feature_matching_images: Literal["both", "known"] = "known"
+    """images of feature matching: known and approximated, or known alone"""
 
     def __post_init__(self) -> None:
         """Check every field once."""

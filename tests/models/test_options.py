@@ -305,7 +305,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--training": "joint", "--structure-steps": 1000, "--reuse-fakes": True, "--style.noise": False,
         "--style.noise-seed": 0, "--style.soft-resize": "nearest", "--feature-matching": 0.0, "--vgg-taps": 5,
         "--vgg-images": "both", "--structure-cross-entropy": 0.0, "--structure-dice": 0.0, "--structure-balance": 1.0,
-        "--soften-real": 0,
+        "--soften-real": 0, "--feature-matching-images": "known",
         **{
             f"--{judge}-discriminator.{name}": value
             for judge in ("structure", "image")
