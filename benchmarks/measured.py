@@ -204,9 +204,9 @@ def libraries(results: Results) -> str:
 
 
 _LIBRARIES_TEXT = """### Whole models of other libraries
-The libraries' own classes (MONAI, diffusers) and research code written from the papers, with random weights, before and
-after one call; *kept*: inside `constant_conditioning`, as all but the first step of a sampler. *MiB*: the most that all
-tensors of a call take at once. Widths and sizes are in benchmarks/run_libraries.py."""
+The libraries' own classes (MONAI, diffusers) and research code written from the papers, with random weights, on
+real label maps (a volume is nested shells), before and after one call; *kept*: inside `constant_conditioning`, as all but
+the first step of a sampler. *MiB*: the most that all tensors of a call take at once. Widths: benchmarks/run_libraries.py."""
 _SHARES_TEXT = """\
 The conditioning's share, before and after (ours, and kept), of the multiply-accumulates and of the time (by eager without
 the layers that read the map); *by it alone*: how much faster the model would be if those layers cost nothing."""
@@ -219,8 +219,8 @@ def _reached(goal: Mapping[str, Any]) -> str:
 
 
 def _libraries_values(results: Results) -> dict[str, str]:
-    """Numbers of docs/accelerate.md: times faster than eager, and peak memory; what was not measured yet says so."""
-    found = {}
+    """Numbers of docs/accelerate.md: layers, times faster than eager, peak memory; what was not measured yet says so."""
+    found: dict[str, str] = {}
     for case in run_libraries.cases():
         row = find(results, [_LIBRARIES], f"libraries/{case.name}", "forward") if _LIBRARIES in results else None
         names = {"": "ours", " kept": run_libraries.KEPT, " memory": ""}
@@ -231,6 +231,8 @@ def _libraries_values(results: Results) -> dict[str, str]:
             elif row is not None and all(row["contenders"][n]["peak_bytes"] for n in ("ours", "eager")):
                 value = row["contenders"]["ours"]["peak_bytes"] / row["contenders"]["eager"]["peak_bytes"]
             found[case.name + end] = "not measured yet" if value is None else f"{value:.2f} x"
+        layers = "not measured yet" if row is None else "{accelerated} of {layers}".format(**row["facts"])
+        found[f"{case.name} layers"] = layers
     return found
 
 

@@ -29,7 +29,7 @@ import importlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -305,7 +305,7 @@ def conditioning(report: AccelerationReport, whole: int, inside: int) -> dict[st
 def run_case(case: LibraryCase, labels: Labels, options: argparse.Namespace) -> dict[str, Any]:
     """One row."""
     model = MODELS[case.model]
-    with progress(f"building {case.name}"), ExitStack() as kept:
+    with progress(f"building {case.name}"):
         torch.manual_seed(0)
         eager = lively(model.build(case))
         inputs = model.inputs(case, labels)
@@ -313,36 +313,38 @@ def run_case(case: LibraryCase, labels: Labels, options: argparse.Namespace) -> 
         begin = time.perf_counter()
         reports = {"ours": accelerate(networks["ours"])}
         facts: dict[str, Any] = {"accelerate_seconds": time.perf_counter() - begin}
-        if model.sampler:
+        if model.sampler and reports["ours"].changed:
             networks[KEPT] = copy.deepcopy(eager)
             reports[KEPT] = accelerate(networks[KEPT])
-            kept.enter_context(constant_conditioning(networks[KEPT]))
         networks["floor"] = without(eager, model.reads)
 
-        def step(network: nn.Module) -> Callable[[], Tensor]:
-            def call() -> Tensor:
-                with torch.no_grad():
-                    return model.call(network, *inputs)
+    def step(network: nn.Module) -> Callable[[], Tensor]:
+        def call() -> Tensor:
+            with torch.no_grad():
+                return model.call(network, *inputs)
 
-            return call
+        return call
 
-        calls = {name: step(network) for name, network in networks.items()}
-        if options.compile:
-            torch._dynamo.reset()
-            compiled = torch.compile(functools.partial(model.call, eager), dynamic=False)
-            calls["compile"] = torch.no_grad()(functools.partial(compiled, *inputs))
-        found, verdicts = _judged(case, model, eager, inputs, calls, options.compile_seconds)
+    calls = {name: step(network) for name, network in networks.items()}
+    if options.compile:
+        torch._dynamo.reset()
+        compiled = torch.compile(functools.partial(model.call, eager), dynamic=False)
+        calls["compile"] = torch.no_grad()(functools.partial(compiled, *inputs))
+    with constant_conditioning(networks[KEPT]) if KEPT in networks else nullcontext():
+        shape, verdicts = _judged(case, model, eager, inputs, calls, options.compile_seconds)
         reading = layers_that_read(eager, model.reads)
         macs, inside = operations(calls["eager"], reading)
-        facts |= {"macs": macs, "conditioning_macs": inside, "share": _share(inside, macs)}
+        facts |= {"macs": macs, "conditioning_macs": inside, "share": _share(inside, macs), "output": shape}
         for name, report in reports.items():
-            calls[name]()  # a second call: what is kept was made in the first
-            facts[name] = conditioning(report, macs, inside)
+            if verdicts[name].passed:
+                calls[name]()  # a second call: what is kept was made in the first
+                facts[name] = conditioning(report, macs, inside)
         changed = {entry.name for entry in reports["ours"].changed}
-        facts |= {"layers": len(reading), "accelerated": len(changed & set(reading)), "output": list(found.shape)}
-        running = {name: call for name, call in calls.items() if name == "floor" or verdicts[name].passed}
+        facts |= {"layers": len(reading), "accelerated": len(changed & set(reading))}
+        gates: dict[str, Gate | None] = {**verdicts, "floor": None}
+        running = {name: call for name, call in calls.items() if (verdict := gates[name]) is None or verdict.passed}
         entries = compare(
-            running, {name: verdicts[name] for name in running if name != "floor"}, repeat=options.repeat,
+            running, {name: verdicts[name] for name in running if name in verdicts}, repeat=options.repeat,
             budget_s=options.seconds, warmup=1, resident=True, what=case.name,
         )  # fmt: skip
     for name, verdict in verdicts.items():
@@ -363,8 +365,8 @@ def _judged(
     inputs: tuple[Tensor, ...],
     calls: Mapping[str, Callable[[], Tensor]],
     compile_seconds: float,
-) -> tuple[Tensor, dict[str, Gate]]:
-    """Return eager's output, and everybody's gate but the floor's; one that raises fails its gate and says why."""
+) -> tuple[list[int], dict[str, Gate]]:
+    """Return the output's shape, and everybody's gate but the floor's; one that raises fails its gate and says why."""
     with progress(f"{case.name} in float64"), torch.no_grad():
         exact = {"output": model.call(copy.deepcopy(eager).double(), *map(_double, inputs))}
     reference = {"output": calls["eager"]()}
@@ -375,10 +377,11 @@ def _judged(
                 verdicts[name] = gate({"output": calls[name]()}, reference, exact, floor=_FLOOR)
         except Exception as error:  # the row goes on without this contender
             verdicts[name] = Gate(False, float("inf"), 0.0, f"{type(error).__name__}: {str(error)[:160]}")
-    return reference["output"], verdicts
+    return list(reference["output"].shape), verdicts
 
 
 def _goal(contender: str, target: Target, entries: Mapping[str, Measured]) -> dict[str, Any] | None:
+    contender = contender if contender in entries else "ours"  # nothing of the model was changed
     own, other = entries[contender], entries["eager"]
     if own.timing is None or other.timing is None:
         return None

@@ -56,7 +56,7 @@ def test_a_run_its_tables_and_the_numbers_in_documents(
     assert ("missed, " in section) == (not all(goal["met"] for row in (sdm, portrait) for goal in row["targets"]))
     values = measured._libraries_values(found)
     assert values["portrait/8 kept"] == "not measured yet" and re.fullmatch(r"[\d.]+ x", values["sdm/16 kept"])
-    assert re.fullmatch(r"[\d.]+ x", values["portrait/8 memory"])
+    assert re.fullmatch(r"[\d.]+ x", values["portrait/8 memory"]) and values["portrait/8 layers"] == "8 of 8"
     assert measured.libraries({}) == "" and set(measured._libraries_values({}).values()) == {"not measured yet"}
 
 
