@@ -181,7 +181,7 @@ def libraries(results: Results) -> str:
         text = f"{run_libraries.MODELS[case['model']].title}, {case['size']}"
         cells = [_time(row, name) for name in ("eager", "compile", "ours", run_libraries.KEPT)]
         cells += [_times(ratio(row, "eager", name), 3) for name in ("ours", run_libraries.KEPT)]
-        cells.append(" / ".join(mebibytes(entries[name]) for name in ("ours", "eager")))
+        cells.append(" / ".join(mebibytes(entries[name]) for name in ("ours", "eager", "floor")))
         cells.append(f"{float(entries['ours']['gate']['error']):.1e}")
         times.append([text, *cells, "; ".join(map(_reached, row["targets"])) or "-"])
         of_work = [facts["share"], *(facts[name]["share"] for name in ("ours", run_libraries.KEPT) if name in facts)]
@@ -197,7 +197,7 @@ def libraries(results: Results) -> str:
                 f"{facts['accelerated']} of {facts['layers']}",
             ]
         )
-    first = ("eager", "compile", "ours", "ours, kept", "faster", "faster, kept", "MiB, ours / eager", "error", "target")
+    first = ("eager", "compile", "ours", "ours, kept", "faster", "faster, kept", "MiB", "error", "target")
     second = ("multiply-accumulates", "conditioning's share of them", "of the time", "by it alone", "layers")
     parts = [_LIBRARIES_TEXT, _table(("model, size", *first), times), _SHARES_TEXT, _table(("model, size", *second), shares)]
     return "\n\n".join([*parts, f"[[from {_LIBRARIES}]]"]) + "\n\n"
@@ -206,7 +206,8 @@ def libraries(results: Results) -> str:
 _LIBRARIES_TEXT = """### Whole models of other libraries
 The libraries' own classes (MONAI, diffusers) and research code written from the papers, with random weights, on
 real label maps (a volume is nested shells), before and after one call; *kept*: inside `constant_conditioning`, as all but
-the first step of a sampler. *MiB*: the most that all tensors of a call take at once. Widths: benchmarks/run_libraries.py."""
+the first step of a sampler. *MiB*: the most that all tensors of a call take at once, ours / eager / eager without the
+layers that read the map. Widths: benchmarks/run_libraries.py."""
 _SHARES_TEXT = """\
 The conditioning's share, before and after (ours, and kept), of the multiply-accumulates and of the time (by eager without
 the layers that read the map); *by it alone*: how much faster the model would be if those layers cost nothing."""

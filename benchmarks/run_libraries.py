@@ -13,7 +13,7 @@ Contenders of a row take turns in one process, with the same weights and inputs:
 * eager: the model as it is; compile: torch.compile of it;
 * ours: a copy after accelerate(); ours+kept: a copy inside constant_conditioning(), a sampler's later steps;
 * floor: eager without the layers that read the map, whose whole work it leaves out: what nobody can be faster than by making
-  those layers faster. 1 - floor / eager is the conditioning's share of the time before, 1 - floor / ours after.
+  those layers faster, nor smaller. 1 - floor / eager is the conditioning's share of the time before, 1 - floor / ours after.
 
 Gate: the output by the rule of mixsyn_fast/measure/gate.py, eager in float64 being exact, with the floor of
 benchmarks/run_models.py for dozens of layers. Targets: a sampler's step, or peak memory of a decoder, against eager.
@@ -38,6 +38,7 @@ import torch
 import torch.nn.functional as F
 from mixsyn_fast.models.plain import shared_copy
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from examples.accelerate_portrait import PortraitDecoder, settle
@@ -257,7 +258,7 @@ def layers_that_read(model: nn.Module, reads: str) -> dict[str, nn.Module]:
 
 
 def operations(call: Callable[[], Any], layers: Mapping[str, nn.Module]) -> tuple[int, int]:
-    """Return multiply-accumulates of a call, and those within the given layers."""
+    """Return multiply-accumulates of a call, and those within the given layers; attention counts as its two products."""
     counter, entered, inside = FlopCounterMode(display=False), [0], [0]
 
     def enter(*_: Any) -> None:
@@ -268,7 +269,7 @@ def operations(call: Callable[[], Any], layers: Mapping[str, nn.Module]) -> tupl
 
     hooks = [layer.register_forward_pre_hook(enter) for layer in layers.values()]
     hooks += [layer.register_forward_hook(leave) for layer in layers.values()]
-    with torch.no_grad(), counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:  # the CPU's fused kernel is not counted
         call()
     for hook in hooks:
         hook.remove()
@@ -394,7 +395,7 @@ def _goal(contender: str, target: Target, entries: Mapping[str, Measured]) -> di
 
 
 def told(row: tables.Row) -> str:
-    """Return in words what share the conditioning has, before and after: of operations, of time."""
+    """Return in words what share the conditioning has, before and after, of operations and time, and what is left to win."""
     facts = row["facts"]
     text = f"  conditioning {facts['share']:.0%} of {facts['macs'] / 1e9:.3g} G multiply-accumulates"
     for name in ("ours", KEPT):
@@ -404,6 +405,9 @@ def told(row: tables.Row) -> str:
     if before is not None:
         text += f"; of the time {1 - before:.0%}" + "".join(f", then {1 - rest:.0%}" for rest in after if rest is not None)
         text += f": at most {1 / before:.2f} x by it alone"
+    least, most = (row["contenders"].get(name, {}).get("peak_bytes") for name in ("floor", "eager"))
+    if least and most:
+        text += f"; memory at least {least / most:.2f} x"
     return f"{text}; {facts['accelerated']} of {facts['layers']} layers accelerated"
 
 
