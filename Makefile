@@ -7,6 +7,7 @@
 #   make networks                           VGG-16, AlexNet, LPIPS heads, FID's Inception: for perceptual loss and evaluation
 #   make bench                              the benchmarks (JSON and tables below benchmarks/results); its parts are
 #                                           bench-ops [ARGS=..], bench-plots [PLOT_ARGS=..], bench-models [MODEL_ARGS=..]
+#   make bench-libraries [ARGS=..]           accelerate() on whole models of MONAI, diffusers and research code
 #   make bench-training ARGS='--data DIR ..' the training loop against plain PyTorch
 #   make bench-winners                       where the CPU kernels win, on every instruction set: the table that `auto` reads
 #   make bench-clvae ARGS='step ..'         a training step of the class- and layer-wise VAE, its levels, its pooling
@@ -32,7 +33,7 @@ RUN := $(VENV)/bin/python
 CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CXX_USED := $(or $(shell command -v $(firstword $(CXX))),g++)
 
-.PHONY: demo test compat mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn bench-clvae bench-msca bench-harmonized bench-stylegan2 bench-winners bench-again measured gpu-check \
+.PHONY: demo test compat mutants coverage networks bench bench-ops bench-plots bench-models bench-training bench-mixsyn bench-clvae bench-msca bench-harmonized bench-stylegan2 bench-libraries bench-winners bench-again measured gpu-check \
   test-isas sanitize arm clang headers lint format kernels doctor setup clean
 
 setup: $(VENV)/.installed
@@ -68,8 +69,8 @@ test: setup
 	$(PYTEST) $(ARGS)
 
 # Other libraries' layers, in a folder of their own and without their torch; what of them does not import, the tests pass over.
-COMPAT := monai==1.6.1 diffusers==0.42.1 huggingface_hub==2.4.0 importlib_metadata==10.2.0 zipp==4.1.2 regex==2026.11.19 \
-  requests==2.34.2 urllib3==2.8.0 idna==3.20 certifi==2026.10.19.post1 charset_normalizer==3.5.3 \
+COMPAT := monai==1.6.1 einops==0.8.2 diffusers==0.42.1 huggingface_hub==2.4.0 importlib_metadata==10.2.0 zipp==4.1.2 \
+  regex==2026.11.19 requests==2.34.2 urllib3==2.8.0 idna==3.20 certifi==2026.10.19.post1 charset_normalizer==3.5.3 \
   httpx2==2.16.2 httpcore2==2.16.2 truststore==0.10.5 click==8.5.1 h11==0.16.0 anyio==4.16.0 typer==0.29.2 annotated_doc==0.0.7
 build/compat/.installed: $(VENV)/.ready Makefile
 	@rm -rf build/compat && mkdir -p build/compat
@@ -128,6 +129,9 @@ bench-harmonized: setup
 bench-stylegan2: setup
 	$(RUN) -m benchmarks.run_stylegan2 $(ARGS)
 	$(RUN) -m benchmarks.run_stylefusion
+
+bench-libraries: setup build/compat/.installed
+	$(RUN) -m benchmarks.run_libraries $(ARGS)
 
 bench-winners: setup
 	$(RUN) -m benchmarks.winners $(ARGS)

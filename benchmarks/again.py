@@ -77,6 +77,7 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
         3,
         "run_harmonized_quality --kind procedural_lit_faces --limit 24 --styles 4 --harmony runs/harmony shipped=runs/three",
     ),
+    "libraries_cpu.json": (25, "run_libraries --repeat 7 --seconds 45"),  # after `make build/compat/.installed`
     "mixsyn_cpu.json": (9, "run_mixsyn --data $MIXSYN_FAST_DATA/cmp_facade --sizes 256 --repeat 5"),
     "mixsyn_training_cpu.json": (7, f"run_training --model mixsyn {_FACADES} --batch-size 4"),
     "msca_cpu.json": (

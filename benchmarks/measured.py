@@ -17,13 +17,13 @@ from typing import Any
 from mixsyn_fast.measure.contest import is_ours
 from mixsyn_fast.writing import write_whole
 
-from . import again, plot_levels, plot_msca, plot_times, schema
+from . import again, plot_levels, plot_msca, plot_times, run_libraries, schema
 from .tables import Row, mebibytes, ratio, seconds, verdict
 from .timing import machine_line
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "measured.md"
-FILLED = ("README.md", "docs/exact_algebra.md", "models/mixsyn/README.md", "models/msca/README.md")
+FILLED = ("README.md", "docs/accelerate.md", "docs/exact_algebra.md", "models/mixsyn/README.md", "models/msca/README.md")
 Results = Mapping[str, Mapping[str, Any]]
 
 GENERATORS = ("models_cpu.json", "models_cpu_more.json", "models_cpu_training.json")
@@ -166,6 +166,75 @@ def foreign(results: Results) -> str:
         error = f"{float(row['contenders']['ours']['gate']['error']):.1e}"
         body.append([text, _time(row, "published"), _time(row, "ours"), _times(ratio(row, "published", "ours"), 3), error])
     return _table(("model", "published", "accelerated", "faster", "error"), body)
+
+
+_LIBRARIES = "libraries_cpu.json"
+
+
+def libraries(results: Results) -> str:
+    """Return the section of whole models of other libraries; nothing where it was not measured."""
+    if _LIBRARIES not in results:
+        return ""
+    times, shares = [], []
+    for row in results[_LIBRARIES]["rows"]:
+        case, facts, entries = row["settings"], row["facts"], row["contenders"]
+        text = f"{run_libraries.MODELS[case['model']].title}, {case['size']}"
+        cells = [_time(row, name) for name in ("eager", "compile", "ours", run_libraries.KEPT)]
+        cells += [_times(ratio(row, "eager", name), 3) for name in ("ours", run_libraries.KEPT)]
+        cells.append(" / ".join(mebibytes(entries[name]) for name in ("ours", "eager", "floor")))
+        cells.append(f"{float(entries['ours']['gate']['error']):.1e}")
+        times.append([text, *cells, "; ".join(map(_reached, row["targets"])) or "-"])
+        of_work = [facts["share"], *(facts[name]["share"] for name in ("ours", run_libraries.KEPT) if name in facts)]
+        of_time = [
+            1 - rest for name in ("eager", "ours", run_libraries.KEPT) if (rest := ratio(row, "floor", name)) is not None
+        ]
+        shares.append(
+            [
+                text,
+                f"{facts['macs'] / 1e9:.3g} G",
+                *(", ".join(f"{value:.0%}" for value in values) for values in (of_work, of_time)),
+                _times(ratio(row, "eager", "floor"), 3),
+                f"{facts['accelerated']} of {facts['layers']}",
+            ]
+        )
+    first = ("eager", "compile", "ours", "ours, kept", "faster", "faster, kept", "MiB", "error", "target")
+    second = ("multiply-accumulates", "conditioning's share of them", "of the time", "by it alone", "layers")
+    parts = [_LIBRARIES_TEXT, _table(("model, size", *first), times), _SHARES_TEXT, _table(("model, size", *second), shares)]
+    return "\n\n".join([*parts, f"[[from {_LIBRARIES}]]"]) + "\n\n"
+
+
+_LIBRARIES_TEXT = """### Whole models of other libraries
+The libraries' own classes (MONAI, diffusers) and research code written from the papers, with random weights, on
+real label maps (a volume is nested shells), before and after one call; *kept*: inside `constant_conditioning`, as all but
+the first step of a sampler. *MiB*: the most that all tensors of a call take at once, ours / eager / eager without the
+layers that read the map. Widths: benchmarks/run_libraries.py."""
+_SHARES_TEXT = """\
+The conditioning's share, before and after (ours, and kept), of the multiply-accumulates and of the time (by eager without
+the layers that read the map); *by it alone*: how much faster the model would be if those layers cost nothing."""
+
+
+def _reached(goal: Mapping[str, Any]) -> str:
+    """A target of a row in words."""
+    bound = f"at least {goal['least']:g} x" if goal["most"] is None else f"memory at most {goal['most']:g} x"
+    return f"{bound}: {'' if goal['met'] else 'missed, '}{float(goal['got']):.2f} x"
+
+
+def _libraries_values(results: Results) -> dict[str, str]:
+    """Numbers of docs/accelerate.md: layers, times faster than eager, peak memory; what was not measured yet says so."""
+    found: dict[str, str] = {}
+    for case in run_libraries.cases():
+        row = find(results, [_LIBRARIES], f"libraries/{case.name}", "forward") if _LIBRARIES in results else None
+        names = {"": "ours", " kept": run_libraries.KEPT, " memory": ""}
+        for end, name in names.items():
+            value = None
+            if row is not None and name:
+                value = ratio(row, "eager", name)
+            elif row is not None and all(row["contenders"][n]["peak_bytes"] for n in ("ours", "eager")):
+                value = row["contenders"]["ours"]["peak_bytes"] / row["contenders"]["eager"]["peak_bytes"]
+            found[case.name + end] = "not measured yet" if value is None else f"{value:.2f} x"
+        layers = "not measured yet" if row is None else "{accelerated} of {layers}".format(**row["facts"])
+        found[f"{case.name} layers"] = layers
+    return found
 
 
 def ops(results: Results) -> str:
@@ -537,6 +606,7 @@ def values(results: Results) -> dict[str, str]:
         "error hierarchy": f"{_worst(results, ('ops_cpu.json',), is_ours, op='fusion_hierarchy'):.0e}",
         "error step": f"{_worst(results, loops, is_ours):.0e}",
         **_msca_values(results),
+        **_libraries_values(results),
     }
 
 
@@ -549,9 +619,9 @@ def document(results: Results) -> str:
     """Return docs/measured.md."""
     double = max(float(row["facts"].get("float64_error", 0)) for name in GENERATORS for row in results[name]["rows"])
     parts = {
-        "generators": generators, "instruction_sets": instruction_sets, "foreign": foreign, "ops": ops, "lost": lost,
-        "other_rows": other_rows, "missed": missed, "training": training, "mixsyn": mixsyn, "clvae": clvae, "msca": msca,
-        "stylegan2": stylegan2, "stylefusion": stylefusion, "errors": errors,
+        "generators": generators, "instruction_sets": instruction_sets, "foreign": foreign, "libraries": libraries,
+        "ops": ops, "lost": lost, "other_rows": other_rows, "missed": missed, "training": training, "mixsyn": mixsyn,
+        "clvae": clvae, "msca": msca, "stylegan2": stylegan2, "stylefusion": stylefusion, "errors": errors,
         "choices": choices, "files": files, "temporary": temporary, "rates": rates,
     }  # fmt: skip
     text = _TEXT
@@ -596,7 +666,7 @@ case, for it pays for the reading of its map by itself: never slower than 0.95 t
 
 [[from accelerate_cpu.json]]
 
-## Ops
+[[libraries]]## Ops
 float32, real label maps, in turns so that nothing stays in the cache. *Fastest plain* is the fastest form in plain
 PyTorch (eager, or scatter for pooling); */ floor* is our time over what the bytes or the operations need at the
 machine's rates from memory, measured in the same run: those of different files differ ([[rates]] GB/s).

@@ -21,7 +21,7 @@ from mixsyn_fast.measure.gate import Gate
 RESULTS = Path(__file__).parent / "results"
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 KINDS = ("ops", "models", "mixsyn", "clvae", "stylegan2", "stylefusion", "training", "plot", "winners", "accelerate")
-KINDS += ("evaluation", "msca", "harmonized")
+KINDS += ("evaluation", "msca", "harmonized", "libraries")
 _NOT_IN_JSON = ("nan", "inf", "-inf")  # numbers that JSON does not have: mixsyn_fast/writing.py
 
 
@@ -54,7 +54,7 @@ class Goal:
 class Row:
     """Contenders that do the same work, in one mode."""
 
-    op: str  # of the package, or generator, mixsyn, clvae, msca, stylegan2, stylefusion, harmonized, training
+    op: str  # of the package, or generator, mixsyn, clvae, msca, stylegan2, stylefusion, harmonized, libraries, training
     case: str  # unique in its file with the mode
     mode: str  # forward, backward, both, training
     settings: dict[str, Any]

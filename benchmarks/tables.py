@@ -336,7 +336,7 @@ def render(result: Mapping[str, Any], *, markdown: bool = True) -> str:
 
 
 # kinds that are about whole networks, the others are about ops
-_NETWORKS = ("models", "mixsyn", "clvae", "msca", "stylegan2", "stylefusion", "harmonized", "training")
+_NETWORKS = ("models", "mixsyn", "clvae", "msca", "stylegan2", "stylefusion", "harmonized", "libraries", "training")
 _TITLES = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "SSE2", "neon": "NEON"}
 
 

@@ -50,6 +50,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("mixsyn_fast.models.evaluation",),),
     tuple((f"mixsyn_fast.models.{paper}",) for paper in ("mixsyn", "clvae", "msca", "stylefusion", "harmonized")),
     (("mixsyn_fast.models.demo",),),
+    (("examples",),),
     (("mixsyn_fast.cli",), ("benchmarks",)),
 )
 
@@ -61,7 +62,9 @@ def _module(path: Path) -> str:
     return ".".join(["mixsyn_fast", *parts] if parts[0] == "models" else parts)
 
 
-FILES = {_module(path): path for folder in ("mixsyn_fast", "models", "benchmarks") for path in (ROOT / folder).rglob("*.py")}
+FOLDERS = ("mixsyn_fast", "models", "benchmarks", "examples")
+FILES = {_module(path): path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+ROOMS = ("mixsyn_fast", "benchmarks", "examples", "tests")  # first names of what is imported
 
 
 def _imports(module: str, path: Path) -> Iterator[str]:
@@ -69,13 +72,11 @@ def _imports(module: str, path: Path) -> Iterator[str]:
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (
-                alias.name for alias in node.names if alias.name.split(".")[0] in ("mixsyn_fast", "benchmarks", "tests")
-            )
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in ROOMS)
         elif isinstance(node, ast.ImportFrom):
             parts = package.split(".") if node.level else []
             base = ".".join([*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])])
-            if base.split(".")[0] in ("mixsyn_fast", "benchmarks", "tests"):
+            if base.split(".")[0] in ROOMS:
                 for alias in node.names:
                     yield f"{base}.{alias.name}" if f"{base}.{alias.name}" in FILES else base
 
