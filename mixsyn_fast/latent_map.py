@@ -83,7 +83,7 @@ class LatentMap:
         cells, device = features.shape[2:], features.device
         if axes is None:
             self.axes = tuple(nearest_source(side, full, device) for side, full in zip(self.size, cells, strict=True))
-            self._grid = Grid.nearest(self.size, cells)
+            self.grid = Grid.nearest(self.size, cells)
             return
         if len(axes) != dimensions:
             fail(name, "axes", f"{dimensions} tensors", f"{len(axes)}")
@@ -95,14 +95,14 @@ class LatentMap:
             if bool((axis < 0).any() | (axis >= full).any() | (axis[1:] < axis[:-1]).any()):
                 fail(name, "axes", f"cells in [0, {full}) that do not decrease", "others")
         self.axes = tuple(axis.to(torch.int64) for axis in axes)
-        self._grid = Grid(tuple(tuple(axis.tolist()) for axis in axes), tuple(cells))
+        self.grid = Grid(tuple(tuple(axis.tolist()) for axis in axes), tuple(cells))
 
     def _with(self, features: Tensor, grid: Grid | None = None) -> LatentMap:
         made = LatentMap.__new__(LatentMap)
         made.features, made.size = features, self.size
-        made.axes, made._grid = self.axes, self._grid
+        made.axes, made.grid = self.axes, self.grid
         if grid is not None:
-            made.axes, made._grid = tuple(torch.tensor(axis, device=features.device) for axis in grid.axes), grid
+            made.axes, made.grid = tuple(torch.tensor(axis, device=features.device) for axis in grid.axes), grid
         return made
 
     def __repr__(self) -> str:
@@ -125,7 +125,7 @@ class LatentMap:
         """(B, C, *size): the map itself."""
         made = self.features
         channels_last = is_channels_last(made) if made.dim() == 4 else False
-        for number, (axis, cell) in enumerate(zip(self.axes, self._grid.axes, strict=True)):
+        for number, (axis, cell) in enumerate(zip(self.axes, self.grid.axes, strict=True)):
             if cell == tuple(range(made.shape[2 + number])):
                 continue  # every position is a cell of its own
             if channels_last:  # index_select answers in contiguous memory: of the channels' pixels
@@ -184,7 +184,7 @@ class LatentMap:
         convolution = _CONVOLUTIONS[len(kernel)]
         if max(kernel) == 1:
             return self._with(convolution(features, weight, bias, groups=groups))
-        reads = self._grid.reads(kernel)
+        reads = self.grid.reads(kernel)
         make = functools.partial(_kernels, weight, reads)
         kernels = make() if keep is None else keep(make)
         # a cell of zeros on either side of every axis: what lies outside the map
@@ -193,7 +193,7 @@ class LatentMap:
             (chosen, convolution(tile, kernels[chosen], bias, stride=strides, groups=groups))
             for chosen, strides, tile in _tiles(padded, reads)
         )
-        return self._with(_joined(blocks, reads), self._grid.behind(reads))
+        return self._with(_joined(blocks, reads), self.grid.behind(reads))
 
 
 class _Kind(NamedTuple):

@@ -19,8 +19,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..layers.stacks import Columns, Modulation, Modulator
+from ..backend import current_plan
+from ..layers.dense_stacks import Values
+from ..layers.stacks import Columns, Modulation, Modulator, Stack, convolutions
 from ..nearest import nearest_source
 from ..ops.label_patterns import MAX_REGIONS
 from ..region_map import RegionMap
@@ -123,11 +126,95 @@ class Store(Protocol):
         """Return the scale and shift of a layer for a map, as it was made while the weights were what they are."""
 
 
+_asked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""Of first convolutions' weights: how many layers of a forward asked for the same result of them, last time."""
+
+
+class _Result:
+    """What a shared stack made of a map."""
+
+    def __init__(self, value: Values, segmap: Tensor, left: int) -> None:
+        self.value, self.left = value, left
+        self.snapshot = segmap.detach().clone() if segmap.device.type == "cpu" else None
+
+    def holds_for(self, segmap: Tensor) -> bool:
+        return self.snapshot is None or torch.equal(self.snapshot, segmap.detach())
+
+
+class _Shared:
+    """Results of shared stacks in a forward, each for as long as layers are to ask for it."""
+
+    def __init__(self) -> None:
+        self.results: dict[Hashable, _Result] = {}
+        self.asked: dict[Hashable, tuple[Stack, int]] = {}
+
+    def get(self, key: Hashable, stack: Stack, segmap: Tensor, make: Callable[[], Values]) -> tuple[Values, bool]:
+        """Return a result, and whether it was there."""
+        asked = self.asked[key][1] + 1 if key in self.asked else 1
+        self.asked[key] = stack, asked
+        found = self.results.get(key)
+        if found is not None and found.holds_for(segmap):
+            found.left -= 1
+            if not found.left:
+                del self.results[key]
+            return found.value, True
+        value, left = make(), _asked.get(convolutions(stack)[0].weight, 0) - asked
+        if left > 0:
+            self.results[key] = _Result(value, segmap, left)
+        return value, False
+
+    def learn(self) -> None:
+        """Remember how many layers asked, where there were several, or had been."""
+        counts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        for stack, asked in self.asked.values():
+            weight = convolutions(stack)[0].weight
+            counts[weight] = max(asked, counts.get(weight, 0))
+        for weight, asked in counts.items():
+            if asked > 1:
+                _asked[weight] = asked
+            else:
+                _asked.pop(weight, None)
+
+
+class Sharing:
+    """What the shared stack of a layer makes of a map: once in a forward for all layers that hold the same weights.
+
+    How many these are is what the forward before showed: then the first one's result is kept until the last has it, or the
+    forward ends. For results that need no gradient.
+
+    Attributes:
+        taken: whether it was another layer's.
+    """
+
+    def __init__(self, segmap: Tensor, stack: Stack, size: tuple[int, int], channels_last: bool) -> None:
+        self.segmap, self.stack, self.size, self.channels_last, self.taken = segmap, stack, size, channels_last, False
+
+    def hidden(self, make: Callable[[], Values]) -> Values:
+        """Return ``make()``, or what it was for another layer.
+
+        Args:
+            make: evaluates the stack.
+        """
+        if _thread.shared is None or not self.stack:
+            return make()
+        parts = tuple((repr(part), *map(_mark, part._parameters.values())) for part in self.stack)
+        device = self.segmap.device.type
+        cast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        key = (*_identity(self.segmap), self.size, self.channels_last, current_plan(), cast, parts)
+        value, self.taken = _thread.shared.get(key, self.stack, self.segmap, make)
+        return value
+
+
+def _mark(parameter: Tensor | None) -> tuple[int, int] | None:
+    return None if parameter is None else (id(parameter), -1 if parameter.is_inference() else parameter._version)
+
+
 class _Thread(threading.local):
     """The maps of the outermost forward that this thread is in, None outside; and what is kept beyond it."""
 
     maps: dict[Hashable, Analysed] | None = None
     store: Store | None = None
+    shared: _Shared | None = None
 
 
 _thread = _Thread()
@@ -141,22 +228,23 @@ def inside() -> bool:
 @contextmanager
 def kept(store: Store | None = None) -> Iterator[None]:
     """Keep the maps of a forward, and in a store beyond it."""
-    _thread.maps, _thread.store = {}, store
+    _thread.maps, _thread.store, _thread.shared = {}, store, _Shared()
     try:
         yield
+        _thread.shared.learn()
     finally:
-        _thread.maps = _thread.store = None
+        _thread.maps = _thread.store = _thread.shared = None
 
 
 @contextmanager
 def apart() -> Iterator[None]:
     """Leave the maps of a forward that is going on alone: a check of small copies."""
-    outer, store = _thread.maps, _thread.store
-    _thread.maps = _thread.store = None
+    outer = _thread.maps, _thread.store, _thread.shared
+    _thread.maps = _thread.store = _thread.shared = None
     try:
         yield
     finally:
-        _thread.maps, _thread.store = outer, store
+        _thread.maps, _thread.store, _thread.shared = outer
 
 
 def _identity(segmap: Tensor) -> tuple[Hashable, ...]:
