@@ -167,7 +167,7 @@ class LatentMap:
             weight: (O, C / groups, *kernel) of odd widths, dtype of the features.
             bias: (O,) or None.
             groups: of the channels.
-            keep: given what makes the kernels of sums of taps, returns them: made now, or kept from an earlier call with this
+            keep: given what makes the kernels of added taps, returns them: made now, or kept from an earlier call with this
                 weight and grid. None: made now.
 
         Returns:

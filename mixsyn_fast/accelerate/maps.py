@@ -283,7 +283,7 @@ def analyse(segmap: Tensor, num_regions: int | None, edges: bool = True) -> Regi
 def distinct_columns(segmap: Tensor) -> Columns | None:
     """Return a map by its distinct pixel columns, found by exact comparison; None where they are more than 512.
 
-    Pixels are compared with the one before them, and columns are looked for among those that differ from it: a map of regions
+    Pixels are compared with the one before them, and columns are looked for among those that differ: a map of regions
     is read once, whatever the number of its channels.
 
     Args:
@@ -311,7 +311,7 @@ def distinct_columns(segmap: Tensor) -> Columns | None:
 
 
 def _begins(segmap: Tensor) -> Tensor:
-    """Which pixels are not, bit for bit, as the one before in raster order, (B * h * w,) bool; of every image the first is."""
+    """Which pixels differ in a bit from the one before in raster order, (B * h * w,) bool; the first does."""
     batch, channels, height, width = segmap.shape
     bits, pixels = segmap.view(_BITS[segmap.element_size()]), height * width
     begins = torch.ones(batch, pixels, dtype=torch.bool, device=segmap.device)
@@ -328,10 +328,11 @@ def _begins(segmap: Tensor) -> Tensor:
 
 
 def _keys(columns: Tensor) -> Tensor:
-    """A number (N,) int64 for every column (N, D): two sums by random weights, equal for equal columns but for rounding."""
+    """A number (N,) int64 for every column (N, D): two sums by random weights, equal for equal ones but for rounding."""
     values = columns if columns.dtype in (torch.float32, torch.float64) else columns.float()
     weights = torch.randn(values.shape[1], 2, generator=torch.Generator().manual_seed(7), dtype=values.dtype)
-    first, second = (values @ weights.to(values.device)).t().contiguous().view(_BITS[values.element_size()]).to(torch.int64)
+    sums = (values @ weights.to(values.device)).t().contiguous()
+    first, second = sums.view(_BITS[sums.element_size()]).to(torch.int64).unbind(0)
     return first * (1 << 32) + second
 
 

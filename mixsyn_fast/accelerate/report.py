@@ -28,8 +28,8 @@ class LayerWork(NamedTuple):
     """What scale and shift of a layer took in its last call, and what they take as published."""
 
     plan: str
-    """"table", "dense" (convolutions of the map), "polyphase" (some of them at the distinct positions of a map that is enlarged
-    alone), or "kept" (:class:`constant_conditioning`)."""
+    """"table", "dense" (convolutions of the map), "polyphase" (of some of them the distinct positions alone, where the
+    map is enlarged), or "kept" (:class:`constant_conditioning`)."""
     published_macs: int
     """Multiply-accumulates of the convolutions of the map."""
     macs: int

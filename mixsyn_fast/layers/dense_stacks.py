@@ -1,9 +1,8 @@
 """Stacks of convolutions on a map of dense features: all pixels, or only the distinct ones of a nearest-upsampled map.
 
-Features that a layer enlarges have equal values at many positions, before and behind its convolutions
-(:class:`~mixsyn_fast.latent_map.LatentMap`; docs/exact_algebra.md, 15). Where that saves multiply-accumulates the convolutions
-run at the distinct positions alone; the others are convolutions of all pixels. Scale and shift are one product: their weights
-stand side by side, the "1 +" in its bias.
+Features that a layer enlarges have equal values at many positions, before and behind its convolutions (:class:`LatentMap`;
+docs/exact_algebra.md, 15). Where that saves multiply-accumulates, convolutions run at the distinct positions alone; others
+are convolutions of all pixels. Scale and shift are one product: their weights stand side by side, the "1 +" in its bias.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backend import current_plan
@@ -168,7 +166,7 @@ class DenseStacks:
                     values = self._convolved(values, f"{name}.{number}", part.weight, part.bias, part.groups, (part.weight,))
                 at += 1
             elif isinstance(part, nn.InstanceNorm2d):
-                values = part(dense(values))
+                values = _normalised(part, dense(values))
             else:
                 values = _each(values, part)
         return values
@@ -213,6 +211,14 @@ class DenseStacks:
             assert isinstance(hidden, LatentMap)
             return self._convolved(hidden, "heads", weight, bias, 1, parameters)
         return packed_conv2d(self.owner, "heads", dense(hidden), weight, bias, (*parameters, *biases))
+
+
+def _normalised(norm: nn.Module, values: Tensor) -> Tensor:
+    """Instance norm; of one image torch 2.13 misreads a gradient in channels_last memory, so that it gets none."""
+    if not torch.is_grad_enabled():
+        return norm(values)  # type: ignore[no-any-return]
+    result: Tensor = norm(values.contiguous())
+    return result.flatten().view(values.shape)
 
 
 def _each(values: Values, function: Callable[[Tensor], Tensor]) -> Values:

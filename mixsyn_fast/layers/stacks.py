@@ -450,8 +450,10 @@ def modulation(
     needs_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (segmap, *layer.tensors()))
     make = partial(stacks.hidden, segmap, size, channels_last)
     hidden = make() if hidden_of is None or needs_gradient else hidden_of(make)
-    # of gradients, and of several images' planes, the halves of one product would be copied
-    apart = needs_gradient or not (channels_last or segmap.shape[0] == 1 or folds.last)
+    # one product's halves lie as x does where pixels' channels adjoin (rows of a table as they are) or there is one image of
+    # planes; else, and of gradients, they would be copied
+    adjoin, planes = channels_last and segmap.device.type == "cpu", not channels_last and segmap.shape[0] == 1
+    apart = needs_gradient or not (adjoin or planes or folds.last)
     both, scale, shift = stacks.ends(hidden, apart)
     if both is None:
         assert scale is not None and shift is not None
@@ -462,9 +464,9 @@ def modulation(
     if isinstance(both, LatentMap) and _are_few(both):
         rows = both.rows
         return Modulation(both.index, torch.cat(_folded(layer.norm, *rows.chunk(2, 1)), 1) if affine else rows)
-    if channels_last and not affine:  # pixels' channels adjoin: rows of a table as they are
+    if adjoin and not affine:
         return Modulation(*rows_of(dense(both)))
-    if segmap.shape[0] == 1:
+    if planes:
         scale, shift = dense(both).unflatten(1, (2, -1))[0].split(1)
         return Modulation(None, None, *_folded(layer.norm, scale, shift))
     return Modulation(None, None, *_folded(layer.norm, *(dense(half) for half in halves(both))))
