@@ -672,7 +672,7 @@ MUTATIONS = [
     Mutation(
         "accelerate: nothing is shared that needs a gradient",
         "mixsyn_fast/layers/stacks.py",
-        "if hidden_of is None or needs_gradient else",
+        "if hidden_of is None or gradient else",
         "if hidden_of is None else",
         "tests/models/test_accelerate_maps.py -k same_weights",
     ),

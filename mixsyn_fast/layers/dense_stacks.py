@@ -23,6 +23,7 @@ Values = Tensor | LatentMap
 """A map: (B, C, H, W), or by its distinct positions."""
 
 MOST = 0.8  # of the plain form's products may be left where distinct positions are to pay
+MOST_WITH_GRADIENT = 0.5  # on the way back every part makes a gradient of the whole map
 LEAST = 20e6  # products of one convolution that must be saved: what its parts cost beside their products
 
 
@@ -53,7 +54,12 @@ class Folds(NamedTuple):
 
 
 def folds_of(
-    shared: Sequence[nn.Module], heads: Sequence[Sequence[nn.Module]], cells: Sequence[int], size: Sequence[int], batch: int
+    shared: Sequence[nn.Module],
+    heads: Sequence[Sequence[nn.Module]],
+    cells: Sequence[int],
+    size: Sequence[int],
+    batch: int,
+    gradient: bool,
 ) -> Folds:
     """Return which convolutions save products at the distinct positions of a nearest-resized map.
 
@@ -63,13 +69,17 @@ def folds_of(
         cells: (h, w) of the map.
         size: (H, W) that it is resized to.
         batch: images.
+        gradient: whether one is to come back.
     """
+    most = MOST_WITH_GRADIENT if gradient else MOST
     pixels = batch * size[0] * size[1]
-    common, grid = _stack_folds(shared, None if current_plan() == "dense" else Grid.nearest(size, cells), pixels)
-    return Folds(common, tuple(_stack_folds(head, grid, pixels)[0] for head in heads))
+    common, grid = _stack_folds(shared, None if current_plan() == "dense" else Grid.nearest(size, cells), pixels, most)
+    return Folds(common, tuple(_stack_folds(head, grid, pixels, most)[0] for head in heads))
 
 
-def _stack_folds(stack: Sequence[nn.Module], grid: Grid | None, pixels: int) -> tuple[tuple[Fold | None, ...], Grid | None]:
+def _stack_folds(
+    stack: Sequence[nn.Module], grid: Grid | None, pixels: int, most: float
+) -> tuple[tuple[Fold | None, ...], Grid | None]:
     found: list[Fold | None] = []
     for part in stack:
         if isinstance(part, nn.InstanceNorm2d):
@@ -81,7 +91,7 @@ def _stack_folds(stack: Sequence[nn.Module], grid: Grid | None, pixels: int) -> 
             behind, share = grid.convolved(part.kernel_size)
             saved = (1 - share) * pixels * part.weight.numel()
             pays = part.kernel_size == (1, 1) or current_plan() == "table" or saved >= LEAST
-            grid = behind if share <= MOST and pays else None
+            grid = behind if share <= most and pays else None
             if grid is not None:
                 fold = Fold(share, grid.cells[0] * grid.cells[1])
         found.append(fold)

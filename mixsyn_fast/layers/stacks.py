@@ -410,7 +410,18 @@ def folds_of(layer: Modulator, segmap: Tensor, size: tuple[int, int]) -> Folds:
         segmap: (B, D, h, w), nearest-resized.
         size: (H, W) of x.
     """
-    return stack_folds(layer.shared, layer.heads, segmap.shape[2:], size, segmap.shape[0])
+    gradient = needs_gradient(layer, segmap)
+    return stack_folds(layer.shared, layer.heads, segmap.shape[2:], size, segmap.shape[0], gradient)
+
+
+def needs_gradient(layer: Modulator, segmap: Tensor) -> bool:
+    """Say whether a gradient may come back through scale and shift.
+
+    Args:
+        layer: the layer.
+        segmap: the map.
+    """
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (segmap, *layer.tensors()))
 
 
 def modulation(
@@ -447,13 +458,13 @@ def modulation(
         return Modulation(None, None, *_plain(layer, resize_nearest(segmap, size)))
     folds = folds_of(layer, segmap, size) if folds is None else folds
     stacks = DenseStacks(layer.owner, layer.shared, layer.heads, layer.one, layer.shift_first, folds)
-    needs_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (segmap, *layer.tensors()))
+    gradient = needs_gradient(layer, segmap)
     make = partial(stacks.hidden, segmap, size, channels_last)
-    hidden = make() if hidden_of is None or needs_gradient else hidden_of(make)
+    hidden = make() if hidden_of is None or gradient else hidden_of(make)
     # one product's halves lie as x does where pixels' channels adjoin (rows of a table as they are) or there is one image of
     # planes; else, and of gradients, they would be copied
     adjoin, planes = channels_last and segmap.device.type == "cpu", not channels_last and segmap.shape[0] == 1
-    apart = needs_gradient or not (adjoin or planes or folds.last)
+    apart = gradient or not (adjoin or planes or folds.last)
     both, scale, shift = stacks.ends(hidden, apart)
     if both is None:
         assert scale is not None and shift is not None

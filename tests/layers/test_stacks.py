@@ -324,7 +324,11 @@ def test_which_convolutions_of_features_fold() -> None:
     for ratio, first, second in ((2, 4 / 9, None), (4, 25 / 144, 100 / 144), (8, 25 / 576, 121 / 576), (1, None, None)):
         segmap, size = torch.zeros(1, K, 16, 16), (16 * ratio, 16 * ratio)
         with use_plan("table"):
-            folds = folds_of(layer.modulator(), segmap, size)
+            with_gradient = folds_of(layer.modulator(), segmap, size)
+            with torch.no_grad():
+                folds = folds_of(layer.modulator(), segmap, size)
+        # on the way back the parts cost more
+        assert with_gradient.shared == folds.shared and with_gradient.last is (ratio > 4)
         found = [folds.shared[0], folds.heads[0][0], folds.heads[1][0]]
         for fold, expected in zip(found, (first, second, second), strict=True):
             assert (fold is None) is (expected is None)
@@ -340,10 +344,11 @@ def test_which_convolutions_of_features_fold() -> None:
             with use_plan(plan):
                 assert not folds_of(layer.modulator(), segmap, size).any
     large = Modulator(layer, layer.norm, (conv(256, 128), nn.ReLU()), (conv(128, 64),), (conv(128, 64),))
-    folds = folds_of(large, torch.zeros(1, 256, 64, 64), (256, 256))
+    with torch.no_grad():
+        folds = folds_of(large, torch.zeros(1, 256, 64, 64), (256, 256))
     assert folds.any and folds.last
     normed = Holder("instance-normed", "instance", 1.0).modulator()
-    with use_plan("table"):
+    with use_plan("table"), torch.no_grad():
         folds = folds_of(normed, torch.zeros(1, K, 16, 16), (64, 64))
         mobile_folds = folds_of(Holder("mobile", "none", 1.0).modulator(), torch.zeros(1, K, 16, 16), (64, 64))
     assert folds.last  # the norm comes after the last convolution
