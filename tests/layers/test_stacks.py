@@ -350,7 +350,7 @@ def test_which_convolutions_of_features_fold() -> None:
     normed = Holder("instance-normed", "instance", 1.0).modulator()
     with use_plan("table"), torch.no_grad():
         folds = folds_of(normed, torch.zeros(1, K, 16, 16), (64, 64))
-        mobile_folds = folds_of(Holder("mobile", "none", 1.0).modulator(), torch.zeros(1, K, 16, 16), (64, 64))
+        mobile_folds = folds_of(Holder("mobile", "none", 1.0).modulator(), torch.zeros(1, K, 16, 16), (128, 128))
     assert folds.last  # the norm comes after the last convolution
     assert mobile_folds.heads[0][0] is not None and mobile_folds.heads[0][1] is None  # the norm lies between
 
