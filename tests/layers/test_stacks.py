@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixsyn_fast import RegionMap, use_plan
+from mixsyn_fast.layers.neighbourhoods import neighbourhoods
 from mixsyn_fast.layers.stacks import (
     Columns,
     Modulator,
@@ -173,6 +174,19 @@ def test_columns_of_any_values_and_edges(kind: str) -> None:
         expected = F.leaky_relu(layer(x, with_edges), 0.2)
         columns = Columns(RegionMap(found.clamp(max=K - 2), K - 1, edges=edges), None)
         assert close(ours(layer, x, with_edges, columns), expected)
+
+
+@pytest.mark.parametrize("kernels", [(5, 5), (7,), (5, 3, 5)], ids=str)
+def test_wide_windows_are_those_of_their_pixels(kernels: tuple[int, ...]) -> None:
+    """As many rows as there are windows, one row a window: of a map that a window sees differ on one side alone."""
+    found, radius = torch.zeros(1, 14, 30, dtype=torch.int64), sum(kernel // 2 for kernel in kernels)
+    found[:, :, 15], found[:, 7] = 1, 2
+    framed = F.pad(found[0].double(), (radius,) * 4, value=9)
+    windows = F.unfold(framed[None, None], 2 * radius + 1)[0].t()
+    numbers = torch.unique(windows, dim=0, return_inverse=True)[1]
+    made = neighbourhoods(RegionMap(found, 3), (14, 30), kernels)
+    pairs = torch.unique(torch.stack((numbers, made.index.reshape(-1).long())), dim=1)
+    assert len(pairs[0].unique()) == len(pairs[1].unique()) == pairs.shape[1] == made.counts[-1]
 
 
 def test_the_plan_and_the_work() -> None:
