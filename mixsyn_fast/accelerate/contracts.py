@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from .. import layers
 from ..layers.stacks import (
+    Conv,
     Modulation,
     Modulator,
     conv_fits,
@@ -30,6 +32,7 @@ from ..layers.stacks import (
     stack_of,
     work,
 )
+from ..nearest import nearest_source
 from ..ops.label_patterns import MAX_REGIONS
 from ..ops.masked_roi_pool import masked_roi_pool
 from .maps import NotExact, columns_of, modulation_of, regions_of
@@ -120,11 +123,11 @@ def _spade_problem(module: Any, prefix: str = "") -> str | None:
 # --- what a call must be --------------------------------------------------------------------------------------------------
 
 
-def _check_map(x: object, segmap: object, channels: int | None = None) -> None:
-    """Raise NotExact unless x and segmap are float batches of the same size on one device."""
+def _check_map(x: object, segmap: object, channels: int | None = None, dimensions: int = 2) -> None:
+    """Raise NotExact unless x and segmap are float batches of as many images (or volumes) on one device."""
     for name, value in (("x", x), ("the map", segmap)):
-        if not isinstance(value, Tensor) or value.dim() != 4 or not value.is_floating_point():
-            raise NotExact(f"{name} is not a float tensor of four dimensions")
+        if not isinstance(value, Tensor) or value.dim() != dimensions + 2 or not value.is_floating_point():
+            raise NotExact(f"{name} is not a float tensor of {'four' if dimensions == 2 else 'five'} dimensions")
     assert isinstance(x, Tensor) and isinstance(segmap, Tensor)
     if x.shape[0] != segmap.shape[0] or x.device != segmap.device:
         raise NotExact("x and the map differ in batch size or device")
@@ -145,19 +148,20 @@ def _check_norm(norm: nn.Module) -> None:
 def _laid_out(x: Tensor, options: Options) -> Tensor:
     """Return x in the memory layout that kernels and convolutions like best (the residual blocks then stay in it)."""
     wanted = x.device.type == "cpu" if options.channels_last is None else options.channels_last
-    return x.contiguous(memory_format=torch.channels_last) if wanted else x
+    last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    return x.contiguous(memory_format=last) if wanted else x
 
 
-def _size(x: Tensor) -> tuple[int, int]:
-    return int(x.shape[2]), int(x.shape[3])
+def _size(x: Tensor) -> tuple[int, ...]:
+    return tuple(map(int, x.shape[2:]))
 
 
-def _blocks(regions: Sequence[int], count: int, batch: int, size: tuple[int, int]) -> Tensor:
+def _blocks(regions: Sequence[int], count: int, batch: int, size: tuple[int, ...]) -> Tensor:
     """A one-hot map (B, count, *size) of blocks, of some of the regions and of none."""
-    choice = torch.tensor([-1, *regions])
-    blocks = choice[torch.randint(0, len(choice), (batch, 1, 4, 4))]
+    choice, ones = torch.tensor([-1, *regions]), (1,) * len(size)
+    blocks = choice[torch.randint(0, len(choice), (batch, 1, *(4 for _ in size)))]
     labels = nn.functional.interpolate(blocks.float(), size=size, mode="nearest")
-    return (labels == torch.arange(count).view(1, -1, 1, 1)).float()
+    return (labels == torch.arange(count).view(1, -1, *ones)).float()
 
 
 # --- the contracts --------------------------------------------------------------------------------------------------------
@@ -248,12 +252,20 @@ class Contract:
         """Return what is said of a layer whose own forward does not run here."""
         return Verdict(None, f"unchecked: {reason}")
 
+    def trials(self, module: Any, batch: int, found: Any) -> list[list[Tensor | None]]:
+        """Return more inputs on which a form must hold, each list as of :meth:`inputs`."""
+        return [self.inputs(module, batch, None, found)]
+
+    def output(self, found: Any, result: Any) -> Tensor | None:
+        """Return the features among what a forward returned; None where it is not of the published kind."""
+        return result if isinstance(result, Tensor) else None
+
     def variant(self, given: Mapping[str, Any], names: Sequence[str]) -> Hashable:
         """Return what of a call's arguments decides how the layer's own forward works, beside the state of the layer."""
         return None
 
-    def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Tensor:
-        """Our form; ``found`` is what the check learned.
+    def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Any:
+        """Our form; ``found`` is what the check learned. Returns what the layer's own forward does.
 
         Raises:
             NotExact: the inputs cannot be treated exactly.
@@ -289,17 +301,53 @@ class SpadeForm:
     shift_first: bool = False
     any_map: bool = True
     """Checked on maps of any values; else on one-hot maps alone."""
+    first_alone: bool = False
+    """Of video: where x has an odd number of frames, and several, the first frame of both is resized alone."""
+    caches: tuple[str, ...] | None = None
+    """Of video: parts whose convolutions see one frame, each with a cache that it never reads. The layer takes a dict of
+    them as its third argument and returns another one beside its features."""
 
     def modulator(self, module: nn.Module) -> Modulator:
         """Return the layer's parts."""
         part = module._modules
-        shared = stack_of(part[self.shared]) if self.shared else ()  # type: ignore[arg-type]
+        shared = _stack_of(part[self.shared]) if self.shared else ()
         if self.activation:
             shared += (part.get(self.activation) or _FUNCTIONS[self.activation],)
-        shift = stack_of(part[self.shift]) if self.shift else ()  # type: ignore[arg-type]
-        norm, scale = part[self.norm], stack_of(part[self.scale])  # type: ignore[arg-type]
+        shift = _stack_of(part[self.shift]) if self.shift else ()
+        norm, scale = part[self.norm], _stack_of(part[self.scale])
         assert norm is not None
         return Modulator(module, norm, shared, scale, shift, float(self.one), self.shift_first)
+
+    def axes(self, segmap: Tensor, size: tuple[int, ...]) -> list[Tensor] | None:
+        """Return the pixel of the map at every position of x, per dimension; None where all is resized as one.
+
+        Raises:
+            NotExact: there are frames to be resized to, and none to be resized from.
+        """
+        if not (self.first_alone and size[0] > 1 and size[0] % 2 == 1):
+            return None
+        if segmap.shape[2] < 2:
+            raise NotExact("the map has no frame beside the first")
+        found = [nearest_source(*sides, segmap.device) for sides in zip(size, segmap.shape[2:], strict=True)]
+        rest = nearest_source(size[0] - 1, segmap.shape[2] - 1, segmap.device)
+        found[0] = nn.functional.pad(rest + 1, (1, 0))
+        return found
+
+
+def _wrapped(module: nn.Module) -> Conv | None:
+    """Return the convolution of single pixels that is all that a module holds (causal ones of video have such a shell)."""
+    children = [child for child in module._modules.values() if child is not None]
+    if isinstance(module, nn.Sequential) or module._parameters or module._buffers or len(children) != 1:
+        return None
+    only = children[0]
+    return only if isinstance(only, Conv) and set(only.kernel_size) == {1} else None
+
+
+def _stack_of(module: nn.Module | None) -> tuple[nn.Module, ...]:
+    """As :func:`stack_of`, and a shell around a convolution of single pixels is that convolution."""
+    assert module is not None
+    only = _wrapped(module)
+    return stack_of(module) if only is None else (only,)
 
 
 def _is_norm(module: nn.Module | None) -> bool:
@@ -316,19 +364,20 @@ def _stack_problem(name: str, module: nn.Module | None) -> str | None:
     """Return why a child is no stack of same-size convolutions, activations and instance norms, or None."""
     if module is None:
         return f"{name} is missing"
-    stack = stack_of(module)
-    if not any(isinstance(part, nn.Conv2d) for part in stack):
+    stack = _stack_of(module)
+    if not any(isinstance(part, Conv) for part in stack):
         return f"{name} is {type(module).__name__}, no convolution"
     for number, part in enumerate(stack):
         within = name if len(stack) == 1 else f"{name}.{number}"
-        if isinstance(part, nn.Conv2d):
-            if not (original_class(part) is nn.Conv2d or isinstance(part, layers.FastConv2d)):
-                return f"{within} is {type(part).__name__}, not a plain Conv2d"
+        if isinstance(part, Conv):
+            plain = original_class(part) in (nn.Conv2d, nn.Conv3d) or isinstance(part, layers.FastConv2d)
+            if not plain and part is not _wrapped(module):
+                return f"{within} is {type(part).__name__}, not a plain Conv2d or Conv3d"
             if not conv_fits(part):
                 return f"{within} has an unusual kernel, stride, padding or dilation"
         elif not part_fits(part):
             return f"{within} is {type(part).__name__}"
-    return None if isinstance(stack[0], nn.Conv2d) else f"{name} does not begin with a convolution"
+    return None if isinstance(stack[0], Conv) else f"{name} does not begin with a convolution"
 
 
 def _work_of(form: SpadeForm, rows: tuple[int, ...] | None, pixels: int, onehot: bool, module: nn.Module) -> LayerWork:
@@ -350,6 +399,7 @@ class _Spade(Contract):
 
     kind = "spade"
     attributes = ("param_free_norm", "mlp_shared", "mlp_gamma", "mlp_beta")
+    arguments = 3
     known = ("",)
 
     def recognises(self, module: nn.Module) -> bool:
@@ -372,7 +422,9 @@ class _Spade(Contract):
             return []
         norm = module._modules[norms[0]]
         assert norm is not None
-        ends = {name: convolutions(stack_of(rest[name])) for name in stacks}
+        ends = {name: convolutions(_stack_of(rest[name])) for name in stacks}
+        if len({len(conv.kernel_size) for convs in ends.values() for conv in convs}) != 1:
+            return []
         wide = _channels_of(norm)
         found: list[SpadeForm] = []
         for shared in ("", *stacks):
@@ -396,7 +448,7 @@ class _Spade(Contract):
     @staticmethod
     def _variants(module: nn.Module, norm: str, shared: str, heads: list[str], acts: list[str]) -> list[SpadeForm]:
         behind = [""]
-        if shared and isinstance(stack_of(module._modules[shared])[-1], nn.Conv2d):  # type: ignore[arg-type]
+        if shared and isinstance(_stack_of(module._modules[shared])[-1], Conv):
             behind = [*acts, *_FUNCTIONS, ""]
         orders: list[tuple[str, str, bool]]
         if len(heads) == 2:
@@ -405,11 +457,16 @@ class _Spade(Contract):
             orders = [(first, second, False), (second, first, False)]
         else:
             orders = [(heads[0], "", False), (heads[0], "", True)]
+        shells = tuple(name for name in module._modules if name in (shared, *heads) and _wrapped(module._modules[name]))
+        convs = [conv for name in heads for conv in convolutions(_stack_of(module._modules[name]))]
+        alone = (False, True) if all(conv.kernel_size == (1, 1, 1) for conv in convs) else (False,)
         return [
-            SpadeForm(norm, shared, activation, scale, shift, one, shift_first)
+            SpadeForm(norm, shared, activation, scale, shift, one, shift_first, True, first_alone, caches)
             for activation in behind
             for scale, shift, shift_first in orders
             for one in (True, False)
+            for first_alone in alone
+            for caches in ((shells, None) if shells else (None,))
         ]
 
     def problem(self, module: Any) -> str | None:
@@ -448,22 +505,48 @@ class _Spade(Contract):
         return count if layer.shift else count // 2
 
     def inputs(self, module: Any, batch: int, which: Sequence[int] | None = None, found: Any = None) -> list[Tensor | None]:
-        """The one-hot map of the others; with a form for any map, dense numbers of both signs in the last image."""
+        """The one-hot map of the others; with a form for any map, dense numbers of both signs in the last image.
+
+        Volumes have other sides; in x an odd number of frames.
+        """
         x, segmap = super().inputs(module, batch, which)
-        assert segmap is not None
+        assert x is not None and segmap is not None
+        if len(self.first(module).kernel_size) == 3:
+            x = torch.randn(batch, x.shape[1], 5, 4, 3)
+            segmap = _blocks(range(segmap.shape[1]) if which is None else which, segmap.shape[1], batch, (3, 7, 5))
         if found is not None and found.any_map:
             segmap[-1] = torch.randn(segmap.shape[1:])
         return [x, segmap]
 
-    def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Tensor:
-        x, segmap = inputs
+    def trials(self, module: Any, batch: int, found: Any) -> list[list[Tensor | None]]:
+        """Of video also an even number of frames, and a single one."""
+        made = super().trials(module, batch, found)
+        if found.first_alone:
+            ((x, segmap),) = made
+            assert x is not None and segmap is not None
+            made += [x[:, :, :4], segmap], [x[:, :, :1], segmap[:, :, :1]]
+        return made
+
+    def output(self, found: Any, result: Any) -> Tensor | None:
+        if found is None or found.caches is None:
+            return super().output(found, result)
+        pair = result if isinstance(result, tuple) and len(result) == 2 else (None, None)
+        features, kept = pair
+        fits = isinstance(features, Tensor) and isinstance(kept, dict) and tuple(kept) == found.caches
+        return features if fits and all(isinstance(value, Tensor) for value in kept.values()) else None
+
+    def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Any:
+        x, segmap, cache = (*inputs, None)[:3]
+        if cache is not None and found.caches is None:
+            raise NotExact("it is called with further arguments")
         layer = found.modulator(module)
         first = convolutions((*layer.shared, *layer.scale))[0]
-        _check_map(x, segmap, first.in_channels)
+        _check_map(x, segmap, first.in_channels, len(first.kernel_size))
         _check_norm(layer.norm)
         size = _size(x)
+        axes = found.axes(segmap, size)
         known = columns_of(segmap, size, options.num_regions)
-        columns = known.columns
+        columns = known.columns if axes is None else None
         if not found.any_map and (columns is None or columns.values is not None):
             raise NotExact("on maps that are not one-hot it computes something else than SPADE")
         x = _laid_out(x, options)
@@ -472,7 +555,7 @@ class _Spade(Contract):
 
         def make() -> Modulation:
             wanted = None if columns is None else neighbourhoods_of(layer, columns, size)
-            made = modulation(layer, segmap.to(first.weight.dtype), columns, size, wanted)
+            made = modulation(layer, segmap.to(first.weight.dtype), columns, size, wanted, axes)
             of_pixels = (
                 () if made.table is None else (len(made.table),) * (len(convolutions((*layer.shared, *layer.scale))) + 1)
             )
@@ -481,9 +564,14 @@ class _Spade(Contract):
 
         how = modulation_of(known, layer, (size, id(found)), make)
         onehot = columns is not None and columns.values is None
-        pixels = x.shape[0] * size[0] * size[1]
+        pixels = x.shape[0] * prod(size)
         last_work[module] = partial(_work_of, found, rows[0] if rows else None, pixels, onehot)
-        return modulate(layer.norm, x, how)
+        y = modulate(layer.norm, x, how)
+        if found.caches is None:
+            return y
+        # The last frames before these that a kernel of one frame sees: none. (As published: a copy of all, never read.)
+        empty = segmap.new_empty((*segmap.shape[:2], 0, *size[1:]))
+        return y, dict.fromkeys(found.caches, empty)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import itertools
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Protocol
 
 import torch
@@ -42,23 +43,23 @@ class _Pixels:
     most others. An edit that adds a second region to a pixel and leaves the first is not found.
     """
 
-    def __init__(self, segmap: Tensor, columns: Columns, size: tuple[int, int]) -> None:
+    def __init__(self, segmap: Tensor, columns: Columns, size: tuple[int, ...]) -> None:
         regions, values = columns.regions, columns.values
         labels, edges = regions.labels_at(size).to(torch.int64), regions.edges_at(size)
-        step = dict(zip("bkyx", segmap.stride(), strict=True))
-        rows, across = (nearest_source(size[i], segmap.shape[2 + i]) for i in (0, 1))
-        image = torch.arange(segmap.shape[0])[:, None, None] * step["b"]
-        pixel = image + rows[:, None] * step["y"] + across * step["x"]
+        of_image, plane, *steps = segmap.stride()
+        pixel = torch.arange(segmap.shape[0]) * of_image
+        for side, full, step in zip(size, segmap.shape[2:], steps, strict=True):
+            pixel = pixel[..., None] + nearest_source(side, full) * step
         if values is not None:
             others = values[:_WITNESSES]
             channel = torch.stack([(others != value).sum(0).argmax() for value in values])
-            self.at, self.expected = (pixel + channel[labels] * step["k"]), values[labels, channel[labels]]
+            self.at, self.expected = (pixel + channel[labels] * plane), values[labels, channel[labels]]
             return
         inside = labels >= 0
-        planes = torch.arange(regions.num_regions) * step["k"]
-        ones, zeros = (pixel + labels * step["k"])[inside], (pixel[~inside][:, None] + planes).reshape(-1)
+        planes = torch.arange(regions.num_regions) * plane
+        ones, zeros = (pixel + labels * plane)[inside], (pixel[~inside][:, None] + planes).reshape(-1)
         if edges is not None:
-            last = pixel + regions.num_regions * step["k"]
+            last = pixel + regions.num_regions * plane
             ones, zeros = torch.cat((ones, last[edges])), torch.cat((zeros, last[~edges]))
         self.at = torch.cat((ones, zeros))
         self.expected = torch.cat((segmap.new_ones(len(ones)), segmap.new_zeros(len(zeros))))
@@ -85,7 +86,7 @@ class Analysed:
         elif by_columns and not (segmap.requires_grad and torch.is_grad_enabled()):
             self.columns = distinct_columns(segmap.detach())
         self.by_columns = by_columns
-        self._pixels: dict[tuple[int, int], _Pixels] = {}
+        self._pixels: dict[tuple[int, ...], _Pixels] = {}
 
     def of(self, segmap: Tensor) -> Analysed:
         """Return the same of another tensor that holds the same values."""
@@ -95,7 +96,7 @@ class Analysed:
             twin.regions = analyse(segmap, self.how[0], self.how[1])
         return twin
 
-    def still_holds(self, size: tuple[int, int]) -> bool:
+    def still_holds(self, size: tuple[int, ...]) -> bool:
         """Say whether the map still holds what was read, at the pixels that a layer of this size sees."""
         if self.segmap.device.type != "cpu":
             return True
@@ -170,7 +171,7 @@ def analyse(segmap: Tensor, num_regions: int | None, edges: bool = True) -> Regi
     """Return the RegionMap of a float map; None when its weights are not those of regions (negative, not finite).
 
     Args:
-        segmap: (B, C, h, w).
+        segmap: (B, C, h, w) or (B, C, d, h, w).
         num_regions: K, when the map has one channel more for edges; None: found out.
         edges: whether the last channel may be one of binary edges that nobody announced.
     """
@@ -195,10 +196,10 @@ def distinct_columns(segmap: Tensor) -> Columns | None:
     """Return a map by its distinct pixel columns, found by exact comparison; None where they are more than 512.
 
     Args:
-        segmap: (B, D, h, w) floating, without gradient.
+        segmap: (B, D, h, w) or (B, D, d, h, w) floating, without gradient.
     """
-    batch, channels, height, width = segmap.shape
-    pixels = height * width
+    batch, channels, *volume = segmap.shape
+    pixels = prod(volume)
     sample = _sampled(segmap)
     if len(torch.unique(sample.view(_BITS[segmap.element_size()]), dim=0)) > min(MAX_REGIONS, max(1, len(sample) // 2)):
         return None
@@ -207,7 +208,7 @@ def distinct_columns(segmap: Tensor) -> Columns | None:
     values = segmap if segmap.dtype in (torch.float32, torch.float64) else segmap.float()
     weights = torch.randn(channels, 2, generator=torch.Generator().manual_seed(7), dtype=values.dtype).to(segmap.device)
     if lies_last:
-        sums = (values.permute(0, 2, 3, 1).reshape(-1, channels) @ weights).t().contiguous()
+        sums = (values.movedim(1, -1).reshape(-1, channels) @ weights).t().contiguous()
     else:
         sums = (weights.t() @ values.reshape(batch, channels, pixels)).transpose(0, 1).reshape(2, -1)
     first, second = sums.view(_BITS[sums.element_size()]).to(torch.int64)
@@ -216,8 +217,7 @@ def distinct_columns(segmap: Tensor) -> Columns | None:
         return None
     pixel = torch.zeros(len(found), dtype=torch.int64, device=segmap.device)
     pixel[inverse] = torch.arange(batch * pixels, device=segmap.device)
-    image, within = pixel // pixels, pixel % pixels
-    columns = segmap[image, :, within // width, within % width]
+    columns = _columns_at(segmap, pixel)
     if bool(columns.isnan().any()):
         return None
     columns, merged = torch.unique(columns, dim=0, return_inverse=True)
@@ -225,19 +225,23 @@ def distinct_columns(segmap: Tensor) -> Columns | None:
     if len(columns) > MAX_REGIONS:
         return None
     if lies_last:  # and whether equal sums are equal columns
-        same = torch.equal(columns.index_select(0, inverse), segmap.permute(0, 2, 3, 1).reshape(-1, channels))
+        same = torch.equal(columns.index_select(0, inverse), segmap.movedim(1, -1).reshape(-1, channels))
     else:
         planes = columns.t().contiguous().index_select(1, inverse).view(channels, batch, pixels)
         same = torch.equal(planes.transpose(0, 1), segmap.reshape(batch, channels, pixels))
-    return Columns(RegionMap(inverse.view(batch, height, width), len(columns)), columns) if same else None
+    return Columns(RegionMap(inverse.view(batch, *volume), len(columns)), columns) if same else None
+
+
+def _columns_at(segmap: Tensor, pixel: Tensor) -> Tensor:
+    """The columns (N, D) of a map (B, D, [d,] h, w) at pixels (N,), numbered through the batch."""
+    image, *place = torch.unravel_index(pixel, (segmap.shape[0], *segmap.shape[2:]))
+    return segmap[(image, slice(None), *place)]
 
 
 def _sampled(segmap: Tensor) -> Tensor:
-    """About a thousand pixels' columns of a map (B, D, h, w), spread over it: (N, D)."""
-    batch, _, height, width = segmap.shape
-    at = torch.arange(0, batch * height * width, max(1, batch * height * width // _SAMPLE), device=segmap.device)
-    image, within = at // (height * width), at % (height * width)
-    return segmap[image, :, within // width, within % width]
+    """About a thousand pixels' columns of a map (B, D, [d,] h, w), spread over it: (N, D)."""
+    pixels = segmap.numel() // segmap.shape[1]
+    return _columns_at(segmap, torch.arange(0, pixels, max(1, pixels // _SAMPLE), device=segmap.device))
 
 
 def _may_be_onehot(segmap: Tensor) -> bool:
@@ -246,7 +250,7 @@ def _may_be_onehot(segmap: Tensor) -> bool:
     return bool(((sample == 0) | (sample == 1)).all())
 
 
-def _analysed(segmap: Tensor, size: tuple[int, int], num_regions: int | None, edges: bool, by_columns: bool) -> Analysed:
+def _analysed(segmap: Tensor, size: tuple[int, ...], num_regions: int | None, edges: bool, by_columns: bool) -> Analysed:
     """Return what is read from a map, once per forward."""
     how = num_regions, edges, by_columns
     maps, store, key = _thread.maps, _thread.store, (*_identity(segmap), *how)
@@ -259,8 +263,8 @@ def _analysed(segmap: Tensor, size: tuple[int, int], num_regions: int | None, ed
     return found
 
 
-def columns_of(segmap: Tensor, size: tuple[int, int], num_regions: int | None) -> Analysed:
-    """Return a float map (B, D, h, w) by its columns for a layer of a size, found once per forward.
+def columns_of(segmap: Tensor, size: tuple[int, ...], num_regions: int | None) -> Analysed:
+    """Return a float map (B, D, [d,] h, w) by its columns for a layer of a size, found once per forward.
 
     A one-hot map, perhaps with edges in its last channel, is one of few columns.
     """

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from . import maps
-from .contracts import Contract, Options, Verdict, codes_in, hooked, original_class, positional
+from .contracts import Contract, Options, SpadeForm, Verdict, codes_in, hooked, original_class, positional
 from .maps import NotExact
 
 _PLAIN = frozenset((str, bool, int, float, type(None)))
@@ -175,7 +175,7 @@ def verdict(
     key = original_class(module), options, state, variant, _precision(module)
     if key not in _verdicts:
         x = given[names[0]]
-        if not isinstance(x, Tensor) or x.dim() != 4 or 0 in x.shape:
+        if not isinstance(x, Tensor) or x.dim() not in (4, 5) or 0 in x.shape:
             raise NotExact("x is no batch of feature maps, or an empty one")  # and nothing is learned from it
         seen = _states.setdefault(module, set())
         if len(seen) >= _MOST_STATES:
@@ -324,10 +324,17 @@ class _Check:
         for own, part in zip(self.module.modules(), twin.modules(), strict=True):
             part.training = training if own.training is self.module.training else not training
 
-    def inputs(self, batch: int = 2, which: Sequence[int] | None = None, found: Any = None) -> list[Tensor | None]:
+    def inputs(self, batch: int = 2, which: Sequence[int] | None = None) -> list[Tensor | None]:
         torch.manual_seed(20)
-        made = self.contract.inputs(self.copy(), batch, which, found)
-        return [t if t is None else t.to(self.device, self.dtype) for t in made]
+        return self.placed(self.contract.inputs(self.copy(), batch, which))
+
+    def placed(self, inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return inputs on the layer's device, in its dtype."""
+        return [t if t is None else t.to(self.device, self.dtype) for t in inputs]
+
+    def trials(self, found: Any) -> list[list[Tensor | None]]:
+        torch.manual_seed(20)
+        return list(map(self.placed, self.contract.trials(self.copy(), 2, found)))
 
     def theirs(self, twin: nn.Module, inputs: Sequence[Any]) -> Any:
         """Run the layer's own forward, always from the same seed."""
@@ -339,7 +346,7 @@ class _Check:
                 raise _CannotRun(str(error).splitlines()[0]) from error
             raise _Refused(f"its own forward failed in the check ({_first_line(error)})") from error
 
-    def ours(self, twin: nn.Module, inputs: Sequence[Any], found: Any) -> Tensor:
+    def ours(self, twin: nn.Module, inputs: Sequence[Any], found: Any) -> Any:
         torch.manual_seed(21)
         try:
             return self.contract.forward(twin, self.options, found, *inputs)
@@ -390,8 +397,9 @@ class _Check:
             # a forward that writes into its input must do so where the caller sees it: not into a leaf
             given = x + 0 if training else x
             kept = given.detach().clone()
-            y = self.ours(twin, [given, *rest], found) if own else self.theirs(twin, [given, *rest])
-            if not isinstance(y, Tensor) or y.shape != inputs[0].shape and self.contract.kind != "style_encoder":
+            result = self.ours(twin, [given, *rest], found) if own else self.theirs(twin, [given, *rest])
+            y = self.contract.output(found, result)
+            if y is None or y.shape != inputs[0].shape and self.contract.kind != "style_encoder":
                 raise _Refused("its forward returns something else than the published layer")
             if not torch.equal(given.detach(), kept):
                 raise _Refused("its forward changes its input")
@@ -463,20 +471,39 @@ class _Check:
         problem, forms = "", self.contract.forms(self.module)
         for form in forms:
             try:
-                result = self.ours(own, inputs, form)
-                if not isinstance(expected, Tensor) or self._difference(expected, result) > self.tolerance:
+                features, result = (self.contract.output(form, y) for y in (expected, self.ours(own, inputs, form)))
+                if features is None or result is None or self._difference(features, result) > self.tolerance:
                     continue
                 error = self.compare(inputs, form)
+                self.passes_over(inputs, form)
             except _Refused as reason:
                 problem = problem or str(reason)
                 continue
             try:
-                return Verdict(None, error=max(error, self.compare(self.inputs(found=form), form)), found=form)
-            except _Refused:
+                return Verdict(None, error=max(error, *(self.compare(more, form) for more in self.trials(form))), found=form)
+            except _Refused as reason:
+                if form.first_alone:
+                    problem = problem or str(reason)
+                    continue
                 return Verdict(None, "of one-hot maps alone", error, replace(form, any_map=False))
         if not problem:
             self.compare(inputs, forms[0])  # says what is wrong with it
         raise _Refused(problem or "its forward does not compute the published formula, nor one of its kind")
+
+    def passes_over(self, inputs: Sequence[Any], form: SpadeForm) -> None:
+        """Refuse a layer that reads its caches: those that it is given, or those that our form returns."""
+        if form.caches is None:
+            return
+        twin = self.copy().eval()
+        ours, theirs = (run[1] for run in (self.ours(twin, inputs, form), self.theirs(twin, inputs)))
+        expected = self.contract.output(form, self.theirs(twin, inputs))
+        for given in (ours, theirs, {name: _tripwire(None) for name in form.caches}):
+            try:
+                result = self.contract.output(form, self.theirs(twin, [*inputs, given]))
+            except _Touched:
+                result = None
+            if expected is None or result is None or not torch.equal(expected, result):
+                raise _Refused("it reads its cache")
 
     def touches(self, inputs: Sequence[Any], like: Any) -> bool:
         """Say whether the layer's own forward looks at one argument more, a thing like ``like``."""

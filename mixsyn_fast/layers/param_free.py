@@ -38,7 +38,7 @@ def norm_arguments(norm: nn.Module, x: Tensor, affine: bool = False) -> dict[str
         raise TypeError(f"param_free_norm: expected an affine-free batch or instance norm, got {reason}")
     if isinstance(norm, nn.Identity):
         return {"norm": "none"}
-    if isinstance(norm, nn.InstanceNorm2d):
+    if isinstance(norm, nn.modules.instancenorm._InstanceNorm):
         return {"norm": "instance", "eps": norm.eps}
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     training = norm.training or (norm.running_mean is None and norm.running_var is None)
@@ -100,7 +100,7 @@ def unsupported_norm(norm: nn.Module, affine: bool = False) -> str | None:
         return None
     if isinstance(norm, nn.modules.batchnorm._BatchNorm):
         return "an affine batch norm" if norm.affine and not affine else None
-    if isinstance(norm, nn.InstanceNorm2d):
+    if isinstance(norm, nn.modules.instancenorm._InstanceNorm):
         if norm.affine and not affine:
             return "an affine instance norm"
         return "an instance norm with running statistics" if norm.track_running_stats else None

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backend import current_plan
+from ..latent_map import LatentMap
 from ..nearest import resize_nearest
 from ..ops import region_norm
 from ..region_map import RegionMap
@@ -39,6 +41,8 @@ from .spade import (
 
 Stack = tuple[nn.Module, ...]
 """Modules that run one after the other: convolutions, activations, instance norms."""
+Conv = nn.Conv2d | nn.Conv3d
+Size = tuple[int, ...]
 
 ELEMENTWISE = (
     nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Tanh,
@@ -61,22 +65,24 @@ def is_elementwise(module: nn.Module) -> bool:
 
 
 def conv_fits(conv: nn.Module) -> bool:
-    """Say whether a convolution keeps the size by zero padding, with an odd square kernel and any number of groups."""
-    if not isinstance(conv, nn.Conv2d):
+    """Say whether a convolution of images or volumes keeps the size: an odd square or cubic kernel, any padding mode.
+
+    The number of groups is free. On tables go those alone whose padding is of zeros.
+    """
+    if not isinstance(conv, Conv):
         return False
-    kernel = conv.kernel_size[0]
+    kernel, ones = conv.kernel_size[0], (1,) * len(conv.kernel_size)
     return (
-        conv.kernel_size == (kernel, kernel)
+        all(width == kernel for width in conv.kernel_size)
         and kernel % 2 == 1
-        and (conv.padding in ((kernel // 2, kernel // 2), "same"))
-        and conv.stride == (1, 1) == conv.dilation
-        and conv.padding_mode == "zeros"
+        and (conv.padding == "same" or all(pad == kernel // 2 for pad in conv.padding))
+        and conv.stride == ones == conv.dilation
     )
 
 
 def norm_fits(norm: nn.Module) -> bool:
     """Say whether a module of a stack is an instance norm by the statistics of its input."""
-    return isinstance(norm, nn.InstanceNorm2d) and not norm.track_running_stats
+    return isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) and not norm.track_running_stats
 
 
 def part_fits(part: nn.Module) -> bool:
@@ -134,9 +140,9 @@ class Columns(NamedTuple):
     """(K, D): the columns; None: they are one-hot (and an edge)."""
 
 
-def convolutions(stack: Sequence[nn.Module]) -> list[nn.Conv2d]:
+def convolutions(stack: Sequence[nn.Module]) -> list[Conv]:
     """Return the convolutions of a stack."""
-    return [part for part in stack if isinstance(part, nn.Conv2d)]
+    return [part for part in stack if isinstance(part, Conv)]
 
 
 def kernels_of(stack: Sequence[nn.Module]) -> tuple[int, ...]:
@@ -193,7 +199,7 @@ def _cost(layer: Modulator, rows: Sequence[int], pixels: int, onehot: bool) -> t
     for number, stack in enumerate((layer.shared, *layer.heads)):
         at = 0 if number == 0 else common
         for conv in convolutions(stack):
-            taps_of, sparse = conv.kernel_size[0] ** 2, at == 0 and onehot
+            taps_of, sparse = prod(conv.kernel_size), at == 0 and onehot
             dense += pixels * conv.weight.numel() * (FIRST_COST if sparse else 1)
             if not (sparse and conv.groups == 1):
                 factor = PRODUCT_COST[rows[at] * taps_of * conv.out_channels * 4 > CACHE]
@@ -203,13 +209,16 @@ def _cost(layer: Modulator, rows: Sequence[int], pixels: int, onehot: bool) -> t
     return table, dense
 
 
-def neighbourhoods_of(layer: Modulator, columns: Columns, size: tuple[int, int]) -> Neighbourhoods | None:
+def neighbourhoods_of(layer: Modulator, columns: Columns, size: Size) -> Neighbourhoods | None:
     """Return the distinct neighbourhoods of a map where the table plan is possible, and cheaper or asked for; else None."""
     plan_name, regions = current_plan(), columns.regions
     kernels = [kernels_of((*layer.shared, *head)) for head in layer.heads]
+    padded = convolutions((*layer.shared, *layer.scale, *layer.shift))
+    if any(conv.padding_mode != "zeros" and max(conv.kernel_size) > 1 for conv in padded):
+        return None
     if plan_name == "dense" or any(other != kernels[0] for other in kernels):
         return None
-    pixels = regions.batch_size * size[0] * size[1]
+    pixels = regions.batch_size * prod(size)
     radius = sum(kernel // 2 for kernel in kernels[0])
     if plan_name == "auto" and radius and pixels * regions.distinct_share(size, min(radius, 2)) > MARGIN * pixels:
         return None
@@ -231,7 +240,7 @@ def _calls_alone(part: nn.Module, rows: Tensor) -> Tensor:
     return result
 
 
-def _normalised(norm: nn.InstanceNorm2d, rows: Tensor, shares: Tensor, image: Tensor) -> Tensor:
+def _normalised(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, rows: Tensor, shares: Tensor, image: Tensor) -> Tensor:
     """Instance norm of a map by its rows: ``shares`` (B, P) of an image's pixels have the row, ``image`` (P,) owns it."""
     shares = shares.to(rows.dtype)
     deviation = rows - (shares @ rows).index_select(0, image)
@@ -240,10 +249,10 @@ def _normalised(norm: nn.InstanceNorm2d, rows: Tensor, shares: Tensor, image: Te
     return rows if norm.weight is None else rows * norm.weight.to(rows.dtype) + norm.bias.to(rows.dtype)
 
 
-def _onehot_rows(conv: nn.Conv2d, columns: Columns, dtype: torch.dtype) -> Tensor:
+def _onehot_rows(conv: Conv, columns: Columns, dtype: torch.dtype) -> Tensor:
     """What the taps of a convolution make of every one-hot column: rows of its weight, ((R + 1) * taps, O)."""
     regions, weight = columns.regions, conv.weight.to(dtype)
-    by_column = weight.permute(1, 2, 3, 0).reshape(conv.in_channels, -1, conv.out_channels)
+    by_column = weight.movedim(0, -1).reshape(conv.in_channels, -1, conv.out_channels)
     nothing = torch.zeros_like(by_column[:1])
     rows = torch.cat((by_column[: regions.num_regions], nothing))
     if regions.edges is not None:
@@ -263,7 +272,7 @@ def _start(columns: Columns, channels: int, like: Tensor) -> Tensor:
     return torch.cat((rows, rows.index_fill(1, torch.tensor([channels - 1], device=like.device), 1)))
 
 
-def _grouped_rows(conv: nn.Conv2d, rows: Tensor) -> Tensor:
+def _grouped_rows(conv: Conv, rows: Tensor) -> Tensor:
     """Every tap of a grouped convolution applied to every row, (R * taps, O)."""
     groups, weight = conv.groups, conv.weight.to(rows.dtype)
     apart = weight.reshape(groups, conv.out_channels // groups, conv.in_channels // groups, -1)
@@ -272,7 +281,7 @@ def _grouped_rows(conv: nn.Conv2d, rows: Tensor) -> Tensor:
 
 
 def _applied(
-    layer: Modulator, convs: Sequence[nn.Conv2d], name: str, rows: Tensor, around: Tensor | None, one: float = 0.0
+    layer: Modulator, convs: Sequence[Conv], name: str, rows: Tensor, around: Tensor | None, one: float = 0.0
 ) -> Tensor:
     """Convolutions of rows, side by side, (P, sum of O); ``one``: added to the bias of the first one's channels.
 
@@ -301,7 +310,7 @@ def _applied(
         make = lambda: (packed(taps(torch.cat(weights).to(dtype))), bias())  # noqa: E731
         matrix, finished = derived(layer.owner, ("stack", name), source, make)
         found = linear(rows, matrix)
-        found = found.reshape(len(rows) * convs[0].kernel_size[0] ** 2, -1)
+        found = found.reshape(len(rows) * prod(convs[0].kernel_size), -1)
     else:
         finished = bias()
         found = torch.cat([tap_rows(rows, weight.to(rows.dtype)) for weight in weights], 1)
@@ -322,7 +331,7 @@ class _Evaluation:
         like = torch.empty(0, dtype=self.dtype, device=self.columns.regions.device)
         return _start(self.columns, channels, like)
 
-    def conv(self, convs: Sequence[nn.Conv2d], name: str, rows: Tensor | None, at: int, one: float = 0.0) -> Tensor:
+    def conv(self, convs: Sequence[Conv], name: str, rows: Tensor | None, at: int, one: float = 0.0) -> Tensor:
         around = self.found.taps[at]
         if rows is None and self.columns.values is None and convs[0].groups == 1 and around is not None and len(convs) == 1:
             result = gather_sum(_onehot_rows(convs[0], self.columns, self.dtype), around)
@@ -332,9 +341,9 @@ class _Evaluation:
     def run(self, stack: Stack, name: str, rows: Tensor | None, at: int) -> tuple[Tensor | None, int]:
         """Return the rows behind a stack and how many convolutions are behind them."""
         for number, part in enumerate(stack):
-            if isinstance(part, nn.Conv2d):
+            if isinstance(part, Conv):
                 rows, at = self.conv((part,), f"{name}.{number}", rows, at), at + 1
-            elif isinstance(part, nn.InstanceNorm2d):
+            elif isinstance(part, nn.InstanceNorm2d | nn.InstanceNorm3d):
                 assert rows is not None
                 shares, image = self.found.shares[at], self.found.images[at]
                 assert shares is not None and image is not None
@@ -348,8 +357,8 @@ class _Evaluation:
         layer = self.layer
         rows, at = self.run(layer.shared, "shared", None, 0)
         firsts = [head[0] for head in layer.heads]
-        if all(isinstance(conv, nn.Conv2d) and conv.groups == 1 for conv in firsts):  # their products as one
-            convs = [conv for conv in firsts if isinstance(conv, nn.Conv2d)]
+        if all(isinstance(conv, Conv) and conv.groups == 1 for conv in firsts):  # their products as one
+            convs = [conv for conv in firsts if isinstance(conv, Conv)]
             alone = len(convs) == 2 and all(len(head) == 1 for head in layer.heads)
             side_by_side = self.conv(convs, "heads", rows, at, layer.one if alone else 0.0)
             if alone:
@@ -380,16 +389,23 @@ def _folded(norm: nn.Module, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tens
 
 
 def modulation(
-    layer: Modulator, segmap: Tensor, columns: Columns | None, size: tuple[int, int], found: Neighbourhoods | None = None
+    layer: Modulator,
+    segmap: Tensor,
+    columns: Columns | None,
+    size: Size,
+    found: Neighbourhoods | None = None,
+    axes: Sequence[Tensor] | None = None,
 ) -> Modulation:
     """Evaluate scale and shift of a layer, the affine parameters of its norm (not of a group norm) included.
 
     Args:
         layer: the layer.
-        segmap: (B, D, h, w), nearest-resized.
+        segmap: (B, D, h, w), or (B, D, d, h, w); nearest-resized.
         columns: the same map by its columns, where they are few.
         size: (H, W) of x.
         found: what :func:`neighbourhoods_of` returned: the table plan; None: the dense one.
+        axes: per dimension the pixel of ``segmap`` at every position of x, as :class:`LatentMap` takes them; None for
+            nearest resizing. Without ``found`` alone.
 
     Returns:
         A table, or maps; differentiable in all parameters, maps in ``segmap`` as well.
@@ -400,18 +416,19 @@ def modulation(
         return Modulation(found.index, torch.cat(_folded(layer.norm, *table.chunk(2, 1)), 1))
     if current_plan() != "dense" and _commutes_with_resizing(layer, segmap, size):
         maps = torch.cat(_folded(layer.norm, *_dense(layer, segmap)), 1)
-        pixels = torch.arange(maps.numel() // maps.shape[1], dtype=torch.int32, device=maps.device)
-        index = resize_nearest(pixels.view(maps.shape[0], *maps.shape[2:]), size)
-        return Modulation(index, maps.movedim(1, -1).reshape(-1, maps.shape[1]))
-    scale, shift = _dense(layer, resize_nearest(segmap, size))
+        latent = LatentMap(maps, size, axes=axes)
+        return Modulation(latent.index, latent.rows)
+    scale, shift = _dense(
+        layer, resize_nearest(segmap, size) if axes is None else LatentMap(segmap, size, axes=axes).dense()
+    )
     return Modulation(None, None, *(scale, shift) if is_plain() else _folded(layer.norm, scale, shift))
 
 
-def _commutes_with_resizing(layer: Modulator, segmap: Tensor, size: tuple[int, int]) -> bool:
+def _commutes_with_resizing(layer: Modulator, segmap: Tensor, size: Size) -> bool:
     """Say whether the stacks act on single pixels, of a map with at most half as many as the layer's input."""
     stacks = (*layer.shared, *layer.scale, *layer.shift)
     alone = not has_norm(stacks) and set(kernels_of(stacks)) == {1}
-    return alone and 2 * segmap.shape[2] * segmap.shape[3] <= size[0] * size[1]
+    return alone and 2 * prod(segmap.shape[2:]) <= prod(size)
 
 
 def _dense(layer: Modulator, maps: Tensor) -> tuple[Tensor, Tensor]:
