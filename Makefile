@@ -68,7 +68,7 @@ test: setup
 	$(PYTEST) $(ARGS)
 
 # Other libraries' layers, in a folder of their own and without their torch; what of them does not import, the tests pass over.
-COMPAT := monai==1.6.1 diffusers==0.42.1 huggingface_hub==2.4.0 importlib_metadata==10.2.0 zipp==4.1.2 regex==2026.11.19 \
+COMPAT := monai==1.6.1 einops==0.8.2 diffusers==0.42.1 huggingface_hub==2.4.0 importlib_metadata==10.2.0 zipp==4.1.2 regex==2026.11.19 \
   requests==2.34.2 urllib3==2.8.0 idna==3.20 certifi==2026.10.19.post1 charset_normalizer==3.5.3 \
   httpx2==2.16.2 httpcore2==2.16.2 truststore==0.10.5 click==8.5.1 h11==0.16.0 anyio==4.16.0 typer==0.29.2 annotated_doc==0.0.7
 build/compat/.installed: $(VENV)/.ready Makefile

@@ -23,7 +23,7 @@ from ..layers.conv import settings_are_pairs
 from . import maps
 from .constant import constant_conditioning
 from .contracts import CONTRACTS, Options, contract_of, original_class, required
-from .probe import first_verdict, reads_obj_dic
+from .probe import AT_FIRST_CALL, first_verdict, reads_obj_dic
 from .report import IDENTICAL, REORDERED, AccelerationReport, Entry
 from .swap import is_swapped, spectral_hook, swap, unswap
 
@@ -143,6 +143,8 @@ def _checked(module: nn.Module, name: str, options: Options) -> Entry:
         if options.kind in ("sean", "style_encoder") and options.soft_masks == "blend":
             notes.append("soft maps are blended by weight, another formula than the published one")
         return Entry(name, options.kind, "; ".join(notes), REORDERED, result.error)
+    if result.problem == AT_FIRST_CALL:
+        return Entry(name, options.kind, AT_FIRST_CALL, REORDERED)
     if contract.structure_problem(module) is None and reads_obj_dic(module, contract, options):
         return Entry(name, options.kind, "in its present mode it reads obj_dic: checked at the first call", REORDERED)
     return Entry(name, options.kind, result.problem)
@@ -173,7 +175,7 @@ def _unrecognised(model: nn.Module, inside: set[int], report: AccelerationReport
         if not several and not any(map(_MAP.search, arguments[1:])):
             continue
         # how near it comes to a known kind
-        missing = {kind: CONTRACTS[kind].missing(module) for kind in CONTRACTS if kind != "style_encoder"}
+        missing = {kind: CONTRACTS[kind].missing(module) for kind in CONTRACTS if kind in ("spade", "sean", "clade")}
         kind = min(missing, key=lambda kind: len(missing[kind]) / len(CONTRACTS[kind].attributes))
         takes = f"its forward takes ({', '.join(arguments)}), but it is of no known kind"
         found.append(Entry(name, "unrecognised", f"{takes}: for {kind.upper()} it lacks {', '.join(missing[kind])}"))

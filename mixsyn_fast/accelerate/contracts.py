@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import layers
+from ..backend import current_plan
 from ..layers.stacks import (
     Conv,
     Modulation,
@@ -35,6 +36,7 @@ from ..layers.stacks import (
 from ..nearest import nearest_source
 from ..ops.label_patterns import MAX_REGIONS
 from ..ops.masked_roi_pool import masked_roi_pool
+from .instances import are_maps, modulation_by_instance
 from .maps import NotExact, columns_of, modulation_of, regions_of
 from .report import LayerWork, last_work
 
@@ -175,12 +177,14 @@ class Contract:
         attributes: what a module must have to be taken for one.
         arguments: how many of the published forward's our form reads.
         known: what the names of its parameters begin with.
+        shown_by_call: a layer is checked at its first call, with inputs :meth:`like` those of the call.
     """
 
     kind: str
     attributes: tuple[str, ...]
     arguments = 2
     known: tuple[str, ...]
+    shown_by_call = False
 
     def recognises(self, module: nn.Module) -> bool:
         """Say whether the module's attributes point to this kind."""
@@ -259,6 +263,18 @@ class Contract:
     def output(self, found: Any, result: Any) -> Tensor | None:
         """Return the features among what a forward returned; None where it is not of the published kind."""
         return result if isinstance(result, Tensor) else None
+
+    def taken(self, given: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+        """Return the arguments of a call that our form reads, in order.
+
+        Raises:
+            NotExact: they are not those that it reads.
+        """
+        return [given.get(name) for name in names[: self.arguments]]
+
+    def like(self, given: Mapping[str, Any], names: Sequence[str]) -> list[Any] | None:
+        """Return small random inputs like those of a call; None: those of :meth:`inputs`, whatever the call."""
+        return None
 
     def variant(self, given: Mapping[str, Any], names: Sequence[str]) -> Hashable:
         """Return what of a call's arguments decides how the layer's own forward works, beside the state of the layer."""
@@ -763,6 +779,104 @@ class _Clade(Contract):
         return layers.clade_norm(module, _laid_out(x, options), regions, distance=distance)
 
 
+class _ByInstance(Contract):
+    """INADE and its kin: a scale and a shift per (image, class, instance), made of parameters per class and further inputs.
+
+    Which inputs there are is seen at a call, so the check is made at the first one, on inputs of the same kinds.
+    """
+
+    kind = "instance"
+    attributes = ("param_free_norm",)
+    arguments = 8
+    known = ("",)
+    shown_by_call = True
+
+    def recognises(self, module: nn.Module) -> bool:
+        return self.norm(module) is not None and self.regions(module) is not None
+
+    @staticmethod
+    def norm(module: nn.Module) -> str | None:
+        """Return the name of the one norm, beside which no part sees more than a pixel; None where that is not so."""
+        norms = [name for name, child in module._modules.items() if _is_norm(child) or name == "param_free_norm"]
+        others = [part for name, child in module._modules.items() if child and name not in norms for part in child.modules()]
+        alone = all(
+            isinstance(part, nn.Linear | nn.Embedding | nn.Sequential | nn.ParameterList | nn.ParameterDict | nn.Identity)
+            or is_elementwise(part)
+            or (isinstance(part, Conv) and set(part.kernel_size) == {1})
+            for part in others
+        )
+        return norms[0] if len(norms) == 1 and alone else None
+
+    def regions(self, module: Any) -> int | None:
+        """Return K: two parameters of its own, at least, are (K, C, ...)."""
+        wide = self.channels(module)
+        tables = [p.shape[0] for p in module._parameters.values() if p is not None and p.dim() > 1 and p.shape[1] == wide]
+        return tables[0] if len(tables) > 1 and len(set(tables)) == 1 and tables[0] > 1 else None
+
+    def channels(self, module: Any) -> int:
+        norm = module._modules.get(self.norm(module) or "")
+        tables = [p.shape[1] for p in module._parameters.values() if p is not None and p.dim() > 1]
+        count = None if norm is None else _channels_of(norm)
+        return count if count is not None else next(iter(tables), 0)
+
+    def signature_fits(self, count: int, least: int) -> bool:
+        return least >= 3 and count <= self.arguments
+
+    def problem(self, module: Any) -> str | None:
+        name = self.norm(module)
+        if name is None or self.regions(module) is None:
+            return "its parts do not fit together"
+        reason = layers.unsupported_norm(module._modules[name])
+        return f"{name} is {reason}" if reason else _regions_problem(self.regions(module) or 0)
+
+    def taken(self, given: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+        if set(given) != set(names[: len(given)]):
+            raise NotExact("it is called without an argument that stands before others")
+        inputs = [given[name] for name in names[: len(given)]]
+        _check_map(*inputs[:2])
+        return inputs
+
+    def variant(self, given: Mapping[str, Any], names: Sequence[str]) -> Hashable:
+        """Which inputs are maps, and what the others are like."""
+        x, *others = self.taken(given, names)
+        described = [
+            (value.dim(), value.dtype, value.shape[1] if value.dim() == 4 else None) if is_map else _structure(value)
+            for value, is_map in zip(others, are_maps(others, x.shape[0]), strict=True)
+        ]
+        return tuple(described)
+
+    def like(self, given: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+        """Return small random inputs like those of a call: one-hot maps, others of values that occur, random numbers."""
+        x, *others = self.taken(given, names)
+        made: list[Any] = [torch.randn(len(x), x.shape[1], 7, 5)]
+        for value, is_map in zip(others, are_maps(others, len(x)), strict=True):
+            if not isinstance(value, Tensor):
+                made.append(value)
+            elif not is_map:
+                made.append(torch.randn(value.shape) if value.is_floating_point() else value)
+            elif value.dim() == 4 and value.shape[1] > 1:
+                made.append(_blocks(range(value.shape[1]), value.shape[1], len(x), (12, 11)))
+            else:
+                occurring = torch.unique(value)
+                which = torch.randint(0, len(occurring), (len(x), *[1] * (value.dim() - 3), 12, 11))
+                made.append(occurring[which.to(value.device)])
+        return [
+            t.to(old.device, old.dtype) if isinstance(t, Tensor) else t for t, old in zip(made, [x, *others], strict=True)
+        ]
+
+    def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Tensor:
+        x, *others = inputs
+        name = self.norm(module)
+        assert name is not None
+        if current_plan() == "dense":
+            plain: Tensor = original_class(module).forward(module, *inputs)
+            return plain
+        norm = module._modules[name]
+        _check_norm(norm)
+        x = _laid_out(x, options)
+        return modulate(norm, x, modulation_by_instance(module, original_class(module), name, x, others))
+
+
 class _StyleEncoder(Contract):
     """An encoder (``model``, a Sequential that ends in tanh) whose features are averaged over every region."""
 
@@ -800,7 +914,9 @@ class _StyleEncoder(Contract):
         return pooled
 
 
-CONTRACTS: dict[str, Contract] = {contract.kind: contract for contract in (_Sean(), _Spade(), _Clade(), _StyleEncoder())}
+CONTRACTS: dict[str, Contract] = {
+    contract.kind: contract for contract in (_Sean(), _Spade(), _Clade(), _StyleEncoder(), _ByInstance())
+}
 
 
 def contract_of(module: nn.Module) -> Contract | None:

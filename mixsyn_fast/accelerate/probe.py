@@ -31,6 +31,7 @@ _DEEPEST = 2  # of the objects that a layer holds (a config, the model's options
 _MOST_VALUES = 256  # of one object: what holds more (a data set) is no setting
 _MOST_STATES = 8
 _WIDE = 16
+AT_FIRST_CALL = "what it computes depends on inputs that a call shows: checked at the first one"
 
 
 class _Touched(BaseException):
@@ -560,14 +561,17 @@ def check(
     given = given or {}
     obj_dic = given.get(names[3]) if contract.kind == "sean" and len(names) > 3 else None
     any_noise = options.noise == "device"
-    small = _narrowed(module, contract)
+    if contract.shown_by_call and not given:
+        return Verdict(AT_FIRST_CALL)
+    # what is given is of the layer's width
+    small = {} if contract.shown_by_call else _narrowed(module, contract)
     with _undisturbed(next(module.parameters()).device):
         for narrow in (small, {}) if small else ({},):
             tried = _Check(module, contract, options, narrow)
             try:
                 if obj_dic is not None:
                     return tried.with_obj_dic(obj_dic, min(2, len(given[names[0]])), any_noise)
-                return tried.plain(any_noise)
+                return tried.plain(any_noise, contract.like(given, names))
             except _CannotRun as reason:
                 return contract.unchecked(module, f"its own forward needs CUDA ({reason})")
             except _Refused as reason:

@@ -71,7 +71,7 @@ def _run(
         checked = verdict(module, contract, options, given, names)
         if checked.problem is not None:
             raise NotExact(checked.problem)
-        inputs = (given.get(name) for name in ours)
+        inputs = contract.taken(given, names)
         if stores and not maps.inside() and module in stores:  # called alone
             with maps.kept(stores[module]):
                 return contract.forward(module, options, checked.found, *inputs)
