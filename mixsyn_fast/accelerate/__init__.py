@@ -14,6 +14,7 @@ import inspect
 import re
 import warnings
 import weakref
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -125,10 +126,11 @@ def accelerate(
         if isinstance(root, torch.jit.ScriptModule):
             report.left.append(Entry("", "root", "it is a ScriptModule"))
         else:
-            swap(root, Options("root", channels_last=channels_last))
             on_gpu = any(p.is_cuda for p in model.parameters())
             note = "on a GPU an edit of the map through .data between two layers is not noticed" if on_gpu else ""
-            report.changed.append(Entry("" if root is model else "module", "root", note, IDENTICAL))
+            for name, module in _around(root, "" if root is model else "module", [layer for layer, _ in swaps]):
+                swap(module, Options("root", channels_last=channels_last))
+                report.changed.append(Entry(name, "root", note, IDENTICAL))
     return report
 
 
@@ -148,6 +150,23 @@ def _checked(module: nn.Module, name: str, options: Options) -> Entry:
     if contract.structure_problem(module) is None and reads_obj_dic(module, contract, options):
         return Entry(name, options.kind, "in its present mode it reads obj_dic: checked at the first call", REORDERED)
     return Entry(name, options.kind, result.problem)
+
+
+def _around(root: nn.Module, name: str, layers_of: Sequence[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the model, and in it what alone has all of the layers, by name.
+
+    Methods of a model (``decode``) call its decoder and not the model: its map, too, is analysed once.
+    """
+    sought = set(map(id, layers_of))
+    outermost = root
+    while contract_of(root) is None:
+        if root is outermost or original_class(root).forward is not nn.Module.forward:  # a list is never called
+            yield name, root
+        inner = [(key, part) for key, part in root.named_children() if not sought.isdisjoint(map(id, part.modules()))]
+        if len(inner) != 1:
+            return
+        key, root = inner[0]
+        name = f"{name}.{key}" if name else key
 
 
 def _in_residual_block(model: nn.Module, name: str) -> bool:

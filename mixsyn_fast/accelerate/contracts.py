@@ -26,6 +26,8 @@ from ..layers.stacks import (
     conv_fits,
     convolutions,
     is_elementwise,
+    is_padded_otherwise,
+    latent_modulation,
     modulate,
     modulation,
     neighbourhoods_of,
@@ -256,9 +258,9 @@ class Contract:
         """Return what is said of a layer whose own forward does not run here."""
         return Verdict(None, f"unchecked: {reason}")
 
-    def trials(self, module: Any, batch: int, found: Any) -> list[list[Tensor | None]]:
-        """Return more inputs on which a form must hold, each list as of :meth:`inputs`."""
-        return [self.inputs(module, batch, None, found)]
+    def further(self, inputs: Sequence[Any]) -> list[list[Any]]:
+        """Return inputs made of others, of other sizes, on which a form must hold as well."""
+        return []
 
     def output(self, found: Any, result: Any) -> Tensor | None:
         """Return the features among what a forward returned; None where it is not of the published kind."""
@@ -350,8 +352,10 @@ class SpadeForm:
         return found
 
 
-def _wrapped(module: nn.Module) -> Conv | None:
+def _wrapped(module: nn.Module | None) -> Conv | None:
     """Return the convolution of single pixels that is all that a module holds (causal ones of video have such a shell)."""
+    if module is None:
+        return None
     children = [child for child in module._modules.values() if child is not None]
     if isinstance(module, nn.Sequential) or module._parameters or module._buffers or len(children) != 1:
         return None
@@ -507,7 +511,7 @@ class _Spade(Contract):
             return Verdict(f"which formula of SPADE's kind it computes cannot be tried out: {reason}")
         return Verdict(None, f"unchecked: {reason}", found=self.forms(module)[0])
 
-    def first(self, module: nn.Module) -> nn.Conv2d:
+    def first(self, module: nn.Module) -> Conv:
         """Return the first convolution of the map."""
         layer = self.forms(module)[0].modulator(module)
         return convolutions((*layer.shared, *layer.scale))[0]
@@ -534,22 +538,22 @@ class _Spade(Contract):
             segmap[-1] = torch.randn(segmap.shape[1:])
         return [x, segmap]
 
-    def trials(self, module: Any, batch: int, found: Any) -> list[list[Tensor | None]]:
-        """Of video also an even number of frames, and a single one."""
-        made = super().trials(module, batch, found)
-        if found.first_alone:
-            ((x, segmap),) = made
-            assert x is not None and segmap is not None
-            made += [x[:, :, :4], segmap], [x[:, :, :1], segmap[:, :, :1]]
-        return made
+    def further(self, inputs: Sequence[Any]) -> list[list[Any]]:
+        """Of volumes (video) also an even number of frames, and a single one."""
+        x, segmap = inputs
+        return [] if x.dim() == 4 else [[x[:, :, :4], segmap], [x[:, :, :1], segmap[:, :, :1]]]
 
     def output(self, found: Any, result: Any) -> Tensor | None:
         if found is None or found.caches is None:
             return super().output(found, result)
-        pair = result if isinstance(result, tuple) and len(result) == 2 else (None, None)
-        features, kept = pair
-        fits = isinstance(features, Tensor) and isinstance(kept, dict) and tuple(kept) == found.caches
-        return features if fits and all(isinstance(value, Tensor) for value in kept.values()) else None
+        features, kept = result if isinstance(result, tuple) and len(result) == 2 else (None, None)
+        if (
+            not isinstance(kept, dict)
+            or tuple(kept) != found.caches
+            or not all(isinstance(t, Tensor) for t in kept.values())
+        ):
+            return None
+        return super().output(found, features)
 
     def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Any:
         x, segmap, cache = (*inputs, None)[:3]
@@ -571,7 +575,11 @@ class _Spade(Contract):
 
         def make() -> Modulation:
             wanted = None if columns is None else neighbourhoods_of(layer, columns, size)
-            made = modulation(layer, segmap.to(first.weight.dtype), columns, size, wanted, axes)
+            features = segmap.to(first.weight.dtype)
+            if wanted is None and (len(size) == 3 or is_padded_otherwise(layer)):
+                made = latent_modulation(layer, features, size, axes)
+            else:
+                made = modulation(layer, features, columns, size, wanted)
             of_pixels = (
                 () if made.table is None else (len(made.table),) * (len(convolutions((*layer.shared, *layer.scale))) + 1)
             )
@@ -792,32 +800,35 @@ class _ByInstance(Contract):
     shown_by_call = True
 
     def recognises(self, module: nn.Module) -> bool:
-        return self.norm(module) is not None and self.regions(module) is not None
+        several = self.norm(module) is not None and self.regions(module) is not None
+        return several and required(original_class(module).forward) >= 3
 
     @staticmethod
     def norm(module: nn.Module) -> str | None:
-        """Return the name of the one norm, beside which no part sees more than a pixel; None where that is not so."""
+        """Return the name of the one norm, beside which no convolution sees more than a pixel; None where that is not so."""
         norms = [name for name, child in module._modules.items() if _is_norm(child) or name == "param_free_norm"]
-        others = [part for name, child in module._modules.items() if child and name not in norms for part in child.modules()]
-        alone = all(
-            isinstance(part, nn.Linear | nn.Embedding | nn.Sequential | nn.ParameterList | nn.ParameterDict | nn.Identity)
-            or is_elementwise(part)
-            or (isinstance(part, Conv) and set(part.kernel_size) == {1})
-            for part in others
-        )
-        return norms[0] if len(norms) == 1 and alone else None
+        if len(norms) != 1:
+            return None
+        others = (part for name, child in module._modules.items() if child and name != norms[0] for part in child.modules())
+        wide = any(isinstance(part, Conv) and set(part.kernel_size) != {1} for part in others)
+        return None if wide else norms[0]
+
+    @staticmethod
+    def tables(module: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters with a row per class: of the layer itself, or of a part that is no layer of torch."""
+        holders = [module, *(part for part in module.children() if not type(part).__module__.startswith("torch."))]
+        return [p for part in holders for p in part._parameters.values() if p is not None and p.dim() > 1]
 
     def regions(self, module: Any) -> int | None:
-        """Return K: two parameters of its own, at least, are (K, C, ...)."""
+        """Return K: two tables, at least, are (K, C, ...)."""
         wide = self.channels(module)
-        tables = [p.shape[0] for p in module._parameters.values() if p is not None and p.dim() > 1 and p.shape[1] == wide]
-        return tables[0] if len(tables) > 1 and len(set(tables)) == 1 and tables[0] > 1 else None
+        counts = [table.shape[0] for table in self.tables(module) if table.shape[1] == wide]
+        return counts[0] if len(counts) > 1 and len(set(counts)) == 1 and counts[0] > 1 else None
 
     def channels(self, module: Any) -> int:
         norm = module._modules.get(self.norm(module) or "")
-        tables = [p.shape[1] for p in module._parameters.values() if p is not None and p.dim() > 1]
         count = None if norm is None else _channels_of(norm)
-        return count if count is not None else next(iter(tables), 0)
+        return count if count is not None else next((table.shape[1] for table in self.tables(module)), 0)
 
     def signature_fits(self, count: int, least: int) -> bool:
         return least >= 3 and count <= self.arguments
@@ -839,11 +850,14 @@ class _ByInstance(Contract):
     def variant(self, given: Mapping[str, Any], names: Sequence[str]) -> Hashable:
         """Which inputs are maps, and what the others are like."""
         x, *others = self.taken(given, names)
-        described = [
-            (value.dim(), value.dtype, value.shape[1] if value.dim() == 4 else None) if is_map else _structure(value)
-            for value, is_map in zip(others, are_maps(others, x.shape[0]), strict=True)
-        ]
-        return tuple(described)
+        which = are_maps(others, x.shape[0])
+
+        def described(value: Any, is_map: bool) -> Hashable:
+            if not isinstance(value, Tensor):
+                return _structure(value)  # type: ignore[no-any-return]
+            return is_map, value.dim(), value.dtype, value.shape[1 if is_map else -1] if value.dim() else 0
+
+        return tuple(described(*each) for each in zip(others, which, strict=True))
 
     def like(self, given: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
         """Return small random inputs like those of a call: one-hot maps, others of values that occur, random numbers."""

@@ -124,7 +124,9 @@ def modulation_by_instance(
     with torch.inference_mode(False), torch.no_grad():
         palette = Palette(segmaps, (int(x.shape[2]), int(x.shape[3])))
     taken = iter(palette.maps)
-    with torch.inference_mode(False), torch.enable_grad():
+    # Under activation checkpointing nothing is kept of a forward until it is needed, and this is needed now.
+    kept = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+    with torch.inference_mode(False), torch.enable_grad(), kept:
         given = [next(taken) if is_map else _usable(value) for value, is_map in zip(arguments, which, strict=True)]
         zero = torch.zeros(*x.shape[:2], 1, palette.maps[0].shape[-1], dtype=x.dtype, device=x.device, requires_grad=True)
         forward: Callable[..., Any] = cls.forward

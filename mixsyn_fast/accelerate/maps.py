@@ -235,7 +235,8 @@ def distinct_columns(segmap: Tensor) -> Columns | None:
 def _columns_at(segmap: Tensor, pixel: Tensor) -> Tensor:
     """The columns (N, D) of a map (B, D, [d,] h, w) at pixels (N,), numbered through the batch."""
     image, *place = torch.unravel_index(pixel, (segmap.shape[0], *segmap.shape[2:]))
-    return segmap[(image, slice(None), *place)]
+    index: tuple[Tensor | slice, ...] = (image, slice(None), *place)
+    return segmap[index]
 
 
 def _sampled(segmap: Tensor) -> Tensor:
@@ -278,7 +279,7 @@ def modulation_of(
     return make() if _thread.store is None else _thread.store.modulation(found, layer, how, make)
 
 
-def regions_of(segmap: Tensor, size: tuple[int, int], num_regions: int | None, edges: bool) -> RegionMap:
+def regions_of(segmap: Tensor, size: tuple[int, ...], num_regions: int | None, edges: bool) -> RegionMap:
     """Return the RegionMap of a float map (B, K, h, w) for a layer of a size, analysed once per forward.
 
     Raises:

@@ -279,6 +279,7 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
         torch.random.fork_rng(devices=devices),
         torch.inference_mode(False),
         torch.no_grad(),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t),  # not those of a checkpointed forward
         torch.autocast(device.type, enabled=False),
     ):
         yield
@@ -325,17 +326,10 @@ class _Check:
         for own, part in zip(self.module.modules(), twin.modules(), strict=True):
             part.training = training if own.training is self.module.training else not training
 
-    def inputs(self, batch: int = 2, which: Sequence[int] | None = None) -> list[Tensor | None]:
+    def inputs(self, batch: int = 2, which: Sequence[int] | None = None, found: Any = None) -> list[Tensor | None]:
         torch.manual_seed(20)
-        return self.placed(self.contract.inputs(self.copy(), batch, which))
-
-    def placed(self, inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Return inputs on the layer's device, in its dtype."""
-        return [t if t is None else t.to(self.device, self.dtype) for t in inputs]
-
-    def trials(self, found: Any) -> list[list[Tensor | None]]:
-        torch.manual_seed(20)
-        return list(map(self.placed, self.contract.trials(self.copy(), 2, found)))
+        made = self.contract.inputs(self.copy(), batch, which, found)
+        return [t if t is None else t.to(self.device, self.dtype) for t in made]
 
     def theirs(self, twin: nn.Module, inputs: Sequence[Any]) -> Any:
         """Run the layer's own forward, always from the same seed."""
@@ -475,17 +469,14 @@ class _Check:
                 features, result = (self.contract.output(form, y) for y in (expected, self.ours(own, inputs, form)))
                 if features is None or result is None or self._difference(features, result) > self.tolerance:
                     continue
-                error = self.compare(inputs, form)
+                error = max(self.compare(each, form) for each in (inputs, *self.contract.further(inputs)))
                 self.passes_over(inputs, form)
             except _Refused as reason:
                 problem = problem or str(reason)
                 continue
             try:
-                return Verdict(None, error=max(error, *(self.compare(more, form) for more in self.trials(form))), found=form)
-            except _Refused as reason:
-                if form.first_alone:
-                    problem = problem or str(reason)
-                    continue
+                return Verdict(None, error=max(error, self.compare(self.inputs(found=form), form)), found=form)
+            except _Refused:
                 return Verdict(None, "of one-hot maps alone", error, replace(form, any_map=False))
         if not problem:
             self.compare(inputs, forms[0])  # says what is wrong with it

@@ -213,10 +213,7 @@ def neighbourhoods_of(layer: Modulator, columns: Columns, size: Size) -> Neighbo
     """Return the distinct neighbourhoods of a map where the table plan is possible, and cheaper or asked for; else None."""
     plan_name, regions = current_plan(), columns.regions
     kernels = [kernels_of((*layer.shared, *head)) for head in layer.heads]
-    padded = convolutions((*layer.shared, *layer.scale, *layer.shift))
-    if any(conv.padding_mode != "zeros" and max(conv.kernel_size) > 1 for conv in padded):
-        return None
-    if plan_name == "dense" or any(other != kernels[0] for other in kernels):
+    if plan_name == "dense" or any(other != kernels[0] for other in kernels) or is_padded_otherwise(layer):
         return None
     pixels = regions.batch_size * prod(size)
     radius = sum(kernel // 2 for kernel in kernels[0])
@@ -229,6 +226,86 @@ def neighbourhoods_of(layer: Modulator, columns: Columns, size: Size) -> Neighbo
         if table > MARGIN * dense:
             return None
     return found
+
+
+# --- latents of any dimensions, resizing and padding --------------------------------------------------------------------
+
+
+def is_padded_otherwise(layer: Modulator) -> bool:
+    """Say whether a convolution of a layer pads by anything but zeros."""
+    convs = convolutions((*layer.shared, *layer.scale, *layer.shift))
+    return any(conv.padding_mode != "zeros" and max(conv.kernel_size) > 1 for conv in convs)
+
+
+def latent_modulation(layer: Modulator, features: Tensor, size: Size, axes: Sequence[Tensor] | None = None) -> Modulation:
+    """Evaluate scale and shift of a layer on a map that is resized by any rule, in two or three dimensions, padded anyhow.
+
+    Args:
+        layer: the layer.
+        features: (B, D, h, w) or (B, D, d, h, w).
+        size: of x, as many numbers.
+        axes: per dimension the pixel of the map at every position of x, not decreasing (:class:`LatentMap`); None for
+            nearest resizing.
+
+    Returns:
+        A table, where the map has at most half as many distinct positions behind the convolutions as x has pixels, or maps.
+    """
+    values = LatentMap(features, size, axes=axes)
+    if current_plan() != "dense" and _have_few_positions(layer, values):
+        shared = _at_cells(layer.shared, values)
+        ends = [None if shared is None else _at_cells(head, shared) for head in layer.heads]
+        first = ends[0]
+        if first is not None and all(end is not None for end in ends):
+            scale, shift = _two([end.features for end in ends if end is not None], layer)
+            made = LatentMap(torch.cat(_folded(layer.norm, scale + layer.one, shift), 1), size, axes=first.axes)
+            return Modulation(made.index, made.rows)
+    maps = values.dense()
+    for part in layer.shared:
+        maps = part(maps)
+    scale, shift = _two([nn.Sequential(*head)(maps) for head in layer.heads], layer)
+    scale = scale + layer.one
+    return Modulation(None, None, *(scale, shift) if is_plain() else _folded(layer.norm, scale, shift))
+
+
+def _have_few_positions(layer: Modulator, values: LatentMap) -> bool:
+    """Say whether a table of the map's distinct positions, behind the convolutions, is half as long as the map, or less."""
+    kernels = [kernels_of(head) for head in layer.heads]
+    if has_norm((*layer.shared, *layer.scale, *layer.shift)) or (len(kernels) > 1 and max(map(max, kernels)) > 1):
+        return False  # scale and shift would lie on grids of their own
+    wide = 1 + sum(kernel // 2 * 2 for kernel in (*kernels_of(layer.shared), *kernels[0]))
+    cells = [min(side, full * wide) for side, full in zip(values.size, values.features.shape[2:], strict=True)]
+    return 2 * prod(cells) <= prod(values.size)
+
+
+def _at_cells(stack: Stack, values: LatentMap) -> LatentMap | None:
+    """A stack at the distinct positions of a map; None where padding makes it return to cells that it has left."""
+    found: LatentMap | None = values
+    for part in stack:
+        if found is None:
+            return None
+        wide = isinstance(part, Conv) and max(part.kernel_size) > 1
+        found = _convolved(part, found) if isinstance(part, Conv) and wide else found.map(part)
+    return found
+
+
+def _convolved(conv: Conv, values: LatentMap) -> LatentMap | None:
+    """A convolution at the distinct positions of a map; padded otherwise than by zeros, of a wider map, cut to size."""
+    if conv.padding_mode == "zeros":
+        return values.convolve(conv.weight, conv.bias, groups=conv.groups)
+    reach, axes = conv.kernel_size[0] // 2, []
+    for axis in values.axes:
+        last = len(axis) - 1
+        at = torch.arange(-reach, last + reach + 1, device=axis.device)
+        if conv.padding_mode == "circular":
+            at = at % (last + 1)
+        elif conv.padding_mode == "reflect":
+            at = last - (last - at.abs()).abs()
+        axes.append(axis[at.clamp(0, last)])
+        if bool((axes[-1][1:] < axes[-1][:-1]).any()):
+            return None
+    wide = LatentMap(values.features, [side + 2 * reach for side in values.size], axes=axes)
+    wide = wide.convolve(conv.weight, conv.bias, groups=conv.groups)
+    return LatentMap(wide.features, values.size, axes=[axis[reach:-reach] for axis in wide.axes])
 
 
 # --- the table plan ---------------------------------------------------------------------------------------------------
@@ -389,12 +466,7 @@ def _folded(norm: nn.Module, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tens
 
 
 def modulation(
-    layer: Modulator,
-    segmap: Tensor,
-    columns: Columns | None,
-    size: Size,
-    found: Neighbourhoods | None = None,
-    axes: Sequence[Tensor] | None = None,
+    layer: Modulator, segmap: Tensor, columns: Columns | None, size: Size, found: Neighbourhoods | None = None
 ) -> Modulation:
     """Evaluate scale and shift of a layer, the affine parameters of its norm (not of a group norm) included.
 
@@ -404,8 +476,6 @@ def modulation(
         columns: the same map by its columns, where they are few.
         size: (H, W) of x.
         found: what :func:`neighbourhoods_of` returned: the table plan; None: the dense one.
-        axes: per dimension the pixel of ``segmap`` at every position of x, as :class:`LatentMap` takes them; None for
-            nearest resizing. Without ``found`` alone.
 
     Returns:
         A table, or maps; differentiable in all parameters, maps in ``segmap`` as well.
@@ -416,11 +486,10 @@ def modulation(
         return Modulation(found.index, torch.cat(_folded(layer.norm, *table.chunk(2, 1)), 1))
     if current_plan() != "dense" and _commutes_with_resizing(layer, segmap, size):
         maps = torch.cat(_folded(layer.norm, *_dense(layer, segmap)), 1)
-        latent = LatentMap(maps, size, axes=axes)
-        return Modulation(latent.index, latent.rows)
-    scale, shift = _dense(
-        layer, resize_nearest(segmap, size) if axes is None else LatentMap(segmap, size, axes=axes).dense()
-    )
+        pixels = torch.arange(maps.numel() // maps.shape[1], dtype=torch.int32, device=maps.device)
+        index = resize_nearest(pixels.view(maps.shape[0], *maps.shape[2:]), size)
+        return Modulation(index, maps.movedim(1, -1).reshape(-1, maps.shape[1]))
+    scale, shift = _dense(layer, resize_nearest(segmap, size))
     return Modulation(None, None, *(scale, shift) if is_plain() else _folded(layer.norm, scale, shift))
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixsyn_fast import constant_conditioning
+from mixsyn_fast.accelerate import maps
 from tests.compat.agree import accelerated, assert_module, assert_outputs, assert_trains, drawn
 
 blocks = pytest.importorskip("monai.networks.blocks.spade_norm", reason="MONAI is not installed: make compat")
@@ -99,6 +100,23 @@ def test_spade_autoencoder(dimensions: int) -> None:
     assert count == 4
     assert_outputs(plain, given, count, call, only=False)  # blocks of the encoder take a map that they do not read
     assert_trains(plain, given, count, call, only=False)
+
+
+def test_a_map_is_read_once_by_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which calls the decoder, not the model."""
+    plain = drawn(
+        nets.SPADEAutoencoderKL(
+            2, K, 1, 1, (1, 1), (4, 8), (False, False), 3, norm_num_groups=4, with_encoder_nonlocal_attn=False,
+            with_decoder_nonlocal_attn=False, spade_intermediate_channels=4,
+        )
+    )  # fmt: skip
+    fast, read = accelerated(plain, 4, only=False), []
+    own = maps.analyse
+    monkeypatch.setattr(maps, "analyse", lambda *given: read.append(1) or own(*given))
+    with torch.no_grad():
+        z = plain.encode(features(2, 1, 8))[0]
+        expected, y = plain.decode(z, labels(2, 8)), fast.decode(z, labels(2, 8))
+    assert (y - expected).abs().max() <= 1e-4 * expected.abs().max() and len(read) == 1
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])

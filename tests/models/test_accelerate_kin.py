@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mixsyn_fast import use_plan
 from mixsyn_fast.accelerate import accelerate, restore
@@ -419,6 +420,52 @@ def test_video_whose_first_frame_is_resized_alone(frames: int) -> None:
     assert not report.count("spade") and "published formula" in str(report), str(report)
 
 
+class Causal(nn.Module):
+    """A convolution of one frame in a shell that keeps what it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(K, C, 1)
+
+    def forward(self, latent: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.conv(latent), latent.clone()
+
+
+class Cached(nn.Module):
+    """As CogVideoX's: features and caches."""
+
+    reads = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.y, self.b = nn.GroupNorm(4, C), Causal(), Causal()
+
+    def forward(self, f: Tensor, zq: Tensor, cache: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        kept, old = {}, cache or {}
+        zq = F.interpolate(zq, size=f.shape[2:])
+        y, kept["y"] = self.y(zq, old.get("y"))
+        b, kept["b"] = self.b(zq, old.get("b"))
+        return self.norm(f) * y + b + (old["y"].sum() if self.reads and old else 0), kept
+
+
+def test_a_layer_that_reads_its_cache() -> None:
+    """Keeps its own forward; one that hands it on for nothing does not."""
+    plain = pub.randomise(Cached()).double().eval()
+    fast = copy.deepcopy(plain)
+    assert accelerate(fast).count("spade") == 1
+    f, zq = features(2, C, 6)[:, :, None].repeat(1, 1, 4, 1, 1), features(2, K, 3)[:, :, None].repeat(1, 1, 2, 1, 1)
+    with torch.no_grad():
+        y, cache = fast(f, zq)
+        assert close(y, plain(f, zq)[0]) and list(cache) == ["y", "b"] and not cache["y"].numel()
+        assert torch.equal(fast(f, zq, cache)[0], y) and torch.equal(plain(f, zq, cache)[0], plain(f, zq)[0])
+    Cached.reads = True
+    try:
+        report = accelerate(nn.ModuleDict({"a": Cached()}))
+    finally:
+        Cached.reads = False
+    assert not report.count("spade") and "reads its cache" in str(report), str(report)
+
+
 class Padded(nn.Module):
     """KVAE: a convolution of the resized latent, padded otherwise than by zeros, before those for scale and shift."""
 
@@ -443,16 +490,20 @@ def test_other_padding(mode: str) -> None:
     report = accelerate(fast)
     assert report.count("spade") == 1 and "one-hot maps alone" not in str(report), str(report)
     x = features()
-    for latent in (features(2, K, 3), onehot(), columns()):
+    for latent in (features(2, K, 3), features(2, K, 2), onehot(), columns()):
         grads = []
         for layer in (plain, fast):
             leaves = [t.clone().requires_grad_() for t in (x, latent)]
-            y = layer(leaves[0], leaves[1] if latent.shape[-1] == 3 else latent)
+            y = layer(leaves[0], leaves[1] if latent.shape[-1] <= 3 else latent)
             grads.append(
                 [y.detach(), *torch.autograd.grad(y.square().sum(), [*leaves, *layer.parameters()], allow_unused=True)]
             )
         for a, b in zip(*grads, strict=True):
             assert (a is None) is (b is None) and (a is None or close(b, a, 1e-9))
+        if (
+            latent.shape[-1] == 2 and mode != "zeros"
+        ):  # six times as large: nine positions a pixel of the latent, but for one
+            assert report.work()[""].plan == ("dense" if mode == "circular" else "table")
 
 
 class Inade(nn.Module):
@@ -490,6 +541,24 @@ def instances(batch: int = 2) -> Tensor:
     return pub.blobs(batch, 4, 24, 24, seed=8)[:, None]
 
 
+def accelerated_and_checkpointed(plain: nn.Module) -> nn.Module:
+    """A copy that keeps nothing of its forward, and is checked inside of one that is checkpointed."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, *inputs: Tensor) -> Tensor:
+            output: Tensor = checkpoint(self.layer, *inputs, use_reentrant=False)
+            return output
+
+    made = Checkpointed(copy.deepcopy(plain))
+    made.layer.setting = "no state that was checked before"  # type: ignore[assignment]
+    assert accelerate(made).count("instance") == 1
+    return made
+
+
 def test_a_row_per_image_class_and_instance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs, gradients (those of the noise as well), numbers drawn by the layer, copies; checked at the first call."""
     torch.manual_seed(0)
@@ -518,12 +587,14 @@ def test_a_row_per_image_class_and_instance(monkeypatch: pytest.MonkeyPatch) -> 
     with torch.inference_mode():
         assert close(fast(x, segmap, instances(), noise.clone()), plain(x, segmap, instances(), noise))
     found = []
-    for layer in (plain.train(), fast.train()):
+    new = accelerated_and_checkpointed(plain)
+    for layer in (plain.train(), fast.train(), new):
         leaves = [t.clone().requires_grad_() for t in (x, noise)]
         y = layer(leaves[0], segmap, instances(), leaves[1])
         found.append(torch.autograd.grad((y * x.roll(1)).sum(), [*leaves, *layer.parameters()]))
-    for a, b in zip(*found, strict=True):
-        assert (a - b).abs().max() <= 1e-9 * max(float(g.abs().max()) for g in found[0])
+    for a, *others in zip(*found, strict=True):
+        for b in others:
+            assert (a - b).abs().max() <= 1e-9 * max(float(g.abs().max()) for g in found[0])
     assert restore(fast) and type(fast) is Inade
 
 
