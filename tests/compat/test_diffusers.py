@@ -95,6 +95,7 @@ def test_movq_decodes() -> None:
         return result
 
     assert_outputs(plain, [values(1, 3, 4, 4)], len(spatial), decode, only=False)
+    assert_trains(plain, [values(1, 3, 4, 4)], len(spatial), decode, only=False)
 
 
 @pytest.mark.parametrize("frames", [3, 4])
@@ -109,3 +110,5 @@ def test_cogvideox_decodes(frames: int) -> None:
     spatial = [module for module in plain.modules() if type(module) is CogVideoXSpatialNorm3D]
     assert len(spatial) >= 12
     assert_outputs(plain, [values(1, 4, frames, 2, 2)], len(spatial), decoded, only=False)
+    if frames == 3:
+        assert_trains(plain, [values(1, 4, frames, 2, 2)], len(spatial), decoded, only=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import pytest
@@ -128,9 +127,13 @@ def test_diffusion_model_sampled(dimensions: int) -> None:
         dimensions, 1, 1, K, 1, (8, 8), (False, True), 4, num_head_channels=4, spade_intermediate_channels=4
     )
     plain = drawn(model).double()
-    fast = copy.deepcopy(plain)
     count = sum(type(module) is blocks.SPADE for module in plain.modules())
     fast = accelerated(plain, count, only=False)
+    times = torch.tensor([3.0, 500.0])
+    given = [features(dimensions, 1, 8), labels(dimensions, 8)]
+    if dimensions == 2:
+        assert_outputs(plain, given, count, lambda model, at: model(at[0], times, at[1]), only=False)
+        assert_trains(plain, given, count, lambda model, at: model(at[0], times, at[1]), only=False)
     scheduler = schedulers.DDIMScheduler()
     scheduler.set_timesteps(20)
     noise, segmap = features(dimensions, 1, 8).double(), labels(dimensions, 8).double()

@@ -263,6 +263,41 @@ def test_maps_of_columns_are_read_once_and_looked_at_again(monkeypatch: pytest.M
             assert close(fast(x, columns(), edit), plain(x, columns(), edit))
 
 
+def test_a_part_that_has_all_layers_reads_a_map_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method of a model calls its decoder; lists on the way to the layers are never called."""
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(pub.randomise(Kin()) for _ in "ab")
+
+        def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+            return self.blocks[1](self.blocks[0](x, cond), cond)
+
+    class Coder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = nn.Conv2d(C, C, 1), Decoder()
+
+        def decode(self, x: Tensor, cond: Tensor) -> Tensor:
+            return self.decoder(x, cond)
+
+        def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+            return self.decode(self.encoder(x), cond)
+
+    plain, seen = Coder().double().eval(), []
+    fast = copy.deepcopy(plain)
+    report = accelerate(fast)
+    assert [entry.name for entry in report.changed if entry.kind == "root"] == ["", "decoder"]
+    original = maps.distinct_columns
+    monkeypatch.setattr(maps, "distinct_columns", lambda segmap: seen.append(1) or original(segmap))
+    with torch.no_grad():
+        for number, call in enumerate((lambda net, *given: net(*given), Coder.decode), 1):
+            assert close(call(fast, features(), columns()), call(plain, features(), columns())) and len(seen) == number
+    restore(fast)
+    assert [type(module) for module in fast.modules()] == [type(module) for module in plain.modules()]
+
+
 def test_no_fallback_for_a_clvae_or_oasis_like_map() -> None:
     """[z, one-hot] with a z per image: few columns, the table plan; z that varies by pixel: convolutions."""
     plain = pub.randomise(Kin()).double().eval()
