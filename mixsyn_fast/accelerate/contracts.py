@@ -106,7 +106,7 @@ def _conv_problem(conv: object, name: str, kernel: int = 3) -> str | None:
 
 
 def _norm_problem(norm: nn.Module) -> str | None:
-    """Return why a normalisation is not a parameter-free batch or instance norm, or None."""
+    """Return why a normalisation is not a parameter-free batch, instance or group norm, or None."""
     reason = layers.unsupported_norm(norm)
     return None if reason is None else f"param_free_norm is {reason}"
 
@@ -490,21 +490,17 @@ class _Spade(Contract):
         ]
 
     def problem(self, module: Any) -> str | None:
-        named = not self.missing(module)
-        if named and not isinstance(module.param_free_norm, nn.GroupNorm):
+        if not self.missing(module):
             if reason := layers.unsupported_norm(module.param_free_norm, affine=True):
                 return f"param_free_norm is {reason}"
-        if named:
             problems = (_stack_problem(name, getattr(module, name)) for name in self.attributes[1:])
             if problem := next(filter(None, problems), None):
                 return problem
         forms = self.forms(module)
         if not forms:
             return "its parts do not fit together"
-        norm = module._modules[forms[0].norm]
-        if not isinstance(norm, nn.GroupNorm) and (reason := layers.unsupported_norm(norm, affine=True)):
-            return f"{forms[0].norm} is {reason}"
-        return None
+        reason = layers.unsupported_norm(module._modules[forms[0].norm], affine=True)
+        return f"{forms[0].norm} is {reason}" if reason else None
 
     def unchecked(self, module: nn.Module, reason: str) -> Verdict:
         if self.missing(module):

@@ -457,18 +457,21 @@ def _two(ends: Sequence[Tensor], layer: Modulator) -> tuple[Tensor, Tensor]:
 
 
 def _folded(norm: nn.Module, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Put the parameters of an affine batch or instance norm into scale and shift, channels being dimension 1."""
-    if not isinstance(norm, nn.modules.batchnorm._NormBase) or norm.weight is None:
-        return scale, shift
-    shape = (-1, *(1,) * (scale.dim() - 2))
-    weight, bias = norm.weight.to(scale.dtype).view(shape), norm.bias.to(scale.dtype).view(shape)
-    return scale * weight, shift + scale * bias
+    """Put the parameters of an affine norm into scale and shift, channels being dimension 1.
+
+    Here rather than by :func:`region_norm`: what is kept of an earlier call then has them.
+    """
+    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    if weight is not None:
+        weight, bias = (t if t is None else t.to(scale.dtype).view(-1, *(1,) * (scale.dim() - 2)) for t in (weight, bias))
+        scale, shift = scale * weight, shift if bias is None else torch.addcmul(shift, scale, bias)
+    return scale, shift
 
 
 def modulation(
     layer: Modulator, segmap: Tensor, columns: Columns | None, size: Size, found: Neighbourhoods | None = None
 ) -> Modulation:
-    """Evaluate scale and shift of a layer, the affine parameters of its norm (not of a group norm) included.
+    """Evaluate scale and shift of a layer, the affine parameters of its norm included.
 
     Args:
         layer: the layer.
@@ -517,19 +520,18 @@ def _dense(layer: Modulator, maps: Tensor) -> tuple[Tensor, Tensor]:
 def modulate(norm: nn.Module, x: Tensor, found: Modulation, *, negative_slope: float | None = None) -> Tensor:
     """``act(norm(x) * scale + shift)`` in one pass behind the statistics.
 
-    A group norm's own pass comes first, as torch has it.
-
     Args:
         norm: as :attr:`Modulator.norm`.
-        x: (B, C, H, W).
-        found: of :func:`modulation`.
+        x: (B, C, H, W), or (B, C, D, H, W) with an index or maps as large.
+        found: of :func:`modulation`: the norm's affine parameters are in it, but in the plain form.
         negative_slope: LeakyReLU that follows, fused; None for none.
+
+    Returns:
+        As x; under CUDA's autocast behind a group norm float32, which is what torch's own then returns.
     """
     if found.scale is not None and found.shift is not None and is_plain():
         return plain_norm(norm, x, found.scale, found.shift, negative_slope)
-    if isinstance(norm, nn.GroupNorm):
-        x, arguments = norm(x), {"norm": "none"}
-    else:
-        arguments = norm_arguments(norm, x, affine=True)
+    if isinstance(norm, nn.GroupNorm) and x.is_cuda and torch.is_autocast_enabled("cuda") and x.dtype != torch.float64:
+        x = x.float()
     given = {"scale": found.scale, "shift": found.shift, "index": found.index, "table": found.table}
-    return region_norm(x, **given, **arguments, negative_slope=negative_slope)  # type: ignore[arg-type]
+    return region_norm(x, **given, **norm_arguments(norm, x, affine=True), negative_slope=negative_slope)
