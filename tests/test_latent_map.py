@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixsyn_fast import LatentMap, region_norm, use_backend
-from mixsyn_fast.latent_map import work_share
+from mixsyn_fast.latent_map import Grid, work_share
 
 CONVOLUTIONS: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -43,6 +43,41 @@ def test_equals_upsampling_and_convolving(cells: tuple[int, ...], size: tuple[in
     grad = draw(*plain.shape, seed=5)
     grads = [torch.autograd.grad(result, leaves, grad) for result in (rows, plain)]
     torch.testing.assert_close(*grads, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(("cells", "size"), GRIDS, ids=str)
+def test_without_gradients_the_same_in_any_memory(cells: tuple[int, ...], size: tuple[int, ...]) -> None:
+    """Parts put at their places; kernels that are kept; an odd batch, an empty one."""
+    sides = len(size)
+    first, second = draw(6, 4, *[3] * sides), draw(5, 6, *[5] * sides)
+    for batch in (3, 1, 0):
+        features = draw(batch, 4, *cells)
+        plain = CONVOLUTIONS[sides](F.interpolate(features, size, mode="nearest"), first, padding=1)
+        plain = CONVOLUTIONS[sides](plain, second, padding=2) if batch else plain.new_zeros(0, 5, *size)
+        forms = [features] if sides != 2 else [features, features.contiguous(memory_format=torch.channels_last)]
+        for form in forms:
+            ours = LatentMap(form, size).convolve(first).convolve(second).dense()
+            torch.testing.assert_close(ours, plain, rtol=1e-11, atol=1e-11)
+    kept: list[Any] = []
+
+    def keep(make: Any) -> Any:
+        kept.append(kept[0] if kept else make())
+        return kept[0]
+
+    results = [LatentMap(draw(2, 4, *cells), size).convolve(first, keep=keep).dense() for _ in range(2)]
+    assert torch.equal(*results) and len(kept) == 2 and kept[0] is kept[1]
+
+
+def test_windows_of_integer_ratios_are_slices() -> None:
+    """No position is gathered, at any integer ratio, behind one convolution or two; of other ratios some may be."""
+    for ratio in range(2, 9):
+        grid = Grid.nearest((8 * ratio,), (8,))
+        for _ in range(2):
+            (reads,) = grid.reads((3,))
+            assert all(kind.step and kind.lies is not None for kind in reads.kinds), ratio
+            grid = Grid.behind([reads])
+    made = LatentMap(draw(2, 4, 3, 4).contiguous(memory_format=torch.channels_last), (12, 16)).convolve(draw(6, 4, 3, 3))
+    assert made.dense().is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_wide_kernel_and_axes_of_its_own() -> None:

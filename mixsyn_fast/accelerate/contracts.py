@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -19,12 +19,15 @@ from torch import Tensor, nn
 
 from .. import layers
 from ..backend import current_plan
+from ..layers.dense_stacks import Folds
 from ..layers.stacks import (
     Conv,
     Modulation,
     Modulator,
     conv_fits,
     convolutions,
+    folded_work,
+    folds_of,
     is_elementwise,
     is_padded_otherwise,
     latent_modulation,
@@ -39,7 +42,7 @@ from ..nearest import nearest_source
 from ..ops.label_patterns import MAX_REGIONS
 from ..ops.masked_roi_pool import masked_roi_pool
 from .instances import are_maps, modulation_by_instance
-from .maps import NotExact, columns_of, modulation_of, regions_of
+from .maps import NotExact, Sharing, columns_of, modulation_of, regions_of
 from .report import LayerWork, last_work
 
 
@@ -400,14 +403,30 @@ def _stack_problem(name: str, module: nn.Module | None) -> str | None:
     return None if isinstance(stack[0], Conv) else f"{name} does not begin with a convolution"
 
 
-def _work_of(form: SpadeForm, rows: tuple[int, ...] | None, pixels: int, onehot: bool, module: nn.Module) -> LayerWork:
-    """Count the work of a call; ``rows``: of the stages of the table, empty: none, None: all was kept."""
-    counted = work(form.modulator(module), rows or (), pixels, onehot)
-    if rows is None:
-        return LayerWork("kept", counted.dense_macs, 0, counted.dense_bytes, 0)
-    if rows:
-        return LayerWork("table", counted.dense_macs, counted.table_macs, counted.dense_bytes, counted.table_bytes)
-    return LayerWork("dense", counted.dense_macs, counted.dense_macs, counted.dense_bytes, counted.dense_bytes)
+def _work_of(
+    form: SpadeForm, plan: tuple[int, ...] | Folds | None, taken: bool, shape: Sequence[int], onehot: bool, module: nn.Module
+) -> LayerWork:
+    """Count the work of a call.
+
+    Args:
+        form: of the layer.
+        plan: rows of the stages of the table, or which convolutions ran at distinct positions, or None: all was kept.
+        taken: what the shared stack makes was another layer's.
+        shape: of x.
+        onehot: whether the map's columns are.
+        module: the layer.
+    """
+    layer, pixels = form.modulator(module), shape[0] * prod(shape[2:])
+    counted = work(layer, () if plan is None or isinstance(plan, Folds) else plan, pixels, onehot)
+    name, macs, size = "kept", 0, 0
+    if isinstance(plan, Folds):
+        if taken:
+            layer, plan = replace(layer, shared=()), plan._replace(shared=())
+        name = "polyphase" if plan.any else "dense"
+        macs, size = folded_work(layer, plan, pixels, shape[0])
+    elif plan is not None:
+        name, macs, size = "table", counted.table_macs, counted.table_bytes
+    return LayerWork(name, counted.dense_macs, macs, counted.dense_bytes, size)
 
 
 class _Spade(Contract):
@@ -567,25 +586,36 @@ class _Spade(Contract):
             raise NotExact("on maps that are not one-hot it computes something else than SPADE")
         x = _laid_out(x, options)
 
-        rows: list[tuple[int, ...]] = []
+        channels_last = x.dim() == 4 and x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last)
+        made: list[tuple[tuple[int, ...] | Folds, bool]] = []
 
         def make() -> Modulation:
-            wanted = None if columns is None else neighbourhoods_of(layer, columns, size)
-            features = segmap.to(first.weight.dtype)
-            if wanted is None and (len(size) == 3 or is_padded_otherwise(layer)):
-                made = latent_modulation(layer, features, size, axes)
-            else:
-                made = modulation(layer, features, columns, size, wanted)
-            of_pixels = (
-                () if made.table is None else (len(made.table),) * (len(convolutions((*layer.shared, *layer.scale))) + 1)
+            wanted, features = (
+                None if columns is None else neighbourhoods_of(layer, columns, size),
+                segmap.to(first.weight.dtype),
             )
-            rows.append(of_pixels if wanted is None else wanted.counts)
-            return made
+            if wanted is not None:
+                made.append((wanted.counts, False))
+                return modulation(layer, features, columns, size, wanted)
+            if len(size) == 3 or is_padded_otherwise(layer):
+                latent = latent_modulation(layer, features, size, axes)
+                stages = len(convolutions((*layer.shared, *layer.scale))) + 1
+                whole = [(None,) * len(convolutions(stack)) for stack in (layer.shared, *layer.heads)]
+                of_rows = Folds(whole[0], tuple(whole[1:])) if latent.table is None else (len(latent.table),) * stages
+                made.append((of_rows, False))
+                return latent
+            folds = folds_of(layer, features, size)
+            sharing = Sharing(segmap, layer.shared, size, channels_last)
+            result = modulation(
+                layer, features, columns, size, folds=folds, channels_last=channels_last, hidden_of=sharing.hidden
+            )
+            made.append((folds, sharing.taken))
+            return result
 
-        how = modulation_of(known, layer, (size, id(found)), make)
+        how = modulation_of(known, layer, (size, id(found), channels_last), make)
         onehot = columns is not None and columns.values is None
-        pixels = x.shape[0] * prod(size)
-        last_work[module] = partial(_work_of, found, rows[0] if rows else None, pixels, onehot)
+        plan, taken = made[0] if made else (None, False)
+        last_work[module] = partial(_work_of, found, plan, taken, tuple(x.shape), onehot)
         y = modulate(layer.norm, x, how)
         if found.caches is None:
             return y

@@ -20,13 +20,17 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..layers.stacks import Columns, Modulation, Modulator
+from ..backend import current_plan
+from ..layers.dense_stacks import Values
+from ..layers.stacks import Columns, Modulation, Modulator, Stack, convolutions
 from ..nearest import nearest_source
 from ..ops.label_patterns import MAX_REGIONS
 from ..region_map import RegionMap
 
 _SAMPLE = 1024  # pixels that are looked at before all columns of a map are compared
+_FEW = 32  # of them that are looked at first
 _WITNESSES = 64  # columns that another is compared with, to find the channel in which it differs
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -52,7 +56,7 @@ class _Pixels:
             pixel = pixel[..., None] + nearest_source(side, full) * step
         if values is not None:
             others = values[:_WITNESSES]
-            channel = torch.stack([(others != value).sum(0).argmax() for value in values])
+            channel = torch.cat([(others != some[:, None]).sum(1).argmax(1) for some in values.split(_WITNESSES)])
             self.at, self.expected = (pixel + channel[labels] * plane), values[labels, channel[labels]]
             return
         inside = labels >= 0
@@ -123,11 +127,95 @@ class Store(Protocol):
         """Return the scale and shift of a layer for a map, as it was made while the weights were what they are."""
 
 
+_asked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""Of first convolutions' weights: how many layers of a forward asked for the same result of them, last time."""
+
+
+class _Result:
+    """What a shared stack made of a map."""
+
+    def __init__(self, value: Values, segmap: Tensor, left: int) -> None:
+        self.value, self.left = value, left
+        self.snapshot = segmap.detach().clone() if segmap.device.type == "cpu" else None
+
+    def holds_for(self, segmap: Tensor) -> bool:
+        return self.snapshot is None or torch.equal(self.snapshot, segmap.detach())
+
+
+class _Shared:
+    """Results of shared stacks in a forward, each for as long as layers are to ask for it."""
+
+    def __init__(self) -> None:
+        self.results: dict[Hashable, _Result] = {}
+        self.asked: dict[Hashable, tuple[Stack, int]] = {}
+
+    def get(self, key: Hashable, stack: Stack, segmap: Tensor, make: Callable[[], Values]) -> tuple[Values, bool]:
+        """Return a result, and whether it was there."""
+        asked = self.asked[key][1] + 1 if key in self.asked else 1
+        self.asked[key] = stack, asked
+        found = self.results.get(key)
+        if found is not None and found.holds_for(segmap):
+            found.left -= 1
+            if not found.left:
+                del self.results[key]
+            return found.value, True
+        value, left = make(), _asked.get(convolutions(stack)[0].weight, 0) - asked
+        if left > 0:
+            self.results[key] = _Result(value, segmap, left)
+        return value, False
+
+    def learn(self) -> None:
+        """Remember how many layers asked, where there were several, or had been."""
+        counts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        for stack, asked in self.asked.values():
+            weight = convolutions(stack)[0].weight
+            counts[weight] = max(asked, counts.get(weight, 0))
+        for weight, asked in counts.items():
+            if asked > 1:
+                _asked[weight] = asked
+            else:
+                _asked.pop(weight, None)
+
+
+class Sharing:
+    """What the shared stack of a layer makes of a map: once in a forward for all layers that hold the same weights.
+
+    How many these are is what the forward before showed: then the first one's result is kept until the last has it, or the
+    forward ends. For results that need no gradient.
+
+    Attributes:
+        taken: whether it was another layer's.
+    """
+
+    def __init__(self, segmap: Tensor, stack: Stack, size: tuple[int, ...], channels_last: bool) -> None:
+        self.segmap, self.stack, self.size, self.channels_last, self.taken = segmap, stack, size, channels_last, False
+
+    def hidden(self, make: Callable[[], Values]) -> Values:
+        """Return ``make()``, or what it was for another layer.
+
+        Args:
+            make: evaluates the stack.
+        """
+        if _thread.shared is None or not self.stack:
+            return make()
+        parts = tuple((repr(part), *map(_mark, part._parameters.values())) for part in self.stack)
+        device = self.segmap.device.type
+        cast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        key = (*_identity(self.segmap), self.size, self.channels_last, current_plan(), cast, parts)
+        value, self.taken = _thread.shared.get(key, self.stack, self.segmap, make)
+        return value
+
+
+def _mark(parameter: Tensor | None) -> tuple[int, int] | None:
+    return None if parameter is None else (id(parameter), -1 if parameter.is_inference() else parameter._version)
+
+
 class _Thread(threading.local):
     """The maps of the outermost forward that this thread is in, None outside; and what is kept beyond it."""
 
     maps: dict[Hashable, Analysed] | None = None
     store: Store | None = None
+    shared: _Shared | None = None
 
 
 _thread = _Thread()
@@ -141,22 +229,23 @@ def inside() -> bool:
 @contextmanager
 def kept(store: Store | None = None) -> Iterator[None]:
     """Keep the maps of a forward, and in a store beyond it."""
-    _thread.maps, _thread.store = {}, store
+    _thread.maps, _thread.store, _thread.shared = {}, store, _Shared()
     try:
         yield
+        _thread.shared.learn()
     finally:
-        _thread.maps = _thread.store = None
+        _thread.maps = _thread.store = _thread.shared = None
 
 
 @contextmanager
 def apart() -> Iterator[None]:
     """Leave the maps of a forward that is going on alone: a check of small copies."""
-    outer, store = _thread.maps, _thread.store
-    _thread.maps = _thread.store = None
+    outer = _thread.maps, _thread.store, _thread.shared
+    _thread.maps = _thread.store = _thread.shared = None
     try:
         yield
     finally:
-        _thread.maps, _thread.store = outer, store
+        _thread.maps, _thread.store, _thread.shared = outer
 
 
 def _identity(segmap: Tensor) -> tuple[Hashable, ...]:
@@ -195,60 +284,78 @@ def analyse(segmap: Tensor, num_regions: int | None, edges: bool = True) -> Regi
 def distinct_columns(segmap: Tensor) -> Columns | None:
     """Return a map by its distinct pixel columns, found by exact comparison; None where they are more than 512.
 
+    Pixels are compared with the one before them, and columns are looked for among those that differ: a map of regions
+    is read once, whatever the number of its channels.
+
     Args:
         segmap: (B, D, h, w) or (B, D, d, h, w) floating, without gradient.
     """
-    batch, channels, *volume = segmap.shape
-    pixels = prod(volume)
+    batch, _, *volume = segmap.shape
     sample = _sampled(segmap)
-    if len(torch.unique(sample.view(_BITS[segmap.element_size()]), dim=0)) > min(MAX_REGIONS, max(1, len(sample) // 2)):
+    if len(torch.unique(_keys(sample))) > min(MAX_REGIONS, max(1, len(sample) // 2)):
         return None
-    # Equal columns have, as a rule, equal sums by random weights; where they have not, they are merged below.
-    lies_last = segmap.stride(1) == 1 and channels > 1
-    values = segmap if segmap.dtype in (torch.float32, torch.float64) else segmap.float()
-    weights = torch.randn(channels, 2, generator=torch.Generator().manual_seed(7), dtype=values.dtype).to(segmap.device)
-    if lies_last:
-        sums = (values.movedim(1, -1).reshape(-1, channels) @ weights).t().contiguous()
-    else:
-        sums = (weights.t() @ values.reshape(batch, channels, pixels)).transpose(0, 1).reshape(2, -1)
-    first, second = sums.view(_BITS[sums.element_size()]).to(torch.int64)
-    found, inverse = torch.unique(first * (1 << 32) + second, return_inverse=True)
+    begins = _begins(segmap)
+    columns = _columns_at(segmap, begins.nonzero()[:, 0])
+    # Equal columns have, as a rule, equal keys; where they have not, they are merged below.
+    found, inverse = torch.unique(_keys(columns), return_inverse=True)
     if len(found) > 2 * MAX_REGIONS:
         return None
-    pixel = torch.zeros(len(found), dtype=torch.int64, device=segmap.device)
-    pixel[inverse] = torch.arange(batch * pixels, device=segmap.device)
-    columns = _columns_at(segmap, pixel)
-    if bool(columns.isnan().any()):
+    place = torch.zeros(len(found), dtype=torch.int64, device=segmap.device)
+    place[inverse] = torch.arange(len(columns), device=segmap.device)
+    values, merged = torch.unique(columns[place], dim=0, return_inverse=True)
+    if len(values) > MAX_REGIONS or bool(values.isnan().any()):
         return None
-    columns, merged = torch.unique(columns, dim=0, return_inverse=True)
     inverse = merged[inverse]
-    if len(columns) > MAX_REGIONS:
-        return None
-    if lies_last:  # and whether equal sums are equal columns
-        same = torch.equal(columns.index_select(0, inverse), segmap.movedim(1, -1).reshape(-1, channels))
-    else:
-        planes = columns.t().contiguous().index_select(1, inverse).view(channels, batch, pixels)
-        same = torch.equal(planes.transpose(0, 1), segmap.reshape(batch, channels, pixels))
-    return Columns(RegionMap(inverse.view(batch, *volume), len(columns)), columns) if same else None
+    same = torch.equal(values.index_select(0, inverse), columns)  # and whether equal keys are equal columns
+    labels = inverse.index_select(0, begins.cumsum(0) - 1).view(batch, *volume)
+    return Columns(RegionMap(labels, len(values)), values) if same else None
 
 
-def _columns_at(segmap: Tensor, pixel: Tensor) -> Tensor:
-    """The columns (N, D) of a map (B, D, [d,] h, w) at pixels (N,), numbered through the batch."""
-    image, *place = torch.unravel_index(pixel, (segmap.shape[0], *segmap.shape[2:]))
+def _begins(segmap: Tensor) -> Tensor:
+    """Which pixels differ in a bit from the one before in raster order, (B * pixels,) bool; the first does."""
+    batch, channels, *volume = segmap.shape
+    bits, pixels = segmap.view(_BITS[segmap.element_size()]), prod(volume)
+    begins = torch.ones(batch, pixels, dtype=torch.bool, device=segmap.device)
+    if segmap.stride(1) == 1 and channels > 1:
+        rows = bits.movedim(1, -1).reshape(batch, pixels, channels)
+        differs = rows[:, 1:] != rows[:, :-1]
+        begins[:, 1:] = (differs.view(torch.int64) if channels % 8 == 0 else differs).any(2)  # eight at a time
+        return begins.view(-1)
+    differs = torch.zeros(batch, pixels - 1, dtype=torch.bool, device=segmap.device)
+    for plane in bits.reshape(batch, channels, pixels).unbind(1):
+        differs |= plane[:, 1:] != plane[:, :-1]
+    begins[:, 1:] = differs
+    return begins.view(-1)
+
+
+def _keys(columns: Tensor) -> Tensor:
+    """A number (N,) int64 for every column (N, D): two sums by random weights, equal for equal ones but for rounding."""
+    values = columns if columns.dtype in (torch.float32, torch.float64) else columns.float()
+    weights = torch.randn(values.shape[1], 2, generator=torch.Generator().manual_seed(7), dtype=values.dtype)
+    sums = (values @ weights.to(values.device)).t().contiguous()
+    first, second = sums.view(_BITS[sums.element_size()]).to(torch.int64).unbind(0)
+    return first * (1 << 32) + second
+
+
+def _columns_at(segmap: Tensor, at: Tensor) -> Tensor:
+    """Columns (N, D) of a map (B, D, [d,] h, w) at pixels (N,) in raster order."""
+    if segmap.shape[0] == 1 and segmap.is_contiguous():  # plane by plane
+        return segmap.view(segmap.shape[1], -1).index_select(1, at).t().contiguous()
+    image, *place = torch.unravel_index(at, (segmap.shape[0], *segmap.shape[2:]))
     index: tuple[Tensor | slice, ...] = (image, slice(None), *place)
     return segmap[index]
 
 
-def _sampled(segmap: Tensor) -> Tensor:
-    """About a thousand pixels' columns of a map (B, D, [d,] h, w), spread over it: (N, D)."""
-    pixels = segmap.numel() // segmap.shape[1]
-    return _columns_at(segmap, torch.arange(0, pixels, max(1, pixels // _SAMPLE), device=segmap.device))
+def _sampled(segmap: Tensor, count: int = _SAMPLE) -> Tensor:
+    """Some pixels' columns (N, D) of a map (B, D, [d,] h, w), spread over it."""
+    pixels = segmap.shape[0] * prod(segmap.shape[2:])
+    return _columns_at(segmap, torch.arange(0, pixels, max(1, pixels // count), device=segmap.device))
 
 
 def _may_be_onehot(segmap: Tensor) -> bool:
     """Say whether a sample of a map holds zeros and ones alone."""
-    sample = _sampled(segmap)
-    return bool(((sample == 0) | (sample == 1)).all())
+    samples = (_sampled(segmap, count) for count in (_FEW, _SAMPLE))
+    return all(bool(((sample == 0) | (sample == 1)).all()) for sample in samples)
 
 
 def _analysed(segmap: Tensor, size: tuple[int, ...], num_regions: int | None, edges: bool, by_columns: bool) -> Analysed:

@@ -29,10 +29,12 @@ class LayerWork(NamedTuple):
     """What scale and shift of a layer took in its last call, and what they take as published."""
 
     plan: str
-    """"table", "dense" (convolutions of the map), or "kept" (:class:`constant_conditioning`)."""
+    """"table", "dense" (convolutions of the map), "polyphase" (of some of them the distinct positions alone, where the
+    map is enlarged), or "kept" (:class:`constant_conditioning`)."""
     published_macs: int
     """Multiply-accumulates of the convolutions of the map."""
     macs: int
+    """Ours; without those of a convolution that another layer with the same weights has made for this map."""
     published_bytes: int
     """Of the results of the convolutions."""
     bytes: int
@@ -113,9 +115,9 @@ class AccelerationReport:
                 lines.append(f"    {len(names):3d} x {TITLES[kind]}{': ' if remarks else ''}{remarks} [{shown}]")
         if work := self.work():
             lines.append("  scale and shift in the last call: plan, multiply-accumulates and bytes, published -> ours")
-            width = max(map(len, work))
+            width, plans = max(map(len, work)), max(len(of.plan) for of in work.values())
             for name, of in work.items():
                 macs = f"{_short(of.published_macs)} -> {_short(of.macs)}"
                 size = f"{_short(of.published_bytes, 'B')} -> {_short(of.bytes, 'B')}"
-                lines.append(f"    {name or '(the model)':{width}s}  {of.plan:5s}  {macs:20s}  {size}")
+                lines.append(f"    {name or '(the model)':{width}s}  {of.plan:{plans}s}  {macs:20s}  {size}")
         return "\n".join(lines)

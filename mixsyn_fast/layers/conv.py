@@ -18,12 +18,12 @@ def settings_are_pairs(module: nn.Conv2d) -> bool:
     return all(isinstance(value, tuple) for value in (module.stride, module.padding, module.dilation))
 
 
-def _takes_packed(module: Owner, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+def _takes_packed(module: Owner, x: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> bool:
     """Say whether a call may take a packed weight that is kept: in eval, without gradients, in float32 and channels_last."""
     return (
         may_keep(module, weight, bias)
         and x.device.type == "cpu"
-        and x.dtype == torch.float32 == weight.dtype
+        and x.dtype == torch.float32 == (x if weight is None else weight).dtype
         and x.dim() == 4
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
@@ -76,6 +76,30 @@ def conv2d(module: nn.Conv2d, x: Tensor) -> Tensor:
     packed = derived(module, "prepacked", (module.weight, *how), lambda: _packed(module.weight.detach(), how, x))
     bias = None if module.bias is None else module.bias.detach()
     y = torch.ops.mkldnn._convolution_pointwise(x.detach(), packed, bias, *how, 1, "none", [], "")
+    return y
+
+
+def packed_conv2d(
+    module: Owner, name: str, x: Tensor, weight: Tensor, bias: Tensor, sources: tuple[Tensor | None, ...]
+) -> Tensor:
+    """Convolve at stride 1 with a weight that is made of parameters; in eval it is packed for oneDNN once.
+
+    Args:
+        module: owner of the parameters.
+        name: which weight of the module.
+        x: (B, I, H, W).
+        weight: (O, I, k, k), k odd; padding keeps the size.
+        bias: (O,).
+        sources: the parameters that weight and bias were made of.
+
+    Returns:
+        (B, O, H, W).
+    """
+    how: Any = ((weight.shape[2] // 2,) * 2, (1, 1), (1, 1))
+    if not (may_keep(module, *sources) and _takes_packed(module, x, None) and x.dtype == weight.dtype):
+        return F.conv2d(x, weight, bias, padding=how[0])
+    packed = derived(module, ("prepacked", name), (*sources, *how), lambda: _packed(weight.detach(), how, x))
+    y: Tensor = torch.ops.mkldnn._convolution_pointwise(x.detach(), packed, bias.detach(), *how, 1, "none", [], "")
     return y
 
 

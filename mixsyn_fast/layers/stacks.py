@@ -12,8 +12,9 @@ applies it. Nothing here knows an attribute name of a published layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ from ..nearest import resize_nearest
 from ..ops import region_norm
 from ..region_map import RegionMap
 from .algebra import gather_sum, linear, packed, padded_count, tap_rows, taps
+from .dense_stacks import DenseStacks, Folds, Values, dense, halves, rows_of
+from .dense_stacks import folds_of as stack_folds
 from .derived import Owner, derived, may_keep
 from .neighbourhoods import Neighbourhoods, neighbourhoods
 from .param_free import is_plain, norm_arguments, plain_norm
@@ -190,6 +193,24 @@ def work(layer: Modulator, rows: Sequence[int], pixels: int, onehot: bool) -> Wo
                 table_bytes += rows[at + 1] * conv.out_channels * size
             at += 1
     return Work(macs, table_macs, bytes_, table_bytes)
+
+
+def folded_work(layer: Modulator, folds: Folds, pixels: int, batch: int) -> tuple[int, int]:
+    """Count multiply-accumulates, and bytes of the results, of convolutions some of which run at distinct positions.
+
+    Args:
+        layer: the layer.
+        folds: which do.
+        pixels: of the batch.
+        batch: images.
+    """
+    macs, bytes_ = 0.0, 0
+    size = convolutions((*layer.shared, *layer.scale))[0].weight.element_size()
+    for stack, chosen in zip((layer.shared, *layer.heads), (folds.shared, *folds.heads), strict=True):
+        for conv, fold in zip(convolutions(stack), chosen, strict=True):
+            macs += pixels * conv.weight.numel() * (1.0 if fold is None else fold.share)
+            bytes_ += (pixels if fold is None else batch * fold.positions) * conv.out_channels * size
+    return round(macs), bytes_
 
 
 def _cost(layer: Modulator, rows: Sequence[int], pixels: int, onehot: bool) -> tuple[float, float]:
@@ -468,8 +489,38 @@ def _folded(norm: nn.Module, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tens
     return scale, shift
 
 
+def folds_of(layer: Modulator, segmap: Tensor, size: tuple[int, ...]) -> Folds:
+    """Return which convolutions of a dense map save products at its distinct positions.
+
+    Args:
+        layer: the layer.
+        segmap: (B, D, h, w), nearest-resized.
+        size: (H, W) of x.
+    """
+    gradient = needs_gradient(layer, segmap)
+    return stack_folds(layer.shared, layer.heads, segmap.shape[2:], size, segmap.shape[0], gradient)
+
+
+def needs_gradient(layer: Modulator, segmap: Tensor) -> bool:
+    """Say whether a gradient may come back through scale and shift.
+
+    Args:
+        layer: the layer.
+        segmap: the map.
+    """
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (segmap, *layer.tensors()))
+
+
 def modulation(
-    layer: Modulator, segmap: Tensor, columns: Columns | None, size: Size, found: Neighbourhoods | None = None
+    layer: Modulator,
+    segmap: Tensor,
+    columns: Columns | None,
+    size: Size,
+    found: Neighbourhoods | None = None,
+    *,
+    folds: Folds | None = None,
+    channels_last: bool = False,
+    hidden_of: Callable[[Callable[[], Values]], Values] | None = None,
 ) -> Modulation:
     """Evaluate scale and shift of a layer, the affine parameters of its norm included.
 
@@ -478,7 +529,10 @@ def modulation(
         segmap: (B, D, h, w), or (B, D, d, h, w); nearest-resized.
         columns: the same map by its columns, where they are few.
         size: (H, W) of x.
-        found: what :func:`neighbourhoods_of` returned: the table plan; None: the dense one.
+        found: what :func:`neighbourhoods_of` returned: the table plan; None: convolutions.
+        folds: what :func:`folds_of` returned; None: it is asked.
+        channels_last: the memory layout of x.
+        hidden_of: given what evaluates the shared stack, returns its result: evaluated now, or by another layer.
 
     Returns:
         A table, or maps; differentiable in all parameters, maps in ``segmap`` as well.
@@ -487,24 +541,42 @@ def modulation(
         assert columns is not None
         table = _Evaluation(layer, columns, found).table()
         return Modulation(found.index, torch.cat(_folded(layer.norm, *table.chunk(2, 1)), 1))
-    if current_plan() != "dense" and _commutes_with_resizing(layer, segmap, size):
-        maps = torch.cat(_folded(layer.norm, *_dense(layer, segmap)), 1)
-        pixels = torch.arange(maps.numel() // maps.shape[1], dtype=torch.int32, device=maps.device)
-        index = resize_nearest(pixels.view(maps.shape[0], *maps.shape[2:]), size)
-        return Modulation(index, maps.movedim(1, -1).reshape(-1, maps.shape[1]))
-    scale, shift = _dense(layer, resize_nearest(segmap, size))
-    return Modulation(None, None, *(scale, shift) if is_plain() else _folded(layer.norm, scale, shift))
+    if is_plain():
+        return Modulation(None, None, *_plain(layer, resize_nearest(segmap, size)))
+    folds = folds_of(layer, segmap, size) if folds is None else folds
+    stacks = DenseStacks(layer.owner, layer.shared, layer.heads, layer.one, layer.shift_first, folds)
+    gradient = needs_gradient(layer, segmap)
+    make = partial(stacks.hidden, segmap, size, channels_last)
+    hidden = make() if hidden_of is None or gradient else hidden_of(make)
+    # one product's halves lie as x does where pixels' channels adjoin (rows of a table as they are) or there is one image of
+    # planes; else, and of gradients, they would be copied
+    adjoin, planes = channels_last and segmap.device.type == "cpu", not channels_last and segmap.shape[0] == 1
+    apart = gradient or not (adjoin or planes or folds.last)
+    both, scale, shift = stacks.ends(hidden, apart)
+    if both is None:
+        assert scale is not None and shift is not None
+        if isinstance(scale, LatentMap) and isinstance(shift, LatentMap) and _are_few(scale):
+            return Modulation(scale.index, torch.cat(_folded(layer.norm, scale.rows, shift.rows), 1))
+        return Modulation(None, None, *_folded(layer.norm, dense(scale), dense(shift)))
+    affine = getattr(layer.norm, "weight", None) is not None
+    if isinstance(both, LatentMap) and _are_few(both):
+        rows = both.rows
+        return Modulation(both.index, torch.cat(_folded(layer.norm, *rows.chunk(2, 1)), 1) if affine else rows)
+    if adjoin and not affine:
+        return Modulation(*rows_of(dense(both)))
+    if planes:
+        scale, shift = dense(both).unflatten(1, (2, -1))[0].split(1)
+        return Modulation(None, None, *_folded(layer.norm, scale, shift))
+    return Modulation(None, None, *_folded(layer.norm, *(dense(half) for half in halves(both))))
 
 
-def _commutes_with_resizing(layer: Modulator, segmap: Tensor, size: Size) -> bool:
-    """Say whether the stacks act on single pixels, of a map with at most half as many as the layer's input."""
-    stacks = (*layer.shared, *layer.scale, *layer.shift)
-    alone = not has_norm(stacks) and set(kernels_of(stacks)) == {1}
-    return alone and 2 * prod(segmap.shape[2:]) <= prod(size)
+def _are_few(values: LatentMap) -> bool:
+    """Say whether a map has half as many distinct positions as pixels."""
+    return 2 * prod(values.features.shape[2:]) <= prod(values.size)
 
 
-def _dense(layer: Modulator, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale, one included, and shift of all pixels of a map."""
+def _plain(layer: Modulator, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale, one included, and shift of all pixels of a map, as the layer's own forward has them."""
     for part in layer.shared:
         maps = part(maps)
     ends = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from mixsyn_fast.layers.stacks import (
     Modulation,
     Modulator,
     _folded,
+    folded_work,
+    folds_of,
     modulate,
     modulation,
     neighbourhoods_of,
@@ -293,3 +296,168 @@ def test_half_precision_rounds_once() -> None:
         result = ours(layer, x.bfloat16(), segmap, Columns(RegionMap(found, K, ignore_index=-1), None))
     assert result.dtype == torch.bfloat16
     assert (result.double() - exact).norm() <= 2 * (theirs.double() - exact).norm()
+
+
+# --- dense features ---------------------------------------------------------------------------------------------------
+
+# integer ratios, sizes that do not divide, a single cell, a smaller size, the map's own
+ENLARGED = [
+    ((5, 6), (10, 12)),
+    ((3, 4), (12, 16)),
+    ((2, 3), (16, 24)),
+    ((4, 5), (7, 13)),
+    ((1, 2), (9, 3)),
+    ((9, 7), (5, 4)),
+]
+ENLARGED += [((6, 5), (6, 5)), ((3, 5), (12, 10))]
+
+
+def dense_case(
+    kind: str, norm: str, cells: tuple[int, int], size: tuple[int, int], batch: int
+) -> tuple[Holder, Tensor, Tensor]:
+    layer = Holder(kind, norm, 1.0).double()
+    generator = torch.Generator().manual_seed(sum(cells) + batch)
+    x = torch.randn(batch, C, *size, dtype=torch.float64, generator=generator)
+    return layer, x, torch.randn(batch, K, *cells, dtype=torch.float64, generator=generator)
+
+
+def of_features(layer: Holder, x: Tensor, segmap: Tensor, channels_last: bool) -> Tensor:
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    size = (int(x.shape[2]), int(x.shape[3]))
+    made = modulation(layer.modulator(), segmap, None, size, channels_last=channels_last)
+    return modulate(layer.norm, x, made, negative_slope=0.2)
+
+
+@pytest.mark.parametrize(("cells", "size"), ENLARGED, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_of_any_size(kind: str, cells: tuple[int, int], size: tuple[int, int]) -> None:
+    """Outputs in both layouts, twice (what is kept of the weights), and all gradients, that of the map among them."""
+    for batch, norm in ((1, "affine instance"), (2, "instance"), (2, "affine batch")):
+        layer, x, segmap = dense_case(kind, norm, cells, size, batch)
+        slope = 0.2
+        leaves = [x.requires_grad_(), segmap.requires_grad_()]
+        expected = F.leaky_relu(layer(*leaves), slope)
+        weights = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        wanted = torch.autograd.grad((expected * weights).sum(), [*leaves, *layer.parameters()])
+        largest = max(float(g.abs().max()) for g in wanted)
+        with use_plan("table"):
+            for channels_last in (False, True):
+                result = of_features(layer, x, segmap, channels_last)
+                assert close(result, expected, 1e-12)
+                grads = torch.autograd.grad((result * weights).sum(), [*leaves, *layer.parameters()])
+                for (name, _), a, b in zip(
+                    [("x", x), ("map", segmap), *layer.named_parameters()], grads, wanted, strict=True
+                ):
+                    assert (a - b).abs().max() <= 1e-11 * largest, name
+            layer.eval()
+            with torch.no_grad():
+                expected = F.leaky_relu(layer(x, segmap), slope)
+                for channels_last in (False, True) * 2:
+                    assert close(of_features(layer, x, segmap, channels_last), expected, 1e-12)
+
+
+def test_features_in_other_memory() -> None:
+    """Slices, transposed and channels_last maps."""
+    layer, x, segmap = dense_case("3x3", "instance", (4, 6), (16, 24), 2)
+    with torch.no_grad(), use_plan("table"):
+        expected = F.leaky_relu(layer(x, segmap), 0.2)
+        wide = torch.zeros(2, 2 * K, 6, 8, dtype=torch.float64)
+        wide[:, ::2, 1:5, 1:7] = segmap
+        for other in (
+            wide[:, ::2, 1:5, 1:7], segmap.mT.contiguous().mT, segmap.contiguous(memory_format=torch.channels_last),
+        ):  # fmt: skip
+            assert not other.is_contiguous() and close(of_features(layer, x, other, True), expected, 1e-12)
+
+
+@pytest.mark.parametrize("shift_first", [False, True])
+@pytest.mark.parametrize("one", [0.0, 1.0])
+def test_halves_of_one_convolution_of_features(shift_first: bool, one: float) -> None:
+    layer, x, segmap = dense_case("merged", "instance", (3, 3), (12, 12), 1)
+    part = layer.modulator()
+    both = Modulator(layer, part.norm, part.shared, part.scale, (), one, shift_first)
+    with torch.no_grad(), use_plan("table"):
+        halves = layer.heads[0](layer.shared(F.interpolate(segmap, size=(12, 12)))).chunk(2, 1)
+        scale, shift = halves[::-1] if shift_first else halves
+        expected = layer.norm(x) * (one + scale) + shift
+        for gradient in (False, True):
+            for channels_last in (False, True):
+                laid_out = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+                with torch.set_grad_enabled(gradient):
+                    made = modulation(both, segmap, None, (12, 12), channels_last=channels_last)
+                    assert close(modulate(layer.norm, laid_out, made), expected, 1e-12)
+
+
+def test_kept_kernels_follow_the_weights() -> None:
+    """A step of any weight, a bias that goes, another size: each is noticed."""
+    layer, x, segmap = dense_case("3x3", "instance", (3, 3), (12, 12), 1)
+    layer.eval()
+    with torch.no_grad(), use_plan("table"):
+
+        def same(size: int = 12) -> bool:
+            given = x[:, :, :size, :size].contiguous()
+            return all(
+                close(of_features(layer, given, segmap, last), F.leaky_relu(layer(given, segmap), 0.2), 1e-12)
+                for last in (False, True)
+            )
+
+        assert same()
+        for parameter in layer.parameters():
+            parameter.mul_(1.5)
+            assert same()
+        layer.heads[1].bias = None
+        assert same() and same(6) and same(12)
+
+
+def test_which_convolutions_of_features_fold() -> None:
+    """Where products are saved, as the specification counts them; by large layers unless asked; none in the dense plan."""
+    layer = Holder("3x3", "instance", 1.0)
+    for ratio, first, second in ((2, 4 / 9, None), (4, 25 / 144, 100 / 144), (8, 25 / 576, 121 / 576), (1, None, None)):
+        segmap, size = torch.zeros(1, K, 16, 16), (16 * ratio, 16 * ratio)
+        with use_plan("table"):
+            with_gradient = folds_of(layer.modulator(), segmap, size)
+            with torch.no_grad():
+                folds = folds_of(layer.modulator(), segmap, size)
+        # on the way back the parts cost more
+        assert with_gradient.shared == folds.shared and with_gradient.last is (ratio > 4)
+        found = [folds.shared[0], folds.heads[0][0], folds.heads[1][0]]
+        for fold, expected in zip(found, (first, second, second), strict=True):
+            assert (fold is None) is (expected is None)
+            assert fold is None or expected is None or math.isclose(fold.share, expected, rel_tol=0.05, abs_tol=0.005)
+        pixels = size[0] * size[1]
+        macs, size_ = folded_work(layer.modulator(), folds, pixels, 1)
+        whole = [9 * K * HIDDEN, 9 * HIDDEN * C, 9 * HIDDEN * C]
+        assert macs == round(sum(pixels * w * (1 if f is None else f.share) for w, f in zip(whole, found, strict=True)))
+        outs = (HIDDEN, C, C)
+        assert size_ == 4 * sum(o * (pixels if f is None else f.positions) for o, f in zip(outs, found, strict=True))
+        assert folds.any is (ratio > 1) and folds.last is (ratio > 2)
+        for plan in ("auto", "dense"):  # too small to pay; never
+            with use_plan(plan):
+                assert not folds_of(layer.modulator(), segmap, size).any
+    large = Modulator(layer, layer.norm, (conv(256, 128), nn.ReLU()), (conv(128, 64),), (conv(128, 64),))
+    with torch.no_grad():
+        folds = folds_of(large, torch.zeros(1, 256, 64, 64), (256, 256))
+    assert folds.any and folds.last
+    normed = Holder("instance-normed", "instance", 1.0).modulator()
+    with use_plan("table"), torch.no_grad():
+        folds = folds_of(normed, torch.zeros(1, K, 16, 16), (64, 64))
+        mobile_folds = folds_of(Holder("mobile", "none", 1.0).modulator(), torch.zeros(1, K, 16, 16), (64, 64))
+    assert folds.last  # the norm comes after the last convolution
+    assert mobile_folds.heads[0][0] is not None and mobile_folds.heads[0][1] is None  # the norm lies between
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("ratio", [2, 4, 8])
+def test_features_in_less_precision(dtype: torch.dtype, ratio: int) -> None:
+    """Twice the error of the layer's own form in that precision at most; the result is of that precision."""
+    generator = torch.Generator().manual_seed(ratio)
+    layer = Holder("3x3", "instance", 1.0).to(dtype).eval()
+    x = torch.randn(2, C, 4 * ratio, 4 * ratio, generator=generator).to(dtype)
+    segmap = torch.randn(2, K, 4, 4, generator=generator).to(dtype)
+    with torch.no_grad(), use_plan("table"):
+        theirs = F.leaky_relu(layer(x, segmap), 0.2)
+        results = [of_features(layer, x, segmap, channels_last) for channels_last in (False, True)]
+        exact = F.leaky_relu(layer.double()(x.double(), segmap.double()), 0.2)
+    for result in results:
+        assert result.dtype == dtype
+        assert (result.double() - exact).norm() <= 2 * (theirs.double() - exact).norm()
