@@ -700,7 +700,7 @@ MUTATIONS = [
     Mutation(
         "stacks: the bias of an affine norm is scaled",
         "mixsyn_fast/layers/stacks.py",
-        "shift + scale * bias",
+        "torch.addcmul(shift, scale, bias)",
         "shift + bias",
         "tests/layers/test_stacks.py -k every_norm",
     ),
