@@ -100,9 +100,9 @@ MUTATIONS = [
             "groups_affine",
         ),
         (
-            "gradient of SiLU",
-            "return grad * (share * (value * (1 - share) + 1));",
-            "return grad * (share * (value * (1 - share)));",
+            "planes of one row",
+            "store(to + p, STATS ? g * factor - (deviation * by_deviation + less) : g * factor);",
+            "store(to + p, STATS ? g * factor - (deviation * by_deviation - less) : g * factor);",
             "groups_affine",
         ),
         (
@@ -119,10 +119,31 @@ MUTATIONS = [
         ),
         (
             "gradient through the variance",
-            "group * C + c, m) - xhat * load_part<false>(a.mean_gx",
-            "group * C + c, m) + xhat * load_part<false>(a.mean_gx",
+            "m) - xhat * load_part<FULL>(a.mean_gx",
+            "m) + xhat * load_part<FULL>(a.mean_gx",
             "kernels_follow",
         ),
+    ),
+    Mutation(
+        "gradient of SiLU",
+        "csrc/cpu/silu.h",
+        "return share * (v - v * share) + share;",
+        "return share * (v - v * share);",
+        "tests/ops/test_region_norm.py -k groups_affine",
+    ),
+    Mutation(
+        "SiLU far below zero",
+        "csrc/cpu/silu.h",
+        "  v = silu_low(v);\n",
+        "",
+        "tests/ops/test_region_norm.py -k any_number",
+    ),
+    Mutation(
+        "groups of a modulated norm",
+        LAYERS,
+        '"num_groups": norm.num_groups',
+        '"num_groups": 1',
+        "tests/layers/test_stacks.py -k every_norm",
     ),
     *cpu(
         "masked_roi_pool",
@@ -763,7 +784,7 @@ MUTATIONS = [
     Mutation(
         "stacks: the bias of an affine norm is scaled",
         "mixsyn_fast/layers/stacks.py",
-        "shift + scale * bias",
+        "torch.addcmul(shift, scale, bias)",
         "shift + bias",
         "tests/layers/test_stacks.py -k every_norm",
     ),

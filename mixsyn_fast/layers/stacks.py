@@ -605,5 +605,6 @@ def modulate(norm: nn.Module, x: Tensor, found: Modulation, *, negative_slope: f
         return plain_norm(norm, x, found.scale, found.shift, negative_slope)
     if isinstance(norm, nn.GroupNorm) and x.is_cuda and torch.is_autocast_enabled("cuda") and x.dtype != torch.float64:
         x = x.float()
-    given = {"scale": found.scale, "shift": found.shift, "index": found.index, "table": found.table}
-    return region_norm(x, **given, **norm_arguments(norm, x, affine=True), negative_slope=negative_slope)
+    arguments = norm_arguments(norm, x, affine=True)
+    index, table, scale, shift = found
+    return region_norm(x, index, table, scale=scale, shift=shift, negative_slope=negative_slope, **arguments)
