@@ -800,7 +800,7 @@ MUTATIONS = [
         "mixsyn_fast/layers/neighbourhoods.py",
         "for first in (0, 2 * step):",
         "for first in (0,):",
-        "tests/layers/test_stacks.py -k table_and_dense",
+        "tests/layers/test_stacks.py -k wide_windows",
     ),
     Mutation(
         "accelerate: a layer in another state is checked again",

@@ -51,3 +51,21 @@ def test_run_through_the_command(
     assert all(row["targets"][0]["least"] == 0.95 and row["facts"]["changed"] == {"spade": 1} for row in result["rows"])
     assert "at least 0.95 x" in capsys.readouterr().out
     assert run_accelerate.main(["--cases", "nothing", "--out", str(out)]) == 2
+
+
+def test_rows_of_features_and_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features are enlarged, and enlarged ones that pay for it take fewer products; columns are those of their classes."""
+    tiny = [run_accelerate.AccelerateCase("features", 6, 8, 16, 4, mode) for mode in ("forward", "training")]
+    tiny.append(run_accelerate.AccelerateCase("columns", 5, 8, 16, 4))
+    monkeypatch.setattr(run_accelerate, "cases", lambda quick: tiny)
+    out = tmp_path / "found.json"
+    assert run_accelerate.main(["--repeat", "2", "--out", str(out)]) in (0, 1)
+    result = json.loads(out.read_text())
+    schema.check(result)
+    assert not result["wrong"] and [len(row["targets"]) for row in result["rows"]] == [1, 1, 2]
+    forms = published_forms()
+    assert forms is not None
+    _, (x, segmap) = run_accelerate.build(tiny[0], run_accelerate.label_source(None), forms)
+    assert x.shape == (1, 8, 16, 16) and segmap.shape == (1, 6, 4, 4)
+    _, (_, segmap) = run_accelerate.build(tiny[2], run_accelerate.label_source(None), forms)
+    assert len(torch.unique(segmap.permute(0, 2, 3, 1).reshape(-1, run_accelerate.VECTOR), dim=0)) == 5

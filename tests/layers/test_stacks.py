@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixsyn_fast import LatentMap, RegionMap, use_plan
+from mixsyn_fast.layers.neighbourhoods import neighbourhoods
 from mixsyn_fast.layers.stacks import (
     Columns,
     Modulation,
@@ -266,6 +267,19 @@ def test_columns_of_any_values_and_edges(kind: str) -> None:
         assert close(ours(layer, x, with_edges, columns), expected)
 
 
+@pytest.mark.parametrize("kernels", [(5, 5), (7,), (5, 3, 5)], ids=str)
+def test_wide_windows_are_those_of_their_pixels(kernels: tuple[int, ...]) -> None:
+    """As many rows as there are windows, one row a window: of a map that a window sees differ on one side alone."""
+    found, radius = torch.zeros(1, 14, 30, dtype=torch.int64), sum(kernel // 2 for kernel in kernels)
+    found[:, :, 15], found[:, 7] = 1, 2
+    framed = F.pad(found[0].double(), (radius,) * 4, value=9)
+    windows = F.unfold(framed[None, None], 2 * radius + 1)[0].t()
+    numbers = torch.unique(windows, dim=0, return_inverse=True)[1]
+    made = neighbourhoods(RegionMap(found, 3), (14, 30), kernels)
+    pairs = torch.unique(torch.stack((numbers, made.index.reshape(-1).long())), dim=1)
+    assert len(pairs[0].unique()) == len(pairs[1].unique()) == pairs.shape[1] == made.counts[-1]
+
+
 def test_the_plan_and_the_work() -> None:
     """Blocks take the table, noise does not; heads of different kernels never do."""
     layer = Holder("3x3", "instance", 1.0)
@@ -441,7 +455,7 @@ def test_which_convolutions_of_features_fold() -> None:
     normed = Holder("instance-normed", "instance", 1.0).modulator()
     with use_plan("table"), torch.no_grad():
         folds = folds_of(normed, torch.zeros(1, K, 16, 16), (64, 64))
-        mobile_folds = folds_of(Holder("mobile", "none", 1.0).modulator(), torch.zeros(1, K, 16, 16), (64, 64))
+        mobile_folds = folds_of(Holder("mobile", "none", 1.0).modulator(), torch.zeros(1, K, 16, 16), (128, 128))
     assert folds.last  # the norm comes after the last convolution
     assert mobile_folds.heads[0][0] is not None and mobile_folds.heads[0][1] is None  # the norm lies between
 
