@@ -483,9 +483,12 @@ def _folded(norm: nn.Module, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tens
     Here rather than by :func:`region_norm`: what is kept of an earlier call then has them.
     """
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    if weight is not None:
-        weight, bias = (t if t is None else t.to(scale.dtype).view(-1, *(1,) * (scale.dim() - 2)) for t in (weight, bias))
-        scale, shift = scale * weight, shift if bias is None else torch.addcmul(shift, scale, bias)
+    shape = (-1, *(1,) * (scale.dim() - 2))
+    if isinstance(bias, Tensor):
+        bias = bias.to(scale.dtype).view(shape)
+        shift = torch.addcmul(shift, scale, bias)
+    if isinstance(weight, Tensor):
+        scale = scale * weight.to(scale.dtype).view(shape)
     return scale, shift
 
 

@@ -234,7 +234,8 @@ def test_volumes(norm: str, layout: torch.memory_format) -> None:
             assert close(a, b, 1e-9)
 
 
-def test_a_group_of_one_value_and_autocast_as_torch_has_them() -> None:
+def test_a_group_of_one_value_and_autocast_as_torch_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXSYN_FAST_STRICT", "0")  # no kernel is there for the device
     norm, maps = nn.GroupNorm(C, C).double(), torch.randn(2, C, 1, 1, dtype=torch.float64)
     x = torch.randn(2, C, 1, 1, dtype=torch.float64)
     assert close(modulate(norm, x, Modulation(None, None, maps, maps)), norm(x) * maps + maps)
