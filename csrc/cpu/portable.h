@@ -49,6 +49,16 @@ MIXSYN_INLINE void portable_store_first(A* to, Vec<A> v, int64_t n) {
     if (i < n) to[i] = lanes[i];
 }
 
+// A comparison with a NaN is false.
+template <typename A>
+MIXSYN_INLINE Vec<A> portable_at_least(A bound, Vec<A> v) {
+  return v < bound ? bound - Vec<A>{} : v;
+}
+template <typename A>
+MIXSYN_INLINE Vec<A> portable_at_most(A bound, Vec<A> v) {
+  return v > bound ? bound - Vec<A>{} : v;
+}
+
 template <typename A>
 MIXSYN_INLINE Vec<A> portable_gather(const A* column, const int32_t* index) {
   Vec<A> v = {};

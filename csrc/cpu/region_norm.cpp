@@ -4,31 +4,29 @@
 // vector, a block of pixels that all lie in one row of the table broadcasts it, others gather).
 #include "region_norm.h"
 
-#include "products.h"
+#include "silu.h"
 #include "vec.h"
 
 namespace mixsyn_fast::cpu::MIXSYN_ISA {
 
 // The value that enters the modulation: (x + noise * noise_scale - mean) * rstd.
-template <typename V>
+template <bool NOISE, typename V>
 MIXSYN_INLINE V normalised(V x, V noise, V noise_scale, V mean, V rstd) {
-  return (x + noise * noise_scale - mean) * rstd;
+  if constexpr (NOISE) x = x + noise * noise_scale;
+  return (x - mean) * rstd;
 }
 
 // Of vectors: LeakyReLU, of which slope 1 leaves the value as it is, or SiLU.
 template <bool SILU, typename V>
 MIXSYN_INLINE V activated(V value, V slope) {
-  if constexpr (SILU) return value / (products_exp(-value) + 1);
+  if constexpr (SILU) return silu(value);
   return value > 0 ? value : value * slope;
 }
 
 // The gradient before the activation, from that after it.
 template <bool SILU, typename V>
 MIXSYN_INLINE V before_activation(V grad, V value, V slope) {
-  if constexpr (SILU) {
-    const V share = 1 / (products_exp(-value) + 1);
-    return grad * (share * (value * (1 - share) + 1));
-  }
+  if constexpr (SILU) return grad * silu_slope(value);
   return value > 0 ? grad : grad * slope;
 }
 
@@ -169,7 +167,7 @@ MIXSYN_INLINE void apply_range(const RegionNorm<T, A>& a, int64_t begin, int64_t
     const Vec<A> n = NOISE ? splat<A>(static_cast<A>(a.noise[p])) : zero;
     for (int64_t c = 0; c < full; c += L) {
       const Vec<A> xhat =
-          normalised(load(x + c), n, NOISE ? load(a.noise_scale + c) : zero, load(mean + c), load(rstd + c));
+          normalised<NOISE>(load(x + c), n, NOISE ? load(a.noise_scale + c) : zero, load(mean + c), load(rstd + c));
       Vec<A> gamma, beta;
       if constexpr (MAPS) {
         gamma = load(scale + c), beta = load(shift + c);
@@ -181,7 +179,7 @@ MIXSYN_INLINE void apply_range(const RegionNorm<T, A>& a, int64_t begin, int64_t
     if (SILU && full < C) {
       const int64_t c = full, m = C - full;
       const Vec<A> ns = NOISE ? load_n(a.noise_scale + c, m) : zero;
-      const Vec<A> xhat = normalised(load_n(x + c, m), n, ns, load_n(mean + c, m), load_n(rstd + c, m));
+      const Vec<A> xhat = normalised<NOISE>(load_n(x + c, m), n, ns, load_n(mean + c, m), load_n(rstd + c, m));
       Vec<A> gamma, beta;
       if constexpr (MAPS) {
         gamma = load_n(scale + c, m), beta = load_n(shift + c, m);
@@ -228,21 +226,31 @@ void apply_pixels(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
 
 // How many pixels ahead a reduction asks for its channels: they lie a whole pixel apart, too far for the hardware to follow.
 constexpr int64_t kReduceAhead = 16;
+constexpr int64_t kReduceRun = 64;
+
+// Pixels of a block of a reduction, whole runs: x and grad of the block's channels stay in half of a second-level cache
+// while they pass a few at a time.
+template <typename T>
+MIXSYN_INLINE int64_t reduce_block(int64_t channels) {
+  const int64_t runs = (512 << 10) / (2 * static_cast<int64_t>(sizeof(T)) * kReduceRun * channels);
+  const int64_t most = kPixelChunk / kReduceRun;
+  return kReduceRun * (runs < 1 ? 1 : runs > most ? most : runs);
+}
 
 // One tile of channels over the pixels [p0, p1): sums of a run of pixels with the same row stay in registers and are
-// added to the row when the run ends (or after kRun pixels: two-level summation keeps float32 sums exact enough).
-// Since gamma is constant in a run, sum ghat = gamma * sum g' and sum ghat * xhat = gamma * sum g' * xhat come free.
-template <typename T, typename A, bool SILU, bool FULL, bool MAPS>
+// added to the row when the run ends (or after kReduceRun pixels: two-level summation keeps float32 sums exact enough).
+// Since gamma is constant in a run, sum ghat = gamma * sum g' and sum ghat * xhat = gamma * sum g' * xhat come free, and
+// so is rstd: values are (x - mean) * (rstd * gamma) + beta, sums those of g' * (x - mean).
+template <typename T, typename A, bool SILU, bool FULL, bool MAPS, bool NOISE>
 MIXSYN_INLINE void reduce_tile(const RegionNorm<T, A>& a, int64_t split, int64_t p0, int64_t p1, int64_t c0,
                                int64_t nc) {
   constexpr int L = kLanes<A>, NV = FULL ? 2 : 1;
-  constexpr int64_t kRun = 64;
   const int64_t C = a.channels;
   const Vec<A> zero = {}, slope = splat<A>(a.slope), one = splat<A>(A(1));
   for (int64_t cv = 0; cv < nc; cv += NV * L) {
     const int64_t c = c0 + cv, n = nc - cv;
     Vec<A> ns[NV];
-    for (int v = 0; v < NV; ++v) ns[v] = a.noise_scale ? load_part<FULL>(a.noise_scale + c + v * L, n - v * L) : zero;
+    for (int v = 0; v < NV; ++v) ns[v] = NOISE ? load_part<FULL>(a.noise_scale + c + v * L, n - v * L) : zero;
     int64_t p = p0;
     while (p < p1) {
       const int64_t image = p / a.pixels;
@@ -256,8 +264,8 @@ MIXSYN_INLINE void reduce_tile(const RegionNorm<T, A>& a, int64_t split, int64_t
       }
       while (p < image_end) {
         const int64_t row = MAPS ? 0 : a.index ? a.index[p] : image * a.image_row;
-        const int64_t limit = p + kRun < image_end ? p + kRun : image_end;
-        Vec<A> gamma[NV], beta[NV], run_g[NV], run_gx[NV];
+        const int64_t limit = p + kReduceRun < image_end ? p + kReduceRun : image_end;
+        Vec<A> gamma[NV], beta[NV], factor[NV], run_g[NV], run_gx[NV];
         for (int v = 0; v < NV; ++v) {
           run_g[v] = zero, run_gx[v] = zero;
           gamma[v] = one, beta[v] = zero;
@@ -265,30 +273,33 @@ MIXSYN_INLINE void reduce_tile(const RegionNorm<T, A>& a, int64_t split, int64_t
             gamma[v] = load_part<FULL>(a.table + row * 2 * C + c + v * L, n - v * L);
             beta[v] = load_part<FULL>(a.table + row * 2 * C + C + c + v * L, n - v * L);
           }
+          factor[v] = rstd[v] * gamma[v];
         }
         int64_t q = p;
         do {
-          __builtin_prefetch(a.x + (q + kReduceAhead) * C + c, 0, 2);
-          __builtin_prefetch(a.grad + (q + kReduceAhead) * C + c, 0, 2);
-          const Vec<A> noise = a.noise ? splat<A>(static_cast<A>(a.noise[q])) : zero;
+          prefetch_channels<T, NV * L>(a.x + (q + kReduceAhead) * C + c);
+          prefetch_channels<T, NV * L>(a.grad + (q + kReduceAhead) * C + c);
+          const Vec<A> noise = NOISE ? splat<A>(static_cast<A>(a.noise[q])) : zero;
           for (int v = 0; v < NV; ++v) {
             const int64_t at = q * C + c + v * L, m = n - v * L;
-            const Vec<A> xhat = normalised(load_part<FULL>(a.x + at, m), noise, ns[v], mean[v], rstd[v]);
+            const Vec<A> x = load_part<FULL>(a.x + at, m), deviation = (NOISE ? x + noise * ns[v] : x) - mean[v];
             if constexpr (MAPS) {
               gamma[v] = load_part<FULL>(a.scale + at, m);
               beta[v] = load_part<FULL>(a.shift + at, m);
+              factor[v] = rstd[v] * gamma[v];
             }
             Vec<A> g = load_part<FULL>(a.grad + at, m);
-            g = before_activation<SILU, Vec<A>>(g, xhat * gamma[v] + beta[v], slope);
+            g = before_activation<SILU, Vec<A>>(g, deviation * factor[v] + beta[v], slope);
             if constexpr (MAPS) g = g * gamma[v];
             run_g[v] += g;
-            run_gx[v] += g * xhat;
+            run_gx[v] += g * deviation;
           }
           ++q;
         } while (q < limit && (MAPS || !a.index || a.index[q] == row));
         for (int v = 0; v < NV; ++v) {
           const int64_t m = n - v * L;
           if (m <= 0) break;
+          run_gx[v] = run_gx[v] * rstd[v];
           if (!MAPS && a.grad_table) {
             A* out = a.grad_table + (split * a.rows + row) * 2 * C + c + v * L;
             store_part<FULL>(out, load_part<FULL>(out, m) + run_gx[v], m);
@@ -313,8 +324,8 @@ MIXSYN_INLINE void reduce_tile(const RegionNorm<T, A>& a, int64_t split, int64_t
 }
 
 // Items: (split, channel tile): a split is a fixed share of all pixels with partial sums of its own.
-template <typename T, typename A, bool SILU>
-MIXSYN_INLINE void reduce_activated(const RegionNorm<T, A>& a, int64_t tile_channels, int64_t begin, int64_t end) {
+template <typename T, typename A, bool SILU, bool NOISE>
+MIXSYN_INLINE void reduce_items(const RegionNorm<T, A>& a, int64_t tile_channels, int64_t begin, int64_t end) {
   const int64_t tiles = (a.channels + tile_channels - 1) / tile_channels;
   const int64_t all = a.batch * a.pixels;
   for (int64_t item = begin; item < end; ++item) {
@@ -323,17 +334,23 @@ MIXSYN_INLINE void reduce_activated(const RegionNorm<T, A>& a, int64_t tile_chan
     const int64_t rest = a.channels - c0;
     const int64_t nc = rest < tile_channels ? rest : tile_channels;
     const bool full = nc % (2 * kLanes<A>) == 0;
-    for (int64_t q0 = p0; q0 < p1; q0 += kPixelChunk) {  // a block of pixels stays near while its channels pass
-      const int64_t q1 = q0 + kPixelChunk < p1 ? q0 + kPixelChunk : p1;
+    const int64_t block = reduce_block<T>(nc);
+    for (int64_t q0 = p0; q0 < p1; q0 += block) {
+      const int64_t q1 = q0 + block < p1 ? q0 + block : p1;
       if (a.scale) {
-        full ? reduce_tile<T, A, SILU, true, true>(a, split, q0, q1, c0, nc)
-             : reduce_tile<T, A, SILU, false, true>(a, split, q0, q1, c0, nc);
+        full ? reduce_tile<T, A, SILU, true, true, NOISE>(a, split, q0, q1, c0, nc)
+             : reduce_tile<T, A, SILU, false, true, NOISE>(a, split, q0, q1, c0, nc);
       } else {
-        full ? reduce_tile<T, A, SILU, true, false>(a, split, q0, q1, c0, nc)
-             : reduce_tile<T, A, SILU, false, false>(a, split, q0, q1, c0, nc);
+        full ? reduce_tile<T, A, SILU, true, false, NOISE>(a, split, q0, q1, c0, nc)
+             : reduce_tile<T, A, SILU, false, false, NOISE>(a, split, q0, q1, c0, nc);
       }
     }
   }
+}
+template <typename T, typename A, bool SILU>
+MIXSYN_INLINE void reduce_activated(const RegionNorm<T, A>& a, int64_t tile_channels, int64_t begin, int64_t end) {
+  a.noise ? reduce_items<T, A, SILU, true>(a, tile_channels, begin, end)
+          : reduce_items<T, A, SILU, false>(a, tile_channels, begin, end);
 }
 
 template <typename T, typename A>
@@ -342,44 +359,47 @@ void reduce_tiles(const RegionNorm<T, A>& a, int64_t tile_channels, int64_t begi
          : reduce_activated<T, A, false>(a, tile_channels, begin, end);
 }
 
+// Gradients at the channels [c, c + kLanes) of a pixel, of which there are m.
+template <typename T, typename A, bool SILU, bool MAPS, bool NOISE, bool FULL>
+MIXSYN_INLINE void input_vector(const RegionNorm<T, A>& a, int64_t p, int64_t c, int64_t m, int64_t group, int64_t row,
+                                Vec<A> n, A* noise_sums) {
+  const int64_t C = a.channels, at = p * C + c, stats = group * C + c;
+  const Vec<A> rstd = load_part<FULL>(a.rstd + stats, m), mean = load_part<FULL>(a.mean + stats, m);
+  const Vec<A> ns = NOISE ? load_part<FULL>(a.noise_scale + c, m) : Vec<A>{};
+  const Vec<A> xhat = normalised<NOISE>(load_part<FULL>(a.x + at, m), n, ns, mean, rstd);
+  Vec<A> gamma, beta;
+  if constexpr (MAPS) {
+    gamma = load_part<FULL>(a.scale + at, m), beta = load_part<FULL>(a.shift + at, m);
+  } else {
+    gamma = load_part<FULL>(a.table + row * 2 * C + c, m), beta = load_part<FULL>(a.table + row * 2 * C + C + c, m);
+  }
+  const Vec<A> grad = load_part<FULL>(a.grad + at, m);
+  const Vec<A> g = before_activation<SILU, Vec<A>>(grad, xhat * gamma + beta, splat<A>(a.slope));
+  if constexpr (MAPS) {
+    if (a.grad_scale) store_part<FULL>(a.grad_scale + at, g * xhat, m), store_part<FULL>(a.grad_shift + at, g, m);
+  }
+  Vec<A> dx = g * gamma;
+  if (a.mean_g) dx = dx - load_part<FULL>(a.mean_g + stats, m) - xhat * load_part<FULL>(a.mean_gx + stats, m);
+  dx = dx * rstd;
+  store_part<FULL>(a.grad_x + at, dx, m);
+  if (NOISE && noise_sums) store_part<FULL>(noise_sums + c, load_part<FULL>(noise_sums + c, m) + dx * n, m);
+}
+
 // Gradient of x (and of the maps) for whole pixel chunks; partial sums of grad_x * noise per chunk.
 template <typename T, typename A, bool SILU, bool MAPS, bool NOISE>
 MIXSYN_INLINE void input_chunk(const RegionNorm<T, A>& a, int64_t chunk) {
   constexpr int L = kLanes<A>;
-  const int64_t C = a.channels, all = a.batch * a.pixels;
+  const int64_t C = a.channels, all = a.batch * a.pixels, full = C / L * L;
   const int64_t p0 = chunk * a.chunk, p1 = p0 + a.chunk < all ? p0 + a.chunk : all;
-  const Vec<A> zero = {}, slope = splat<A>(a.slope);
   A* noise_sums = NOISE && a.noise_sums ? a.noise_sums + chunk * C : nullptr;
   for (int64_t p = p0; p < p1; ++p) {
     const int64_t image = a.groups == 1 && a.image_row == 0 ? 0 : p / a.pixels;
     const int64_t group = a.groups == 1 ? 0 : image;
     const int64_t row = MAPS ? 0 : a.index ? a.index[p] : image * a.image_row;
-    const Vec<A> n = NOISE ? splat<A>(static_cast<A>(a.noise[p])) : zero;
-    for (int64_t c = 0; c < C; c += L) {
-      const int64_t m = C - c, at = p * C + c;
-      const A* stats = a.mean + group * C + c;
-      const Vec<A> rstd = load_part<false>(a.rstd + group * C + c, m);
-      const Vec<A> ns = NOISE ? load_part<false>(a.noise_scale + c, m) : zero;
-      const Vec<A> xhat = normalised(load_part<false>(a.x + at, m), n, ns, load_part<false>(stats, m), rstd);
-      Vec<A> gamma, beta;
-      if constexpr (MAPS) {
-        gamma = load_part<false>(a.scale + at, m), beta = load_part<false>(a.shift + at, m);
-      } else {
-        gamma = load_part<false>(a.table + row * 2 * C + c, m);
-        beta = load_part<false>(a.table + row * 2 * C + C + c, m);
-      }
-      const Vec<A> g = before_activation<SILU, Vec<A>>(load_part<false>(a.grad + at, m), xhat * gamma + beta, slope);
-      if constexpr (MAPS) {
-        if (a.grad_scale) store_part<false>(a.grad_scale + at, g * xhat, m), store_part<false>(a.grad_shift + at, g, m);
-      }
-      Vec<A> dx = g * gamma;
-      if (a.mean_g) {
-        dx = dx - load_part<false>(a.mean_g + group * C + c, m) - xhat * load_part<false>(a.mean_gx + group * C + c, m);
-      }
-      dx = dx * rstd;
-      store_part<false>(a.grad_x + at, dx, m);
-      if (NOISE && noise_sums) store_part<false>(noise_sums + c, load_part<false>(noise_sums + c, m) + dx * n, m);
-    }
+    const Vec<A> n = NOISE ? splat<A>(static_cast<A>(a.noise[p])) : Vec<A>{};
+    for (int64_t c = 0; c < full; c += L)
+      input_vector<T, A, SILU, MAPS, NOISE, true>(a, p, c, L, group, row, n, noise_sums);
+    if (full < C) input_vector<T, A, SILU, MAPS, NOISE, false>(a, p, full, C - full, group, row, n, noise_sums);
   }
 }
 
@@ -495,6 +515,121 @@ void stats_planes(const RegionNorm<T, A>& a, A* mean, A* m2, int64_t begin, int6
   }
 }
 
+// A plane all of whose pixels have one row of the table, and no noise (norms of other models): four numbers and no choice.
+// Its loops are functions of their own: beside the others the compiler runs out of registers.
+template <typename T, typename A>
+MIXSYN_INLINE bool is_even(const RegionNorm<T, A>& a) {
+  return !a.scale && !a.index && !a.noise;
+}
+template <typename A>
+struct EvenPlane {
+  int64_t at;   // of its statistics
+  int64_t row;  // of the table
+  A mean, rstd, gamma, beta, slope;
+};
+template <typename T, typename A>
+MIXSYN_INLINE EvenPlane<A> even_plane(const RegionNorm<T, A>& a, int64_t image, int64_t c) {
+  const int64_t at = (a.groups == 1 ? 0 : image) * a.channels + c, row = image * a.image_row;
+  const A gamma = a.table[c * a.rows + row], beta = a.table[(a.channels + c) * a.rows + row];
+  return {at, row, a.mean[at], a.rstd[at], gamma, beta, a.slope};
+}
+
+template <typename T, typename A, bool SILU>
+MIXSYN_BLOCK void apply_even(const EvenPlane<A>& e, const T* x, T* y, int64_t n) {
+  constexpr int L = kLanes<A>;
+  const Vec<A> mean = splat<A>(e.mean), factor = splat<A>(e.rstd * e.gamma), beta = splat<A>(e.beta);
+  const Vec<A> slope = splat<A>(e.slope);
+  int64_t p = 0;
+  for (; p + L <= n; p += L) store(y + p, activated<SILU, Vec<A>>((load(x + p) - mean) * factor + beta, slope));
+  if (p < n) store_n(y + p, activated<SILU, Vec<A>>((load_n(x + p, n - p) - mean) * factor + beta, slope), n - p);
+}
+
+// Sums of g' and of g' * (x - mean); of a rest, gradients past the end are zero.
+template <typename T, typename A, bool SILU>
+MIXSYN_BLOCK void sum_even(const EvenPlane<A>& e, const T* x, const T* grad, int64_t n, A* sums) {
+  constexpr int L = kLanes<A>;
+  const Vec<A> mean = splat<A>(e.mean), factor = splat<A>(e.rstd * e.gamma), beta = splat<A>(e.beta);
+  const Vec<A> slope = splat<A>(e.slope);
+  Vec<A> sum_g = {}, sum_gx = {};
+  int64_t p = 0;
+  for (; p + L <= n; p += L) {
+    const Vec<A> deviation = load(x + p) - mean;
+    const Vec<A> g = before_activation<SILU, Vec<A>>(load(grad + p), deviation * factor + beta, slope);
+    sum_g += g, sum_gx += g * deviation;
+  }
+  if (p < n) {
+    const Vec<A> deviation = load_n(x + p, n - p) - mean;
+    const Vec<A> g = before_activation<SILU, Vec<A>>(load_n(grad + p, n - p), deviation * factor + beta, slope);
+    sum_g += g, sum_gx += g * deviation;
+  }
+  sums[0] += lane_sum<A>(sum_g), sums[1] += lane_sum<A>(sum_gx);
+}
+
+// (g' gamma - mean_g - xhat mean_gx) rstd = g' (gamma rstd) - (x - mean) (mean_gx rstd^2) - mean_g rstd. Without STATS the
+// first term: of an infinite x as well.
+template <typename T, typename A, bool SILU, bool STATS>
+MIXSYN_BLOCK void input_even(const EvenPlane<A>& e, A mean_g, A mean_gx, const T* x, const T* grad, T* to, int64_t n) {
+  constexpr int L = kLanes<A>;
+  const Vec<A> mean = splat<A>(e.mean), factor = splat<A>(e.rstd * e.gamma), beta = splat<A>(e.beta);
+  const Vec<A> slope = splat<A>(e.slope);
+  const Vec<A> less = splat<A>(mean_g * e.rstd), by_deviation = splat<A>(mean_gx * e.rstd * e.rstd);
+  int64_t p = 0;
+  for (; p + L <= n; p += L) {
+    const Vec<A> deviation = load(x + p) - mean;
+    const Vec<A> g = before_activation<SILU, Vec<A>>(load(grad + p), deviation * factor + beta, slope);
+    store(to + p, STATS ? g * factor - (deviation * by_deviation + less) : g * factor);
+  }
+  if (p < n) {
+    const Vec<A> deviation = load_n(x + p, n - p) - mean;
+    const Vec<A> g = before_activation<SILU, Vec<A>>(load_n(grad + p, n - p), deviation * factor + beta, slope);
+    store_n(to + p, STATS ? g * factor - (deviation * by_deviation + less) : g * factor, n - p);
+  }
+}
+
+template <typename T, typename A>
+MIXSYN_INLINE void apply_even_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const EvenPlane<A> e = even_plane(a, plane / a.channels, plane % a.channels);
+    const int64_t base = plane * a.pixels;
+    a.silu ? apply_even<T, A, true>(e, a.x + base, a.y + base, a.pixels)
+           : apply_even<T, A, false>(e, a.x + base, a.y + base, a.pixels);
+  }
+}
+
+template <typename T, typename A>
+MIXSYN_INLINE void reduce_even_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  constexpr int64_t kBlock = 4096;
+  for (int64_t c = begin; c < end; ++c)
+    for (int64_t image = 0; image < a.batch; ++image) {
+      const EvenPlane<A> e = even_plane(a, image, c);
+      A sums[2] = {0, 0};
+      for (int64_t q = 0; q < a.pixels; q += kBlock) {
+        const int64_t base = (image * a.channels + c) * a.pixels + q, n = a.pixels - q < kBlock ? a.pixels - q : kBlock;
+        a.silu ? sum_even<T, A, true>(e, a.x + base, a.grad + base, n, sums)
+               : sum_even<T, A, false>(e, a.x + base, a.grad + base, n, sums);
+      }
+      sums[1] *= e.rstd;
+      if (a.grad_table) {
+        a.grad_table[c * a.rows + e.row] += sums[1];
+        a.grad_table[(a.channels + c) * a.rows + e.row] += sums[0];
+      }
+      if (a.sums) {
+        A* out = a.sums + (a.groups == 1 ? 0 : image) * 2 * a.channels + c;
+        out[0] += sums[0] * e.gamma, out[a.channels] += sums[1] * e.gamma;
+      }
+    }
+}
+
+template <typename T, typename A, bool SILU, bool STATS>
+MIXSYN_INLINE void input_even_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const EvenPlane<A> e = even_plane(a, plane / a.channels, plane % a.channels);
+    const A mean_g = STATS ? a.mean_g[e.at] : A(0), mean_gx = STATS ? a.mean_gx[e.at] : A(0);
+    const int64_t base = plane * a.pixels;
+    input_even<T, A, SILU, STATS>(e, mean_g, mean_gx, a.x + base, a.grad + base, a.grad_x + base, a.pixels);
+  }
+}
+
 template <typename T, typename A, bool SILU>
 MIXSYN_INLINE void apply_planes_activated(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
   constexpr int L = kLanes<A>;
@@ -513,7 +648,7 @@ MIXSYN_INLINE void apply_planes_activated(const RegionNorm<T, A>& a, int64_t beg
     for (int64_t p = 0; p < a.pixels; p += L) {
       const int64_t n = a.pixels - p;
       const Vec<A> nv = noise ? load_part<false>(noise + p, n) : zero;
-      const Vec<A> xhat = normalised(load_part<false>(a.x + base + p, n), nv, ns, mean, rstd);
+      const Vec<A> xhat = normalised<true>(load_part<false>(a.x + base + p, n), nv, ns, mean, rstd);
       Vec<A> gamma, beta;
       if (a.scale) {
         gamma = load_part<false>(a.scale + base + p, n), beta = load_part<false>(a.shift + base + p, n);
@@ -528,7 +663,11 @@ MIXSYN_INLINE void apply_planes_activated(const RegionNorm<T, A>& a, int64_t beg
 }
 template <typename T, typename A>
 void apply_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
-  a.silu ? apply_planes_activated<T, A, true>(a, begin, end) : apply_planes_activated<T, A, false>(a, begin, end);
+  if (is_even(a)) {
+    apply_even_planes<T, A>(a, begin, end);
+  } else {
+    a.silu ? apply_planes_activated<T, A, true>(a, begin, end) : apply_planes_activated<T, A, false>(a, begin, end);
+  }
 }
 
 // Items: channels; all images of a channel one after another, so the sums need no second stage.
@@ -559,7 +698,7 @@ MIXSYN_INLINE void reduce_planes_activated(const RegionNorm<T, A>& a, int64_t be
         for (int64_t p = q0; p < q1; p += L) {
           const int64_t n = q1 - p;
           const Vec<A> nv = noise ? load_part<false>(noise + p, n) : zero;
-          const Vec<A> xhat = normalised(load_part<false>(a.x + base + p, n), nv, ns, mean, rstd);
+          const Vec<A> xhat = normalised<true>(load_part<false>(a.x + base + p, n), nv, ns, mean, rstd);
           Vec<A> gamma, beta;
           bool uniform = true;
           int64_t row = image * a.image_row;
@@ -607,7 +746,11 @@ MIXSYN_INLINE void reduce_planes_activated(const RegionNorm<T, A>& a, int64_t be
 
 template <typename T, typename A>
 void reduce_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
-  a.silu ? reduce_planes_activated<T, A, true>(a, begin, end) : reduce_planes_activated<T, A, false>(a, begin, end);
+  if (is_even(a)) {
+    reduce_even_planes<T, A>(a, begin, end);
+  } else {
+    a.silu ? reduce_planes_activated<T, A, true>(a, begin, end) : reduce_planes_activated<T, A, false>(a, begin, end);
+  }
 }
 
 // Items: planes (image, channel); noise_sums is (B, C).
@@ -633,7 +776,7 @@ MIXSYN_INLINE void input_planes_activated(const RegionNorm<T, A>& a, int64_t beg
     for (int64_t p = 0, i = 0; p < a.pixels; p += L, ++i) {
       const int64_t n = a.pixels - p;
       const Vec<A> nv = noise ? load_part<false>(noise + p, n) : zero;
-      const Vec<A> xhat = normalised(load_part<false>(a.x + base + p, n), nv, ns, mean, rstd);
+      const Vec<A> xhat = normalised<true>(load_part<false>(a.x + base + p, n), nv, ns, mean, rstd);
       Vec<A> gamma, beta;
       if (a.scale) {
         gamma = load_part<false>(a.scale + base + p, n), beta = load_part<false>(a.shift + base + p, n);
@@ -648,7 +791,9 @@ MIXSYN_INLINE void input_planes_activated(const RegionNorm<T, A>& a, int64_t beg
         store_part<false>(a.grad_scale + base + p, g * xhat, n);
         store_part<false>(a.grad_shift + base + p, g, n);
       }
-      const Vec<A> dx = (g * gamma - mean_g - xhat * mean_gx) * rstd;
+      Vec<A> dx = g * gamma;
+      if (a.mean_g) dx = dx - mean_g - xhat * mean_gx;  // of an infinite x as well
+      dx = dx * rstd;
       store_part<false>(a.grad_x + base + p, dx, n);
       noise_sum += dx * nv;  // nv is zero past the end
       if ((i & 255) == 255) noise_total += lane_sum<A>(noise_sum), noise_sum = zero;
@@ -659,7 +804,13 @@ MIXSYN_INLINE void input_planes_activated(const RegionNorm<T, A>& a, int64_t beg
 
 template <typename T, typename A>
 void input_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
-  a.silu ? input_planes_activated<T, A, true>(a, begin, end) : input_planes_activated<T, A, false>(a, begin, end);
+  if (is_even(a) && a.mean_g) {
+    a.silu ? input_even_planes<T, A, true, true>(a, begin, end) : input_even_planes<T, A, false, true>(a, begin, end);
+  } else if (is_even(a)) {
+    a.silu ? input_even_planes<T, A, true, false>(a, begin, end) : input_even_planes<T, A, false, false>(a, begin, end);
+  } else {
+    a.silu ? input_planes_activated<T, A, true>(a, begin, end) : input_planes_activated<T, A, false>(a, begin, end);
+  }
 }
 
 template <typename T, typename A>

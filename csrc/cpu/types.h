@@ -60,6 +60,10 @@ MIXSYN_INLINE Vec<double> gather(const double* column, const int32_t* index);
 MIXSYN_INLINE bool any_lane(Mask<float> mask);
 MIXSYN_INLINE bool any_lane(Mask<double> mask);
 
+// The larger, or the smaller, of a bound and v; of a NaN in v the NaN.
+MIXSYN_INLINE Vec<float> at_least(float bound, Vec<float> v);
+MIXSYN_INLINE Vec<float> at_most(float bound, Vec<float> v);
+
 // A store that does not read the line before nor keep it: for results that no cache would hold until they are used. Only to
 // multiples of 64 bytes, whole lines one vector after the other; stream_fence() ends a series of them.
 MIXSYN_INLINE void stream(float* to, Vec<float> v);

@@ -14,6 +14,7 @@ import inspect
 import re
 import warnings
 import weakref
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ from ..layers.conv import settings_are_pairs
 from . import maps
 from .constant import constant_conditioning
 from .contracts import CONTRACTS, Options, contract_of, original_class, required
-from .probe import first_verdict, reads_obj_dic
+from .probe import AT_FIRST_CALL, first_verdict, reads_obj_dic
 from .report import IDENTICAL, REORDERED, AccelerationReport, Entry
 from .swap import is_swapped, spectral_hook, swap, unswap
 
@@ -125,10 +126,11 @@ def accelerate(
         if isinstance(root, torch.jit.ScriptModule):
             report.left.append(Entry("", "root", "it is a ScriptModule"))
         else:
-            swap(root, Options("root", channels_last=channels_last))
             on_gpu = any(p.is_cuda for p in model.parameters())
             note = "on a GPU an edit of the map through .data between two layers is not noticed" if on_gpu else ""
-            report.changed.append(Entry("" if root is model else "module", "root", note, IDENTICAL))
+            for name, module in _around(root, "" if root is model else "module", [layer for layer, _ in swaps]):
+                swap(module, Options("root", channels_last=channels_last))
+                report.changed.append(Entry(name, "root", note, IDENTICAL))
     return report
 
 
@@ -143,9 +145,28 @@ def _checked(module: nn.Module, name: str, options: Options) -> Entry:
         if options.kind in ("sean", "style_encoder") and options.soft_masks == "blend":
             notes.append("soft maps are blended by weight, another formula than the published one")
         return Entry(name, options.kind, "; ".join(notes), REORDERED, result.error)
+    if result.problem == AT_FIRST_CALL:
+        return Entry(name, options.kind, AT_FIRST_CALL, REORDERED)
     if contract.structure_problem(module) is None and reads_obj_dic(module, contract, options):
         return Entry(name, options.kind, "in its present mode it reads obj_dic: checked at the first call", REORDERED)
     return Entry(name, options.kind, result.problem)
+
+
+def _around(root: nn.Module, name: str, layers_of: Sequence[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the model, and in it what alone has all of the layers, by name.
+
+    Methods of a model (``decode``) call its decoder and not the model: its map, too, is analysed once.
+    """
+    sought = set(map(id, layers_of))
+    outermost = root
+    while contract_of(root) is None:
+        if root is outermost or original_class(root).forward is not nn.Module.forward:  # a list is never called
+            yield name, root
+        inner = [(key, part) for key, part in root.named_children() if not sought.isdisjoint(map(id, part.modules()))]
+        if len(inner) != 1:
+            return
+        key, root = inner[0]
+        name = f"{name}.{key}" if name else key
 
 
 def _in_residual_block(model: nn.Module, name: str) -> bool:
@@ -173,7 +194,7 @@ def _unrecognised(model: nn.Module, inside: set[int], report: AccelerationReport
         if not several and not any(map(_MAP.search, arguments[1:])):
             continue
         # how near it comes to a known kind
-        missing = {kind: CONTRACTS[kind].missing(module) for kind in CONTRACTS if kind != "style_encoder"}
+        missing = {kind: CONTRACTS[kind].missing(module) for kind in CONTRACTS if kind in ("spade", "sean", "clade")}
         kind = min(missing, key=lambda kind: len(missing[kind]) / len(CONTRACTS[kind].attributes))
         takes = f"its forward takes ({', '.join(arguments)}), but it is of no known kind"
         found.append(Entry(name, "unrecognised", f"{takes}: for {kind.upper()} it lacks {', '.join(missing[kind])}"))

@@ -11,14 +11,17 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import layers
+from ..backend import current_plan
 from ..layers.dense_stacks import Folds
 from ..layers.stacks import (
+    Conv,
     Modulation,
     Modulator,
     conv_fits,
@@ -26,6 +29,8 @@ from ..layers.stacks import (
     folded_work,
     folds_of,
     is_elementwise,
+    is_padded_otherwise,
+    latent_modulation,
     modulate,
     modulation,
     neighbourhoods_of,
@@ -33,8 +38,10 @@ from ..layers.stacks import (
     stack_of,
     work,
 )
+from ..nearest import nearest_source
 from ..ops.label_patterns import MAX_REGIONS
 from ..ops.masked_roi_pool import masked_roi_pool
+from .instances import are_maps, modulation_by_instance
 from .maps import NotExact, Sharing, columns_of, modulation_of, regions_of
 from .report import LayerWork, last_work
 
@@ -102,7 +109,7 @@ def _conv_problem(conv: object, name: str, kernel: int = 3) -> str | None:
 
 
 def _norm_problem(norm: nn.Module) -> str | None:
-    """Return why a normalisation is not a parameter-free batch or instance norm, or None."""
+    """Return why a normalisation is not a parameter-free batch, instance or group norm, or None."""
     reason = layers.unsupported_norm(norm)
     return None if reason is None else f"param_free_norm is {reason}"
 
@@ -123,11 +130,11 @@ def _spade_problem(module: Any, prefix: str = "") -> str | None:
 # --- what a call must be --------------------------------------------------------------------------------------------------
 
 
-def _check_map(x: object, segmap: object, channels: int | None = None) -> None:
-    """Raise NotExact unless x and segmap are float batches of the same size on one device."""
+def _check_map(x: object, segmap: object, channels: int | None = None, dimensions: int = 2) -> None:
+    """Raise NotExact unless x and segmap are float batches of as many images (or volumes) on one device."""
     for name, value in (("x", x), ("the map", segmap)):
-        if not isinstance(value, Tensor) or value.dim() != 4 or not value.is_floating_point():
-            raise NotExact(f"{name} is not a float tensor of four dimensions")
+        if not isinstance(value, Tensor) or value.dim() != dimensions + 2 or not value.is_floating_point():
+            raise NotExact(f"{name} is not a float tensor of {'four' if dimensions == 2 else 'five'} dimensions")
     assert isinstance(x, Tensor) and isinstance(segmap, Tensor)
     if x.shape[0] != segmap.shape[0] or x.device != segmap.device:
         raise NotExact("x and the map differ in batch size or device")
@@ -148,19 +155,20 @@ def _check_norm(norm: nn.Module) -> None:
 def _laid_out(x: Tensor, options: Options) -> Tensor:
     """Return x in the memory layout that kernels and convolutions like best (the residual blocks then stay in it)."""
     wanted = x.device.type == "cpu" if options.channels_last is None else options.channels_last
-    return x.contiguous(memory_format=torch.channels_last) if wanted else x
+    last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    return x.contiguous(memory_format=last) if wanted else x
 
 
-def _size(x: Tensor) -> tuple[int, int]:
-    return int(x.shape[2]), int(x.shape[3])
+def _size(x: Tensor) -> tuple[int, ...]:
+    return tuple(map(int, x.shape[2:]))
 
 
-def _blocks(regions: Sequence[int], count: int, batch: int, size: tuple[int, int]) -> Tensor:
+def _blocks(regions: Sequence[int], count: int, batch: int, size: tuple[int, ...]) -> Tensor:
     """A one-hot map (B, count, *size) of blocks, of some of the regions and of none."""
-    choice = torch.tensor([-1, *regions])
-    blocks = choice[torch.randint(0, len(choice), (batch, 1, 4, 4))]
+    choice, ones = torch.tensor([-1, *regions]), (1,) * len(size)
+    blocks = choice[torch.randint(0, len(choice), (batch, 1, *(4 for _ in size)))]
     labels = nn.functional.interpolate(blocks.float(), size=size, mode="nearest")
-    return (labels == torch.arange(count).view(1, -1, 1, 1)).float()
+    return (labels == torch.arange(count).view(1, -1, *ones)).float()
 
 
 # --- the contracts --------------------------------------------------------------------------------------------------------
@@ -174,12 +182,14 @@ class Contract:
         attributes: what a module must have to be taken for one.
         arguments: how many of the published forward's our form reads.
         known: what the names of its parameters begin with.
+        shown_by_call: a layer is checked at its first call, with inputs :meth:`like` those of the call.
     """
 
     kind: str
     attributes: tuple[str, ...]
     arguments = 2
     known: tuple[str, ...]
+    shown_by_call = False
 
     def recognises(self, module: nn.Module) -> bool:
         """Say whether the module's attributes point to this kind."""
@@ -251,12 +261,32 @@ class Contract:
         """Return what is said of a layer whose own forward does not run here."""
         return Verdict(None, f"unchecked: {reason}")
 
+    def further(self, inputs: Sequence[Any]) -> list[list[Any]]:
+        """Return inputs made of others, of other sizes, on which a form must hold as well."""
+        return []
+
+    def output(self, found: Any, result: Any) -> Tensor | None:
+        """Return the features among what a forward returned; None where it is not of the published kind."""
+        return result if isinstance(result, Tensor) else None
+
+    def taken(self, given: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+        """Return the arguments of a call that our form reads, in order.
+
+        Raises:
+            NotExact: they are not those that it reads.
+        """
+        return [given.get(name) for name in names[: self.arguments]]
+
+    def like(self, given: Mapping[str, Any], names: Sequence[str]) -> list[Any] | None:
+        """Return small random inputs like those of a call; None: those of :meth:`inputs`, whatever the call."""
+        return None
+
     def variant(self, given: Mapping[str, Any], names: Sequence[str]) -> Hashable:
         """Return what of a call's arguments decides how the layer's own forward works, beside the state of the layer."""
         return None
 
-    def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Tensor:
-        """Our form; ``found`` is what the check learned.
+    def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Any:
+        """Our form; ``found`` is what the check learned. Returns what the layer's own forward does.
 
         Raises:
             NotExact: the inputs cannot be treated exactly.
@@ -292,17 +322,55 @@ class SpadeForm:
     shift_first: bool = False
     any_map: bool = True
     """Checked on maps of any values; else on one-hot maps alone."""
+    first_alone: bool = False
+    """Of video: where x has an odd number of frames, and several, the first frame of both is resized alone."""
+    caches: tuple[str, ...] | None = None
+    """Of video: parts whose convolutions see one frame, each with a cache that it never reads. The layer takes a dict of
+    them as its third argument and returns another one beside its features."""
 
     def modulator(self, module: nn.Module) -> Modulator:
         """Return the layer's parts."""
         part = module._modules
-        shared = stack_of(part[self.shared]) if self.shared else ()  # type: ignore[arg-type]
+        shared = _stack_of(part[self.shared]) if self.shared else ()
         if self.activation:
             shared += (part.get(self.activation) or _FUNCTIONS[self.activation],)
-        shift = stack_of(part[self.shift]) if self.shift else ()  # type: ignore[arg-type]
-        norm, scale = part[self.norm], stack_of(part[self.scale])  # type: ignore[arg-type]
+        shift = _stack_of(part[self.shift]) if self.shift else ()
+        norm, scale = part[self.norm], _stack_of(part[self.scale])
         assert norm is not None
         return Modulator(module, norm, shared, scale, shift, float(self.one), self.shift_first)
+
+    def axes(self, segmap: Tensor, size: tuple[int, ...]) -> list[Tensor] | None:
+        """Return the pixel of the map at every position of x, per dimension; None where all is resized as one.
+
+        Raises:
+            NotExact: there are frames to be resized to, and none to be resized from.
+        """
+        if not (self.first_alone and size[0] > 1 and size[0] % 2 == 1):
+            return None
+        if segmap.shape[2] < 2:
+            raise NotExact("the map has no frame beside the first")
+        found = [nearest_source(*sides, segmap.device) for sides in zip(size, segmap.shape[2:], strict=True)]
+        rest = nearest_source(size[0] - 1, segmap.shape[2] - 1, segmap.device)
+        found[0] = nn.functional.pad(rest + 1, (1, 0))
+        return found
+
+
+def _wrapped(module: nn.Module | None) -> Conv | None:
+    """Return the convolution of single pixels that is all that a module holds (causal ones of video have such a shell)."""
+    if module is None:
+        return None
+    children = [child for child in module._modules.values() if child is not None]
+    if isinstance(module, nn.Sequential) or module._parameters or module._buffers or len(children) != 1:
+        return None
+    only = children[0]
+    return only if isinstance(only, Conv) and set(only.kernel_size) == {1} else None
+
+
+def _stack_of(module: nn.Module | None) -> tuple[nn.Module, ...]:
+    """As :func:`stack_of`, and a shell around a convolution of single pixels is that convolution."""
+    assert module is not None
+    only = _wrapped(module)
+    return stack_of(module) if only is None else (only,)
 
 
 def _is_norm(module: nn.Module | None) -> bool:
@@ -319,19 +387,20 @@ def _stack_problem(name: str, module: nn.Module | None) -> str | None:
     """Return why a child is no stack of same-size convolutions, activations and instance norms, or None."""
     if module is None:
         return f"{name} is missing"
-    stack = stack_of(module)
-    if not any(isinstance(part, nn.Conv2d) for part in stack):
+    stack = _stack_of(module)
+    if not any(isinstance(part, Conv) for part in stack):
         return f"{name} is {type(module).__name__}, no convolution"
     for number, part in enumerate(stack):
         within = name if len(stack) == 1 else f"{name}.{number}"
-        if isinstance(part, nn.Conv2d):
-            if not (original_class(part) is nn.Conv2d or isinstance(part, layers.FastConv2d)):
-                return f"{within} is {type(part).__name__}, not a plain Conv2d"
+        if isinstance(part, Conv):
+            plain = original_class(part) in (nn.Conv2d, nn.Conv3d) or isinstance(part, layers.FastConv2d)
+            if not plain and part is not _wrapped(module):
+                return f"{within} is {type(part).__name__}, not a plain Conv2d or Conv3d"
             if not conv_fits(part):
                 return f"{within} has an unusual kernel, stride, padding or dilation"
         elif not part_fits(part):
             return f"{within} is {type(part).__name__}"
-    return None if isinstance(stack[0], nn.Conv2d) else f"{name} does not begin with a convolution"
+    return None if isinstance(stack[0], Conv) else f"{name} does not begin with a convolution"
 
 
 def _work_of(
@@ -347,7 +416,7 @@ def _work_of(
         onehot: whether the map's columns are.
         module: the layer.
     """
-    layer, pixels = form.modulator(module), shape[0] * shape[2] * shape[3]
+    layer, pixels = form.modulator(module), shape[0] * prod(shape[2:])
     counted = work(layer, () if plan is None or isinstance(plan, Folds) else plan, pixels, onehot)
     name, macs, size = "kept", 0, 0
     if isinstance(plan, Folds):
@@ -369,6 +438,7 @@ class _Spade(Contract):
 
     kind = "spade"
     attributes = ("param_free_norm", "mlp_shared", "mlp_gamma", "mlp_beta")
+    arguments = 3
     known = ("",)
 
     def recognises(self, module: nn.Module) -> bool:
@@ -391,7 +461,9 @@ class _Spade(Contract):
             return []
         norm = module._modules[norms[0]]
         assert norm is not None
-        ends = {name: convolutions(stack_of(rest[name])) for name in stacks}
+        ends = {name: convolutions(_stack_of(rest[name])) for name in stacks}
+        if len({len(conv.kernel_size) for convs in ends.values() for conv in convs}) != 1:
+            return []
         wide = _channels_of(norm)
         found: list[SpadeForm] = []
         for shared in ("", *stacks):
@@ -415,7 +487,7 @@ class _Spade(Contract):
     @staticmethod
     def _variants(module: nn.Module, norm: str, shared: str, heads: list[str], acts: list[str]) -> list[SpadeForm]:
         behind = [""]
-        if shared and isinstance(stack_of(module._modules[shared])[-1], nn.Conv2d):  # type: ignore[arg-type]
+        if shared and isinstance(_stack_of(module._modules[shared])[-1], Conv):
             behind = [*acts, *_FUNCTIONS, ""]
         orders: list[tuple[str, str, bool]]
         if len(heads) == 2:
@@ -424,36 +496,37 @@ class _Spade(Contract):
             orders = [(first, second, False), (second, first, False)]
         else:
             orders = [(heads[0], "", False), (heads[0], "", True)]
+        shells = tuple(name for name in module._modules if name in (shared, *heads) and _wrapped(module._modules[name]))
+        convs = [conv for name in heads for conv in convolutions(_stack_of(module._modules[name]))]
+        alone = (False, True) if all(conv.kernel_size == (1, 1, 1) for conv in convs) else (False,)
         return [
-            SpadeForm(norm, shared, activation, scale, shift, one, shift_first)
+            SpadeForm(norm, shared, activation, scale, shift, one, shift_first, True, first_alone, caches)
             for activation in behind
             for scale, shift, shift_first in orders
             for one in (True, False)
+            for first_alone in alone
+            for caches in ((shells, None) if shells else (None,))
         ]
 
     def problem(self, module: Any) -> str | None:
-        named = not self.missing(module)
-        if named and not isinstance(module.param_free_norm, nn.GroupNorm):
+        if not self.missing(module):
             if reason := layers.unsupported_norm(module.param_free_norm, affine=True):
                 return f"param_free_norm is {reason}"
-        if named:
             problems = (_stack_problem(name, getattr(module, name)) for name in self.attributes[1:])
             if problem := next(filter(None, problems), None):
                 return problem
         forms = self.forms(module)
         if not forms:
             return "its parts do not fit together"
-        norm = module._modules[forms[0].norm]
-        if not isinstance(norm, nn.GroupNorm) and (reason := layers.unsupported_norm(norm, affine=True)):
-            return f"{forms[0].norm} is {reason}"
-        return None
+        reason = layers.unsupported_norm(module._modules[forms[0].norm], affine=True)
+        return f"{forms[0].norm} is {reason}" if reason else None
 
     def unchecked(self, module: nn.Module, reason: str) -> Verdict:
         if self.missing(module):
             return Verdict(f"which formula of SPADE's kind it computes cannot be tried out: {reason}")
         return Verdict(None, f"unchecked: {reason}", found=self.forms(module)[0])
 
-    def first(self, module: nn.Module) -> nn.Conv2d:
+    def first(self, module: nn.Module) -> Conv:
         """Return the first convolution of the map."""
         layer = self.forms(module)[0].modulator(module)
         return convolutions((*layer.shared, *layer.scale))[0]
@@ -467,27 +540,53 @@ class _Spade(Contract):
         return count if layer.shift else count // 2
 
     def inputs(self, module: Any, batch: int, which: Sequence[int] | None = None, found: Any = None) -> list[Tensor | None]:
-        """The one-hot map of the others; with a form for any map, dense numbers of both signs in the last image."""
+        """The one-hot map of the others; with a form for any map, dense numbers of both signs in the last image.
+
+        Volumes have other sides; in x an odd number of frames.
+        """
         x, segmap = super().inputs(module, batch, which)
-        assert segmap is not None
+        assert x is not None and segmap is not None
+        if len(self.first(module).kernel_size) == 3:
+            x = torch.randn(batch, x.shape[1], 5, 4, 3)
+            segmap = _blocks(range(segmap.shape[1]) if which is None else which, segmap.shape[1], batch, (3, 7, 5))
         if found is not None and found.any_map:
             segmap[-1] = torch.randn(segmap.shape[1:])
         return [x, segmap]
 
-    def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Tensor:
+    def further(self, inputs: Sequence[Any]) -> list[list[Any]]:
+        """Of volumes (video) also an even number of frames, and a single one."""
         x, segmap = inputs
+        return [] if x.dim() == 4 else [[x[:, :, :4], segmap], [x[:, :, :1], segmap[:, :, :1]]]
+
+    def output(self, found: Any, result: Any) -> Tensor | None:
+        if found is None or found.caches is None:
+            return super().output(found, result)
+        features, kept = result if isinstance(result, tuple) and len(result) == 2 else (None, None)
+        if (
+            not isinstance(kept, dict)
+            or tuple(kept) != found.caches
+            or not all(isinstance(t, Tensor) for t in kept.values())
+        ):
+            return None
+        return super().output(found, features)
+
+    def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Any:
+        x, segmap, cache = (*inputs, None)[:3]
+        if cache is not None and found.caches is None:
+            raise NotExact("it is called with further arguments")
         layer = found.modulator(module)
         first = convolutions((*layer.shared, *layer.scale))[0]
-        _check_map(x, segmap, first.in_channels)
+        _check_map(x, segmap, first.in_channels, len(first.kernel_size))
         _check_norm(layer.norm)
         size = _size(x)
+        axes = found.axes(segmap, size)
         known = columns_of(segmap, size, options.num_regions)
-        columns = known.columns
+        columns = known.columns if axes is None else None
         if not found.any_map and (columns is None or columns.values is not None):
             raise NotExact("on maps that are not one-hot it computes something else than SPADE")
         x = _laid_out(x, options)
 
-        channels_last = x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last)
+        channels_last = x.dim() == 4 and x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last)
         made: list[tuple[tuple[int, ...] | Folds, bool]] = []
 
         def make() -> Modulation:
@@ -498,6 +597,13 @@ class _Spade(Contract):
             if wanted is not None:
                 made.append((wanted.counts, False))
                 return modulation(layer, features, columns, size, wanted)
+            if len(size) == 3 or is_padded_otherwise(layer):
+                latent = latent_modulation(layer, features, size, axes)
+                stages = len(convolutions((*layer.shared, *layer.scale))) + 1
+                whole = [(None,) * len(convolutions(stack)) for stack in (layer.shared, *layer.heads)]
+                of_rows = Folds(whole[0], tuple(whole[1:])) if latent.table is None else (len(latent.table),) * stages
+                made.append((of_rows, False))
+                return latent
             folds = folds_of(layer, features, size)
             sharing = Sharing(segmap, layer.shared, size, channels_last)
             result = modulation(
@@ -510,7 +616,12 @@ class _Spade(Contract):
         onehot = columns is not None and columns.values is None
         plan, taken = made[0] if made else (None, False)
         last_work[module] = partial(_work_of, found, plan, taken, tuple(x.shape), onehot)
-        return modulate(layer.norm, x, how)
+        y = modulate(layer.norm, x, how)
+        if found.caches is None:
+            return y
+        # The last frames before these that a kernel of one frame sees: none. (As published: a copy of all, never read.)
+        empty = segmap.new_empty((*segmap.shape[:2], 0, *size[1:]))
+        return y, dict.fromkeys(found.caches, empty)
 
 
 @dataclass(frozen=True)
@@ -702,6 +813,110 @@ class _Clade(Contract):
         return layers.clade_norm(module, _laid_out(x, options), regions, distance=distance)
 
 
+class _ByInstance(Contract):
+    """INADE and its kin: a scale and a shift per (image, class, instance), made of parameters per class and further inputs.
+
+    Which inputs there are is seen at a call, so the check is made at the first one, on inputs of the same kinds.
+    """
+
+    kind = "instance"
+    attributes = ("param_free_norm",)
+    arguments = 8
+    known = ("",)
+    shown_by_call = True
+
+    def recognises(self, module: nn.Module) -> bool:
+        several = self.norm(module) is not None and self.regions(module) is not None
+        return several and required(original_class(module).forward) >= 3
+
+    @staticmethod
+    def norm(module: nn.Module) -> str | None:
+        """Return the name of the one norm, beside which no convolution sees more than a pixel; None where that is not so."""
+        norms = [name for name, child in module._modules.items() if _is_norm(child) or name == "param_free_norm"]
+        if len(norms) != 1:
+            return None
+        others = (part for name, child in module._modules.items() if child and name != norms[0] for part in child.modules())
+        wide = any(isinstance(part, Conv) and set(part.kernel_size) != {1} for part in others)
+        return None if wide else norms[0]
+
+    @staticmethod
+    def tables(module: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters with a row per class: of the layer itself, or of a part that is no layer of torch."""
+        holders = [module, *(part for part in module.children() if not type(part).__module__.startswith("torch."))]
+        return [p for part in holders for p in part._parameters.values() if p is not None and p.dim() > 1]
+
+    def regions(self, module: Any) -> int | None:
+        """Return K: two tables, at least, are (K, C, ...)."""
+        wide = self.channels(module)
+        counts = [table.shape[0] for table in self.tables(module) if table.shape[1] == wide]
+        return counts[0] if len(counts) > 1 and len(set(counts)) == 1 and counts[0] > 1 else None
+
+    def channels(self, module: Any) -> int:
+        norm = module._modules.get(self.norm(module) or "")
+        count = None if norm is None else _channels_of(norm)
+        return count if count is not None else next((table.shape[1] for table in self.tables(module)), 0)
+
+    def signature_fits(self, count: int, least: int) -> bool:
+        return least >= 3 and count <= self.arguments
+
+    def problem(self, module: Any) -> str | None:
+        name = self.norm(module)
+        if name is None or self.regions(module) is None:
+            return "its parts do not fit together"
+        reason = layers.unsupported_norm(module._modules[name])
+        return f"{name} is {reason}" if reason else _regions_problem(self.regions(module) or 0)
+
+    def taken(self, given: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+        if set(given) != set(names[: len(given)]):
+            raise NotExact("it is called without an argument that stands before others")
+        inputs = [given[name] for name in names[: len(given)]]
+        _check_map(*inputs[:2])
+        return inputs
+
+    def variant(self, given: Mapping[str, Any], names: Sequence[str]) -> Hashable:
+        """Which inputs are maps, and what the others are like."""
+        x, *others = self.taken(given, names)
+        which = are_maps(others, x.shape[0])
+
+        def described(value: Any, is_map: bool) -> Hashable:
+            if not isinstance(value, Tensor):
+                return _structure(value)  # type: ignore[no-any-return]
+            return is_map, value.dim(), value.dtype, value.shape[1 if is_map else -1] if value.dim() else 0
+
+        return tuple(described(*each) for each in zip(others, which, strict=True))
+
+    def like(self, given: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+        """Return small random inputs like those of a call: one-hot maps, others of values that occur, random numbers."""
+        x, *others = self.taken(given, names)
+        made: list[Any] = [torch.randn(len(x), x.shape[1], 7, 5)]
+        for value, is_map in zip(others, are_maps(others, len(x)), strict=True):
+            if not isinstance(value, Tensor):
+                made.append(value)
+            elif not is_map:
+                made.append(torch.randn(value.shape) if value.is_floating_point() else value)
+            elif value.dim() == 4 and value.shape[1] > 1:
+                made.append(_blocks(range(value.shape[1]), value.shape[1], len(x), (12, 11)))
+            else:
+                occurring = torch.unique(value)
+                which = torch.randint(0, len(occurring), (len(x), *[1] * (value.dim() - 3), 12, 11))
+                made.append(occurring[which.to(value.device)])
+        return [
+            t.to(old.device, old.dtype) if isinstance(t, Tensor) else t for t, old in zip(made, [x, *others], strict=True)
+        ]
+
+    def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Tensor:
+        x, *others = inputs
+        name = self.norm(module)
+        assert name is not None
+        if current_plan() == "dense":
+            plain: Tensor = original_class(module).forward(module, *inputs)
+            return plain
+        norm = module._modules[name]
+        _check_norm(norm)
+        x = _laid_out(x, options)
+        return modulate(norm, x, modulation_by_instance(module, original_class(module), name, x, others))
+
+
 class _StyleEncoder(Contract):
     """An encoder (``model``, a Sequential that ends in tanh) whose features are averaged over every region."""
 
@@ -739,7 +954,9 @@ class _StyleEncoder(Contract):
         return pooled
 
 
-CONTRACTS: dict[str, Contract] = {contract.kind: contract for contract in (_Sean(), _Spade(), _Clade(), _StyleEncoder())}
+CONTRACTS: dict[str, Contract] = {
+    contract.kind: contract for contract in (_Sean(), _Spade(), _Clade(), _StyleEncoder(), _ByInstance())
+}
 
 
 def contract_of(module: nn.Module) -> Contract | None:

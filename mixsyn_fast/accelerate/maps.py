@@ -15,6 +15,7 @@ import itertools
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Protocol
 
 import torch
@@ -46,23 +47,23 @@ class _Pixels:
     most others. An edit that adds a second region to a pixel and leaves the first is not found.
     """
 
-    def __init__(self, segmap: Tensor, columns: Columns, size: tuple[int, int]) -> None:
+    def __init__(self, segmap: Tensor, columns: Columns, size: tuple[int, ...]) -> None:
         regions, values = columns.regions, columns.values
         labels, edges = regions.labels_at(size).to(torch.int64), regions.edges_at(size)
-        step = dict(zip("bkyx", segmap.stride(), strict=True))
-        rows, across = (nearest_source(size[i], segmap.shape[2 + i]) for i in (0, 1))
-        image = torch.arange(segmap.shape[0])[:, None, None] * step["b"]
-        pixel = image + rows[:, None] * step["y"] + across * step["x"]
+        of_image, plane, *steps = segmap.stride()
+        pixel = torch.arange(segmap.shape[0]) * of_image
+        for side, full, step in zip(size, segmap.shape[2:], steps, strict=True):
+            pixel = pixel[..., None] + nearest_source(side, full) * step
         if values is not None:
             others = values[:_WITNESSES]
             channel = torch.cat([(others != some[:, None]).sum(1).argmax(1) for some in values.split(_WITNESSES)])
-            self.at, self.expected = (pixel + channel[labels] * step["k"]), values[labels, channel[labels]]
+            self.at, self.expected = (pixel + channel[labels] * plane), values[labels, channel[labels]]
             return
         inside = labels >= 0
-        planes = torch.arange(regions.num_regions) * step["k"]
-        ones, zeros = (pixel + labels * step["k"])[inside], (pixel[~inside][:, None] + planes).reshape(-1)
+        planes = torch.arange(regions.num_regions) * plane
+        ones, zeros = (pixel + labels * plane)[inside], (pixel[~inside][:, None] + planes).reshape(-1)
         if edges is not None:
-            last = pixel + regions.num_regions * step["k"]
+            last = pixel + regions.num_regions * plane
             ones, zeros = torch.cat((ones, last[edges])), torch.cat((zeros, last[~edges]))
         self.at = torch.cat((ones, zeros))
         self.expected = torch.cat((segmap.new_ones(len(ones)), segmap.new_zeros(len(zeros))))
@@ -89,7 +90,7 @@ class Analysed:
         elif by_columns and not (segmap.requires_grad and torch.is_grad_enabled()):
             self.columns = distinct_columns(segmap.detach())
         self.by_columns = by_columns
-        self._pixels: dict[tuple[int, int], _Pixels] = {}
+        self._pixels: dict[tuple[int, ...], _Pixels] = {}
 
     def of(self, segmap: Tensor) -> Analysed:
         """Return the same of another tensor that holds the same values."""
@@ -99,7 +100,7 @@ class Analysed:
             twin.regions = analyse(segmap, self.how[0], self.how[1])
         return twin
 
-    def still_holds(self, size: tuple[int, int]) -> bool:
+    def still_holds(self, size: tuple[int, ...]) -> bool:
         """Say whether the map still holds what was read, at the pixels that a layer of this size sees."""
         if self.segmap.device.type != "cpu":
             return True
@@ -186,7 +187,7 @@ class Sharing:
         taken: whether it was another layer's.
     """
 
-    def __init__(self, segmap: Tensor, stack: Stack, size: tuple[int, int], channels_last: bool) -> None:
+    def __init__(self, segmap: Tensor, stack: Stack, size: tuple[int, ...], channels_last: bool) -> None:
         self.segmap, self.stack, self.size, self.channels_last, self.taken = segmap, stack, size, channels_last, False
 
     def hidden(self, make: Callable[[], Values]) -> Values:
@@ -259,7 +260,7 @@ def analyse(segmap: Tensor, num_regions: int | None, edges: bool = True) -> Regi
     """Return the RegionMap of a float map; None when its weights are not those of regions (negative, not finite).
 
     Args:
-        segmap: (B, C, h, w).
+        segmap: (B, C, h, w) or (B, C, d, h, w).
         num_regions: K, when the map has one channel more for edges; None: found out.
         edges: whether the last channel may be one of binary edges that nobody announced.
     """
@@ -287,9 +288,9 @@ def distinct_columns(segmap: Tensor) -> Columns | None:
     is read once, whatever the number of its channels.
 
     Args:
-        segmap: (B, D, h, w) floating, without gradient.
+        segmap: (B, D, h, w) or (B, D, d, h, w) floating, without gradient.
     """
-    batch, channels, height, width = segmap.shape
+    batch, _, *volume = segmap.shape
     sample = _sampled(segmap)
     if len(torch.unique(_keys(sample))) > min(MAX_REGIONS, max(1, len(sample) // 2)):
         return None
@@ -306,17 +307,17 @@ def distinct_columns(segmap: Tensor) -> Columns | None:
         return None
     inverse = merged[inverse]
     same = torch.equal(values.index_select(0, inverse), columns)  # and whether equal keys are equal columns
-    labels = inverse.index_select(0, begins.cumsum(0) - 1).view(batch, height, width)
+    labels = inverse.index_select(0, begins.cumsum(0) - 1).view(batch, *volume)
     return Columns(RegionMap(labels, len(values)), values) if same else None
 
 
 def _begins(segmap: Tensor) -> Tensor:
-    """Which pixels differ in a bit from the one before in raster order, (B * h * w,) bool; the first does."""
-    batch, channels, height, width = segmap.shape
-    bits, pixels = segmap.view(_BITS[segmap.element_size()]), height * width
+    """Which pixels differ in a bit from the one before in raster order, (B * pixels,) bool; the first does."""
+    batch, channels, *volume = segmap.shape
+    bits, pixels = segmap.view(_BITS[segmap.element_size()]), prod(volume)
     begins = torch.ones(batch, pixels, dtype=torch.bool, device=segmap.device)
     if segmap.stride(1) == 1 and channels > 1:
-        rows = bits.permute(0, 2, 3, 1).reshape(batch, pixels, channels)
+        rows = bits.movedim(1, -1).reshape(batch, pixels, channels)
         differs = rows[:, 1:] != rows[:, :-1]
         begins[:, 1:] = (differs.view(torch.int64) if channels % 8 == 0 else differs).any(2)  # eight at a time
         return begins.view(-1)
@@ -337,17 +338,17 @@ def _keys(columns: Tensor) -> Tensor:
 
 
 def _columns_at(segmap: Tensor, at: Tensor) -> Tensor:
-    """Columns (N, D) of a map (B, D, h, w) at pixels (N,) in raster order."""
-    batch, channels, height, width = segmap.shape
-    if batch == 1 and segmap.is_contiguous():  # plane by plane
-        return segmap.view(channels, height * width).index_select(1, at).t().contiguous()
-    image, within = at // (height * width), at % (height * width)
-    return segmap[image, :, within // width, within % width]
+    """Columns (N, D) of a map (B, D, [d,] h, w) at pixels (N,) in raster order."""
+    if segmap.shape[0] == 1 and segmap.is_contiguous():  # plane by plane
+        return segmap.view(segmap.shape[1], -1).index_select(1, at).t().contiguous()
+    image, *place = torch.unravel_index(at, (segmap.shape[0], *segmap.shape[2:]))
+    index: tuple[Tensor | slice, ...] = (image, slice(None), *place)
+    return segmap[index]
 
 
 def _sampled(segmap: Tensor, count: int = _SAMPLE) -> Tensor:
-    """Some pixels' columns (N, D) of a map (B, D, h, w), spread over it."""
-    pixels = segmap.shape[0] * segmap.shape[2] * segmap.shape[3]
+    """Some pixels' columns (N, D) of a map (B, D, [d,] h, w), spread over it."""
+    pixels = segmap.shape[0] * prod(segmap.shape[2:])
     return _columns_at(segmap, torch.arange(0, pixels, max(1, pixels // count), device=segmap.device))
 
 
@@ -357,7 +358,7 @@ def _may_be_onehot(segmap: Tensor) -> bool:
     return all(bool(((sample == 0) | (sample == 1)).all()) for sample in samples)
 
 
-def _analysed(segmap: Tensor, size: tuple[int, int], num_regions: int | None, edges: bool, by_columns: bool) -> Analysed:
+def _analysed(segmap: Tensor, size: tuple[int, ...], num_regions: int | None, edges: bool, by_columns: bool) -> Analysed:
     """Return what is read from a map, once per forward."""
     how = num_regions, edges, by_columns
     maps, store, key = _thread.maps, _thread.store, (*_identity(segmap), *how)
@@ -370,8 +371,8 @@ def _analysed(segmap: Tensor, size: tuple[int, int], num_regions: int | None, ed
     return found
 
 
-def columns_of(segmap: Tensor, size: tuple[int, int], num_regions: int | None) -> Analysed:
-    """Return a float map (B, D, h, w) by its columns for a layer of a size, found once per forward.
+def columns_of(segmap: Tensor, size: tuple[int, ...], num_regions: int | None) -> Analysed:
+    """Return a float map (B, D, [d,] h, w) by its columns for a layer of a size, found once per forward.
 
     A one-hot map, perhaps with edges in its last channel, is one of few columns.
     """
@@ -385,7 +386,7 @@ def modulation_of(
     return make() if _thread.store is None else _thread.store.modulation(found, layer, how, make)
 
 
-def regions_of(segmap: Tensor, size: tuple[int, int], num_regions: int | None, edges: bool) -> RegionMap:
+def regions_of(segmap: Tensor, size: tuple[int, ...], num_regions: int | None, edges: bool) -> RegionMap:
     """Return the RegionMap of a float map (B, K, h, w) for a layer of a size, analysed once per forward.
 
     Raises:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from . import maps
-from .contracts import Contract, Options, Verdict, codes_in, hooked, original_class, positional
+from .contracts import Contract, Options, SpadeForm, Verdict, codes_in, hooked, original_class, positional
 from .maps import NotExact
 
 _PLAIN = frozenset((str, bool, int, float, type(None)))
@@ -31,6 +31,7 @@ _DEEPEST = 2  # of the objects that a layer holds (a config, the model's options
 _MOST_VALUES = 256  # of one object: what holds more (a data set) is no setting
 _MOST_STATES = 8
 _WIDE = 16
+AT_FIRST_CALL = "what it computes depends on inputs that a call shows: checked at the first one"
 
 
 class _Touched(BaseException):
@@ -175,7 +176,7 @@ def verdict(
     key = original_class(module), options, state, variant, _precision(module)
     if key not in _verdicts:
         x = given[names[0]]
-        if not isinstance(x, Tensor) or x.dim() != 4 or 0 in x.shape:
+        if not isinstance(x, Tensor) or x.dim() not in (4, 5) or 0 in x.shape:
             raise NotExact("x is no batch of feature maps, or an empty one")  # and nothing is learned from it
         seen = _states.setdefault(module, set())
         if len(seen) >= _MOST_STATES:
@@ -278,6 +279,7 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
         torch.random.fork_rng(devices=devices),
         torch.inference_mode(False),
         torch.no_grad(),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t),  # not those of a checkpointed forward
         torch.autocast(device.type, enabled=False),
     ):
         yield
@@ -339,7 +341,7 @@ class _Check:
                 raise _CannotRun(str(error).splitlines()[0]) from error
             raise _Refused(f"its own forward failed in the check ({_first_line(error)})") from error
 
-    def ours(self, twin: nn.Module, inputs: Sequence[Any], found: Any) -> Tensor:
+    def ours(self, twin: nn.Module, inputs: Sequence[Any], found: Any) -> Any:
         torch.manual_seed(21)
         try:
             return self.contract.forward(twin, self.options, found, *inputs)
@@ -390,8 +392,9 @@ class _Check:
             # a forward that writes into its input must do so where the caller sees it: not into a leaf
             given = x + 0 if training else x
             kept = given.detach().clone()
-            y = self.ours(twin, [given, *rest], found) if own else self.theirs(twin, [given, *rest])
-            if not isinstance(y, Tensor) or y.shape != inputs[0].shape and self.contract.kind != "style_encoder":
+            result = self.ours(twin, [given, *rest], found) if own else self.theirs(twin, [given, *rest])
+            y = self.contract.output(found, result)
+            if y is None or y.shape != inputs[0].shape and self.contract.kind != "style_encoder":
                 raise _Refused("its forward returns something else than the published layer")
             if not torch.equal(given.detach(), kept):
                 raise _Refused("its forward changes its input")
@@ -463,10 +466,11 @@ class _Check:
         problem, forms = "", self.contract.forms(self.module)
         for form in forms:
             try:
-                result = self.ours(own, inputs, form)
-                if not isinstance(expected, Tensor) or self._difference(expected, result) > self.tolerance:
+                features, result = (self.contract.output(form, y) for y in (expected, self.ours(own, inputs, form)))
+                if features is None or result is None or self._difference(features, result) > self.tolerance:
                     continue
-                error = self.compare(inputs, form)
+                error = max(self.compare(each, form) for each in (inputs, *self.contract.further(inputs)))
+                self.passes_over(inputs, form)
             except _Refused as reason:
                 problem = problem or str(reason)
                 continue
@@ -477,6 +481,21 @@ class _Check:
         if not problem:
             self.compare(inputs, forms[0])  # says what is wrong with it
         raise _Refused(problem or "its forward does not compute the published formula, nor one of its kind")
+
+    def passes_over(self, inputs: Sequence[Any], form: SpadeForm) -> None:
+        """Refuse a layer that reads its caches: those that it is given, or those that our form returns."""
+        if form.caches is None:
+            return
+        twin = self.copy().eval()
+        ours, theirs = (run[1] for run in (self.ours(twin, inputs, form), self.theirs(twin, inputs)))
+        expected = self.contract.output(form, self.theirs(twin, inputs))
+        for given in (ours, theirs, {name: _tripwire(None) for name in form.caches}):
+            try:
+                result = self.contract.output(form, self.theirs(twin, [*inputs, given]))
+            except _Touched:
+                result = None
+            if expected is None or result is None or not torch.equal(expected, result):
+                raise _Refused("it reads its cache")
 
     def touches(self, inputs: Sequence[Any], like: Any) -> bool:
         """Say whether the layer's own forward looks at one argument more, a thing like ``like``."""
@@ -533,14 +552,17 @@ def check(
     given = given or {}
     obj_dic = given.get(names[3]) if contract.kind == "sean" and len(names) > 3 else None
     any_noise = options.noise == "device"
-    small = _narrowed(module, contract)
+    if contract.shown_by_call and not given:
+        return Verdict(AT_FIRST_CALL)
+    # what is given is of the layer's width
+    small = {} if contract.shown_by_call else _narrowed(module, contract)
     with _undisturbed(next(module.parameters()).device):
         for narrow in (small, {}) if small else ({},):
             tried = _Check(module, contract, options, narrow)
             try:
                 if obj_dic is not None:
                     return tried.with_obj_dic(obj_dic, min(2, len(given[names[0]])), any_noise)
-                return tried.plain(any_noise)
+                return tried.plain(any_noise, contract.like(given, names))
             except _CannotRun as reason:
                 return contract.unchecked(module, f"its own forward needs CUDA ({reason})")
             except _Refused as reason:

@@ -13,6 +13,7 @@ TITLES = {
     "spade": "SPADE normalisation",
     "sean": "SEAN (ACE) normalisation",
     "clade": "CLADE normalisation",
+    "instance": "modulation per image, class and instance (INADE)",
     "style_encoder": "region-mean style encoder",
     "conv2d": "convolution with prepacked weight",
     "spectral_conv2d": "convolution with spectral norm, folded once in eval",

@@ -71,7 +71,7 @@ def _run(
         checked = verdict(module, contract, options, given, names)
         if checked.problem is not None:
             raise NotExact(checked.problem)
-        inputs = (given.get(name) for name in ours)
+        inputs = contract.taken(given, names)
         if stores and not maps.inside() and module in stores:  # called alone
             with maps.kept(stores[module]):
                 return contract.forward(module, options, checked.found, *inputs)
@@ -130,7 +130,7 @@ def _fold(conv: Any) -> nn.Conv2d | None:
 def _as_published(result: Any) -> Any:
     """Return what the model returns in contiguous memory, as it would without us: callers may use `view`."""
     if isinstance(result, Tensor):
-        return result.contiguous() if result.dim() == 4 else result
+        return result.contiguous() if result.dim() in (4, 5) else result
     if isinstance(result, dict):
         return type(result)({key: _as_published(value) for key, value in result.items()}) if type(result) is dict else result
     if isinstance(result, tuple) and hasattr(result, "_fields"):

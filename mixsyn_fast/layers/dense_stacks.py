@@ -131,7 +131,7 @@ class DenseStacks:
         self.owner, self.shared, self.heads = owner, shared, heads
         self.one, self.shift_first, self.folds = one, shift_first, folds
 
-    def hidden(self, segmap: Tensor, size: tuple[int, int], channels_last: bool) -> Values:
+    def hidden(self, segmap: Tensor, size: tuple[int, ...], channels_last: bool) -> Values:
         """What the shared stack makes of a map, (B, F, H, W).
 
         Args:

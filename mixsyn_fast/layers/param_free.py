@@ -22,24 +22,26 @@ def norm_arguments(norm: nn.Module, x: Tensor, affine: bool = False) -> dict[str
     """Arguments of :func:`region_norm` that do what a parameter-free norm layer does to ``x``, step count included.
 
     Args:
-        norm: ``nn.BatchNorm2d``, ``nn.SyncBatchNorm`` or another batch norm, ``nn.InstanceNorm2d``, all without affine
-            parameters, or ``nn.Identity``.
-        x: (B, C, H, W).
+        norm: ``nn.BatchNorm2d``, ``nn.SyncBatchNorm`` or another batch norm, an instance norm (``nn.InstanceNorm2d``),
+            ``nn.GroupNorm``, all without affine parameters, or ``nn.Identity``.
+        x: (B, C, H, W), or with one or three spatial dimensions.
         affine: the norm may have affine parameters, which the caller has put into scale and shift.
 
     Returns:
-        norm, running statistics, training, momentum, eps, process_group.
+        norm; eps, num_groups, running statistics, training, momentum, process_group where the norm knows them.
 
     Raises:
         TypeError: an affine or unknown layer.
     """
     reason = unsupported_norm(norm, affine)
     if reason is not None:
-        raise TypeError(f"param_free_norm: expected an affine-free batch or instance norm, got {reason}")
+        raise TypeError(f"param_free_norm: expected an affine-free batch, instance or group norm, got {reason}")
     if isinstance(norm, nn.Identity):
         return {"norm": "none"}
-    if isinstance(norm, nn.InstanceNorm2d):
+    if isinstance(norm, nn.modules.instancenorm._InstanceNorm):
         return {"norm": "instance", "eps": norm.eps}
+    if isinstance(norm, nn.GroupNorm):
+        return {"norm": "group", "num_groups": norm.num_groups, "eps": norm.eps}
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     training = norm.training or (norm.running_mean is None and norm.running_var is None)
     # as torch: statistics that are not tracked in training (frozen) stay as they are
@@ -98,13 +100,13 @@ def unsupported_norm(norm: nn.Module, affine: bool = False) -> str | None:
     """Say why :func:`norm_arguments` (``affine``: of a norm that may have parameters) cannot stand for a layer, or None."""
     if isinstance(norm, nn.Identity):
         return None
-    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        return "an affine batch norm" if norm.affine and not affine else None
-    if isinstance(norm, nn.InstanceNorm2d):
-        if norm.affine and not affine:
-            return "an affine instance norm"
-        return "an instance norm with running statistics" if norm.track_running_stats else None
-    return type(norm).__name__
+    instance = isinstance(norm, nn.modules.instancenorm._InstanceNorm)
+    if instance and norm.track_running_stats:
+        return "an instance norm with running statistics"
+    if not instance and not isinstance(norm, nn.modules.batchnorm._BatchNorm | nn.GroupNorm):
+        return type(norm).__name__
+    kind = "instance" if instance else "group" if isinstance(norm, nn.GroupNorm) else "batch"
+    return f"an affine {kind} norm" if norm.affine and not affine else None
 
 
 def param_free_norm(kind: str, channels: int) -> nn.Module:

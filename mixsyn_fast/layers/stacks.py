@@ -44,6 +44,8 @@ from .spade import (
 
 Stack = tuple[nn.Module, ...]
 """Modules that run one after the other: convolutions, activations, instance norms."""
+Conv = nn.Conv2d | nn.Conv3d
+Size = tuple[int, ...]
 
 ELEMENTWISE = (
     nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Tanh,
@@ -66,22 +68,24 @@ def is_elementwise(module: nn.Module) -> bool:
 
 
 def conv_fits(conv: nn.Module) -> bool:
-    """Say whether a convolution keeps the size by zero padding, with an odd square kernel and any number of groups."""
-    if not isinstance(conv, nn.Conv2d):
+    """Say whether a convolution of images or volumes keeps the size: an odd square or cubic kernel, any padding mode.
+
+    The number of groups is free. On tables go those alone whose padding is of zeros.
+    """
+    if not isinstance(conv, Conv):
         return False
-    kernel = conv.kernel_size[0]
+    kernel, ones = conv.kernel_size[0], (1,) * len(conv.kernel_size)
     return (
-        conv.kernel_size == (kernel, kernel)
+        all(width == kernel for width in conv.kernel_size)
         and kernel % 2 == 1
-        and (conv.padding in ((kernel // 2, kernel // 2), "same"))
-        and conv.stride == (1, 1) == conv.dilation
-        and conv.padding_mode == "zeros"
+        and (conv.padding == "same" or all(pad == kernel // 2 for pad in conv.padding))
+        and conv.stride == ones == conv.dilation
     )
 
 
 def norm_fits(norm: nn.Module) -> bool:
     """Say whether a module of a stack is an instance norm by the statistics of its input."""
-    return isinstance(norm, nn.InstanceNorm2d) and not norm.track_running_stats
+    return isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) and not norm.track_running_stats
 
 
 def part_fits(part: nn.Module) -> bool:
@@ -139,9 +143,9 @@ class Columns(NamedTuple):
     """(K, D): the columns; None: they are one-hot (and an edge)."""
 
 
-def convolutions(stack: Sequence[nn.Module]) -> list[nn.Conv2d]:
+def convolutions(stack: Sequence[nn.Module]) -> list[Conv]:
     """Return the convolutions of a stack."""
-    return [part for part in stack if isinstance(part, nn.Conv2d)]
+    return [part for part in stack if isinstance(part, Conv)]
 
 
 def kernels_of(stack: Sequence[nn.Module]) -> tuple[int, ...]:
@@ -216,7 +220,7 @@ def _cost(layer: Modulator, rows: Sequence[int], pixels: int, onehot: bool) -> t
     for number, stack in enumerate((layer.shared, *layer.heads)):
         at = 0 if number == 0 else common
         for conv in convolutions(stack):
-            taps_of, sparse = conv.kernel_size[0] ** 2, at == 0 and onehot
+            taps_of, sparse = prod(conv.kernel_size), at == 0 and onehot
             dense += pixels * conv.weight.numel() * (FIRST_COST if sparse else 1)
             if not (sparse and conv.groups == 1):
                 factor = PRODUCT_COST[rows[at] * taps_of * conv.out_channels * 4 > CACHE]
@@ -226,13 +230,13 @@ def _cost(layer: Modulator, rows: Sequence[int], pixels: int, onehot: bool) -> t
     return table, dense
 
 
-def neighbourhoods_of(layer: Modulator, columns: Columns, size: tuple[int, int]) -> Neighbourhoods | None:
+def neighbourhoods_of(layer: Modulator, columns: Columns, size: Size) -> Neighbourhoods | None:
     """Return the distinct neighbourhoods of a map where the table plan is possible, and cheaper or asked for; else None."""
     plan_name, regions = current_plan(), columns.regions
     kernels = [kernels_of((*layer.shared, *head)) for head in layer.heads]
-    if plan_name == "dense" or any(other != kernels[0] for other in kernels):
+    if plan_name == "dense" or any(other != kernels[0] for other in kernels) or is_padded_otherwise(layer):
         return None
-    pixels = regions.batch_size * size[0] * size[1]
+    pixels = regions.batch_size * prod(size)
     radius = sum(kernel // 2 for kernel in kernels[0])
     if plan_name == "auto" and radius and pixels * regions.distinct_share(size, min(radius, 2)) > MARGIN * pixels:
         return None
@@ -245,6 +249,86 @@ def neighbourhoods_of(layer: Modulator, columns: Columns, size: tuple[int, int])
     return found
 
 
+# --- latents of any dimensions, resizing and padding --------------------------------------------------------------------
+
+
+def is_padded_otherwise(layer: Modulator) -> bool:
+    """Say whether a convolution of a layer pads by anything but zeros."""
+    convs = convolutions((*layer.shared, *layer.scale, *layer.shift))
+    return any(conv.padding_mode != "zeros" and max(conv.kernel_size) > 1 for conv in convs)
+
+
+def latent_modulation(layer: Modulator, features: Tensor, size: Size, axes: Sequence[Tensor] | None = None) -> Modulation:
+    """Evaluate scale and shift of a layer on a map that is resized by any rule, in two or three dimensions, padded anyhow.
+
+    Args:
+        layer: the layer.
+        features: (B, D, h, w) or (B, D, d, h, w).
+        size: of x, as many numbers.
+        axes: per dimension the pixel of the map at every position of x, not decreasing (:class:`LatentMap`); None for
+            nearest resizing.
+
+    Returns:
+        A table, where the map has at most half as many distinct positions behind the convolutions as x has pixels, or maps.
+    """
+    values = LatentMap(features, size, axes=axes)
+    if current_plan() != "dense" and _have_few_positions(layer, values):
+        shared = _at_cells(layer.shared, values)
+        ends = [None if shared is None else _at_cells(head, shared) for head in layer.heads]
+        first = ends[0]
+        if first is not None and all(end is not None for end in ends):
+            scale, shift = _two([end.features for end in ends if end is not None], layer)
+            made = LatentMap(torch.cat(_folded(layer.norm, scale + layer.one, shift), 1), size, axes=first.axes)
+            return Modulation(made.index, made.rows)
+    maps = values.dense()
+    for part in layer.shared:
+        maps = part(maps)
+    scale, shift = _two([nn.Sequential(*head)(maps) for head in layer.heads], layer)
+    scale = scale + layer.one
+    return Modulation(None, None, *(scale, shift) if is_plain() else _folded(layer.norm, scale, shift))
+
+
+def _have_few_positions(layer: Modulator, values: LatentMap) -> bool:
+    """Say whether a table of the map's distinct positions, behind the convolutions, is half as long as the map, or less."""
+    kernels = [kernels_of(head) for head in layer.heads]
+    if has_norm((*layer.shared, *layer.scale, *layer.shift)) or (len(kernels) > 1 and max(map(max, kernels)) > 1):
+        return False  # scale and shift would lie on grids of their own
+    wide = 1 + sum(kernel // 2 * 2 for kernel in (*kernels_of(layer.shared), *kernels[0]))
+    cells = [min(side, full * wide) for side, full in zip(values.size, values.features.shape[2:], strict=True)]
+    return 2 * prod(cells) <= prod(values.size)
+
+
+def _at_cells(stack: Stack, values: LatentMap) -> LatentMap | None:
+    """A stack at the distinct positions of a map; None where padding makes it return to cells that it has left."""
+    found: LatentMap | None = values
+    for part in stack:
+        if found is None:
+            return None
+        wide = isinstance(part, Conv) and max(part.kernel_size) > 1
+        found = _convolved(part, found) if isinstance(part, Conv) and wide else found.map(part)
+    return found
+
+
+def _convolved(conv: Conv, values: LatentMap) -> LatentMap | None:
+    """A convolution at the distinct positions of a map; padded otherwise than by zeros, of a wider map, cut to size."""
+    if conv.padding_mode == "zeros":
+        return values.convolve(conv.weight, conv.bias, groups=conv.groups)
+    reach, axes = conv.kernel_size[0] // 2, []
+    for axis in values.axes:
+        last = len(axis) - 1
+        at = torch.arange(-reach, last + reach + 1, device=axis.device)
+        if conv.padding_mode == "circular":
+            at = at % (last + 1)
+        elif conv.padding_mode == "reflect":
+            at = last - (last - at.abs()).abs()
+        axes.append(axis[at.clamp(0, last)])
+        if bool((axes[-1][1:] < axes[-1][:-1]).any()):
+            return None
+    wide = LatentMap(values.features, [side + 2 * reach for side in values.size], axes=axes)
+    wide = wide.convolve(conv.weight, conv.bias, groups=conv.groups)
+    return LatentMap(wide.features, values.size, axes=[axis[reach:-reach] for axis in wide.axes])
+
+
 # --- the table plan ---------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +338,7 @@ def _calls_alone(part: nn.Module, rows: Tensor) -> Tensor:
     return result
 
 
-def _normalised(norm: nn.InstanceNorm2d, rows: Tensor, shares: Tensor, image: Tensor) -> Tensor:
+def _normalised(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, rows: Tensor, shares: Tensor, image: Tensor) -> Tensor:
     """Instance norm of a map by its rows: ``shares`` (B, P) of an image's pixels have the row, ``image`` (P,) owns it."""
     shares = shares.to(rows.dtype)
     deviation = rows - (shares @ rows).index_select(0, image)
@@ -263,10 +347,10 @@ def _normalised(norm: nn.InstanceNorm2d, rows: Tensor, shares: Tensor, image: Te
     return rows if norm.weight is None else rows * norm.weight.to(rows.dtype) + norm.bias.to(rows.dtype)
 
 
-def _onehot_rows(conv: nn.Conv2d, columns: Columns, dtype: torch.dtype) -> Tensor:
+def _onehot_rows(conv: Conv, columns: Columns, dtype: torch.dtype) -> Tensor:
     """What the taps of a convolution make of every one-hot column: rows of its weight, ((R + 1) * taps, O)."""
     regions, weight = columns.regions, conv.weight.to(dtype)
-    by_column = weight.permute(1, 2, 3, 0).reshape(conv.in_channels, -1, conv.out_channels)
+    by_column = weight.movedim(0, -1).reshape(conv.in_channels, -1, conv.out_channels)
     nothing = torch.zeros_like(by_column[:1])
     rows = torch.cat((by_column[: regions.num_regions], nothing))
     if regions.edges is not None:
@@ -286,7 +370,7 @@ def _start(columns: Columns, channels: int, like: Tensor) -> Tensor:
     return torch.cat((rows, rows.index_fill(1, torch.tensor([channels - 1], device=like.device), 1)))
 
 
-def _grouped_rows(conv: nn.Conv2d, rows: Tensor) -> Tensor:
+def _grouped_rows(conv: Conv, rows: Tensor) -> Tensor:
     """Every tap of a grouped convolution applied to every row, (R * taps, O)."""
     groups, weight = conv.groups, conv.weight.to(rows.dtype)
     apart = weight.reshape(groups, conv.out_channels // groups, conv.in_channels // groups, -1)
@@ -295,7 +379,7 @@ def _grouped_rows(conv: nn.Conv2d, rows: Tensor) -> Tensor:
 
 
 def _applied(
-    layer: Modulator, convs: Sequence[nn.Conv2d], name: str, rows: Tensor, around: Tensor | None, one: float = 0.0
+    layer: Modulator, convs: Sequence[Conv], name: str, rows: Tensor, around: Tensor | None, one: float = 0.0
 ) -> Tensor:
     """Convolutions of rows, side by side, (P, sum of O); ``one``: added to the bias of the first one's channels.
 
@@ -324,7 +408,7 @@ def _applied(
         make = lambda: (packed(taps(torch.cat(weights).to(dtype))), bias())  # noqa: E731
         matrix, finished = derived(layer.owner, ("stack", name), source, make)
         found = linear(rows, matrix)
-        found = found.reshape(len(rows) * convs[0].kernel_size[0] ** 2, -1)
+        found = found.reshape(len(rows) * prod(convs[0].kernel_size), -1)
     else:
         finished = bias()
         found = torch.cat([tap_rows(rows, weight.to(rows.dtype)) for weight in weights], 1)
@@ -345,7 +429,7 @@ class _Evaluation:
         like = torch.empty(0, dtype=self.dtype, device=self.columns.regions.device)
         return _start(self.columns, channels, like)
 
-    def conv(self, convs: Sequence[nn.Conv2d], name: str, rows: Tensor | None, at: int, one: float = 0.0) -> Tensor:
+    def conv(self, convs: Sequence[Conv], name: str, rows: Tensor | None, at: int, one: float = 0.0) -> Tensor:
         around = self.found.taps[at]
         if rows is None and self.columns.values is None and convs[0].groups == 1 and around is not None and len(convs) == 1:
             result = gather_sum(_onehot_rows(convs[0], self.columns, self.dtype), around)
@@ -355,9 +439,9 @@ class _Evaluation:
     def run(self, stack: Stack, name: str, rows: Tensor | None, at: int) -> tuple[Tensor | None, int]:
         """Return the rows behind a stack and how many convolutions are behind them."""
         for number, part in enumerate(stack):
-            if isinstance(part, nn.Conv2d):
+            if isinstance(part, Conv):
                 rows, at = self.conv((part,), f"{name}.{number}", rows, at), at + 1
-            elif isinstance(part, nn.InstanceNorm2d):
+            elif isinstance(part, nn.InstanceNorm2d | nn.InstanceNorm3d):
                 assert rows is not None
                 shares, image = self.found.shares[at], self.found.images[at]
                 assert shares is not None and image is not None
@@ -371,8 +455,8 @@ class _Evaluation:
         layer = self.layer
         rows, at = self.run(layer.shared, "shared", None, 0)
         firsts = [head[0] for head in layer.heads]
-        if all(isinstance(conv, nn.Conv2d) and conv.groups == 1 for conv in firsts):  # their products as one
-            convs = [conv for conv in firsts if isinstance(conv, nn.Conv2d)]
+        if all(isinstance(conv, Conv) and conv.groups == 1 for conv in firsts):  # their products as one
+            convs = [conv for conv in firsts if isinstance(conv, Conv)]
             alone = len(convs) == 2 and all(len(head) == 1 for head in layer.heads)
             side_by_side = self.conv(convs, "heads", rows, at, layer.one if alone else 0.0)
             if alone:
@@ -394,15 +478,21 @@ def _two(ends: Sequence[Tensor], layer: Modulator) -> tuple[Tensor, Tensor]:
 
 
 def _folded(norm: nn.Module, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Put the parameters of an affine batch or instance norm into scale and shift, channels being dimension 1."""
-    if not isinstance(norm, nn.modules.batchnorm._NormBase) or norm.weight is None:
-        return scale, shift
+    """Put the parameters of an affine norm into scale and shift, channels being dimension 1.
+
+    Here rather than by :func:`region_norm`: what is kept of an earlier call then has them.
+    """
+    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     shape = (-1, *(1,) * (scale.dim() - 2))
-    weight, bias = norm.weight.to(scale.dtype).view(shape), norm.bias.to(scale.dtype).view(shape)
-    return scale * weight, shift + scale * bias
+    if isinstance(bias, Tensor):
+        bias = bias.to(scale.dtype).view(shape)
+        shift = torch.addcmul(shift, scale, bias)
+    if isinstance(weight, Tensor):
+        scale = scale * weight.to(scale.dtype).view(shape)
+    return scale, shift
 
 
-def folds_of(layer: Modulator, segmap: Tensor, size: tuple[int, int]) -> Folds:
+def folds_of(layer: Modulator, segmap: Tensor, size: tuple[int, ...]) -> Folds:
     """Return which convolutions of a dense map save products at its distinct positions.
 
     Args:
@@ -428,18 +518,18 @@ def modulation(
     layer: Modulator,
     segmap: Tensor,
     columns: Columns | None,
-    size: tuple[int, int],
+    size: Size,
     found: Neighbourhoods | None = None,
     *,
     folds: Folds | None = None,
     channels_last: bool = False,
     hidden_of: Callable[[Callable[[], Values]], Values] | None = None,
 ) -> Modulation:
-    """Evaluate scale and shift of a layer, the affine parameters of its norm (not of a group norm) included.
+    """Evaluate scale and shift of a layer, the affine parameters of its norm included.
 
     Args:
         layer: the layer.
-        segmap: (B, D, h, w), nearest-resized.
+        segmap: (B, D, h, w), or (B, D, d, h, w); nearest-resized.
         columns: the same map by its columns, where they are few.
         size: (H, W) of x.
         found: what :func:`neighbourhoods_of` returned: the table plan; None: convolutions.
@@ -471,7 +561,7 @@ def modulation(
         if isinstance(scale, LatentMap) and isinstance(shift, LatentMap) and _are_few(scale):
             return Modulation(scale.index, torch.cat(_folded(layer.norm, scale.rows, shift.rows), 1))
         return Modulation(None, None, *_folded(layer.norm, dense(scale), dense(shift)))
-    affine = getattr(layer.norm, "weight", None) is not None and not isinstance(layer.norm, nn.GroupNorm)
+    affine = getattr(layer.norm, "weight", None) is not None
     if isinstance(both, LatentMap) and _are_few(both):
         rows = both.rows
         return Modulation(both.index, torch.cat(_folded(layer.norm, *rows.chunk(2, 1)), 1) if affine else rows)
@@ -505,19 +595,19 @@ def _plain(layer: Modulator, maps: Tensor) -> tuple[Tensor, Tensor]:
 def modulate(norm: nn.Module, x: Tensor, found: Modulation, *, negative_slope: float | None = None) -> Tensor:
     """``act(norm(x) * scale + shift)`` in one pass behind the statistics.
 
-    A group norm's own pass comes first, as torch has it.
-
     Args:
         norm: as :attr:`Modulator.norm`.
-        x: (B, C, H, W).
-        found: of :func:`modulation`.
+        x: (B, C, H, W), or (B, C, D, H, W) with an index or maps as large.
+        found: of :func:`modulation`: the norm's affine parameters are in it, but in the plain form.
         negative_slope: LeakyReLU that follows, fused; None for none.
+
+    Returns:
+        As x; under CUDA's autocast behind a group norm float32, which is what torch's own then returns.
     """
     if found.scale is not None and found.shift is not None and is_plain():
         return plain_norm(norm, x, found.scale, found.shift, negative_slope)
-    if isinstance(norm, nn.GroupNorm):
-        x, arguments = norm(x), {"norm": "none"}
-    else:
-        arguments = norm_arguments(norm, x, affine=True)
-    given = {"scale": found.scale, "shift": found.shift, "index": found.index, "table": found.table}
-    return region_norm(x, **given, **arguments, negative_slope=negative_slope)  # type: ignore[arg-type]
+    if isinstance(norm, nn.GroupNorm) and x.is_cuda and torch.is_autocast_enabled("cuda") and x.dtype != torch.float64:
+        x = x.float()
+    arguments = norm_arguments(norm, x, affine=True)
+    index, table, scale, shift = found
+    return region_norm(x, index, table, scale=scale, shift=shift, negative_slope=negative_slope, **arguments)

@@ -571,7 +571,8 @@ def _check(
     if process_group is not None and (norm != "batch" or not training):
         fail(op, "process_group", "None unless norm='batch' and training=True", "a process group")
     computes = norm in ("instance", "group") or (norm == "batch" and training)
-    count = prod(spatial) * (batch if norm == "batch" else channels // int(num_groups) if norm == "group" else 1)
+    # of a group as torch's own asks: several images of one value each are nothing but the shift
+    count = prod(spatial) * (1 if norm == "instance" else batch * (channels // int(num_groups) if norm == "group" else 1))
     if computes and x.numel() > 0 and count < 2 and (process_group is None or norm != "batch"):
         fail(op, "x", "more than one value per group to compute statistics", f"shape {tuple(x.shape)}")
 
@@ -687,8 +688,8 @@ def region_norm(
         As ``x``: shape, dtype and memory layout.
 
     Raises:
-        ValueError: a shape, a number, a combination of arguments or a device does not fit, or an index is out of range (on
-            the CPU); the message names the argument.
+        ValueError: a shape, a number, a combination of arguments or a device does not fit, there is one value alone to
+            compute statistics of, or an index is out of range (on the CPU); the message names the argument.
         TypeError: a type or a dtype does not fit.
         RuntimeError: an index out of range under ``torch.compile``.
 

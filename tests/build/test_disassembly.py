@@ -28,7 +28,7 @@ ALLOWED = [
     Allowed("avx512 avx2 baseline neon", "latent_blend_", "element spill", "gathers logits that lie a group apart, few in all"),
     Allowed("avx512 avx2 baseline neon", "pool_backward", "element narrow", "adds the gradient of the maps transposed, if it comes"),
     Allowed("avx512 avx2 baseline", "(stats|reduce)_tiles<Half", "element spill", "one float16 of noise a turn, converted alone"),
-    Allowed("avx512 avx2", "reduce_tiles<(float|double)", "spill", "one vector more than there are registers (avx512: SiLU)"),
+    Allowed("avx2", "reduce_tiles<(float|double)", "spill", "one vector more than there are registers"),
     Allowed("avx2", "roi_pool_last<double", "spill", "one vector more than there are registers"),
     Allowed("baseline", "roi_pool_(first|last)<double", "element spill", "SSE2 has no choice between integers of 64 bits"),
     Allowed("baseline", "<Half", "spill", "float16 by integers takes more than sixteen registers beside the sums"),

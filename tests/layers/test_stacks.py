@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixsyn_fast import RegionMap, use_plan
+from mixsyn_fast import LatentMap, RegionMap, use_plan
 from mixsyn_fast.layers.neighbourhoods import neighbourhoods
 from mixsyn_fast.layers.stacks import (
     Columns,
+    Modulation,
     Modulator,
+    _folded,
     folded_work,
     folds_of,
     modulate,
@@ -66,10 +71,21 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[nn.Module, ..
         lambda: (conv(HIDDEN, 2 * C),),
     ),
 }  # fmt: skip
+
+
+def weighted_group() -> nn.Module:
+    """A group norm with a weight and no bias."""
+    norm = nn.GroupNorm(1, C)
+    norm.bias = None  # type: ignore[assignment]
+    return norm
+
+
 NORMS: dict[str, Callable[[], nn.Module]] = {
     "instance": lambda: nn.InstanceNorm2d(C),
     "affine batch": lambda: nn.BatchNorm2d(C),
     "group": lambda: nn.GroupNorm(3, C),
+    "group without parameters": lambda: nn.GroupNorm(2, C, affine=False),
+    "group with a weight": weighted_group,
     "affine instance": lambda: nn.InstanceNorm2d(C, affine=True),
     "none": nn.Identity,
 }
@@ -157,6 +173,82 @@ def test_every_norm(norm: str) -> None:
         with use_plan("dense"):
             segmap = torch.randn(2, K, 7, 5, dtype=torch.float64)
             assert close(ours(layer, x, segmap, None), F.leaky_relu(layer(x, segmap), 0.2))
+
+
+class Ops(TorchDispatchMode):
+    """The names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("norm", ["group", "group without parameters", "affine instance"])
+@pytest.mark.parametrize("plan", ["table", "latent", "dense"])
+def test_norm_affine_and_modulation_are_one_pass(norm: str, plan: str) -> None:
+    """Nothing else of the size of x is made, nor does torch normalise it first."""
+    layer = Holder("1x1 alone", norm, 0.0).double().eval()
+    found, size = labels(2, 24), (24, 24)
+    columns = Columns(RegionMap(found, K, ignore_index=-1), None) if plan == "table" else None
+    segmap = torch.randn(2, K, *((12, 12) if plan == "latent" else size), dtype=torch.float64)
+    x, modulator = torch.randn(2, C, *size, dtype=torch.float64), layer.modulator()
+    with torch.no_grad(), use_plan("dense" if plan == "dense" else "auto"):
+        wanted = None
+        if columns is not None:
+            with use_plan("table"):
+                wanted = neighbourhoods_of(modulator, columns, size)
+        how = modulation(modulator, segmap, columns, size, wanted)
+        assert (how.table is None) is (plan == "dense")
+        with Ops() as seen:
+            result = modulate(layer.norm, x, how, negative_slope=0.2)
+        if columns is None:
+            assert close(result, F.leaky_relu(layer(x, segmap), 0.2))
+    assert seen.names.count("mixsyn_fast::region_norm") == 1
+    assert not [name for name in seen.names if "norm" in name and not name.startswith("mixsyn_fast")], seen.names
+    assert not {"aten::mul", "aten::add", "aten::clone"} & set(seen.names), seen.names
+
+
+@pytest.mark.parametrize("norm", ["group", "instance"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+def test_volumes(norm: str, layout: torch.memory_format) -> None:
+    """A latent of a video decoder: a row of the table per latent voxel, or dense maps; gradients."""
+    made = nn.GroupNorm(3, C).double() if norm == "group" else nn.InstanceNorm3d(C, affine=True).double()
+    nn.init.normal_(made.weight), nn.init.normal_(made.bias)
+    size = (4, 6, 10)
+    x = torch.randn(2, C, *size, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    latent = LatentMap(torch.randn(2, 2 * C, 2, 3, 5, dtype=torch.float64), size)
+    scale, shift = latent.dense().chunk(2, 1)
+    leaves = [x, made.weight, made.bias]
+    expected = F.leaky_relu(made(x) * scale + shift, 0.2)
+    weights = torch.randn_like(x)
+    wanted = torch.autograd.grad((expected * weights).sum(), leaves)
+    folded = [torch.cat(_folded(made, *t.chunk(2, 1)), 1) for t in (latent.rows, latent.dense())]
+    for how in (Modulation(latent.index, folded[0]), Modulation(None, None, *folded[1].chunk(2, 1))):
+        result = modulate(made, x, how, negative_slope=0.2)
+        assert result.stride() == x.stride() and close(result, expected)
+        for a, b in zip(torch.autograd.grad((result * weights).sum(), leaves), wanted, strict=True):
+            assert close(a, b, 1e-9)
+
+
+def test_a_group_of_one_value_and_autocast_as_torch_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXSYN_FAST_STRICT", "0")  # no kernel is there for the device
+    norm, maps = nn.GroupNorm(C, C).double(), torch.randn(2, C, 1, 1, dtype=torch.float64)
+    x = torch.randn(2, C, 1, 1, dtype=torch.float64)
+    assert close(modulate(norm, x, Modulation(None, None, maps, maps)), norm(x) * maps + maps)
+    enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True), torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        with torch.no_grad(), FakeTensorMode():  # of a device that need not be there
+            for made in (nn.GroupNorm(3, C, device="cuda"), nn.InstanceNorm2d(C, device="cuda")):
+                for kind in (torch.bfloat16, torch.float32, torch.float64):
+                    x = torch.empty(2, C, 6, 6, device="cuda", dtype=kind)
+                    assert modulate(made, x, Modulation(None, None, x, x)).dtype == made(x).dtype
+    finally:
+        torch.set_autocast_enabled("cuda", enabled), torch.set_autocast_dtype("cuda", dtype)
 
 
 @pytest.mark.parametrize("kind", ["3x3", "grouped", "mobile", "1x1 alone"])

@@ -286,6 +286,27 @@ class Locked(nn.BatchNorm2d):
         return super().forward(x) * (2 if self._is_parallel else 1)
 
 
+@pytest.mark.parametrize("kind", ["spade", "clade", "sean"])
+def test_a_group_norm_in_the_place_of_a_batch_norm(kind: str) -> None:
+    """Without parameters: outputs and, in training, the gradient of x."""
+    made = {"spade": pub.SPADE(8, K), "clade": pub.CLADE(8, K), "sean": pub.ACE(8, K, STYLE)}[kind]
+    made.param_free_norm = nn.GroupNorm(4, 8, affine=False)
+    plain = pub.randomise(made).double()
+    layer = copy.deepcopy(plain)
+    report = accelerate(layer)
+    assert report.count(kind) == 1 and not report.left, str(report)
+    x, segmap = torch.randn(2, 8, 8, 8).double(), pub.onehot(pub.blobs(2, K, 8, 8), K).double()
+    given = [segmap, torch.randn(2, K, STYLE).double()] if kind == "sean" else [segmap]
+    for training in (True, False):
+        found = []
+        for form in (layer.train(training), plain.train(training)):
+            leaf = x.clone().requires_grad_()
+            torch.manual_seed(4)
+            y = form(leaf, *given)
+            found.append((y, torch.autograd.grad(y.square().sum(), leaf)[0]))
+        assert all(close(a, b, 1e-10) for a, b in zip(*found, strict=True))
+
+
 def test_third_party_synchronised_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIXSYN_FAST_STRICT", "0")
     layer, plain = pub.ACE(4, K, STYLE), pub.ACE(4, K, STYLE)

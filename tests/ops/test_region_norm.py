@@ -124,6 +124,41 @@ def test_groups_affine_and_silu_follow_the_reference(dtype: torch.dtype, channel
                 assert_within_rule(kernel[name], reference[name], value, f"{shape} {case} {name}")  # type: ignore[arg-type]
 
 
+EXTREMES = (0.0, 1e-40, 1e-3, 1.2784645, 17.0, 86.9, 87.5, 100.0, 710.0, 1e30, float("inf"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+def test_silu_of_any_number(dtype: torch.dtype, channels_last: bool) -> None:
+    """SiLU and its derivative, limits included, in whole vectors and in their rests; a NaN of any bits stays one."""
+    ends = torch.tensor(EXTREMES, dtype=torch.float64)
+    numbers = torch.cat((ends, -ends, torch.linspace(-90, 90, 23 * 131 - 2 * len(ends), dtype=torch.float64)))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = numbers.to(dtype).view(1, 23, 131, 1).contiguous(memory_format=layout).requires_grad_()
+    with use_backend("native"):
+        y = region_norm(x, norm="none", activation="silu")
+        (slope,) = torch.autograd.grad(y.sum(), x)
+    exact = x.detach().double()
+    v = exact.clamp(-1e4, 1e4)
+    share = torch.sigmoid(v)
+    curved = v * share * torch.sigmoid(-v)
+    limits = torch.finfo(dtype)
+    unit = limits.eps * (4 + v.abs().clamp(max=100))  # of exp the relative error grows with its argument
+    least = max(1e-300 if dtype == torch.float64 else 1e-35, limits.smallest_normal * limits.eps)
+    for found, expected, size in (
+        (y, torch.where(exact > 1e4, exact, v * share), (v * share).abs()),
+        (slope, share + curved, share + curved.abs()),
+    ):
+        wrong = ~((found.double() == expected) | ((found.double() - expected).abs() <= unit * size + least))
+        assert not bool(wrong.any()), (exact[wrong], found[wrong], expected[wrong])
+    if dtype == torch.float32:
+        bits = torch.tensor([0x7FC00000, 0x7FC00001, 0x7FFFFFFF, -1, -0x400000], dtype=torch.int32).repeat(7)
+        x = bits.view(torch.float32).view(1, 5, 7, 1).contiguous(memory_format=layout).requires_grad_()
+        with use_backend("native"):
+            y = region_norm(x, norm="none", activation="silu")
+        assert bool(y.isnan().all()) and bool(torch.autograd.grad(y.sum(), x)[0].isnan().all())
+
+
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("rows", [5, 40], ids=["few rows", "more than pixels"])
 def test_scale_and_shift_per_sample(backend: str, rows: int) -> None:
@@ -447,7 +482,7 @@ INDEX, TABLE = torch.zeros(2, 3, 3, dtype=torch.int32), torch.zeros(5, 8)
         ({"norm": "group"}, TypeError, "num_groups: expected a divisor of the channels"),
         ({"norm": "group", "num_groups": 3}, ValueError, "num_groups: expected a divisor of the 4 channels, got 3"),
         ({"num_groups": 2}, ValueError, "num_groups: expected None with norm='instance'"),
-        ({"norm": "group", "num_groups": 4, "x": torch.zeros(2, 4, 1, 1)}, ValueError, "more than one value"),
+        ({"norm": "group", "num_groups": 4, "x": torch.zeros(1, 4, 1, 1)}, ValueError, "more than one value"),
         ({"weight": torch.ones(4)}, ValueError, "weight and bias: expected both"),
         ({"weight": torch.ones(3), "bias": torch.ones(4)}, ValueError, r"weight: expected shape \(4,\)"),
         ({"sample_scale": torch.ones(2, 4)}, ValueError, "sample_scale and sample_shift: expected both"),
@@ -528,6 +563,7 @@ def test_other_instruction_sets(instruction_set: str) -> None:
         "    for channels_last in (True, False):\n"
         "        t.test_kernels_follow_the_reference(dtype, t.SHAPES[2], channels_last)\n"
         "        t.test_groups_affine_and_silu_follow_the_reference(dtype, channels_last)\n"
+        "        t.test_silu_of_any_number(dtype, channels_last)\n"
         "print('followed')\n"
     )
     processes.run_on(instruction_set, code)

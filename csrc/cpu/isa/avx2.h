@@ -59,6 +59,10 @@ MIXSYN_INLINE Vec<double> gather(const double* column, const int32_t* index) {
   return _mm256_mask_i32gather_pd(_mm256_setzero_pd(), column, at, _mm256_castsi256_pd(_mm256_set1_epi64x(-1)), 8);
 }
 
+// The second where one is a NaN.
+MIXSYN_INLINE Vec<float> at_least(float bound, Vec<float> v) { return _mm256_max_ps(_mm256_set1_ps(bound), v); }
+MIXSYN_INLINE Vec<float> at_most(float bound, Vec<float> v) { return _mm256_min_ps(_mm256_set1_ps(bound), v); }
+
 inline constexpr bool kStreams = true;
 MIXSYN_INLINE void stream(float* to, Vec<float> v) { _mm256_stream_ps(to, v); }
 MIXSYN_INLINE void stream(double* to, Vec<double> v) { _mm256_stream_pd(to, v); }

@@ -57,6 +57,10 @@ MIXSYN_INLINE Vec<double> gather(const double* column, const int32_t* index) {
   return _mm512_mask_i32gather_pd(_mm512_setzero_pd(), 0xFF, at, column, 8);
 }
 
+// The second where one is a NaN; of a comparison and a choice the compiler does not make this.
+MIXSYN_INLINE Vec<float> at_least(float bound, Vec<float> v) { return _mm512_max_ps(_mm512_set1_ps(bound), v); }
+MIXSYN_INLINE Vec<float> at_most(float bound, Vec<float> v) { return _mm512_min_ps(_mm512_set1_ps(bound), v); }
+
 inline constexpr bool kStreams = true;
 MIXSYN_INLINE void stream(float* to, Vec<float> v) { _mm512_stream_ps(to, v); }
 MIXSYN_INLINE void stream(double* to, Vec<double> v) { _mm512_stream_pd(to, v); }

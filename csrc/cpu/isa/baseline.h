@@ -65,6 +65,9 @@ MIXSYN_INLINE void store_first(double* to, Vec<double> v, int64_t n) { portable_
 MIXSYN_INLINE Vec<float> gather(const float* column, const int32_t* index) { return portable_gather(column, index); }
 MIXSYN_INLINE Vec<double> gather(const double* column, const int32_t* index) { return portable_gather(column, index); }
 
+MIXSYN_INLINE Vec<float> at_least(float bound, Vec<float> v) { return portable_at_least(bound, v); }
+MIXSYN_INLINE Vec<float> at_most(float bound, Vec<float> v) { return portable_at_most(bound, v); }
+
 #if defined(__SSE2__)
 inline constexpr bool kStreams = true;
 MIXSYN_INLINE void stream(float* to, Vec<float> v) { _mm_stream_ps(to, v); }

@@ -36,6 +36,9 @@ MIXSYN_INLINE void store_first(double* to, Vec<double> v, int64_t n) { portable_
 MIXSYN_INLINE Vec<float> gather(const float* column, const int32_t* index) { return portable_gather(column, index); }
 MIXSYN_INLINE Vec<double> gather(const double* column, const int32_t* index) { return portable_gather(column, index); }
 
+MIXSYN_INLINE Vec<float> at_least(float bound, Vec<float> v) { return portable_at_least(bound, v); }
+MIXSYN_INLINE Vec<float> at_most(float bound, Vec<float> v) { return portable_at_most(bound, v); }
+
 inline constexpr bool kStreams = false;  // there is none for one vector
 MIXSYN_INLINE void stream(float* to, Vec<float> v) { __builtin_memcpy(to, &v, sizeof(v)); }
 MIXSYN_INLINE void stream(double* to, Vec<double> v) { __builtin_memcpy(to, &v, sizeof(v)); }
