@@ -73,6 +73,11 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
         30,
         f"run_harmonized_quality --kind procedural_lit_faces --limit 40 --harmony runs/harmony {_HARMONIZED}",
     ),
+    "harmonized_quality_photographs.json": (
+        8,
+        "run_harmonized_quality --data $MIXSYN_FAST_DATA/celebamask_hq --limit 40 --harmony runs/harmonized/harmony "
+        "full=runs/harmonized/faces_full sean=runs/harmonized/faces_sean",
+    ),
     "harmonized_quality_shipped.json": (
         3,
         "run_harmonized_quality --kind procedural_lit_faces --limit 24 --styles 4 --harmony runs/harmony shipped=runs/three",
