@@ -56,12 +56,14 @@ class StyleConfig:
     noise: bool = False  # noise per pixel before every normalisation, as SEAN has it: drawn in training, fixed in use
     noise_seed: int = 0  # of the noise in use: the same for every picture, so that an edit keeps it
     soft_resize: Literal["nearest", "area"] = "nearest"  # how soft compositions are brought to the size of a level
+    painted: Literal["soft", "hard"] = "soft"
+    """what is painted of a composition in use: its weights, or each pixel's strongest region; training paints weights"""
 
     def __post_init__(self) -> None:
         """Check every field once."""
         _positive(self, "code_length", "encoder_width", "encoder_largest", "encoder_halvings", "width", "largest")
         _positive(self, "start_size", "hidden")
-        one_of(self, normalisation=("region_adaptive", "global"), soft_resize=("nearest", "area"))
+        one_of(self, normalisation=("region_adaptive", "global"), painted=("soft", "hard"), soft_resize=("nearest", "area"))
         if not 0 <= self.noise_seed < 2**31:
             raise ValueError(f"noise_seed: expected a number in [0, 2^31), got {self.noise_seed}")
         if self.noise and self.normalisation == "global":

@@ -192,7 +192,8 @@ class StyleGenerator(nn.Module):
         """Return the images (B, 3, H, W) in (-1, 1).
 
         Args:
-            regions: compositions: a hard map, or soft weights (B, N, H, W); gradients reach the weights.
+            regions: compositions: a hard map, or soft weights (B, N, H, W); gradients reach the weights, but for
+                Config.style.painted "hard" in eval mode.
             codes: style matrix (B, N, delta), zero for absent regions.
 
         Raises:
@@ -202,7 +203,9 @@ class StyleGenerator(nn.Module):
         shape = (regions.batch_size, regions.num_regions, self.config.style.code_length)
         if tuple(codes.shape) != shape:
             raise ValueError(f"codes: expected shape {shape}, got {tuple(codes.shape)}")
-        if regions.weights is not None and regions.resize != self.config.style.soft_resize:
+        if regions.weights is not None and self.config.style.painted == "hard" and not self.training:
+            regions = RegionMap(regions.weights.argmax(1), regions.num_regions)
+        elif regions.weights is not None and regions.resize != self.config.style.soft_resize:
             regions = RegionMap.soft(regions.weights, check=False, resize=self.config.style.soft_resize)
         # The mean composition of every cell: a hard and a soft map agree, and no small region is missed.
         x = F.adaptive_avg_pool2d(regions.onehot(dtype=codes.dtype), self.start_size)

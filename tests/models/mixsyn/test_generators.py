@@ -374,6 +374,29 @@ def test_noise_is_fixed_in_use_and_drawn_in_training() -> None:
     assert seen.shape == (1, 1, 4, 6) and torch.equal(seen, fixed_noise((4, 6), 3, torch.device("cpu"), torch.float32))
 
 
+def test_strongest_regions_are_painted_in_use_alone() -> None:
+    """painted="hard": in eval mode the image is that of the strongest regions, bit for bit; training sees the weights."""
+    _, soft = generators()
+    _, hard = generators(painted="hard")
+    hard.load_state_dict(soft.state_dict())
+    codes = torch.randn(2, N, 7, dtype=torch.float64)
+    weights = torch.softmax(2 * torch.randn(2, N, *SIZE, dtype=torch.float64), 1)
+    of_weights = soft(RegionMap.soft(weights), codes)
+    of_strongest = soft(RegionMap(weights.argmax(1), N), codes)
+    assert torch.equal(hard(RegionMap.soft(weights), codes), of_strongest)
+    assert not torch.allclose(of_weights, of_strongest)
+    weights.requires_grad_(True)
+    for network in (soft, hard):
+        network.train()
+    torch.manual_seed(0)
+    expected = soft(RegionMap.soft(weights), codes)
+    torch.manual_seed(0)
+    made = hard(RegionMap.soft(weights), codes)
+    torch.testing.assert_close(made, expected)
+    (gradient,) = torch.autograd.grad(made.sum(), weights)
+    assert float(gradient.abs().sum()) > 0
+
+
 def test_soft_maps_by_area_in_every_plan() -> None:
     """Soft plan and dense plan agree; hard maps do not see the setting, bit for bit."""
     _, nearest = generators()
