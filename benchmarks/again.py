@@ -84,6 +84,11 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
     ),
     "libraries_cpu.json": (25, "run_libraries --repeat 7 --seconds 45"),  # after `make build/compat/.installed`
     "mixsyn_cpu.json": (9, "run_mixsyn --data $MIXSYN_FAST_DATA/cmp_facade --sizes 256 --repeat 5"),
+    "mixsyn_quality.json": (
+        6,
+        "run_mixsyn_quality judge best=runs/best weights_painted=runs/weights_painted --data $MIXSYN_FAST_DATA/cmp_facade "
+        "--lpips auto",  # FID: --inception FILE
+    ),
     "mixsyn_training_cpu.json": (7, f"run_training --model mixsyn {_FACADES} --batch-size 4"),
     "msca_cpu.json": (
         6,
