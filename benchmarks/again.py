@@ -45,7 +45,7 @@ _ABLATIONS = ("no_global", "no_stage1", "no_stage2", "no_stage3")
 
 # file -> (minutes on two cores, commands without their --out); variables of the environment are filled in
 FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
-    "accelerate_cpu.json": (3, "run_accelerate --seconds 6 --repeat 15"),
+    "accelerate_cpu.json": (5, "run_accelerate --seconds 6 --repeat 15"),
     "clvae_cpu.json": (
         14,
         "run_clvae levels --repeat 3",
@@ -82,7 +82,7 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
         3,
         "run_harmonized_quality --kind procedural_lit_faces --limit 24 --styles 4 --harmony runs/harmony shipped=runs/three",
     ),
-    "libraries_cpu.json": (25, "run_libraries --repeat 7 --seconds 45"),  # after `make build/compat/.installed`
+    "libraries_cpu.json": (7, "run_libraries --repeat 7 --seconds 45 --no-compile"),  # after `make build/compat/.installed`
     "mixsyn_cpu.json": (9, "run_mixsyn --data $MIXSYN_FAST_DATA/cmp_facade --sizes 256 --repeat 5"),
     "mixsyn_quality.json": (
         6,

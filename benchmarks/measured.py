@@ -149,9 +149,11 @@ def instruction_sets(results: Results) -> str:
 
 
 def foreign(results: Results) -> str:
-    """accelerate() on layers of label noise and on a whole SEAN, against the published form."""
+    """accelerate() on layers of label noise, features and class vectors, and on a whole SEAN, against the published form."""
     names = {
         "noise": "SPADE layer",
+        "features": "SPADE layer on features",
+        "columns": "SPADE layer on vectors of classes",
         "sean_test": "whole SEAN, test mode",
         "sean_ui": "whole SEAN, edited (codes from obj_dic)",
     }
@@ -161,7 +163,8 @@ def foreign(results: Results) -> str:
         text = names[case["what"]]
         if case["cell"]:
             shape = f"{case['channels']} x {case['size']} x {case['size']}"
-            text += f", K {case['regions']}, {shape}, noise in cells of {case['cell']}"
+            cells = {"noise": "noise in cells of", "features": "enlarged by", "columns": "in cells of"}[case["what"]]
+            text += f", K {case['regions']}, {shape}, {cells} {case['cell']}"
         text += ", training step" if row["mode"] == "training" else ""
         error = f"{float(row['contenders']['ours']['gate']['error']):.1e}"
         body.append([text, _time(row, "published"), _time(row, "ours"), _times(ratio(row, "published", "ours"), 3), error])
