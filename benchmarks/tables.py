@@ -311,9 +311,11 @@ def render_scores(result: Mapping[str, Any], *, markdown: bool = True) -> str:
     scores = [_by_name(row["facts"]["scores"]) for row in result["rows"]]
     names = list(dict.fromkeys(name for own in scores for name in own))
 
-    def cell(score: Mapping[str, float] | None) -> str:
-        if score is None:
+    def cell(score: Mapping[str, float] | float | str | None) -> str:
+        if score is None or isinstance(score, str):  # not there, or no number ("nan")
             return "-"
+        if isinstance(score, int | float):
+            return f"{score:.3g}"
         return f"{score['mean']:.3g}" + (f" [{score['low']:.3g}, {score['high']:.3g}]" if "low" in score else "")
 
     body = [
