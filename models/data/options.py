@@ -43,9 +43,11 @@ class DataOptions(ReaderOptions):
     crop: Literal["random", "center", "none"] = "center"  # where the crop lies; none: squeeze the whole picture to the size
     flip: float = 0.5  # probability of a horizontal flip; left and right classes change places
     count: int = 1000  # pictures of a set drawn by code (kinds procedural_faces and procedural_facades)
-    merge: Literal["none", "meta", "compact"] = "none"  # classes merged into fewer region types; see docs/training.md
+    merge: Literal["none", "meta", "compact", "scenes"] = "none"
+    """classes merged into fewer region types, or into those that several sets share; see docs/training.md"""
     also: str = ""
-    """a second set with the same classes to learn from: a kind drawn by code (--count pictures), or kind:folder"""
+    """further sets to learn from, of the same classes once they are merged, parted by commas: kinds drawn by code (--count
+    pictures each), or kind:folder"""
     balance: Literal["auto", "none", "rare_colours"] = "auto"
     """how often pictures are drawn: equally, or by how rare the colours of their classes are; auto: the latter where the
     loss weighs rare colours too (--loss-mask)"""
@@ -61,10 +63,10 @@ class DataOptions(ReaderOptions):
         at_least(self, balance_classes=0, colour_bandwidth=0)
         if not math.isfinite(self.colour_bandwidth):
             raise ValueError(f"colour_bandwidth: expected a finite number, got {self.colour_bandwidth}")
-        kind, _, folder = self.also.partition(":")
-        if self.also and (kind not in ("auto", *KINDS) or kind.startswith("procedural") == bool(folder)):
-            drawn = ", ".join(DRAWN_KINDS)
-            raise ValueError(f"also: expected a kind drawn by code ({drawn}) or kind:folder, got {self.also!r}")
+        for kind, folder in self._others():
+            if kind not in ("auto", *KINDS) or kind.startswith("procedural") == bool(folder):
+                drawn = ", ".join(DRAWN_KINDS)
+                raise ValueError(f"also: expected a kind drawn by code ({drawn}) or kind:folder, got {self.also!r}")
 
     @property
     def height_and_width(self) -> tuple[int, int]:
@@ -76,16 +78,18 @@ class DataOptions(ReaderOptions):
         return merged(self._opened(split), self.merge)
 
     def training_source(self) -> Source:
-        """Open what is learnt from: the training split, and the set of `also`; raises as :meth:`source`."""
-        first = self._opened(self.split)
-        if not self.also:
-            return merged(first, self.merge)
-        kind, _, folder = self.also.partition(":")
-        if folder:
-            second = open_source(folder, kind, self.split, self.unknown)
-        else:
-            second = open_source(None, kind, size=self.height_and_width, count=self.count)
-        return merged(JoinedSource((first, second)), self.merge)
+        """Open what is learnt from: the training split, and the sets of `also`; raises as :meth:`source`."""
+        sources = [self.source(self.split)]
+        for kind, folder in self._others():
+            drawn = {} if folder else {"size": self.height_and_width, "count": self.count}
+            split = self.split if folder else "train"
+            sources.append(merged(open_source(folder or None, kind, split, self.unknown, **drawn), self.merge))
+        return sources[0] if len(sources) == 1 else JoinedSource(sources)
+
+    def _others(self) -> list[tuple[str, str]]:
+        """(kind, folder) of every set of `also`; no folder: drawn by code."""
+        parts = [part.strip().partition(":") for part in self.also.split(",")] if self.also else []
+        return [(kind, folder) for kind, _, folder in parts]
 
     def _opened(self, split: str) -> Source:
         """Open a split of the set with its own classes."""

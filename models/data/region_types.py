@@ -1,4 +1,4 @@
-"""Region types: the classes of a set merged into fewer, coarser ones (MixSyn, Sec. 5.3 and Fig. 9).
+"""Region types: the classes of a set merged into fewer, coarser ones (MixSyn, Sec. 5.3 and Fig. 9), or into those of others.
 
 Finer classes than a model needs cost encoders, memory and accuracy: "preserving the mouth as a whole is easier than learning
 the combination of lips". `source = merged(open_source("datasets/CelebAMask-HQ"), "meta")` is the set in its merged types.
@@ -12,11 +12,12 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from .classes import FACADE_CLASSES, FACE_CLASSES, LAPA, left_right_pairs
+from .classes import ADE20K, CAMVID, CITYSCAPES, COCO_STUFF, FACADE_CLASSES, FACE_CLASSES, GTA5, LAPA, left_right_pairs
+from .scene_types import SCENE_TYPES, scene_members
 from .source import Sample, Source
 
-Merge = Literal["none", "meta", "compact"]
-"""Which region types: the set's own classes, the paper's meta types, or its compact types."""
+Merge = Literal["none", "meta", "compact", "scenes"]
+"""Which region types: the set's own classes, the paper's meta types, its compact types, or types of things in scenes."""
 
 _MIDDLE = ("nose", "skin")  # classes that mark the middle of a face, the first that a picture has
 _CHUNK = 4096  # pixels whose distances are in memory at a time
@@ -135,6 +136,14 @@ def _types(classes: Sequence[str], members: str) -> RegionTypes:
     return RegionTypes(tuple(classes), {name: tuple(several) or (name,) for name, *several in groups})
 
 
+_SCENES = (  # with the class that pixels of no class are, and that a set opened with unknown="none" lacks
+    ((*COCO_STUFF, "unknown"), "unknown"),
+    ((*ADE20K, "unknown"), "unknown"),
+    (CITYSCAPES, "unlabeled"),
+    (GTA5, "others"),
+    (CAMVID, "unlabelled"),
+)
+
 _KNOWN: dict[str, tuple[RegionTypes, ...]] = {
     "meta": (
         _types(
@@ -186,11 +195,19 @@ _KNOWN: dict[str, tuple[RegionTypes, ...]] = {
             decoration cornice deco molding pillar""",
         ),
     ),
+    "scenes": (
+        RegionTypes(SCENE_TYPES, {name: (name,) for name in SCENE_TYPES}),
+        *(
+            RegionTypes(classes, scene_members(classes))
+            for own, unknown in _SCENES
+            for classes in (own, tuple(name for name in own if name != unknown))
+        ),
+    ),
 }
 
 
 def region_types(classes: Sequence[str], merge: str) -> RegionTypes:
-    """Return the meta or compact types of a set; sets are known by the names of their classes.
+    """Return the meta, compact or scene types of a set; sets are known by the names of their classes.
 
     "meta", CelebAMask-HQ's 19 classes: 15 types. The paper shows them in a figure only; ours are background, skin, nose,
     glasses, left and right eye, left and right brow, left and right ear with its earring, mouth with lips, hair, hat, neck
@@ -207,9 +224,12 @@ def region_types(classes: Sequence[str], merge: str) -> RegionTypes:
     "compact", CMP Facade's 12 classes, which the paper does not merge: background, facade, window (with sill and blind),
     door (with shop), balcony, decoration (cornice, deco, molding, pillar). Facades have no meta types.
 
+    "scenes", COCO-Stuff, ADE20K, Cityscapes, GTA-5 and CamVid, with and without a class for unknown pixels: the 26 types of
+    scene_types.py, so that a model of several of these sets knows one vocabulary. Label maps of the types themselves pass.
+
     Args:
         classes: names by id.
-        merge: "meta" or "compact".
+        merge: "meta", "compact" or "scenes".
 
     Raises:
         ValueError: another `merge`, or a set without such types; the message says which there are.
@@ -226,20 +246,20 @@ def region_types(classes: Sequence[str], merge: str) -> RegionTypes:
     )
 
 
-def base_classes(types: Sequence[str], merge: str) -> tuple[str, ...]:
-    """Return the classes that a set has before `merge` makes these types of them; the same names for "none".
+def vocabularies(types: Sequence[str], merge: str) -> tuple[tuple[str, ...], ...]:
+    """Return the classes of every set that `merge` makes these types of, the usual one first; the same names for "none".
 
     Raises:
         ValueError: another `merge`, or names that it does not make of any set.
     """
     if merge == "none":
-        return tuple(types)
+        return (tuple(types),)
     if merge not in _KNOWN:
         raise ValueError(f"merge: expected one of {', '.join(get_args(Merge))}, got {merge!r}")
-    for known in _KNOWN[merge]:
-        if known.names == tuple(types):
-            return known.classes
-    raise ValueError(f"classes: {', '.join(types)} are not the {merge} types of any set")
+    found = tuple(known.classes for known in _KNOWN[merge] if known.names == tuple(types))
+    if not found:
+        raise ValueError(f"classes: {', '.join(types)} are not the {merge} types of any set")
+    return found
 
 
 def merge_of(types: Sequence[str]) -> str:
@@ -283,5 +303,5 @@ class MergedSource:
 
 
 def merged(source: Source, merge: str) -> Source:
-    """Return a set in its meta or compact types (:func:`region_types`); the set itself for "none"."""
+    """Return a set in its meta, compact or scene types (:func:`region_types`); the set itself for "none"."""
     return source if merge == "none" else MergedSource(source, region_types(source.classes, merge))

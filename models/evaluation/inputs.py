@@ -96,7 +96,7 @@ class ModelOnDataOptions(ReaderOptions, ModelOptions):
     kind: str = "auto"  # layout of the data set; auto: by what the folder holds, and without a folder what the model knows
     split: str = "val"  # part of the data set
     unknown: Literal["class", "none"] = "class"  # pixels without a known class: one more class, or no region
-    merge: Literal["none", "meta", "compact"] | None = None  # region types that classes are merged into; none: the model's
+    merge: Literal["none", "meta", "compact", "scenes"] | None = None  # region types to merge into; none: the model's
     limit: int | None = None  # only the first so many pictures; none: all
     seed: int = 0  # of what the model draws, of the bootstrap, and of drawings
 

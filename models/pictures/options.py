@@ -94,7 +94,7 @@ class PictureOptions(Checked):
     auto: by names of folders and files"""
     unknown_id: int | None = None  # kind folder: stored id of pixels without a region, often 255
     first_id: int | None = None  # kind folder: stored id of the first region; none: 0
-    merge: Literal["auto", "none", "meta", "compact"] = "auto"
+    merge: Literal["auto", "none", "meta", "compact", "scenes"] = "auto"
     """region types that the label maps' classes are merged into; auto: as the model was trained"""
     labels: tuple[str, ...] = repeated()  # IMAGE=FILE: label map of an image, where it does not stand beside it
     parser: str | None = None  # weights of a face parser, for photos without a label map

@@ -14,7 +14,7 @@ from ..data import FACE_CLASSES, LABEL_SETS, FileSource, LabelSet, Record, Regio
 from ..data.dataset import resample
 from ..data.files import LOSSLESS, PICTURES, plain_name, walk
 from ..data.readers import class_listing, class_names
-from ..data.region_types import base_classes, merge_of, region_types
+from ..data.region_types import merge_of, region_types, vocabularies
 from ..data.sets import classes_differ
 from .files import read_image
 
@@ -108,22 +108,24 @@ def read_picture(
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such picture")
     merge = merge_of(classes) if merge == "auto" else merge
-    base = base_classes(classes, merge)
-    types = None if merge == "none" else region_types(base, merge)
+    known = vocabularies(classes, merge)
     if labels is not None and not Path(labels).is_file():
         raise FileNotFoundError(f"{labels}: no such label map")
     found = Path(labels) if labels is not None else _label_map(file)
     if found is not None:
+        base = _vocabulary(known, file, kind, unknown, told=unknown_id is not None or first_id is not None)
         kind, label_set, policy = _label_set(file, found, kind, base, unknown, unknown_id, first_id)
         sample = FileSource(kind, label_set, [Record(file.stem, file, found)], policy).read(0)
     elif parser is not None:
+        base = known[0]
         sample = _parsed(file, parser, base)
     else:
         raise FileNotFoundError(
             f"{file}: has no label map; looked for {', '.join(map(str, label_map_places(file)))}; name the file, or give a "
             f"face parser (--parser) for photos of faces"
         )
-    return Picture(sample.image, sample.labels if types is None else types.apply(sample.labels), plain_name(file.stem))
+    own = sample.labels if merge == "none" else region_types(base, merge).apply(sample.labels)
+    return Picture(sample.image, own, plain_name(file.stem))
 
 
 def label_map_places(image: Path) -> list[Path]:
@@ -160,6 +162,17 @@ def _label_map(image: Path) -> Path | None:
 def _images_folder(image: Path) -> Path | None:
     """Return the folder images/ around an image that has labels/ beside it."""
     return next((f for f in image.absolute().parents if f.name == "images" and (f.parent / "labels").is_dir()), None)
+
+
+def _vocabulary(
+    known: Sequence[tuple[str, ...]], image: Path, kind: str, unknown: str | None, told: bool
+) -> tuple[str, ...]:
+    """Return which of the vocabularies that a model's types are made of a picture's kind has; the usual one for "folder"."""
+    if kind == "auto" and not told:
+        kind = _guessed(_folders(image), image.stem)
+    if kind in LABEL_SETS:
+        return next((base for base in known if _policy(LABEL_SETS[kind], base, unknown) is not None), known[0])
+    return known[0]
 
 
 def _label_set(

@@ -24,11 +24,14 @@ from mixsyn_fast.models.data import (
     merged,
     open_source,
     region_types,
+    scene_types,
 )
-from mixsyn_fast.models.data.classes import ADE20K, LAPA, left_right_pairs
+from mixsyn_fast.models.data.classes import ADE20K, CAMVID, COCO_STUFF, GTA5, LAPA, left_right_pairs
 from mixsyn_fast.models.data.options import DataOptions
-from mixsyn_fast.models.data.region_types import base_classes, merge_of
-from mixsyn_fast.models.data.sets import classes_differ
+from mixsyn_fast.models.data.region_types import merge_of, vocabularies
+from mixsyn_fast.models.data.scene_types import SCENE_TYPES
+from mixsyn_fast.models.data.sets import LABEL_SETS, classes_differ
+from mixsyn_fast.models.pictures.picture import read_picture
 from mixsyn_fast.models.training.command import run
 
 META = region_types(FACE_CLASSES, "meta")
@@ -78,8 +81,8 @@ def test_compact_types() -> None:
         ),
         (ADE20K, "compact", r"no compact types for these 150 classes"),
         (FACE_CLASSES[:-1], "compact", "no compact types for these 18 classes"),
-        (FACE_CLASSES, "none", "merge: expected meta or compact, got 'none'"),
-        (FACE_CLASSES, "coarse", "merge: expected meta or compact, got 'coarse'"),
+        (FACE_CLASSES, "none", "merge: expected meta or compact or scenes, got 'none'"),
+        (FACE_CLASSES, "coarse", "merge: expected meta or compact or scenes, got 'coarse'"),
     ],
 )
 def test_sets_without_types(classes: list[str], merge: str, message: str) -> None:
@@ -91,7 +94,7 @@ def test_sets_without_types(classes: list[str], merge: str, message: str) -> Non
 def test_helen_has_the_types_of_the_faces(merge: str) -> None:
     """A model of CelebAMask-HQ's types is judged on Helen: same names, same order, every class where it belongs."""
     faces, helen = region_types(FACE_CLASSES, merge), region_types(LAPA, merge)
-    assert helen.names == faces.names and base_classes(helen.names, merge) == tuple(FACE_CLASSES)
+    assert helen.names == faces.names and vocabularies(helen.names, merge) == (tuple(FACE_CLASSES), tuple(LAPA))
     types = [helen.names[k] for k in helen.apply(np.arange(11)[None])[0]]
     expected = {"meta": "background skin l_brow r_brow l_eye r_eye nose mouth mouth mouth hair",
                 "compact": "background face eyes eyes eyes eyes face mouth mouth mouth hair"}  # fmt: skip
@@ -101,12 +104,12 @@ def test_helen_has_the_types_of_the_faces(merge: str) -> None:
 def test_classes_behind_types() -> None:
     for classes, merge in ((FACE_CLASSES, "meta"), (FACE_CLASSES, "compact"), (FACADE_CLASSES, "compact")):
         types = region_types(classes, merge)
-        assert base_classes(types.names, merge) == tuple(classes) and merge_of(types.names) == merge
-    assert base_classes(["a", "b"], "none") == ("a", "b") and merge_of(FACE_CLASSES) == "none"
+        assert vocabularies(types.names, merge)[0] == tuple(classes) and merge_of(types.names) == merge
+    assert vocabularies(["a", "b"], "none") == (("a", "b"),) and merge_of(FACE_CLASSES) == "none"
     with pytest.raises(ValueError, match="classes: a, b are not the meta types of any set"):
-        base_classes(["a", "b"], "meta")
-    with pytest.raises(ValueError, match="merge: expected one of none, meta, compact, got 'all'"):
-        base_classes(["a", "b"], "all")
+        vocabularies(["a", "b"], "meta")
+    with pytest.raises(ValueError, match="merge: expected one of none, meta, compact, scenes, got 'all'"):
+        vocabularies(["a", "b"], "all")
 
 
 def test_own_types_are_checked() -> None:
@@ -376,3 +379,50 @@ def test_every_model_gets_the_types(model: str, capsys: pytest.CaptureFixture[st
     assert run([model, *given.split()]) == 0
     printed = capsys.readouterr().out
     assert '"merge": "meta"' in printed and '"u_lip"' not in printed and '"mouth"' in printed
+
+
+def test_scenes_of_several_sets_are_one(tmp_path: Path) -> None:
+    Image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+    sets = {
+        "camvid": (0, CAMVID[0]),
+        "ade20k": (1 + ADE20K.index("sea"), "sea"),
+        "coco_stuff": (COCO_STUFF.index("cat"), "cat"),
+    }
+    for name, (stored, _) in sets.items():
+        for part, array in (("images", np.zeros((16, 16, 3), np.uint8)), ("labels", np.full((16, 16), stored, np.uint8))):
+            (tmp_path / name / part).mkdir(parents=True)
+            Image.fromarray(array).save(tmp_path / name / part / f"{name}.png")
+    also = f"ade20k:{tmp_path / 'ade20k'}, coco_stuff:{tmp_path / 'coco_stuff'},coco_stuff:{tmp_path / 'coco_stuff'}"
+    options = DataOptions(data=str(tmp_path / "camvid"), kind="camvid", size=(16,), merge="scenes", also=also)
+    training = options.training_set(0)
+    assert training.source.classes == SCENE_TYPES and len(SCENE_TYPES) == 26
+    named = {sample.name: SCENE_TYPES[int(sample.labels[0, 0])] for sample in (training[i] for i in range(len(training)))}
+    assert (
+        named == {"camvid": "sky", "ade20k": "water", "coco_stuff": "animal"} and len(training) == 4
+    )  # one set counts twice
+    # single pictures: the set that folder or kind tell has its own vocabulary; without one, the types themselves
+    for name, (stored, _) in sets.items():
+        picture = read_picture(tmp_path / name / "images" / f"{name}.png", classes=SCENE_TYPES, kind=name, merge="auto")
+        assert SCENE_TYPES[int(picture.labels[0, 0])] == named[name]
+        if stored < len(SCENE_TYPES):
+            plain = read_picture(
+                tmp_path / name / "images" / f"{name}.png", classes=SCENE_TYPES, kind="folder", merge="auto"
+            )
+            assert (plain.labels == stored).all()
+    with pytest.raises(ValueError, match="no scenes types"):
+        DataOptions(kind="procedural_facades", merge="scenes").training_set(0)
+    with pytest.raises(ValueError, match="expected the classes of camvid; ade20k has 151 classes instead of 12"):
+        DataOptions(data=str(tmp_path / "camvid"), kind="camvid", also=also).training_set(0)
+
+
+def test_scene_types_hold_every_class_once() -> None:
+    words = {word for types in vocabularies(SCENE_TYPES, "scenes") for word in types}
+    assert set(scene_types._TYPE) <= words | set(SCENE_TYPES)  # no word that no set has
+    for kind in ("camvid", "ade20k", "coco_stuff", "cityscapes"):
+        for unknown in ("class", "none"):
+            assert region_types(LABEL_SETS[kind].resolve(unknown)[0], "scenes").names == SCENE_TYPES
+    assert region_types(GTA5, "scenes").names == region_types(GTA5[:-1], "scenes").names == SCENE_TYPES
+    ade = region_types((*ADE20K, "unknown"), "scenes")
+    ids = np.array([[ADE20K.index(name) for name in ("skyscraper", "palm", "hill", "swivel chair", "clock")] + [150]])
+    assert [SCENE_TYPES[k] for k in ade.apply(ids)[0]] == ["building", "tree", "mountain", "furniture", "object", "unknown"]
+    assert len(scene_types._TYPE) == sum(len(words.split(",")) for words in scene_types._WORDS.values())  # no word twice

@@ -290,7 +290,7 @@ def test_merged_label_maps(merge: str, tmp_path: Path) -> None:
         assert (found == types.names.index("mouth")).all() and found.dtype == np.int32
     with pytest.raises(ValueError, match="classes: wall, door, roof are not the compact types of any set"):
         read_picture(photo, classes=OWN, merge="compact")
-    with pytest.raises(ValueError, match="merge: expected one of none, meta, compact, got 'some'"):
+    with pytest.raises(ValueError, match="merge: expected one of none, meta, compact, scenes, got 'some'"):
         read_picture(photo, classes=types.names, merge="some")
     with pytest.raises(ValueError, match="kind celebamask_hq has 19 classes instead of"):  # says nothing of merging
         read_picture(photo, classes=types.names, kind="celebamask_hq")
