@@ -1001,8 +1001,8 @@ MUTATIONS = [
     Mutation(
         "harmonized: flows of the models beside the first are judged as its own",
         "models/harmonized/evaluate.py",
-        'found[by_flow(name)] = (model, "flow")',
-        'found[by_flow(OURS)] = (model, "flow")',
+        '{by_flow(name): (model, "flow")',
+        '{by_flow(OURS): (model, "flow")',
         "tests/models/harmonized/test_evaluate.py -k flows_of_every",
     ),
     Mutation(

@@ -17,10 +17,10 @@ What is judged, 8-bit pictures throughout, means over pictures with a 95 % boots
   of it. mCSD is their mean pairwise LPIPS inside the group's regions, mOCD outside; FID that of all against all pictures.
 
 Columns: the model; the same without its attention, where it has one; those of --compare (a run of `mixsyn-fast train sean`,
-an ablation), which must have its regions and size; and of samples those by the flows of all that have some ("by flow" of the
-model, "NAME by flow" of NAME), beside those by mapping networks, or of a model trained with --mapping-by kl by N(0, I).
-Groups are the model's; of a model without groups hair, and skin with nose. --tasks leaves tasks out. The paper does not say
-which network its LPIPS looks through: --network, AlexNet by default.
+an ablation), which must have its regions and size; and of samples those by the flows of all that have some ("by flow" of
+the model, "NAME by flow" of NAME), beside those by mapping networks, or of a model trained with --mapping-by kl by N(0, I);
+none without attention. Groups are the model's; of a model without groups hair, and skin with nose. --tasks leaves tasks
+out. The paper does not say which network its LPIPS looks through: --network, AlexNet by default.
 
 The folder of the report gets report.json, report.md, scores.png and transfers.png (the first pairs); with --images also
 every result, in images/<group>/<model>/<target>_<reference>.png, which `mixsyn-fast harmonized study` takes. Exit status 1:
@@ -140,24 +140,24 @@ class Judge:
         for group in self.groups if "samples" in self.tasks else ():
             made = {name: self.samples(name, model, group, by) for name, (model, by) in samplers.items()}
             found[f"samples of {group}"] = {name: self._report(each) for name, each in made.items()}
-        for reports in found.values():
-            for name in samplers if "samples" in self.tasks else ():
-                reports.setdefault(name, self._report(_Set()))
-        return found
+        columns = [*self.models, *(name for name in samplers if name not in self.models and "samples" in self.tasks)]
+        nothing = self._report(_Set())
+        return {task: {name: reports.get(name, nothing) for name in columns} for task, reports in found.items()}
 
     def samplers(self) -> dict[str, tuple[Harmonized, By]]:
-        """Return what draws random codes: the models, then those with flows by these, but not twice without attention."""
-        found: dict[str, tuple[Harmonized, By]] = {name: (model, "mapping") for name, model in self.models.items()}
-        for name, model in self.models.items():
-            if model.flows and name != WITHOUT:
-                found[by_flow(name)] = (model, "flow")
-        return found
+        """Return what draws random codes: the models, then those with flows by these.
+
+        Not again without attention: no table of the paper has that, and it takes as long as another model.
+        """
+        models = {name: model for name, model in self.models.items() if name != WITHOUT}
+        found: dict[str, tuple[Harmonized, By]] = {name: (model, "mapping") for name, model in models.items()}
+        return found | {by_flow(name): (model, "flow") for name, model in models.items() if model.flows}
 
     def without_codes(self) -> dict[str, str]:
-        """Return models of which no random code can be drawn -> why; a model that has flows is not named for them."""
+        """Return models of which no random code can be drawn but by flows -> why, where samples are judged at all."""
         lacking: dict[str, str] = {}
         for name, (model, by) in self.samplers().items() if "samples" in self.tasks else ():
-            if name == WITHOUT or model.drawable(by):
+            if model.drawable(by):
                 continue
             sean = not isinstance(model.config, GeneratorConfig)
             lacking[f"samples, {name}"] = "SEAN has none" if sean else f"no mapping network{model.missing(by)}"
