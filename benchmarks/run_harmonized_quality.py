@@ -1,17 +1,19 @@
-"""Judge trained models of harmonized transfer beside each other: the paper's Tables 1 to 4, and how their training went.
+"""Judge trained models of harmonized transfer beside each other: the paper's Tables 1 to 5, and how their training went.
 
     python -m benchmarks.run_harmonized_quality --data DIR --harmony runs/harmony full=runs/full sean=runs/sean ...
+    python -m benchmarks.run_harmonized_quality --data DIR --tasks samples style=runs/style kl=runs/kl image=runs/image
 
 All runs are judged in one call of `mixsyn-fast harmonized evaluate`, by the same pictures, styles and seed: the first one
-also without its attention, and its samples by its flows as well; runs of SEAN and ablations stand beside it. A row holds a
-model's scores, by task, with their 95 % intervals over pictures, their differences to the first model on the same pictures,
-the run's settings, and the curve of its validation. --sheets FOLDER: side-by-side sheets of the transfers by every model,
+also without its attention, and the samples of all that have flows by these as well ("NAME, by flow"); runs of SEAN and
+ablations stand beside it. --tasks judges some of reconstruction, transfer and samples alone. A row holds a model's scores,
+by task, with their 95 % intervals over pictures, their differences to the first model on the same pictures, the run's
+settings, and the curve of its validation. --sheets FOLDER: side-by-side sheets of the transfers by every model,
 the first one's with and without attention among them, and of a walk in z and one in style space. Nothing here is timed.
 
-The first run's `walks` say which kind of walk stays nearer to real codes: from the codes of every picture a step along
-random directions in z, and one along random directions in style space that goes as far; `nearest` is the mean distance to
-the nearest code of another picture, `moved` that to the codes the step began with, both in deviations of a number (root of
-the mean square); `real` is the nearest distance of the pictures' own codes.
+The `walks` of every run that has flows say which kind of walk stays nearer to real codes: from the codes of every picture
+a step along random directions in z, and one along random directions in style space that goes as far; `nearest` is the mean
+distance to the nearest code of another picture, `moved` that to the codes the step began with, both in deviations of a
+number (root of the mean square); `real` is the nearest distance of the pictures' own codes.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from mixsyn_fast.models.evaluation.inputs import reference_of_model
 from mixsyn_fast.models.harmonized import evaluate, tune
 from mixsyn_fast.models.harmonized.model import Harmonized
 from mixsyn_fast.models.pictures.picture import Picture
-from mixsyn_fast.models.sheets import save_png
+from mixsyn_fast.models.sheets import contact_sheet, save_png
 from mixsyn_fast.models.training.run import read_log
 from torch import Tensor
 
@@ -78,21 +80,25 @@ def training(run: Path) -> dict[str, Any]:
 
 
 def rows_of(report: Mapping[str, Any], runs: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Return a row per model of a report: the runs by their names, and what the first one was judged as besides.
+    """Return a row per model of a report: the runs by their names, and what they were judged as besides.
 
     Args:
         report: of `mixsyn-fast harmonized evaluate`, as JSON.
         runs: name -> run folder, the first one the report's first model.
     """
     first = next(iter(runs))
+    names = {evaluate.OURS if name == first else name: name for name in runs}
+    flowing = {evaluate.by_flow(column): name for column, name in names.items()}
     rows = []
     for model in next(iter(report["tasks"].values())):
-        name = first if model == evaluate.OURS else model
-        run = runs.get(name, runs[first])
+        name = names.get(model) or flowing.get(model) or first
+        run = runs[name]
         config = json.loads((run / "config.json").read_text())
         settings = {"model": config["model"], "options": config["options"], "data": config["data"], "task": config["task"]}
         facts = {"scores": scores(report, model), "differences": differences(report, model), **training(run)}
-        case = f"quality/{name}" if name in runs else f"quality/{first}, {name}"
+        case = f"quality/{name}"
+        if model not in names:
+            case += f", {evaluate.BY_FLOW if model in flowing else model}"
         rows.append(schema.row(op="harmonized", case=case, mode="evaluation", settings=settings, contenders={}, facts=facts))
     rows[0]["facts"] |= {"not_computed": report["not_computed"], "details": report["details"]}
     return rows
@@ -151,7 +157,7 @@ def write_walks(model: Harmonized, items: Sequence[Item], folder: Path) -> None:
                 (space, 0): model.tune(picture.image, picture.labels, group, 0, amounts, space=space)
                 for space in tune.Options(space="both").spaces
             }
-            save_png(tune.sheet(model, picture, group, made, amounts), folder / f"walks_{group}.png")
+            save_png(contact_sheet(tune.rows_of(model, picture, group, made, amounts)), folder / f"walks_{group}.png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", help="data set whose validation split is judged on; none: faces drawn by code")
     parser.add_argument("--kind", default="auto", help="layout of the data set")
     parser.add_argument("--sheets", type=Path, help="folder for side-by-side sheets; none: none")
+    parser.add_argument("--tasks", default="", help=f"out of {','.join(evaluate.TASKS)}; none: all")
     parser.add_argument("--limit", type=int, default=200, help="pictures")
     parser.add_argument("--styles", type=int, default=10, help="random styles of every picture and group")
     parser.add_argument("--harmony", help="classifier of mixsyn-fast train harmony; none: no harmony score")
@@ -172,6 +179,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, run in runs.items():
         if not (run / "config.json").is_file():
             parser.error(f"{name}: expected a run folder, got {str(run)!r}")
+    tasks = tuple(args.tasks.split(",")) if args.tasks else evaluate.TASKS
+    if not set(tasks) <= set(evaluate.TASKS):
+        parser.error(f"tasks: expected some of {', '.join(evaluate.TASKS)}, got {args.tasks}")
     began = time.monotonic()
     first, *others = runs.items()
     with tempfile.TemporaryDirectory() as folder:
@@ -186,24 +196,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             inception=args.inception,
             seed=args.seed,
             out=Path(folder),
+            tasks=tasks,
         )
         if evaluate.main(options) != 0:
             raise SystemExit("mixsyn-fast harmonized evaluate failed")
         report = json.loads((Path(folder) / "report.json").read_text())
         model = Harmonized.load(first[1])
         items, _ = evaluate.readable(reference_of_model(options, model.classes, model.size), options.limit)
-        found = {group: walks(model, items, group) for group in model.flows}
+        rows = rows_of(report, runs)
         if args.sheets:
             args.sheets.mkdir(parents=True, exist_ok=True)
             if (Path(folder) / "transfers.png").is_file():
                 shutil.copy(Path(folder) / "transfers.png", args.sheets / "transfers.png")
-            write_walks(model, items, args.sheets)
-    rows = rows_of(report, runs)
-    rows[0]["facts"]["walks"] = found
+        for name, run in runs.items():
+            model = Harmonized.load(run)
+            row = next(row for row in rows if row["case"] == f"quality/{name}")
+            if model.flows:
+                row["facts"]["walks"] = {group: walks(model, items, group) for group in model.flows}
+                if args.sheets:
+                    write_walks(model, items, args.sheets if name == first[0] else args.sheets / name)
     words = " ".join(f"{name}=runs/{name}" for name in runs)
-    command = f"run_harmonized_quality --data $MIXSYN_FAST_DATA/{Path(args.data).name} " if args.data else ""
-    command = f"{command or 'run_harmonized_quality '}--limit {args.limit} "
-    command += f"--styles {args.styles} " + "--harmony runs/harmony " * bool(args.harmony) + words
+    command = "run_harmonized_quality " + f"--data $MIXSYN_FAST_DATA/{Path(args.data or '').name} " * bool(args.data)
+    command += f"--kind {args.kind} " * (args.kind != "auto") + f"--tasks {args.tasks} " * bool(args.tasks)
+    command += f"--limit {args.limit} --styles {args.styles} " + "--harmony runs/harmony " * bool(args.harmony)
+    command += "--inception FILE " * bool(args.inception) + f"--seed {args.seed} " * (args.seed != 0) + words
     result = {
         "kind": "evaluation",
         "command": command,

@@ -175,6 +175,7 @@ class HarmonyTask(Task):
     """
 
     best = "accuracy"
+    least_batch = 2  # a composite takes its colours from another picture of the batch
 
     def __init__(self, config: Config, training: bool = True) -> None:
         self.config = config

@@ -994,9 +994,23 @@ MUTATIONS = [
     Mutation(
         "harmonized: the halves of the set change places",
         "models/harmonized/evaluate.py",
-        "self.items[: len(self.items) // 2], self.items[len(self.items) // 2 :]",
-        "self.items[len(self.items) // 2 :], self.items[: len(self.items) // 2]",
+        "self.items[:half], self.items[half:]",
+        "self.items[half:], self.items[:half]",
         "tests/models/harmonized/test_evaluate.py -k what_it_says",
+    ),
+    Mutation(
+        "harmonized: flows of the models beside the first are judged as its own",
+        "models/harmonized/evaluate.py",
+        '{by_flow(name): (model, "flow")',
+        '{by_flow(OURS): (model, "flow")',
+        "tests/models/harmonized/test_evaluate.py -k flows_of_every",
+    ),
+    Mutation(
+        "study: answers that somebody filled in are replaced",
+        "models/harmonized/study.py",
+        "is_file() and answered(",
+        "is_file() and not answered(",
+        "tests/models/harmonized/test_commands.py -k not_replaced",
     ),
     Mutation(
         "clvae: locality of the pixels outside",

@@ -33,25 +33,49 @@ def read_key(path: Path) -> dict[str, dict[str, str]]:
     return {line[0]: dict(zip(letters, line[2:], strict=True)) for line in lines[1:] if line}
 
 
+def answered(path: Path) -> dict[str, str]:
+    """Return row -> letter of filled-in answers, without empty rows; a spreadsheet's semicolons and tabs are read too.
+
+    Raises:
+        ValueError, FileNotFoundError: no such file, or a row that comes twice; the message names both.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"answers: {path}: no such file")
+    text = read_text(path)
+    mark = text[len("row") : len("row") + 1]
+    found: dict[str, str] = {}
+    for line in list(csv.reader(io.StringIO(text), delimiter=mark if mark in (";", "\t") else ","))[1:]:
+        letter = line[1].strip().upper() if len(line) > 1 else ""
+        if not letter:
+            continue
+        row = line[0].strip()
+        if row in found:
+            raise ValueError(f"answers: {path}: row {row}: expected one answer, got {found[row]} and {letter}")
+        found[row] = letter
+    return found
+
+
 def count(files: Sequence[str], key: Mapping[str, Mapping[str, str]]) -> Counter[str]:
     """Count the votes of filled-in answers by a key: method -> votes; rows without an answer do not count.
 
     Raises:
-        ValueError, FileNotFoundError: a file that is not there, a row that the key lacks, or a letter that its row lacks;
-            the message names the file and the row.
+        ValueError, FileNotFoundError: a file that is not there, comes twice or has no answer at all, a row that the key
+            lacks or that comes twice, or a letter that its row lacks; the message names the file and the row.
     """
     votes: Counter[str] = Counter({method: 0 for row in key.values() for method in row.values()})
+    seen: set[Path] = set()
     for file in files:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"answers: {file}: no such file")
-        for line in list(csv.reader(io.StringIO(read_text(Path(file)))))[1:]:
-            letter = line[1].strip().upper() if len(line) > 1 else ""
-            if not letter:
-                continue
-            if line[0] not in key or letter not in key[line[0]]:
-                known = "/".join(key.get(line[0], {})) or "no such row"
-                raise ValueError(f"answers: {file}: row {line[0]}: expected {known}, got {letter!r}")
-            votes[key[line[0]][letter]] += 1
+        if Path(file).resolve() in seen:
+            raise ValueError(f"answers: expected every file once, got {file} twice")
+        seen.add(Path(file).resolve())
+        found = answered(Path(file))
+        if not found:
+            raise ValueError(f"answers: {file}: expected a letter in the second column of some row, got none")
+        for row, letter in found.items():
+            if row not in key or letter not in key[row]:
+                known = "/".join(key.get(row, {})) or "no such row"
+                raise ValueError(f"answers: {file}: row {row}: expected {known}, got {letter!r}")
+            votes[key[row][letter]] += 1
     return votes
 
 

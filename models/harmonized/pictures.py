@@ -11,6 +11,7 @@ import numpy as np
 from ..data import colorize
 from ..data.sets import DRAWN_KINDS
 from ..metrics import Change, change_of_edit
+from ..pictures.files import list_pictures
 from ..pictures.options import drawn_source
 from ..pictures.picture import Picture, pictures_of
 from ..pictures.sheets import captioned, cell_size, contour, enlarged, enlarged_labels, outlined, source_colour
@@ -28,6 +29,44 @@ def drawn_pictures(model: Harmonized, count: int, seed: int) -> list[Picture]:
 def files_of(folder: Path, names: Sequence[str], option: str) -> dict[str, Path]:
     """Return what is written where: `option: name` -> PNG in a folder."""
     return {f"{option}: {name}": folder / f"{name}.png" for name in names}
+
+
+def result_files(out: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Return what is written where by a command of one result a picture: the file `out`, or of several a folder of them.
+
+    The folder is called as the file without .png; the keys are `out` and, of several, `out: name`.
+    """
+    folder = out.with_suffix("") if out.suffix.lower() == ".png" else out
+    return files_of(folder, names, "out") if names[1:] else {"out": out}
+
+
+def partners(files: Sequence[str], given: Sequence[str], option: str) -> list[str]:
+    """Return what belongs to every picture: the file that is called as it is, or of one picture the one file there is.
+
+    Args:
+        files: pictures of different names.
+        given: files, and folders of them.
+        option: named in errors.
+
+    Raises:
+        ValueError: a picture without one, two of one name, or a file of no picture; the message names option and files.
+        FileNotFoundError: a folder without a picture.
+    """
+    others = [str(each) for path in given for each in (list_pictures(path).values() if Path(path).is_dir() else [path])]
+    if len(files) == len(others) == 1:
+        return others
+    known: dict[str, str] = {}
+    for other in others:
+        if known.setdefault(Path(other).stem, other) != other:
+            raise ValueError(f"{option}: expected files of different names, got {known[Path(other).stem]} and {other}")
+    names = [Path(file).stem for file in files]
+    lacking = next((file for file, name in zip(files, names, strict=True) if name not in known), None)
+    if lacking is not None:
+        raise ValueError(f"{option}: expected a file of every picture's name, got none for {lacking}")
+    more = sorted(set(known) - set(names))
+    if more:
+        raise ValueError(f"{option}: expected a picture for every file, got none for {known[more[0]]}")
+    return [known[name] for name in names]
 
 
 def check_names(model: Harmonized, names: Collection[str], option: str) -> None:

@@ -4,13 +4,14 @@
     mixsyn-fast harmonized recolour --image me.jpg --strokes strokes.png --kind folder --sheet sheet.png
 
 Draw in a layer of its own above the picture, in any paint program, and save that layer alone as PNG with its transparency,
-at the picture's size. A stroke paints the region in which most of it lies. Label maps and --kind: see `mixsyn-fast
-harmonized transfer --help`.
+at the picture's size. A stroke paints the region in which most of it lies. --image and --strokes take files and folders;
+strokes of several pictures are called as these. Label maps and --kind: see `mixsyn-fast harmonized transfer --help`.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,27 @@ from ..pictures.options import (
     check_outputs,
     check_png,
     open_model,
+    pictures_at,
     write_image,
     write_sheet,
 )
 from ..pictures.picture import Picture
 from ..pictures.sheets import lines_for
-from ..settings import at_least
+from ..settings import at_least, repeated
 from ..sheets import contact_sheet
 from .model import Harmonized, Made, listed
-from .pictures import GAIN, change_cell, change_of, drawn_pictures, image_cell, line, numbers, size_of
+from .pictures import (
+    GAIN,
+    change_cell,
+    change_of,
+    drawn_pictures,
+    image_cell,
+    line,
+    numbers,
+    partners,
+    result_files,
+    size_of,
+)
 
 _DRAWN = {"hair": (196, 62, 38), "u_lip": (150, 40, 160), "l_lip": (150, 40, 160), "skin": (226, 178, 140)}
 """Colours of strokes that are drawn where none are given; of other models the largest region's is the first."""
@@ -46,9 +59,11 @@ _DRAWN = {"hair": (196, 62, 38), "u_lip": (150, 40, 160), "l_lip": (150, 40, 160
 class Options(PictureOptions, ModelOptions):
     """Options of the command."""
 
-    image: str | None = None  # picture to recolour; none: picture and strokes drawn by code
-    strokes: str | None = None  # PNG with transparency, of the picture's size
-    out: Path = Path("recoloured.png")  # the image
+    image: tuple[str, ...] = repeated()
+    """picture to recolour, or a folder of them; once per picture; none: picture and strokes drawn by code"""
+    strokes: tuple[str, ...] = repeated()
+    """PNG with transparency, of the picture's size; of several pictures one called as each, or a folder of them"""
+    out: Path = Path("recoloured.png")  # the image; of several pictures a folder of them, called as this without .png
     sheet: Path | None = None  # also write a contact sheet: picture with strokes, reconstruction, result, change (PNG)
     json: Path | None = None  # also write the colours and what changed (JSON; seconds, grey levels 0 to 255)
     seed: int = 0  # of the picture that is drawn where none is given
@@ -65,42 +80,58 @@ class Options(PictureOptions, ModelOptions):
 
 def main(options: Options) -> int:
     """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
-    inputs = [file for file in (options.image, options.strokes) if file]
-    check_outputs({"out": options.out, "sheet": options.sheet, "json": options.json}, inputs, options.labels)
-    strokes = read_layer(options.strokes) if options.strokes else None
+    files = pictures_at(options.image, "image")
+    layers = partners(files, options.strokes, "strokes")
+    _outputs(options, [Path(file).stem for file in files], [*files, *layers])
+    given = [read_layer(layer) for layer in layers]
     model = open_model(Harmonized, options.model, options.device)
     reader = Reader(model.classes, model.size, options, options.device)
-    if options.image and strokes is not None:
-        picture = reader.read(options.image)
-        size = read_image(options.image).shape[:2]
-        if strokes.shape[:2] != size:
-            (height, width), (rows, columns) = size, strokes.shape[:2]
-            raise ValueError(
-                f"strokes: {options.strokes}: expected {width} x {height} (width x height), the picture's size, got "
-                f"{columns} x {rows}"
-            )
-        strokes = model.fitted_strokes(strokes)
-    else:
+    work: list[tuple[Picture, np.ndarray]] = []
+    with progress("reading pictures"):
+        for file, layer, strokes in zip(files, layers, given, strict=True):
+            picture = reader.read(file)
+            size = read_image(file).shape[:2]
+            if strokes.shape[:2] != size:
+                (height, width), (rows, columns) = size, strokes.shape[:2]
+                raise ValueError(
+                    f"strokes: {layer}: expected {width} x {height} (width x height), the picture's size, got "
+                    f"{columns} x {rows}"
+                )
+            work.append((picture, model.fitted_strokes(strokes)))
+    if not work:
         picture = drawn_pictures(model, 1, options.seed)[0]
-        strokes = drawn_strokes(model, picture, options.seed)
+        work.append((picture, drawn_strokes(model, picture, options.seed)))
     reader.check_labels_used()
-    colours = model.stroke_colours(picture.labels, strokes)
-    before = model.reconstruct(picture.image, picture.labels)
-    begin = time.perf_counter()
-    with progress("recolouring"):
-        made = model.recolour(picture.image, picture.labels, strokes)
-    seconds = time.perf_counter() - begin
-    change = change_of(model, before.image, made, made.regions)
-    print(line(picture.name, change, made, seconds))
-    write_image(made.image, options.out)
+    colours = [model.stroke_colours(picture.labels, strokes) for picture, strokes in work]
+    paths = _outputs(options, [picture.name for picture, _ in work], [*files, *layers])
+    cells: list[list[np.ndarray]] = []
+    table: list[dict[str, Any]] = []
+    with progress("recolouring") as at:
+        for (picture, strokes), painted, path in zip(work, colours, paths.values(), strict=True):
+            at(len(table), len(work))
+            before = model.reconstruct(picture.image, picture.labels)
+            begin = time.perf_counter()
+            made = model.recolour(picture.image, picture.labels, strokes)
+            seconds = time.perf_counter() - begin
+            change = change_of(model, before.image, made, made.regions)
+            print(line(picture.name, change, made, seconds))
+            write_image(made.image, path)
+            cells.append(cells_of(model, picture, strokes, before, made))
+            said = {name: colour.tolist() for name, colour in painted.items()}
+            table.append({"picture": picture.name, "colours": said, **numbers(change, made, seconds)})
     if options.sheet:
-        write_sheet(sheet(model, picture, strokes, before, made), options.sheet)
+        write_sheet(contact_sheet(cells), options.sheet)
     if options.json:
-        about: dict[str, Any] = {"model": options.model or "shipped", "image": options.image or picture.name}
-        about["colours"] = {name: colour.tolist() for name, colour in colours.items()}
-        write_json(options.json, {**about, **numbers(change, made, seconds)})
+        write_json(options.json, {"model": options.model or "shipped", "images": table})
         print(f"written: {options.json}")
     return 0
+
+
+def _outputs(options: Options, names: Sequence[str], inputs: Sequence[str]) -> dict[str, Path]:
+    """Return the files of images; ValueError where they cannot be."""
+    images = result_files(options.out, names)
+    check_outputs({**images, "sheet": options.sheet, "json": options.json}, inputs, options.labels)
+    return images
 
 
 def drawn_strokes(model: Harmonized, picture: Picture, seed: int) -> np.ndarray:
@@ -127,7 +158,7 @@ def drawn_strokes(model: Harmonized, picture: Picture, seed: int) -> np.ndarray:
     return strokes
 
 
-def sheet(model: Harmonized, picture: Picture, strokes: np.ndarray, before: Made, made: Made) -> np.ndarray:
+def cells_of(model: Harmonized, picture: Picture, strokes: np.ndarray, before: Made, made: Made) -> list[np.ndarray]:
     """Draw the picture with the strokes on it, what was encoded for their colours, reconstruction, result and change.
 
     Args:
@@ -138,7 +169,7 @@ def sheet(model: Harmonized, picture: Picture, strokes: np.ndarray, before: Made
         made: the result.
 
     Returns:
-        (H, W, 3) uint8.
+        Cells of a row of a sheet.
     """
     on = np.where(strokes[..., 3:] >= 128, strokes[..., :3], picture.image)
     change = change_of(model, before.image, made, made.regions)
@@ -156,4 +187,4 @@ def sheet(model: Harmonized, picture: Picture, strokes: np.ndarray, before: Made
         image_cell(model, made.image, "result", lines),
         change_cell(model, before.image, made, made.regions, says[1], lines),
     ]
-    return contact_sheet([row])
+    return row

@@ -8,13 +8,14 @@ The group's codes go to the flow's z, a step along a random unit direction there
 Steps are in units of the length that z has as a rule, the root of how many numbers the group's codes have: 0.1 changes
 little, 1 much, whatever the model's codes are. --space style moves the codes themselves instead, in units of their
 deviations (what Fig. 9 compares with), --space both shows the two below each other. --solver adaptive integrates to a
-tolerance; fixed takes few steps, as a slider needs. Label maps and --kind: see `mixsyn-fast harmonized transfer --help`.
+tolerance; fixed takes few steps, as a slider needs. --image takes files and folders. Label maps and --kind: see
+`mixsyn-fast harmonized transfer --help`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,11 +32,12 @@ from ..pictures.options import (
     check_outputs,
     check_png,
     open_model,
+    pictures_at,
     write_image,
     write_sheet,
 )
 from ..pictures.picture import Picture
-from ..settings import at_least
+from ..settings import at_least, repeated
 from ..sheets import contact_sheet
 from .flow import Solver
 from .model import Harmonized, Made, Space, listed
@@ -46,13 +48,15 @@ from .pictures import change_of, drawn_pictures, files_of, image_cell, numbers, 
 class Options(PictureOptions, ModelOptions):
     """Options of the command."""
 
-    image: str | None = None  # picture whose style moves; none: one drawn by code
+    image: tuple[str, ...] = repeated()
+    """picture whose style moves, or a folder of them; once per picture; none: one drawn by code"""
     group: str | None = None  # group of regions that moves; none: the model's first one with a flow that the picture has
     direction: tuple[int, ...] = (0,)  # seeds of directions: a row of images each
     amounts: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.5, 1.0)  # lengths of the steps: 1 is that of a typical z, sqrt(D)
     space: Literal["z", "style", "both"] = "z"  # where the step is made: in the flow's z, or in the codes themselves
     solver: Literal["fixed", "adaptive"] = "fixed"  # of the flow's integral
-    out: Path = Path("tuned")  # folder of the images, which are called <space>_<direction>_<number of the amount>.png
+    out: Path = Path("tuned")
+    """folder of the images: <space>_<direction>_<number of the amount>.png; of several pictures in <picture>/"""
     sheet: Path | None = None  # also write a contact sheet: a row per direction and space (PNG)
     json: Path | None = None  # also write what every image changed (JSON; seconds, grey levels 0 to 255)
     seed: int = 0  # of the picture that is drawn where none is given
@@ -73,6 +77,11 @@ class Options(PictureOptions, ModelOptions):
         """Where steps are made."""
         return ("z", "style") if self.space == "both" else (self.space,)
 
+    @property
+    def rows(self) -> tuple[tuple[Space, int], ...]:
+        """Spaces and directions of the rows of images."""
+        return tuple((space, direction) for direction in self.direction for space in self.spaces)
+
     def name(self, space: Space, direction: int, place: int) -> str:
         """Return what an image is called."""
         return f"{space}_{direction}_{place}"
@@ -80,52 +89,78 @@ class Options(PictureOptions, ModelOptions):
 
 def main(options: Options) -> int:
     """Run the command; 0, or ValueError, OSError, ImportError for what the user can mend."""
-    rows = [(space, direction) for direction in options.direction for space in options.spaces]
-    names = [options.name(*row, i) for row in rows for i in range(len(options.amounts))]
-    images = files_of(options.out, names, "out")
-    inputs = [options.image] if options.image else []
-    check_outputs({**images, "sheet": options.sheet, "json": options.json}, inputs, options.labels)
+    files = pictures_at(options.image, "image")
+    _outputs(options, [Path(file).stem for file in files], files)
     model = open_model(Harmonized, options.model, options.device)
     if not model.flows:
         raise ValueError(f"model: expected flows, got none{model.missing('flow')}")
     reader = Reader(model.classes, model.size, options, options.device)
-    picture = reader.read(options.image) if options.image else drawn_pictures(model, 1, options.seed)[0]
+    with progress("reading pictures"):
+        pictures = [reader.read(file) for file in files] or drawn_pictures(model, 1, options.seed)
     reader.check_labels_used()
-    group = options.group or first_group(model, picture)
-    if group not in model.flows:
-        raise ValueError(f"group: expected one with a flow ({listed(model.flows)}), got {group!r}")
-    regions_of(model, model.groups[group], [picture], "group")
+    groups = [options.group or first_group(model, picture) for picture in pictures]
+    for picture, group in zip(pictures, groups, strict=True):
+        if group not in model.flows:
+            raise ValueError(f"group: expected one with a flow ({listed(model.flows)}), got {group!r}")
+        for region in model.groups[group]:
+            regions_of(model, (region,), [picture], "group")
+    paths = iter(_outputs(options, [picture.name for picture in pictures], files).values())
+    cells: list[list[np.ndarray]] = []
+    table: list[dict[str, Any]] = []
+    errors: dict[str, float] = {}
+    with progress("moving") as at:
+        for number, (picture, group) in enumerate(zip(pictures, groups, strict=True)):
+            at(number, len(pictures))
+            found, rows = _moved(options, model, picture, group)
+            table += rows
+            for row in rows:
+                print(
+                    f"{f'{picture.name}, ' * (len(pictures) > 1)}{row['space']}, direction {row['direction']}, "
+                    f"{row['amount']:g}: changed by {row['change']['inside']:.1f} grey levels inside "
+                    f"{listed(row['regions'])}, {row['change']['outside']:.1f} outside"
+                )
+            errors[picture.name] = round_trip(model, picture, group, options.solver)
+            for made in found.values():
+                for each in made:
+                    write_image(each.image, next(paths))
+            cells += rows_of(model, picture, group, found, options.amounts)
+    error = max(errors.values())
+    print(f"to z and back: codes off by {error:.1e} of their deviations ({options.solver} solver)")
+    if options.sheet:
+        write_sheet(contact_sheet(cells), options.sheet)
+    if options.json:
+        about = {"model": options.model or "shipped", "pictures": files or [pictures[0].name], "solver": options.solver}
+        write_json(options.json, {**about, "round_trip": error, "images": table})
+        print(f"written: {options.json}")
+    return 0
+
+
+def _moved(
+    options: Options, model: Harmonized, picture: Picture, group: str
+) -> tuple[dict[tuple[Space, int], list[Made]], list[dict[str, Any]]]:
+    """Return the images of a picture by space and direction, and what each changed, in the order of the files."""
     before = model.reconstruct(picture.image, picture.labels)
     found: dict[tuple[Space, int], list[Made]] = {}
     table: list[dict[str, Any]] = []
-    with progress("moving"):
-        for space, direction in rows:
-            begin = time.perf_counter()
-            made = model.tune(
-                picture.image, picture.labels, group, direction, options.amounts, solver=options.solver, space=space
-            )
-            seconds = (time.perf_counter() - begin) / len(made)
-            found[space, direction] = made
-            for amount, each in zip(options.amounts, made, strict=True):
-                change = change_of(model, before.image, each, each.regions)
-                row = {"space": space, "direction": direction, "amount": amount, **numbers(change, each, seconds)}
-                table.append(row)
-                print(
-                    f"{space}, direction {direction}, {amount:g}: changed by {change.inside:.1f} grey levels inside "
-                    f"{listed(each.regions)}, {change.outside:.1f} outside"
-                )
-    error = round_trip(model, picture, group, options.solver)
-    print(f"to z and back: codes off by {error:.1e} of their deviations ({options.solver} solver)")
-    every = (each for made in found.values() for each in made)
-    for each, path in zip(every, images.values(), strict=True):
-        write_image(each.image, path)
-    if options.sheet:
-        write_sheet(sheet(model, picture, group, found, options.amounts), options.sheet)
-    if options.json:
-        about = {"model": options.model or "shipped", "image": options.image or picture.name, "group": group}
-        write_json(options.json, {**about, "solver": options.solver, "round_trip": error, "images": table})
-        print(f"written: {options.json}")
-    return 0
+    for space, direction in options.rows:
+        begin = time.perf_counter()
+        made = model.tune(
+            picture.image, picture.labels, group, direction, options.amounts, solver=options.solver, space=space
+        )
+        seconds = (time.perf_counter() - begin) / len(made)
+        found[space, direction] = made
+        for amount, each in zip(options.amounts, made, strict=True):
+            step = {"picture": picture.name, "group": group, "space": space, "direction": direction, "amount": amount}
+            table.append({**step, **numbers(change_of(model, before.image, each, each.regions), each, seconds)})
+    return found, table
+
+
+def _outputs(options: Options, names: Sequence[str], inputs: Sequence[str]) -> dict[str, Path]:
+    """Return the files of images, those of a picture one after the other; ValueError where they cannot be."""
+    own = [options.name(*row, i) for row in options.rows for i in range(len(options.amounts))]
+    images = files_of(options.out, [f"{name}/{each}" for name in names for each in own] if names[1:] else own, "out")
+    check_outputs({**images, "sheet": options.sheet, "json": options.json}, inputs, options.labels)
+    return images
 
 
 def first_group(model: Harmonized, picture: Picture) -> str:
@@ -147,17 +182,17 @@ def round_trip(model: Harmonized, picture: Picture, group: str, solver: Solver) 
     return float(((again - own) / flow.scale().cpu()).abs().max())
 
 
-def sheet(
+def rows_of(
     model: Harmonized,
     picture: Picture,
     group: str,
     found: Mapping[tuple[Space, int], list[Made]],
     amounts: tuple[float, ...],
-) -> np.ndarray:
+) -> list[list[np.ndarray]]:
     """Draw a row per direction and space: the picture with the group outlined, then an image per amount.
 
     Returns:
-        (H, W, 3) uint8.
+        Rows of cells of a sheet.
     """
     rows = []
     for (space, direction), made in found.items():
@@ -166,4 +201,4 @@ def sheet(
         rows.append(
             [first, *(image_cell(model, each.image, f"step {amount:g}") for amount, each in zip(amounts, made, strict=True))]
         )
-    return contact_sheet(rows)
+    return rows

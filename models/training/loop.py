@@ -54,8 +54,9 @@ def train(
     Raises:
         FileExistsError: resume "no" in a run folder that holds checkpoints.
         FileNotFoundError: init_from names nothing that is there.
-        ValueError: the folder cannot be written, or is too small for the checkpoints, or the data have no label maps and the
-            task needs them (before anything is trained); the checkpoint does not fit the model or the data.
+        ValueError: the folder cannot be written, or is too small for the checkpoints, the data have no label maps and the
+            task needs them, or a batch has too few pictures for it (before anything is trained); the checkpoint does not fit
+            the model or the data.
         CheckpointError: a checkpoint could not be written later; the last good one is whole.
         FloatingPointError: a loss is not finite; the checkpoints stay as they were.
     """
@@ -63,6 +64,11 @@ def train(
         if each is not None:
             check(task, each)
     world = world or distributed.init(None if options.device == "auto" else options.device, timeout=options.timeout)
+    share = options.batch_size // (options.accumulate * world.size)
+    if share < task.least_batch:
+        raise ValueError(
+            f"batch_size: expected at least {task.least_batch} pictures per process and micro-batch, got {share}"
+        )
     main = world.rank == 0
     folder = Path(options.out)
     saves = folder / "checkpoints"

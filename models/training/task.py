@@ -114,6 +114,8 @@ class Task(ABC):
     """The figure of `validate` whose best checkpoint is kept (- before it: smaller is better); "": none."""
     best_from: int = 0
     """First step after which a checkpoint can be the best: that of the stage that makes the final model."""
+    least_batch: int = 1
+    """Pictures that every process needs in a micro-batch: fewer are refused before anything is written."""
 
     @abstractmethod
     def losses(self, phase: str, batch: Any, step: int) -> dict[str, Tensor]:

@@ -257,6 +257,14 @@ def test_it_learns_and_its_file_is_the_run(run: Path, tmp_path: Path) -> None:
         load_classifier(file)
 
 
+def test_a_batch_of_one_picture_is_refused_before_a_run_is_begun(tmp_path: Path) -> None:
+    for fields in ({"batch_size": 1}, {"batch_size": 4, "accumulate": 4}):
+        chosen = Options(out=str(tmp_path / "run"), steps=1, workers=0, **fields)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="batch_size: expected at least 2 pictures per process and micro-batch, got 1"):
+            train(task_of(), chosen, RegionDataset(Lit(), SIZE), world=WORLD)
+        assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

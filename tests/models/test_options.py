@@ -172,22 +172,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "harmonized sample": {
         **PICTURES,
-        "--image": None, "--region": ["hair"], "--count": 6, "--by": "mapping", "--seed": 0, "--out": "samples",
+        "--image": [], "--region": ["hair"], "--count": 6, "--by": "mapping", "--seed": 0, "--out": "samples",
         "--sheet": None, "--json": None,
     },
     "harmonized tune": {
         **PICTURES,
-        "--image": None, "--group": None, "--direction": [0], "--amounts": [-1.0, -0.5, 0.0, 0.5, 1.0], "--space": "z",
+        "--image": [], "--group": None, "--direction": [0], "--amounts": [-1.0, -0.5, 0.0, 0.5, 1.0], "--space": "z",
         "--solver": "fixed", "--out": "tuned", "--sheet": None, "--json": None, "--seed": 0,
     },
     "harmonized reshape": {
         **PICTURES,
-        "--image": None, "--new-labels": None, "--reference": None, "--out": "reshaped.png", "--sheet": None, "--json": None,
+        "--image": [], "--new-labels": [], "--reference": None, "--out": "reshaped.png", "--sheet": None, "--json": None,
         "--seed": 0,
     },
     "harmonized recolour": {
         **PICTURES,
-        "--image": None, "--strokes": None, "--out": "recoloured.png", "--sheet": None, "--json": None, "--seed": 0,
+        "--image": [], "--strokes": [], "--out": "recoloured.png", "--sheet": None, "--json": None, "--seed": 0,
     },
     "harmonized reconstruct": {
         **PICTURES,
@@ -199,10 +199,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--model": None, "--device": "cpu", "--data": "", "--kind": "auto", "--split": "val", "--unknown": "class",
         "--merge": None, "--limit": None, "--inception": None, "--seed": 0, "--compare": [], "--styles": 10,
         "--network": "alexnet", "--lpips": None, "--harmony": None, "--images": False, "--out": "evaluation",
+        "--tasks": ["reconstruction", "transfer", "samples"], "--references": None, "--references-kind": "auto",
     },
     "harmonized study": {
-        "--method": [], "--shown": [], "--rows": 30, "--per-sheet": 6, "--question": "Which result looks best?",
-        "--answers": [], "--seed": 0, "--out": "study",
+        "--model": None, "--device": "cpu", "--method": [], "--shown": [], "--rows": 30, "--per-sheet": 6,
+        "--question": "Which result looks best?", "--answers": [], "--seed": 0, "--out": "study", "--json": None,
     },
     "stylefusion generate": {
         "--model": None, "--device": "cpu", "--count": 6, "--seed": 0, "--out": "generated", "--codes-out": None,

@@ -61,6 +61,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     strokes = np.zeros((64, 64, 4), np.uint8)
     strokes[labels == HAIR] = (200, 40, 10, 255)
     Image.fromarray(strokes).save(folder / "strokes.png")
+    (folder / "empty").mkdir()
     (folder / "more").mkdir()
     for name in ("b", "d"):
         for ending in ("", "_labels"):
@@ -150,6 +151,34 @@ def test_tune(file: str, model: Harmonized, photos: Path, capsys: pytest.Capture
     assert np.array_equal(_pixels("bald/z_0_0.png"), model.tune(*_pair("e"), "skin", 0, (1.0,))[0].image)
 
 
+def test_several_pictures_have_folders_of_their_own(
+    file: str, model: Harmonized, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of sample and tune: the styles of a seed, and the walk of a direction, in every picture of a folder and beside it."""
+    words = ["--image", "more", "--image", "a.png", "--sheet", "s.png", "--json", "t.json"]
+    assert _run("sample", file, *words, "--count", "2", "--out", "s") == 0
+    assert [sorted(os.listdir(f"s/{name}")) for name in "abd"] == [["sample_0.png", "sample_1.png"]] * 3
+    assert np.array_equal(_pixels("s/d/sample_1.png"), model.sample(*_pair("d"), ("hair",), 1, 1)[0].image)
+    rows = json.loads(Path("t.json").read_text())["images"]
+    assert [(row["picture"], row["seed"]) for row in rows] == [(name, seed) for name in "bda" for seed in (0, 1)]
+    assert _pixels("s.png").shape[0] > 3 * 64 and "d: hair: changed by" in capsys.readouterr().out
+    assert _run("tune", file, *words, "--image", "e.png", "--amounts", "0,1", "--out", "t") == 0
+    assert [sorted(os.listdir(f"t/{name}")) for name in "abde"] == [["z_0_0.png", "z_0_1.png"]] * 4
+    assert np.array_equal(_pixels("t/b/z_0_1.png"), model.tune(*_pair("b"), "hair", 0, (1.0,))[0].image)
+    rows = json.loads(Path("t.json").read_text())["images"]
+    assert [(row["picture"], row["group"]) for row in rows[::2]] == [
+        ("b", "hair"),
+        ("d", "hair"),
+        ("a", "hair"),
+        ("e", "skin"),
+    ]
+    assert _pixels("s.png").shape[0] > 4 * 64 and "e, z, direction 0, 1: changed by" in capsys.readouterr().out
+    assert (
+        _run("sample", file, *words, "--image", "e.png", "--out", "bald") == 2
+    )  # no hair in e: nothing is made of the others
+    assert "region: e has no hair" in capsys.readouterr().err and not Path("bald").exists()
+
+
 def test_reshape(file: str, model: Harmonized, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("reshape", file, "--image", "a.png", "--new-labels", "new.png", "--sheet", "s.png") == 0
     new = np.roll(draw_face(3, 64)[1], 4, 1).astype(np.int64)
@@ -158,7 +187,7 @@ def test_reshape(file: str, model: Harmonized, photos: Path, capsys: pytest.Capt
     shutil.copy("a_labels.png", "hairy.png")
     words = ["--image", "e.png", "--new-labels", "hairy.png", "--reference", "b.png", "--json", "t.json"]
     assert _run("reshape", file, *words) == 0
-    assert json.loads(Path("t.json").read_text())["new"]["hair"] == "reference"
+    assert json.loads(Path("t.json").read_text())["images"][0]["new"]["hair"] == "reference"
 
 
 def test_recolour(file: str, model: Harmonized, photos: Path) -> None:
@@ -166,8 +195,40 @@ def test_recolour(file: str, model: Harmonized, photos: Path) -> None:
     assert _run("recolour", file, *words) == 0
     made = model.recolour(*_pair("a"), read_layer("strokes.png"))
     assert np.array_equal(_pixels("r.png"), made.image)
-    found = json.loads(Path("t.json").read_text())
+    (found,) = json.loads(Path("t.json").read_text())["images"]
     assert found["colours"] == {"hair": [200, 40, 10]} and found["regions"] == ["hair"]
+
+
+def test_edited_maps_and_strokes_of_a_folder_belong_by_their_names(
+    file: str, model: Harmonized, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, size in (("b", (64, 64)), ("d", (80, 90))):
+        Path("labels").mkdir(exist_ok=True)  # a name under which label maps are looked for elsewhere
+        shutil.copy(f"more/{name}_labels.png", f"labels/{name}.png")
+        with Image.open("strokes.png") as layer:
+            Path("layers").mkdir(exist_ok=True)
+            layer.resize(size, Image.Resampling.NEAREST).save(f"layers/{name}.png")
+    words = ["--image", "more", "--sheet", "s.png", "--json", "t.json"]
+    assert _run("reshape", file, *words, "--new-labels", "labels") == 0
+    assert sorted(os.listdir("reshaped")) == ["b.png", "d.png"] and _pixels("s.png").shape[0] > 4 * 64
+    assert np.array_equal(_pixels("reshaped/d.png"), model.reconstruct(*_pair("d")).image)  # its own map
+    assert [row["picture"] for row in json.loads(Path("t.json").read_text())["images"]] == ["b", "d"]
+    assert _run("recolour", file, *words, "--strokes", "layers/b.png", "--strokes", "layers/d.png") == 0
+    assert np.array_equal(_pixels("recoloured/b.png"), model.recolour(*_pair("b"), read_layer("layers/b.png")).image)
+    assert [row["regions"] for row in json.loads(Path("t.json").read_text())["images"]] == [["hair"]] * 2
+    capsys.readouterr()
+    for given, message in (
+        (["layers/b.png"], "strokes: expected a file of every picture's name, got none for more/d.png"),
+        (["layers", "strokes.png"], "strokes: expected a picture for every file, got none for strokes.png"),
+        (["layers", "labels/b.png"], "strokes: expected files of different names, got layers/b.png and labels/b.png"),
+    ):
+        more = [word for path in given for word in ("--strokes", path)]
+        assert _run("recolour", file, "--image", "more", "--out", "new", *more) == 2
+        assert message in capsys.readouterr().err and not Path("new").exists()
+    hairy = np.where(draw_face(3, 64)[1] == HAIR, HAIR, _pair("e")[1])  # which e lacks, and there is a network for
+    save_labels(Path("e.new.png"), hairy, 19)
+    assert _run("reshape", file, "--image", "e.png", "--new-labels", "e.new.png", "--out", "e_new.png") == 0
+    assert "hair (mapping network)" in capsys.readouterr().out
 
 
 def test_reconstruct(file: str, model: Harmonized, photos: Path) -> None:
@@ -227,8 +288,42 @@ def test_a_study_hides_the_methods_and_its_key_tells_them(results: Path, capsys:
         ]
         Path(name).write_text("\n".join(text))
     capsys.readouterr()
-    assert cli.main(["harmonized", "study", "--answers", "anna.csv", "--answers", "bob.csv"]) == 0
+    words = ["harmonized", "study", "--answers", "anna.csv", "--answers", "bob.csv", "--json", "votes.json"]
+    assert cli.main(words) == 0
     assert "ours: 9 votes (100.0%)" in capsys.readouterr().out
+    found = json.loads(Path("votes.json").read_text())
+    assert (found["subjects"], found["votes"], found["methods"]["ours"]) == (2, 9, {"votes": 9, "share": 1.0})
+    semicolons = "\ufeffrow;Which, if any, looks best?\r\n1;a\r\n2; B \r\n"  # as a spreadsheet stores it
+    Path("carl.csv").write_text(semicolons, encoding="utf-8")
+    assert cli.main(["harmonized", "study", "--answers", "carl.csv", "--json", "votes.json"]) == 0
+    assert json.loads(Path("votes.json").read_text())["votes"] == 2
+
+
+def test_answers_that_somebody_filled_in_are_not_replaced(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["harmonized", "study", *METHODS]) == cli.main(["harmonized", "study", *METHODS]) == 0
+    Path("study/answers.csv").write_text("row,x\n1,A\n2,\n")
+    assert cli.main(["harmonized", "study", *METHODS]) == 2
+    assert "out: expected a folder without answers, got study/answers.csv" in capsys.readouterr().err
+    assert Path("study/answers.csv").read_text() == "row,x\n1,A\n2,\n"
+
+
+def test_a_damaged_result_leaves_no_sheet(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("sean/t4_r4.png").write_bytes(b"no picture")
+    assert cli.main(["harmonized", "study", *METHODS, "--per-sheet", "1"]) == 2
+    assert "t4_r4.png" in capsys.readouterr().err and not Path("study").exists()
+
+
+def test_a_study_of_drawn_faces(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --method: results with and without attention are made here; those of another seed are not among them."""
+    monkeypatch.chdir(tmp_path)
+    for seed in ("1", "0"):
+        assert cli.main(["harmonized", "study", "--model", file, "--rows", "3", "--seed", seed]) == 0
+    key = list(csv.reader(Path("study/key.csv").open()))
+    assert len(key) == 4 and all(sorted(line[2:]) == ["attention", "without"] for line in key[1:])
+    for line in key[1:]:
+        pictures = [_pixels(f"study/drawn/{kind}/{line[1]}.png") for kind in ("target", "attention", "without")]
+        assert not np.array_equal(pictures[1], pictures[2]) and pictures[0].shape == pictures[1].shape
+    assert _pixels("study/sheet_1.png").shape[1] > 4 * 64
 
 
 def test_every_method_stands_under_every_letter_equally_often(tmp_path: Path) -> None:
@@ -243,6 +338,9 @@ def test_every_method_stands_under_every_letter_equally_often(tmp_path: Path) ->
 
 
 STUDY_BAD: dict[str, tuple[list[str], str]] = {
+    "shown alone": (["--shown", "targets"], "method: expected results, NAME=FOLDER, to stand behind those of --shown"),
+    "no votes": ([*METHODS, "--json", "votes.json"], "json: expected it with --answers, whose votes it gets, got it alone"),
+    "no attention": (["--model", "bare.safetensors"], "model: expected one with attention, for its results with and"),
     "one method": (METHODS[:2], "method: expected 2 to 26 methods, got 1"),
     "form": (["--method", "ours", "--method", "a=b"], "method: expected NAME=FOLDER, got 'ours'"),
     "twice": (["--method", "a=ours", "--method", "a=sean"], "method: expected every name once, got a, a"),
@@ -258,6 +356,8 @@ STUDY_BAD: dict[str, tuple[list[str], str]] = {
 @pytest.mark.parametrize("case", STUDY_BAD)
 def test_a_study_refuses(case: str, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words, message = STUDY_BAD[case]
+    if case == "no attention":
+        small_model(attention=False).save("bare.safetensors")
     save_image(results / "lone" / "x.png", np.zeros((64, 64, 3), np.uint8))
     assert cli.main(["harmonized", "study", *words]) == 2
     assert message in capsys.readouterr().err and not Path("study").exists()
@@ -268,10 +368,18 @@ def test_answers_that_do_not_fit_the_key(results: Path, capsys: pytest.CaptureFi
     for text, message in (
         ("row,x\n1,D\n", "row 1: expected A/B/C, got 'D'"),
         ("row,x\n9,A\n", "row 9: expected no such row"),
+        ("row,x\n1,A\n1,B\n", "row 1: expected one answer, got A and B"),
+        ("row,x\n1,\n2,\n", "answers: x.csv: expected a letter in the second column of some row, got none"),
+        ("", "answers: x.csv: expected a letter"),
     ):
         Path("x.csv").write_text(text)
         assert cli.main(["harmonized", "study", "--answers", "x.csv"]) == 2
         assert message in capsys.readouterr().err
+    assert cli.main(["harmonized", "study", "--answers", "x.csv", "--answers", "./x.csv", "--json", "x.csv"]) == 2
+    assert "json: expected another file than x.csv: it is an input" in capsys.readouterr().err
+    Path("x.csv").write_text("row,x\n1,A\n")
+    assert cli.main(["harmonized", "study", "--answers", "x.csv", "--answers", "./x.csv"]) == 2
+    assert "answers: expected every file once, got ./x.csv twice" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------------- bad input
@@ -290,6 +398,8 @@ BAD: dict[str, tuple[str, list[str], str]] = {
     "no region": ("transfer", [*A, *B, "--region", ""], "region: expected at least one region or group, got none"),
     "target lacks": ("transfer", ["--image", "e.png", *B], "region: e has no hair at half the model's size; it has"),
     "reference lacks": ("transfer", [*A, "--reference", "e.png"], "region: e has no hair"),
+    "same names": ("sample", [*A, "--image", "x/a.png"], "image: expected pictures of different names"),
+    "empty folder": ("tune", ["--image", "empty"], "empty: holds no picture"),
     "over input": ("transfer", [*A, *B, "--json", "b.png"], "json: expected another file than b.png: it is an input"),
     "over map": ("transfer", [*A, *B, "--sheet", "a_labels.png"], "sheet: expected another file than a_labels.png"),
     "out is a file": ("transfer", [*A, *B, "--out", "b.png"], "lies below"),

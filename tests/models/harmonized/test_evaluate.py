@@ -12,12 +12,13 @@ import pytest
 import torch
 from mixsyn_fast.models.data import FACE_CLASSES, Item, RegionDataset
 from mixsyn_fast.models.data.drawn.faces import draw_face
-from mixsyn_fast.models.harmonized.evaluate import BY_FLOW, OURS, WITHOUT, Judge, Options, open_models
+from mixsyn_fast.models.harmonized.evaluate import BY_FLOW, OURS, WITHOUT, Judge, Options, open_models, trained_at
+from mixsyn_fast.models.harmonized.mapping import CodeDistribution
 from mixsyn_fast.models.harmonized.model import Harmonized
 from mixsyn_fast.models.metrics import LPIPS, class_diversity, psnr
 from mixsyn_fast.models.metrics.harmony import HarmonyClassifier, HarmonyConfig, harmony_score, save_classifier
 from mixsyn_fast.models.metrics.table import Tools
-from mixsyn_fast.models.pictures.files import read_image
+from mixsyn_fast.models.pictures.files import read_image, save_image, save_labels
 from mixsyn_fast.models.pictures.options import drawn_source
 from mixsyn_fast.models.training import load_trained
 from mixsyn_fast.models.training.command import run as train
@@ -89,7 +90,7 @@ def test_every_score_is_of_what_it_says(
         assert report.counts["pictures"] == 4
         assert report.scores["mcsd"].values[0] == pytest.approx(expected.specific)
         assert report.scores["mocd"].values[0] == pytest.approx(expected.other)
-    assert found["reconstruction"][BY_FLOW].scores == {}
+    assert found["reconstruction"][BY_FLOW].scores == found["samples of skin"][WITHOUT].scores == {}
 
 
 def test_pairs_that_lack_the_group_are_left_out(model: Harmonized, items: list[Item], tools: Tools) -> None:
@@ -148,7 +149,8 @@ def test_the_report(words: dict[str, str], tmp_path: Path, capsys: pytest.Captur
     assert list(found["tasks"]) == [
         "reconstruction", "transfer of hair", "transfer of skin", "samples of hair", "samples of skin",
     ]  # fmt: skip
-    assert not set(found["not_computed"]) - {"plots"} and found["problems"] == []
+    assert set(found["not_computed"]) - {"plots"} == {"samples, bare"} and found["problems"] == []
+    assert "no mapping network: the model has none, stage 2" in found["not_computed"]["samples, bare"]
     for name in (OURS, WITHOUT, "bare"):
         first, moved = found["tasks"]["reconstruction"][name], found["tasks"]["transfer of skin"][name]
         assert set(first["metrics"]) == {"psnr", "ssim", "lpips_alex"} and set(moved["metrics"]) == {"harmony"}
@@ -163,6 +165,46 @@ def test_the_report(words: dict[str, str], tmp_path: Path, capsys: pytest.Captur
     assert "| transfer of skin | Harmony score of the region" in printed
 
 
+def test_references_of_another_set_and_one_task(words: dict[str, str], tmp_path: Path) -> None:
+    """Table 3: every picture takes the style of one of the other set; nothing else is judged, nor said to be missing."""
+    folder = tmp_path / "looks"
+    for i, name in enumerate(("x", "y", "z")):
+        image, labels = draw_face(20 + i, 64)
+        save_image(folder / "val" / "images" / f"{name}.png", image)
+        save_labels(folder / "val" / "labels" / f"{name}.png", labels, 19)
+    (folder / "classes.txt").write_text("\n".join(FACE_CLASSES))
+    (tmp_path / "config.json").write_text('{"data": {"size": [32]}}')
+    words |= {"--references": str(folder), "--references-kind": "folder", "--tasks": "transfer"}
+    words |= {"--harmony": str(tmp_path / "harmony.safetensors")}
+    assert _run(words, "--images") == 0
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(found["tasks"]) == ["transfer of hair", "transfer of skin"]
+    assert found["tasks"]["transfer of skin"][OURS]["metrics"]["harmony"]["count"] == 3
+    names = [path.stem.rpartition("_")[2] for path in sorted((tmp_path / "out/images/skin/ours").iterdir())]
+    assert names == ["x", "y", "z"] and found["settings"]["references"] == str(folder)
+    assert "targets." in found["notes"][0] and not [name for name in found["not_computed"] if "sample" in name]
+    assert trained_at(str(tmp_path), (32, 32)) == trained_at(words["--harmony"], (64, 64)) == ""
+    assert trained_at(str(tmp_path), (64, 64)).startswith(", trained at 32 x 32, not at the pictures' size")
+
+
+def test_flows_of_every_model_stand_beside_each_other(model: Harmonized, items: list[Item], tools: Tools) -> None:
+    """Table 5: mapping networks, N(0, I) and flows of several models, whichever of them has what."""
+    flowing = Harmonized(model.generator, model.classes, groups=model.groups, flows=model.flows)
+    drawn = CodeDistribution(model.config.style_length)
+    kl = Harmonized(model.generator, model.classes, groups=model.groups, distribution=drawn)
+    judge = Judge({OURS: model, "cnf": flowing, "kl": kl}, items[:2], tools, None, GROUPS, styles=2, tasks=("samples",))
+    found = judge.reports()
+    assert list(found) == ["samples of hair", "samples of skin"]
+    assert list(found["samples of skin"]) == [OURS, "cnf", "kl", BY_FLOW, f"cnf {BY_FLOW}"]
+    counts = {name: report.counts["pictures"] for name, report in found["samples of skin"].items()}
+    assert counts == {OURS: 2, "cnf": 0, "kl": 2, BY_FLOW: 2, f"cnf {BY_FLOW}": 2}
+    assert set(judge.without_codes()) == {"samples, cnf"}
+    seed = int(np.random.SeedSequence((0, 1)).generate_state(1)[0])
+    expected = kl.sample(items[1].image, items[1].labels, ("skin", "nose"), 2, seed)
+    rows = [model.classes.index(name) for name in ("skin", "nose")]
+    assert abs(float(expected[0].codes[rows].std()) - 1) < 0.3  # of N(0, I)
+
+
 def test_what_cannot_be_computed_is_named(words: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mixsyn_fast.models.metrics.lpips.find_weights", lambda kind: None)
     del words["--lpips"]
@@ -170,7 +212,7 @@ def test_what_cannot_be_computed_is_named(words: dict[str, str], tmp_path: Path,
     assert _run(words) == 0
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     lacking = {"lpips_alex", "mcsd, mocd", "fid", "harmony", "transfer of hair", "transfer of skin"}
-    assert set(found["not_computed"]) - {"plots"} == {*lacking, "samples of hair", "samples of skin"}
+    assert set(found["not_computed"]) - {"plots"} == {*lacking, "samples of hair", "samples of skin", "samples, ours"}
     assert "mixsyn-fast train harmony" in found["not_computed"]["harmony"]
     assert found["tasks"]["reconstruction"][OURS]["metrics"]["psnr"]["count"] == 1
     assert not (tmp_path / "out" / "transfers.png").exists()
@@ -192,7 +234,8 @@ def test_runs_stand_beside_each_other(tmp_path: Path, items: list[Item]) -> None
     ]
     small += ["--generator.encoder-width", "2", "--discriminator.ndf", "2", "--batch-size", "2", "--workers", "0"]
     small += ["--kind", "procedural_faces", "--count", "4", "--validation", "none", "--init-gain", "0.3", "--device", "cpu"]
-    stages = ["--reconstruction-steps", "1", "--mapping-steps", "1", "--flow-steps", "1", "--mapping.width", "4"]
+    stages = ["--reconstruction-steps", "1", "--mapping-steps", "1", "--flow-steps", "1", "--flow-solver", "fixed"]
+    stages += ["--mapping.width", "4"]
     stages += ["--flow.width", "4", "--groups", "hair=hair", "--groups", "face=skin,nose", "--steps", "3"]
     assert train(["harmonized", *small, *stages, "--out", str(tmp_path / "all")]) == 0
     assert train(["sean", *small, "--steps", "1", "--out", str(tmp_path / "sean")]) == 0
@@ -209,7 +252,7 @@ def test_runs_stand_beside_each_other(tmp_path: Path, items: list[Item]) -> None
     assert torch.allclose(ours.encode(items[0].image, items[0].labels), expected, atol=1e-5)
     models = open_models(Options(model=str(tmp_path / "all"), compare=(f"sean={tmp_path / 'sean'}",)))
     assert list(models) == [OURS, WITHOUT, "sean"]
-    found = Judge(models, items[1:3], Tools(["psnr"]), None, ours.groups, styles=2).reports()
+    found = Judge(models, items[1:3], Tools(["psnr"]), None, ours.groups, styles=2, tasks=("transfer", "samples")).reports()
     assert set(found["transfer of face"]) == {OURS, WITHOUT, "sean", BY_FLOW}
     assert found["samples of hair"]["sean"].counts == {"pictures": 0} != found["samples of hair"][OURS].counts
     with pytest.raises(
@@ -229,6 +272,9 @@ def test_models_that_do_not_belong_beside_each_other(files: Path) -> None:
         name, _, file = given.partition("=")
         with pytest.raises(ValueError, match=message):
             open_models(Options(model=str(files / "model.safetensors"), compare=(f"{name}={files / file}",)))
+    twice = ("x=bare.safetensors", "x by flow=bare.safetensors")
+    with pytest.raises(ValueError, match="compare: expected other names, each once, got x by flow"):
+        open_models(Options(model=str(files / "model.safetensors"), compare=twice))
 
 
 @pytest.mark.parametrize(
@@ -236,6 +282,8 @@ def test_models_that_do_not_belong_beside_each_other(files: Path) -> None:
     [
         ({"--model": "nowhere.safetensors"}, "nowhere.safetensors"),
         ({"--styles": "1"}, "styles: expected at least 2, got 1"),
+        ({"--tasks": ""}, "tasks: expected some of reconstruction, transfer, samples, got none"),
+        ({"--references": "nowhere"}, "nowhere"),
         ({"--limit": "0"}, "limit: expected at least 1, got 0"),
         ({"--kind": "procedural_facades"}, "data: expected the model's 19 classes, got 12 of procedural_facades"),
         ({"--harmony": "nowhere.safetensors"}, "nowhere.safetensors"),

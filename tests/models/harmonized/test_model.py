@@ -16,9 +16,10 @@ from mixsyn_fast.models.harmonized.config import AttentionConfig, FlowConfig
 from mixsyn_fast.models.harmonized.flow import StyleFlow
 from mixsyn_fast.models.harmonized.generator import Generator
 from mixsyn_fast.models.harmonized.mapping import CodeDistribution
-from mixsyn_fast.models.harmonized.model import Harmonized, shifted
+from mixsyn_fast.models.harmonized.model import Harmonized, Made, shifted
 from mixsyn_fast.models.pictures.picture import Picture, fit
 
+from mixsyn_fast import use_backend, use_plan
 from tests.models.harmonized.small import GROUPS, LENGTH, NAMES, picture, small_generator, small_model
 
 WALL, SKIN, NOSE, HAIR, HAT = range(5)
@@ -66,6 +67,28 @@ def test_a_reconstruction_is_what_the_networks_give(model: Harmonized) -> None:
         each[:] = 0  # the caller's own
     kept = model.reconstruct(image, labels)
     assert torch.equal(kept.codes, made.codes) and np.array_equal(kept.image, made.image)
+
+
+def test_in_use_all_is_as_by_plain_pytorch() -> None:
+    """Every application by our kernels and their algebra, and by the dense plan with reference kernels."""
+    image, labels = picture()
+    other, others = picture(1)
+
+    def made(model: Harmonized) -> list[Made]:
+        return [
+            model.transfer(image, labels, other, others, ("hair", "skin")),
+            model.sample(image, labels, ("hair",), 1)[0],
+            model.tune(image, labels, "skin", 1, (1.0,))[0],
+            model.reshape(image, labels, others),
+            model.recolour(image, labels, strokes_on(labels, hair=(200, 40, 10))),
+        ]
+
+    ours = made(small_model())
+    with use_plan("dense"), use_backend("reference"):
+        plain = made(small_model())
+    for a, b in zip(ours, plain, strict=True):
+        assert torch.allclose(a.corrected, b.corrected, atol=1e-5)
+        assert np.abs(a.image.astype(int) - b.image).max() <= 1  # a value between two steps of 8 bits
 
 
 def test_noise_is_that_of_the_seed_and_of_no_other_draw(model: Harmonized) -> None:
