@@ -1188,8 +1188,8 @@ MUTATIONS = [
     Mutation(
         "msca: what is kept depends on how it was computed",
         "models/msca/model.py",
-        'f"{current_plan()} {current_backend()}".encode()',
-        'b""',
+        'f"{current_plan()} {current_backend()} {precision}".encode()',
+        'f"{precision}".encode()',
         "tests/models/msca/test_model.py -k kept_apart",
     ),
     Mutation(
