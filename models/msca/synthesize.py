@@ -91,7 +91,8 @@ def sheet(msca: MSCA, target: Picture, exemplars: Sequence[Picture], made: Seque
         (H, W, 3) uint8.
     """
     shown = [msca.seen(exemplar) for exemplar in exemplars]
-    says = [f"it lacks {listed(missing(msca, made[0].labels, exemplar))}" for exemplar in exemplars]
+    lacking = [missing(msca, made[0].labels, exemplar) for exemplar in exemplars]
+    says = ["its label map" + (f"; it lacks {listed(names)}" if names else "") for names in lacking]
     lines = lines_for(says, msca.size[1])
     rows = []
     for exemplar, each, lacks in zip(shown, made, says, strict=True):

@@ -120,8 +120,8 @@ def read_picture(
         sample = _parsed(file, parser, base)
     else:
         raise FileNotFoundError(
-            f"{file}: has no label map; looked for {', '.join(map(str, label_map_places(file)))}; name the file, or give a "
-            f"face parser (--parser) for photos of faces"
+            f"{file}: has no label map; looked for {', '.join(map(str, label_map_places(file)))}; name the file "
+            f"(--labels IMAGE=FILE), or give a face parser (--parser) for photos of faces"
         )
     return Picture(sample.image, sample.labels if types is None else types.apply(sample.labels), plain_name(file.stem))
 
