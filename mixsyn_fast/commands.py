@@ -37,12 +37,12 @@ def run_command(command: ModuleType, words: Sequence[str], prog: str) -> int:
             return 0
     try:
         return int(command.main(options))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         message = str(error)
         spelled = importlib.import_module("mixsyn_fast.models.settings").spelled(message, kind)
         if spelled == message:
             raise
-        raise ValueError(spelled) from error
+        raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(spelled) from error
 
 
 def _flags_alone(kind: type, words: Sequence[str]) -> Any:

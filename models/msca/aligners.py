@@ -5,6 +5,7 @@ Each has the two halves of :class:`~mixsyn_fast.layers.SpatialChannelAttention`,
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -44,7 +45,10 @@ class Aligner(Protocol):
     def log_mass(
         self, features: Tensor, condition: Tensor, regions: RegionMap, compress: Tensor | None, mask: Tensor | None
     ) -> Tensor:
-        """Return the logarithm of what each of the K sums weighs in a mixture of exemplars, (B, K)."""
+        """Return the logarithm of what each of the K sums weighs in a mixture of exemplars, (B, K).
+
+        It does not depend on how many positions an exemplar has: weights of a mixture are shares of exemplars.
+        """
         ...
 
     def target(self, condition: Tensor, regions: RegionMap) -> Target:
@@ -70,8 +74,11 @@ class Attention(SpatialChannelAttention):
     def log_mass(  # type: ignore[override]
         self, features: Tensor, condition: Tensor, regions: RegionMap, compress: Tensor | None, mask: Tensor | None
     ) -> Tensor:
-        """Return the log-sum-exp of Eq. 4's logits."""
-        return super().log_mass(features, condition, compress=compress, mask=mask)
+        """Return the logarithm of the mean of exp(Eq. 4's logits) over the positions that take part."""
+        found = super().log_mass(features, condition, compress=compress, mask=mask)
+        if mask is None:
+            return found - math.log(features.shape[2] * features.shape[3])
+        return found - mask.flatten(1).sum(1, keepdim=True).clamp(min=1).to(found.dtype).log()
 
     def spatial_maps(  # type: ignore[override]
         self, features: Tensor, condition: Tensor, regions: RegionMap, compress: Tensor | None, mask: Tensor | None

@@ -30,6 +30,7 @@ from .model import MSCA, Correspondence, ScaleMaps
 from .pictures import (
     PairOptions,
     exemplar_files,
+    exemplar_size_in,
     image_cell,
     in_words,
     labels_cell,
@@ -127,11 +128,11 @@ def sheet(msca: MSCA, found: Correspondence, scales: Sequence[int], strongest: i
         (H, W, 3) uint8.
     """
     exemplar = found.exemplar
-    sizes = [cell_size((each.shape[0], each.shape[1])) for each in (exemplar.labels, found.labels)]
+    sizes = [exemplar_size_in(msca, exemplar), cell_size((found.labels.shape[0], found.labels.shape[1]))]
     rows = [
         [
-            image_cell(exemplar.image, f"exemplar {names[1]}"),
-            labels_cell(msca, exemplar.labels, "its label map"),
+            image_cell(exemplar.image, f"exemplar {names[1]}", size=sizes[0]),
+            labels_cell(msca, exemplar.labels, "its label map", size=sizes[0]),
             labels_cell(msca, found.labels, f"label map {names[0]}"),
             image_cell(found.image, "image"),
             region_legend([exemplar.labels, found.labels], msca.classes, sizes[0][0]),

@@ -15,6 +15,8 @@ SCALES = 5
 """L + 1 (Sec. 3.1): scale 0 has the image's size, scale i a 2^i-th of it."""
 MULTIPLE = 1 << (SCALES - 1)
 """Height and width of every picture are multiples of it."""
+LONGEST = 4
+"""An exemplar's side is at most so many times that of the model's images: longer ones are cut."""
 VGG_CHANNELS = (64, 128, 256, 512, 512)
 """Channels of VGG's relu1_1, relu2_1, ... relu5_1, which have the sizes of scales 0 to 4."""
 
@@ -77,3 +79,20 @@ def sizes_of(height: int, width: int) -> tuple[tuple[int, int], ...]:
     if height < 1 or width < 1 or height % MULTIPLE or width % MULTIPLE:
         raise ValueError(f"size: expected height and width that are multiples of {MULTIPLE}, got {height} x {width}")
     return tuple((height >> i, width >> i) for i in range(SCALES))
+
+
+def exemplar_size(stored: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
+    """Return the size (H, W) at which a model sees an exemplar: whole, at the scale of what the model was trained on.
+
+    The attention is over positions, so their number is free. The picture is scaled as if it were to be cut to the model's
+    size, until it covers it; nothing is cut but what is beyond multiples of 16, and beyond `LONGEST` times the model's side.
+
+    Args:
+        stored: (h, w) of the exemplar.
+        size: (H, W) of the model's images.
+    """
+    scale = max(wanted / side for wanted, side in zip(size, stored, strict=True))
+    height, width = (
+        min(round(side * scale / MULTIPLE) * MULTIPLE, LONGEST * wanted) for wanted, side in zip(size, stored, strict=True)
+    )
+    return height, width

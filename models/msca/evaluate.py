@@ -55,6 +55,7 @@ from ..settings import at_least, repeated
 from ..sheets import contact_sheet, save_png, to_uint8
 from ..training import Trained
 from .model import MSCA
+from .pictures import VGGOptions
 
 Task = Literal["retrieving", "mirroring", "duplicating"]
 TASKS: tuple[Task, ...] = ("retrieving", "mirroring", "duplicating")
@@ -119,14 +120,16 @@ class ByGlobalCode:
         return image
 
 
-def open_judged(model: str | None, device: str) -> Judged:
+def open_judged(model: str | None, device: str, vgg_weights: str = "auto") -> Judged:
     """Load a model of this paper (file, run folder, None: the shipped one), or a run of SPADE or CLADE with a VAE.
+
+    `vgg_weights` as of `MSCA.load`.
 
     Raises:
         ValueError, FileNotFoundError: it is not there, damaged, or takes no exemplar; the message names the path.
     """
     vae = load_vae(model, device_of(device)) if model else None
-    return ByExemplar(open_model(MSCA, model, device)) if vae is None else ByGlobalCode(vae)
+    return ByExemplar(open_model(MSCA, model, device, vgg_weights=vgg_weights)) if vae is None else ByGlobalCode(vae)
 
 
 # ------------------------------------------------------------------------------------------------------------- judging
@@ -315,7 +318,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Options(JudgedModelOptions):
+class Options(JudgedModelOptions, VGGOptions):
     """Options of the command."""
 
     compare: tuple[str, ...] = repeated()  # NAME=MODEL: another column, an ablation or a run of spade with a VAE, say
@@ -345,9 +348,9 @@ def _open_models(options: Options) -> dict[str, Judged]:
     names = [name for name, _ in given]
     if len(set(names)) < len(names) or OURS in names:
         raise ValueError(f"compare: expected other names than {OURS}, each once, got {', '.join(names)}")
-    models = {OURS: open_judged(options.model, options.device)}
+    models = {OURS: open_judged(options.model, options.device, options.vgg_weights)}
     for name, path in given:
-        models[name] = open_judged(path, options.device)
+        models[name] = open_judged(path, options.device, options.vgg_weights)
         for what in ("classes", "size"):
             ours, theirs = getattr(models[OURS], what), getattr(models[name], what)
             if ours != theirs:

@@ -25,7 +25,16 @@ from ..pictures.sheets import region_legend
 from ..settings import at_least
 from ..sheets import contact_sheet
 from .model import MSCA, Made
-from .pictures import ReportOptions, drawn_pictures, image_cell, labels_cell, numbers, seen, timed, write_report
+from .pictures import (
+    ReportOptions,
+    drawn_pictures,
+    exemplar_size_in,
+    image_cell,
+    labels_cell,
+    numbers,
+    timed,
+    write_report,
+)
 
 
 @dataclass(frozen=True)
@@ -68,11 +77,9 @@ def main(options: Options) -> int:
     height, width = scene.labels.shape
     if height < msca.size[0] or width < msca.size[1]:
         rows, columns = msca.size
-        raise ValueError(
-            f"size: expected a scene of at least {columns} x {rows}, the model's size, got {width} x {height} "
-            "(width x height)"
-        )
-    patch = middle(scene, msca.size) if patch is None else seen(msca, patch)
+        least = f"expected a scene of at least {columns} x {rows}, the model's size, got {width} x {height} (width x height)"
+        raise ValueError(f"size: {least}" if size else f"{options.target}: {least}; --size scales it")
+    patch = msca.seen(middle(scene, msca.size) if patch is None else patch)
     with progress("extrapolating"):
         made, seconds = timed(
             msca.extrapolate,
@@ -107,7 +114,12 @@ def sheet(msca: MSCA, scene: Picture, patch: Picture, made: Made) -> np.ndarray:
         (H, W, 3) uint8.
     """
     legend = region_legend([patch.labels, made.labels], msca.classes, msca.size[0])
-    first = [image_cell(patch.image, f"patch: {patch.name}"), labels_cell(msca, patch.labels, "its label map"), legend]
+    size = exemplar_size_in(msca, patch)
+    first = [
+        image_cell(patch.image, f"patch: {patch.name}", size=size),
+        labels_cell(msca, patch.labels, "its label map", size=size),
+        legend,
+    ]
     second = [
         labels_cell(msca, made.labels, f"label map {scene.name}: {len(made.windows)} windows"),
         image_cell(made.image, "scene"),

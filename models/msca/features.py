@@ -32,8 +32,12 @@ def image_features(alignment: Alignment, vgg: FeatureNetwork | None, image: Tens
     return found
 
 
+class OtherVGG(ValueError):
+    """What was to be a model's VGG is none, or not the one whose features the model reads."""
+
+
 def check_vgg(vgg: FeatureNetwork, expected: str, source: str, weights: str) -> None:
-    """Raise ValueError where a VGG is not the one whose features a model reads; the message names both.
+    """Raise :class:`OtherVGG` where a VGG is not the one whose features a model reads; the message names both.
 
     Args:
         vgg: what was loaded.
@@ -43,7 +47,7 @@ def check_vgg(vgg: FeatureNetwork, expected: str, source: str, weights: str) -> 
     """
     found = digest_of(vgg)
     if found != expected:
-        raise ValueError(
+        raise OtherVGG(
             f"vgg_weights: expected the {vgg.kind} that {source} was trained with (digest {expected[:12]}), "
             f"got another one ({weights}: digest {found[:12]})"
         )

@@ -25,7 +25,17 @@ from ..settings import at_least
 from ..sheets import contact_sheet
 from .blending import check_weights, weights_of_walk
 from .model import MSCA, Made
-from .pictures import PairOptions, exemplar_files, image_cell, labels_cell, numbers, scene_of, seen, timed, write_report
+from .pictures import (
+    PairOptions,
+    exemplar_files,
+    exemplar_size_in,
+    image_cell,
+    labels_cell,
+    numbers,
+    scene_of,
+    timed,
+    write_report,
+)
 
 _DRAWN = 3  # exemplars that are drawn where none are given
 _ROW = 7  # images in a row of the sheet
@@ -91,8 +101,9 @@ def sheet(
     """
     first = [labels_cell(msca, made[0].labels, f"label map {target.name}")]
     for i, exemplar in enumerate(exemplars):
-        shown = enlarged(seen(msca, exemplar).image, cell_size(msca.size))
-        first.append(captioned(shown, f"{chr(65 + i % 26)}: {exemplar.name}", source_colour(i)))
+        shown = msca.seen(exemplar)
+        drawn = enlarged(shown.image, exemplar_size_in(msca, shown))
+        first.append(captioned(drawn, f"{chr(65 + i % 26)}: {exemplar.name}", source_colour(i)))
     first.append(region_legend([made[0].labels], msca.classes, first[0].shape[0]))
     cells = []
     for given, each in zip(weights, made, strict=True):

@@ -33,16 +33,17 @@ from ..losses.perceptual import load_vgg
 from ..memory import Memory, digest
 from ..model_file import ModelFile, digest_of
 from ..pictures.picture import Picture, checked_labels, checked_picture, fit, fit_labels
+from ..settings import read_json
 from ..sheets import to_uint8
 from .blending import blending_weights, check_weights, gradient_maps, patch_border, weights_of_walk, window_places
-from .config import GeneratorConfig, sizes_of
-from .features import check_vgg, image_features
+from .config import GeneratorConfig, exemplar_size, sizes_of
+from .features import OtherVGG, check_vgg, image_features
 from .label_transfer import label_masses
 from .networks import Alignment, Exemplar, Layout, Synthesis
 
 Scene = tuple[np.ndarray, np.ndarray]
 """An exemplar: image (H, W, 3) uint8 and its label map (H, W) of integers."""
-_EXEMPLARS = 64  # whose half is kept, some ten thousand numbers each
+_EXEMPLARS = 64  # whose half is kept, five thousand numbers each with the paper's widths
 _LAYOUTS = 4  # label maps whose half is kept, some hundred numbers a pixel each
 
 
@@ -151,11 +152,11 @@ class Correspondence(Made):
 class MSCA:
     """Alignment and synthesis, ready for use: copies in eval mode, without gradients, spectral norm folded.
 
-    Images are (H, W, 3) uint8 RGB, label maps (H, W) integers, class in the model's order or -1 for none. Exemplars are
-    fitted to the model's size (the largest box of its proportions in the middle, scaled), and so are target label maps
-    unless a call names another size. Every method raises ValueError for an image or a label map of another shape or dtype,
-    label values outside [-1, C), an image whose label map has another size, and a size that is no multiple of 16; the
-    message names the argument.
+    Images are (H, W, 3) uint8 RGB, label maps (H, W) integers, class in the model's order or -1 for none. Target label maps
+    are fitted to the model's size (the largest box of its proportions in the middle, scaled) unless a call names another;
+    exemplars are seen whole, whatever their proportions (:meth:`seen`). Every method raises ValueError for an image or a
+    label map of another shape or dtype, label values outside [-1, C), an image whose label map has another size, and a size
+    that is no multiple of 16; the message names the argument.
 
     Args:
         alignment: it stays as it is, in training say.
@@ -226,8 +227,8 @@ class MSCA:
             path: a file of :meth:`save`, or the run folder of a training (`mixsyn-fast train msca`): its newest valid
                 checkpoint, averaged weights where the run kept them.
             device: where to put the networks.
-            vgg_weights: file with the VGG whose features the model reads; "auto": one that is on this machine, or that the
-                run names. A model with a trunk of its own needs none.
+            vgg_weights: file with the VGG whose features the model reads; "auto": the one that a run names, else one that is
+                on this machine. Its digest says whether it is the right one. A model with a trunk of its own needs none.
 
         Raises:
             FileNotFoundError: no such file or folder, a folder without a checkpoint, or no VGG.
@@ -260,6 +261,15 @@ class MSCA:
         FILE.save(path, Saved(self.config, self.size, self.classes, kind, found), networks, half=half)
 
     # --- applications -------------------------------------------------------------------------------------------------
+
+    def seen(self, exemplar: Picture) -> Picture:
+        """Return an exemplar as the model sees it: in its own proportions, so large that it covers the model's size.
+
+        Sides are the nearest multiples of 16, at most four times the model's; what is beyond is cut. Of the model's own
+        proportions it has the model's size.
+        """
+        size = exemplar_size(exemplar.labels.shape, self.size)
+        return exemplar if exemplar.labels.shape == size else fit(exemplar, size)
 
     def synthesize(
         self,
@@ -406,8 +416,9 @@ class MSCA:
             labels: label map of the scene, (H, W) integers, at least the model's size in both directions. It is not scaled.
             others: windows beside those in the corners; more where the scene needs them.
             seed: of the random places.
-            keep: put the patch itself into the middle of the scene, with a soft border. Left out, for only where the middle
-                of the label map is the patch's own does the patch fit there; and so one sees what the model makes of all.
+            keep: put the patch itself, as the model sees it, into the middle of the scene, with a soft border. Left out, for
+                only where the middle of the label map is the patch's own does the patch fit there; and so one sees what the
+                model makes of all.
 
         Raises:
             ValueError: a label map smaller than the model's size, or a number of windows or a seed below 0.
@@ -424,11 +435,13 @@ class MSCA:
         for (y, x), weight in zip(places, weights.to(self.device), strict=True):
             layout = self._new_layout(scene[y : y + height, x : x + width])
             total[:, y : y + height, x : x + width] += weight * self._output(self.alignment.attend(half, layout))[0]
-        if keep:
-            y, x = (scene.shape[0] - height) // 2, (scene.shape[1] - width) // 2
-            soft = patch_border(self.size).to(self.device)
-            inside = total[:, y : y + height, x : x + width]
-            inside += soft * (self._tensor(picture.image)[0] - inside)
+        if keep:  # as much of it as there is room for
+            there = picture.labels.shape
+            sides = [min(pair) for pair in zip(there, scene.shape, strict=True)]
+            ours, theirs = (_middle((whole[0], whole[1]), sides) for whole in (scene.shape, there))
+            soft = patch_border((sides[0], sides[1])).to(self.device)
+            inside = total[:, *ours]
+            inside += soft * (self._tensor(picture.image)[0][:, *theirs] - inside)
         return Made(to_uint8(total[None])[0], scene, computed, len(places), places)
 
     def attention(
@@ -462,9 +475,8 @@ class MSCA:
         return checked if checked.shape == wanted else fit_labels(checked, wanted)
 
     def _exemplar(self, image: np.ndarray, labels: np.ndarray, image_name: str, labels_name: str) -> Picture:
-        """An exemplar at the model's size, checked."""
-        picture = checked_picture(image, labels, len(self.classes), image_name, labels_name)
-        return picture if picture.labels.shape == self.size else fit(picture, self.size)
+        """An exemplar as the model sees it, checked."""
+        return self.seen(checked_picture(image, labels, len(self.classes), image_name, labels_name))
 
     def _exemplars(self, exemplars: Sequence[Scene], least: int = 1) -> list[Picture]:
         if len(exemplars) < least:
@@ -516,7 +528,10 @@ class MSCA:
         return found
 
     def _key(self, *arrays: np.ndarray) -> bytes:
-        return digest(*arrays) + f"{current_plan()} {current_backend()}".encode()
+        """What a half depends on: its arrays, and how it is computed."""
+        kind = self.device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return digest(*arrays) + f"{current_plan()} {current_backend()} {precision}".encode()
 
     def _tensor(self, image: np.ndarray) -> Tensor:
         """(1, 3, H, W) in [-1, 1]."""
@@ -599,6 +614,12 @@ class MSCA:
         return tuple(found)
 
 
+def _middle(whole: tuple[int, int], sides: Sequence[int]) -> tuple[slice, slice]:
+    """Rows and columns of a box in the middle."""
+    top, left = ((length - side) // 2 for length, side in zip(whole, sides, strict=True))
+    return slice(top, top + sides[0]), slice(left, left + sides[1])
+
+
 def _shares(maps: Tensor, regions: RegionMap) -> Tensor:
     """Share of the mass of maps (K, h, w) on every label, (K, C); zeros for a map without mass."""
     return label_masses(maps[None], regions)[0] / maps.sum((1, 2))[:, None].clamp(min=torch.finfo(maps.dtype).tiny)
@@ -617,7 +638,7 @@ def _vgg_of(saved: Saved, weights: str, source: str) -> FeatureNetwork | None:
     """The VGG that a file asks for."""
     if not saved.vgg:
         if weights != "auto":
-            raise ValueError(f"vgg_weights: expected 'auto', for {source} has a trunk of its own; got {weights}")
+            raise OtherVGG(f"vgg_weights: expected 'auto', for {source} has a trunk of its own; got {weights}")
         return None
     try:
         vgg = load_vgg(weights, cast(Literal["vgg16", "vgg19"], saved.vgg))
@@ -631,27 +652,29 @@ def _load_run(folder: Path, vgg_weights: str) -> MSCA:
     from ..training.trained import load_trained
     from .task import MSCATask
 
+    if vgg_weights != "auto" and not Path(vgg_weights).is_file():
+        raise FileNotFoundError(f"vgg_weights: {vgg_weights}: no such file")
     try:
-        trained = load_trained(folder)
-        task = trained.task
-        if not isinstance(task, MSCATask):
-            raise ValueError(f"a run of model {trained.config['model']!r}")
+        config = folder / "config.json"
+        kind = read_json(config)["model"] if config.is_file() else "msca"  # what is missing is said by load_trained
+        if kind != "msca":
+            raise ValueError(f"a run of model {kind!r}")
+        trained = load_trained(folder, replaced={} if vgg_weights == "auto" else {"vgg_weights": vgg_weights})
+        task = cast(MSCATask, trained.task)
         if trained.not_begun:
             raise ValueError(
                 f"one that ended in pretraining, after step {trained.step}: images are made from step "
-                f"{task.config.pretrain_steps + 1} on; go on with `mixsyn-fast train msca --config {folder / 'config.json'} "
+                f"{task.config.pretrain_steps + 1} on; go on with `mixsyn-fast train msca --config {config} "
                 "--steps N`"
             )
         whole = trained.config["data"]["size"]
         size = (whole[0] // 2, whole[-1] // 2)  # patches of half the picture's size
         alignment = cast(Alignment, trained.networks["alignment"])
         synthesis = cast(Synthesis, trained.networks["synthesis"])
-        if alignment.config.trunk == "own":
-            vgg = _vgg_of(Saved(), vgg_weights, str(folder))
-        else:  # the task has loaded the one that the run names
-            assert task.vgg is not None
-            saved = Saved(vgg=task.vgg.kind, vgg_digest=digest_of(task.vgg))
-            vgg = task.vgg if vgg_weights == "auto" else _vgg_of(saved, vgg_weights, str(folder))
+        # the task has loaded the VGG; a trunk of its own reads none
+        vgg = _vgg_of(Saved(), vgg_weights, str(folder)) if alignment.config.trunk == "own" else task.vgg
         return MSCA(alignment, synthesis, trained.config["classes"], size, vgg)
+    except OtherVGG:
+        raise
     except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: expected a run of `mixsyn-fast train msca`, got: {error}") from error

@@ -38,7 +38,7 @@ class Exemplar:
     gathered: tuple[Gathered, ...]
     """Of scales 0 to 4."""
     log_masses: tuple[Tensor, ...] = ()
-    """(B, K) each, where asked for: what each sum weighs in a mixture of exemplars."""
+    """(B, K) each, where asked for: the logarithm of what each sum weighs in a mixture of exemplars."""
 
 
 @dataclass(frozen=True)
@@ -297,8 +297,9 @@ class Alignment(nn.Module):
         """Join label maps with a weighed mixture of exemplars (Sec. 4, "Interpolation").
 
         The softmax of Eq. 4 runs over the positions of all exemplars, with the logarithm of its weight added to each one's
-        logits; the gates of Eq. 6 are mixed linearly, as the paper says. With a single weight above 0 it is :meth:`attend`
-        of that exemplar, bit for bit.
+        logits; the gates of Eq. 6 are mixed linearly, as the paper says. Exemplars of different sizes, which the paper does
+        not have, share each its weight among its positions: a larger one counts no more. With a single weight above 0 it is
+        :meth:`attend` of that exemplar, bit for bit.
 
         Args:
             exemplars: J of them, made with `masses`, B images each.

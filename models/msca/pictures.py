@@ -21,7 +21,7 @@ from ..pictures.options import (
     open_model,
     picture_files,
 )
-from ..pictures.picture import Picture, fit, pictures_of
+from ..pictures.picture import Picture, pictures_of
 from ..pictures.sheets import captioned, cell_size, coloured, enlarged
 from ..settings import at_least, repeated
 from .config import sizes_of
@@ -136,13 +136,8 @@ def names_in(msca: MSCA, labels: np.ndarray) -> list[str]:
 
 def missing(msca: MSCA, labels: np.ndarray, exemplar: Picture) -> list[str]:
     """Return the classes of a label map that an exemplar, as the model sees it, lacks."""
-    there = names_in(msca, seen(msca, exemplar).labels)
+    there = names_in(msca, msca.seen(exemplar).labels)
     return [name for name in names_in(msca, labels) if name not in there]
-
-
-def seen(msca: MSCA, exemplar: Picture) -> Picture:
-    """Return an exemplar as the model sees it: at its size."""
-    return fit(exemplar, msca.size)
 
 
 def write_report(options: ReportOptions, msca: MSCA, found: dict[str, Any]) -> None:
@@ -156,14 +151,22 @@ def write_report(options: ReportOptions, msca: MSCA, found: dict[str, Any]) -> N
 # ---------------------------------------------------------------------------------------------------- cells of sheets
 
 
-def image_cell(image: np.ndarray, caption: str, lines: int = 1) -> np.ndarray:
-    """Draw an image (H, W, 3) with a caption."""
-    return captioned(enlarged(image, cell_size((image.shape[0], image.shape[1]))), caption, lines=lines)
+def exemplar_size_in(msca: MSCA, exemplar: Picture) -> tuple[int, int]:
+    """Return the size (H, W) at which a sheet shows an exemplar that the model sees: enlarged as the model's images are."""
+    factor = cell_size(msca.size)[0] // msca.size[0]
+    return exemplar.labels.shape[0] * factor, exemplar.labels.shape[1] * factor
 
 
-def labels_cell(msca: MSCA, labels: np.ndarray, caption: str, lines: int = 1) -> np.ndarray:
-    """Draw a label map (H, W) in colours with a caption."""
-    drawn = coloured(labels, len(msca.classes), cell_size((labels.shape[0], labels.shape[1])))
+def image_cell(image: np.ndarray, caption: str, lines: int = 1, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Draw an image (H, W, 3) with a caption; at `size`, or a whole multiple of its own."""
+    return captioned(enlarged(image, size or cell_size((image.shape[0], image.shape[1]))), caption, lines=lines)
+
+
+def labels_cell(
+    msca: MSCA, labels: np.ndarray, caption: str, lines: int = 1, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Draw a label map (H, W) in colours with a caption; at `size`, or a whole multiple of its own."""
+    drawn = coloured(labels, len(msca.classes), size or cell_size((labels.shape[0], labels.shape[1])))
     return captioned(drawn, caption, lines=lines)
 
 

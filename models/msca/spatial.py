@@ -27,7 +27,17 @@ from ..pictures.sheets import captioned, cell_size, enlarged, region_legend, sou
 from ..settings import repeated
 from ..sheets import contact_sheet
 from .model import MSCA, Mixed
-from .pictures import PairOptions, exemplar_files, image_cell, labels_cell, numbers, scene_of, seen, timed, write_report
+from .pictures import (
+    PairOptions,
+    exemplar_files,
+    exemplar_size_in,
+    image_cell,
+    labels_cell,
+    numbers,
+    scene_of,
+    timed,
+    write_report,
+)
 
 _DRAWN = 3  # exemplars that are drawn where none are given
 
@@ -59,6 +69,7 @@ def main(options: Options) -> int:
     inputs = [*files, *options.weight_map, *([options.target] if options.target else [])]
     check_outputs({"out": options.out, "sheet": options.sheet, "json": options.json}, inputs, options.labels)
     painted = [read_grey(file) for file in options.weight_map]
+    check_painted(options.weight_map, painted)
     msca = options.open()
     target, exemplars = options.pair(msca, files, _DRAWN)
     for file, each in zip(options.weight_map, painted, strict=True):
@@ -93,6 +104,17 @@ def read_grey(file: str) -> np.ndarray:
     return np.ascontiguousarray(picture[..., 0])
 
 
+def check_painted(files: Sequence[str], painted: Sequence[np.ndarray]) -> None:
+    """ValueError, naming the files, where weight maps, one for each exemplar, leave a pixel to nobody."""
+    if len(painted) < 2 or len({each.shape for each in painted}) > 1:
+        return
+    empty = int((np.max(painted, 0) == 0).sum())
+    if empty:
+        raise ValueError(
+            f"weight_map: expected one above 0 (black) at every pixel of {', '.join(files)}, got none at {empty} pixels"
+        )
+
+
 def sheet(msca: MSCA, target: Picture, exemplars: Sequence[Picture], made: Mixed) -> np.ndarray:
     """Draw the label map, the exemplars, each with a colour, which colour has what share where, and the image.
 
@@ -102,7 +124,8 @@ def sheet(msca: MSCA, target: Picture, exemplars: Sequence[Picture], made: Mixed
     size = cell_size((made.image.shape[0], made.image.shape[1]))
     first = [labels_cell(msca, made.labels, f"label map {target.name}")]
     for i, exemplar in enumerate(exemplars):
-        first.append(captioned(enlarged(seen(msca, exemplar).image, cell_size(msca.size)), exemplar.name, source_colour(i)))
+        shown = msca.seen(exemplar)
+        first.append(captioned(enlarged(shown.image, exemplar_size_in(msca, shown)), exemplar.name, source_colour(i)))
     colours = np.array([source_colour(i) for i in range(len(exemplars))], np.float32)
     where = np.einsum("jhw,jc->hwc", made.weights, colours).round().clip(0, 255).astype(np.uint8)
     second = [

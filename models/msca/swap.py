@@ -28,10 +28,10 @@ from .pictures import (
     ReportOptions,
     check_size,
     drawn_pictures,
+    exemplar_size_in,
     image_cell,
     labels_cell,
     scene_of,
-    seen,
     timed,
     write_report,
 )
@@ -106,9 +106,14 @@ def sheet(
     Returns:
         (H, W, 3) uint8.
     """
-    shown = [seen(msca, exemplar) for exemplar in exemplars]
+    shown = [msca.seen(exemplar) for exemplar in exemplars]
     legend = region_legend([row[0].labels for row in made], msca.classes, msca.size[0])
-    rows = [[legend, *(image_cell(exemplar.image, f"style of {exemplar.name}") for exemplar in shown)]]
+    sizes = [exemplar_size_in(msca, exemplar) for exemplar in shown]
+    styles = [
+        image_cell(exemplar.image, f"style of {exemplar.name}", size=size)
+        for exemplar, size in zip(shown, sizes, strict=True)
+    ]
+    rows = [[legend, *styles]]
     for picture, row in zip(pictures, made, strict=True):
         cells = [labels_cell(msca, row[0].labels, f"label map {picture.name}")]
         for exemplar, each in zip(exemplars, row, strict=True):

@@ -26,12 +26,12 @@ from .model import MSCA, Made
 from .pictures import (
     PairOptions,
     exemplar_files,
+    exemplar_size_in,
     image_cell,
     labels_cell,
     missing,
     numbers,
     scene_of,
-    seen,
     timed,
     write_report,
 )
@@ -90,15 +90,17 @@ def sheet(msca: MSCA, target: Picture, exemplars: Sequence[Picture], made: Seque
     Returns:
         (H, W, 3) uint8.
     """
-    shown = [seen(msca, exemplar) for exemplar in exemplars]
-    says = [f"it lacks {listed(missing(msca, made[0].labels, exemplar))}" for exemplar in exemplars]
+    shown = [msca.seen(exemplar) for exemplar in exemplars]
+    lacking = [missing(msca, made[0].labels, exemplar) for exemplar in exemplars]
+    says = ["its label map" + (f"; it lacks {listed(names)}" if names else "") for names in lacking]
     lines = lines_for(says, msca.size[1])
     rows = []
     for exemplar, each, lacks in zip(shown, made, says, strict=True):
+        size = exemplar_size_in(msca, exemplar)
         rows.append(
             [
-                image_cell(exemplar.image, f"exemplar {exemplar.name}", lines),
-                labels_cell(msca, exemplar.labels, lacks, lines),
+                image_cell(exemplar.image, f"exemplar {exemplar.name}", lines, size),
+                labels_cell(msca, exemplar.labels, lacks, lines, size),
                 labels_cell(msca, each.labels, f"label map {target.name}", lines),
                 image_cell(each.image, "image", lines),
             ]

@@ -15,6 +15,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -36,7 +37,7 @@ from ..sheets import to_uint8
 from ..training.judged import Judged
 from ..training.task import Kept, Phase, Task, Trainable
 from .config import MULTIPLE, VGG_CHANNELS, GeneratorConfig
-from .features import check_vgg, image_features
+from .features import OtherVGG, check_vgg, image_features
 from .networks import Alignment, FeatureDecoder, Synthesis
 from .patches import Pair, cut, draw_apart, draw_box, mirrored, whole_pair
 
@@ -125,15 +126,28 @@ def fitted(config: Config, classes: Sequence[str], size: Size, edges: bool) -> C
 
 
 def _load_vgg(config: Config) -> FeatureNetwork:
-    """Return the fixed VGG of settings; raises as `load_vgg`, and ValueError where it is another than vgg_digest says."""
+    """Return the fixed VGG of settings; raises as `load_vgg`, and OtherVGG where it is another than vgg_digest says.
+
+    Where a run's file is not there (it was trained on another machine, say), any VGG on this one does that has its digest.
+    """
+    weights, digest = config.vgg_weights, config.vgg_digest
+    if digest and weights != "auto" and not Path(weights).is_file():
+        weights = "auto"
     try:
-        vgg = load_vgg(config.vgg_weights, None if config.vgg_kind == "auto" else config.vgg_kind)
+        vgg = load_vgg(weights, None if config.vgg_kind == "auto" else config.vgg_kind)
     except FileNotFoundError as error:
         if config.generator.trunk != "vgg":
             raise
-        raise FileNotFoundError(f"{error}; with generator.trunk own the model needs none") from None
-    if config.vgg_digest:
-        check_vgg(vgg, config.vgg_digest, "the run", config.vgg_weights)
+        hint = (
+            f"the run read {config.vgg_weights}, digest {digest[:12]}"
+            if digest
+            else "with generator.trunk own it needs none"
+        )
+        raise FileNotFoundError(f"{error}; {hint}") from None
+    except ValueError as error:
+        raise OtherVGG(str(error) if str(error).startswith("vgg_weights") else f"vgg_weights: {error}") from error
+    if digest:
+        check_vgg(vgg, digest, "the run", weights)
     return vgg
 
 

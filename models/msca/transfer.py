@@ -32,19 +32,20 @@ from mixsyn_fast.writing import write_json
 
 from ..evaluation.inputs import DataReference, ModelOnDataOptions, reference_of_model
 from ..evaluation.report import save_figure
-from ..pictures.options import check_outputs, check_suffix, open_model
+from ..pictures.options import check_outputs, check_suffix
 from ..settings import at_least
 from .config import SCALES
 from .features import image_features
 from .label_transfer import Carried, Transfer, carried, transfer_of
 from .model import MSCA
+from .pictures import VGGOptions
 
 _SAID = 8  # pairs of labels that are printed
 _LIFT = 3.0  # powers of two that the colours of the lift reach
 
 
 @dataclass(frozen=True)
-class Options(ModelOnDataOptions):
+class Options(ModelOnDataOptions, VGGOptions):
     """Options of the command."""
 
     scale: int = 0  # scale of the attention that is looked at, 0 to 4; the paper takes the finest, 0
@@ -174,7 +175,7 @@ def main(options: Options) -> int:
         raise ValueError(f"out: expected a folder, got the file {options.out}")
     matrix, drawing = options.out / "transfer.png", options.out / "dendrogram.png"
     check_outputs({"out": matrix, "json": options.json})
-    model = open_model(MSCA, options.model, options.device)
+    model = options.open()
     reference = reference_of_model(options, model.classes, model.size)
     problems: list[str] = []
     pictures = look_at(model, reference, problems, limit=options.limit, scale=options.scale)

@@ -121,8 +121,8 @@ def read_picture(
         sample = _parsed(file, parser, base)
     else:
         raise FileNotFoundError(
-            f"{file}: has no label map; looked for {', '.join(map(str, label_map_places(file)))}; name the file, or give a "
-            f"face parser (--parser) for photos of faces"
+            f"{file}: has no label map; looked for {', '.join(map(str, label_map_places(file)))}; name the file "
+            f"(--labels IMAGE=FILE), or give a face parser (--parser) for photos of faces"
         )
     own = sample.labels if merge == "none" else region_types(base, merge).apply(sample.labels)
     return Picture(sample.image, own, plain_name(file.stem))

@@ -181,6 +181,8 @@ def run(argv: Sequence[str]) -> int:
         newest = train_model(name, data, given.options, given.task, only_describe)
     except ValueError as error:
         raise ValueError(settings.spelled(str(error), kind)) from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(settings.spelled(str(error), kind)) from error
     if newest is not None:
         print(newest)
     return 0

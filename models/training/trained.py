@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def load_trained(
     step: int | str = "newest",
     averaged: bool = True,
     device: torch.device | str = "cpu",
+    replaced: Mapping[str, Any] | None = None,
 ) -> Trained:
     """Load the model of a run folder.
 
@@ -53,10 +55,12 @@ def load_trained(
         step: "newest" valid checkpoint, "best", or a step number.
         averaged: take the averaged weights where the run kept them.
         device: where to put the networks.
+        replaced: settings of the run's task that are taken in place of its own: where a file lies on this machine, say. What
+            comes back as `Trained.config` is the run's.
 
     Raises:
         FileNotFoundError: no config.json, or no such checkpoint.
-        ValueError: a checkpoint that is damaged, or does not fit the configuration.
+        ValueError: a checkpoint that is damaged, or does not fit the configuration; a setting that there is not.
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -64,7 +68,7 @@ def load_trained(
         raise FileNotFoundError(f"{path}: no such file (expected a run folder of mixsyn-fast train)")
     whole = config.read_json(path)
     description = trainable(whole["model"])
-    task = description.build(config.from_dict(description.config, whole["task"]), False)
+    task = description.build(config.from_dict(description.config, {**whole["task"], **(replaced or {})}), False)
     task.classes = tuple(whole["classes"])
     saved = _find(folder / "checkpoints", step)
     averages = saved.tensors("average") if averaged and "average" in saved.groups else {}

@@ -155,15 +155,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "msca evaluate": {
         **READER,
         "--model": None, "--device": "cpu", "--data": "", "--kind": "auto", "--split": "val", "--unknown": "class",
-        "--merge": None, "--limit": None, "--inception": None, "--seed": 0, "--compare": [],
+        "--merge": None, "--limit": None, "--inception": None, "--seed": 0, "--vgg-weights": "auto", "--compare": [],
         "--tasks": ["retrieving", "mirroring", "duplicating"], "--pool": None, "--candidates": 20,
         "--colour-correction": True, "--lpips": None, "--style": None, "--show": 4, "--out": "evaluation",
     },
     "msca transfer": {
         **READER,
         "--model": None, "--device": "cpu", "--data": "", "--kind": "auto", "--split": "val", "--unknown": "class",
-        "--merge": None, "--limit": None, "--seed": 0, "--scale": 0, "--gates": True, "--labels": 20, "--clustered": 25,
-        "--linkage": "average", "--out": "transfer", "--json": None,
+        "--merge": None, "--limit": None, "--seed": 0, "--vgg-weights": "auto", "--scale": 0, "--gates": True,
+        "--labels": 20, "--clustered": 25, "--linkage": "average", "--out": "transfer", "--json": None,
     },
     "harmonized transfer": {
         **PICTURES,

@@ -65,6 +65,14 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_image(folder / f"{name}.png", image)
         if name != "f":
             save_labels(folder / f"{name}_labels.png", np.where(labels == SHOP, 1, labels) if name == "e" else labels, 12)
+    save_image(folder / "w.png", image)  # a class that the model has not
+    Image.fromarray(np.full((32, 32), 200, np.uint8)).save(folder / "w_labels.png")
+    save_image(folder / "x.png", image[:16, :16])  # an image smaller than its label map
+    shutil.copy(folder / "a_labels.png", folder / "x_labels.png")
+    Image.fromarray(np.ones((16, 16), np.uint8)).save(folder / "small.png")
+    wide = draw_facade(19, (32, 96))
+    save_image(folder / "wide.png", wide[0])
+    save_labels(folder / "wide_labels.png", wide[1], 12)
     grey = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (32, 1))
     Image.fromarray(grey).save(folder / "grey.bmp")
     Image.fromarray(np.zeros_like(grey)).save(folder / "black.bmp")
@@ -148,6 +156,27 @@ def test_synthesize_at_another_size(model: str, msca: MSCA, photos: Path) -> Non
     assert expected.shape == (80, 64, 3) and np.array_equal(_pixels("synthesized/b.png"), expected)
 
 
+def test_an_exemplar_of_other_proportions(model: str, msca: MSCA, photos: Path) -> None:
+    """It is seen whole, and shown whole, by every verb."""
+    given = _read("wide", None)
+    scenes, labels = [(given.image, given.labels), _pair("b")], _read("a").labels
+    pair = ["--image", "a.png", "--exemplar", "wide.png"]
+    expected = msca.synthesize(labels, *scenes[0])
+    for verb, words, made in (
+        ("synthesize", pair, expected),
+        ("attention", pair, expected),
+        ("interpolate", [*pair, "--exemplar", "b.png", "--weights", "1,2"], msca.interpolate(labels, scenes, (1, 2))),
+        ("spatial", [*pair, "--exemplar", "b.png"], msca.spatial(labels, scenes)),
+        ("swap", ["--picture", "a.png", "--exemplar", "wide.png"], expected),
+        ("extrapolate", ["--image", "d.png", "--patch", "wide.png"], msca.extrapolate(*scenes[0], _read("d", None).labels)),
+    ):
+        out = f"{verb}.png" if verb in ("attention", "spatial", "extrapolate") else verb
+        assert _run(verb, model, *words, "--out", out, "--sheet", f"{verb}_sheet.png") == 0
+        files = [Path(out), *Path(out).glob("*.png")]
+        assert np.array_equal(_pixels(files[-1]), made.image), verb
+        assert _pixels(f"{verb}_sheet.png").shape[1] > 96, verb
+
+
 def test_a_folder_stands_for_its_pictures(model: str, msca: MSCA, photos: Path) -> None:
     """Label maps beside pictures are none themselves."""
     (photos / "set").mkdir()
@@ -192,7 +221,7 @@ def test_spatial(model: str, msca: MSCA, photos: Path, capsys: pytest.CaptureFix
     assert json.loads(Path("t.json").read_text())["shares"] == pytest.approx([0.5, 0.5], abs=0.01)
     maps = ["--weight-map", "grey.bmp", "--weight-map", "grey.bmp"]  # one for each: equal everywhere but where both are 0
     assert _run("spatial", model, *words, *maps) == 2
-    assert "weight_maps: expected one above 0 at every pixel, got none at 32 pixels" in capsys.readouterr().err
+    assert "at every pixel of grey.bmp, grey.bmp, got none at 32 pixels" in capsys.readouterr().err
 
 
 def test_extrapolate(model: str, msca: MSCA, photos: Path) -> None:
@@ -265,7 +294,7 @@ BAD: dict[str, tuple[str, list[str], str]] = {
     "no map": (
         "spatial",
         [*PAIR, "--exemplar", "d.png", "--weight-map", "nowhere.png"],
-        "nowhere.png: no such file",
+        "--weight-map: nowhere.png: no such file",
     ),
     "map size": (
         "spatial",
@@ -275,7 +304,15 @@ BAD: dict[str, tuple[str, list[str], str]] = {
     "nothing": (
         "spatial",
         [*PAIR, "--exemplar", "d.png", "--weight-map", "black.bmp", "--weight-map", "black.bmp"],
-        "weight_maps: expected one above 0 at every pixel, got none at 1024 pixels",
+        "--weight-map: expected one above 0 (black) at every pixel of black.bmp, black.bmp, got none at 1024 pixels",
+    ),
+    "unknown class": ("synthesize", [*TARGET, "--exemplar", "w.png"], "w_labels.png: "),
+    "class of the target": ("attention", ["--image", "w.png", "--exemplar", "b.png"], "w_labels.png: "),
+    "label map of another size": ("synthesize", [*TARGET, "--exemplar", "x.png"], "x_labels.png: "),
+    "small picture": (
+        "extrapolate",
+        ["--image", "x.png", "--labels", "x.png=small.png"],
+        "x.png: expected a scene of at least 32 x 32, the model's size, got 16 x 16 (width x height); --size scales it",
     ),
     "small scene": ("extrapolate", ["--size", "16"], "size: expected a scene of at least 32 x 32, the model's size, got 16"),
     "no patch": ("extrapolate", ["--label-map", "a_labels.png"], "patch: expected a picture whose style the label map"),

@@ -20,11 +20,12 @@ from mixsyn_fast.models.msca.blending import (
     weights_of_walk,
     window_places,
 )
-from mixsyn_fast.models.msca.config import GeneratorConfig
+from mixsyn_fast.models.msca.config import GeneratorConfig, exemplar_size
 from mixsyn_fast.models.msca.features import image_features
 from mixsyn_fast.models.msca.model import MSCA, Made, ScaleMaps
 from mixsyn_fast.models.msca.networks import Alignment, Synthesis
 from mixsyn_fast.models.pictures.picture import Picture, fit, fit_labels
+from mixsyn_fast.models.training.trained import load_trained
 
 from mixsyn_fast import RegionMap, use_plan
 
@@ -131,6 +132,42 @@ def test_each_half_is_kept_apart(msca: MSCA, passes: dict[str, int]) -> None:
     changed = two[0].copy()
     changed[0, 0, 0] ^= 1
     assert msca.synthesize(first, changed, two[1]).exemplars == 1
+    relabelled = two[1].copy()
+    relabelled[0, 0] = (relabelled[0, 0] + 1) % 5
+    assert msca.synthesize(first, two[0], relabelled).exemplars == 1
+
+
+def test_what_is_kept_is_of_one_precision(msca: MSCA) -> None:
+    """A half of a call under autocast is none for a call without, and the other way round."""
+    labels, given = scene(3)[1], scene(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = msca.synthesize(labels, *given)
+    made = msca.synthesize(labels, *given)
+    assert (made.exemplars, made.layouts) == (1, 1)
+    assert np.array_equal(made.image, msca.to("cpu").synthesize(labels, *given).image)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = msca.synthesize(labels, *given)
+    assert (again.exemplars, again.layouts) == (1, 1) and np.array_equal(again.image, rough.image)
+    assert _apart(made, rough) > 0
+
+
+def test_what_is_kept_is_never_changed(msca: MSCA) -> None:
+    """Whatever is made of halves in between, with a memory of fewer than are used: each image is that of a full pass."""
+    scenes, maps = [scene(i) for i in range(3)], [scene(i)[1] for i in range(3, 9)]
+    whole = {}
+    for i, labels in enumerate(maps):
+        for j, given in enumerate(scenes):
+            whole[i, j] = msca.to("cpu").synthesize(labels, *given).image
+    msca.to("cpu")
+    for i, labels in enumerate(maps):  # more label maps than are kept, there and back
+        for j, given in enumerate(scenes):
+            msca.interpolate(labels, scenes, [1, 2, 3])
+            msca.spatial(labels, scenes)
+            msca.attention(labels, *given)
+            assert np.array_equal(msca.synthesize(labels, *given).image, whole[i, j])
+    again = [msca.synthesize(labels, *scenes[0]) for labels in reversed(maps)]
+    assert [each.layouts for each in again] == [0, 0, 0, 0, 1, 1] and not any(each.exemplars for each in again)
+    assert all(np.array_equal(each.image, whole[5 - i, 0]) for i, each in enumerate(again))
 
 
 def test_a_matrix_computes_each_half_once(msca: MSCA, passes: dict[str, int]) -> None:
@@ -292,7 +329,7 @@ def test_pictures_and_results_of_other_sizes(msca: MSCA) -> None:
     image, theirs = scene(1, (40, 100))
     labels = scene(2, (60, 52))[1]
     made = msca.synthesize(labels, image, theirs)
-    fitted = fit(Picture(*_int((image, theirs)), "x"), SIZE)
+    fitted = fit(Picture(*_int((image, theirs)), "x"), (32, 80))  # 40 x 100 at the model's scale
     assert np.array_equal(made.image, msca.synthesize(made.labels, fitted.image, fitted.labels).image)
     assert made.labels.shape == SIZE
     for size in ((16, 16), (64, 32), (32, 128)):
@@ -300,6 +337,69 @@ def test_pictures_and_results_of_other_sizes(msca: MSCA) -> None:
         assert other.image.shape == (*size, 3) and other.labels.shape == size and other.exemplars == 0
         assert msca.spatial(labels, [(image, theirs), scene(3)], size=size).weights.shape == (2, *size)
     assert np.array_equal(msca.synthesize(labels.astype(np.int8), image, theirs).image, made.image)
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        (SIZE, SIZE),
+        ((64, 96), SIZE),
+        ((16, 24), SIZE),
+        ((40, 100), (32, 80)),
+        ((100, 40), (128, 48)),  # not 120 x 48
+        ((33, 48), SIZE),
+        ((1, 1), (48, 48)),
+        ((1, 500), (32, 192)),  # at most four times the model's side
+        ((500, 1), (128, 48)),
+    ],
+    ids=str,
+)
+def test_the_size_of_an_exemplar(stored: tuple[int, int], expected: tuple[int, int]) -> None:
+    """Its own proportions, as near as multiples of 16 are; the model's size is covered, and no scale is changed twice."""
+    assert exemplar_size(stored, SIZE) == expected
+    assert exemplar_size(expected, SIZE) == expected
+
+
+def test_an_exemplar_is_seen_whole(msca: MSCA) -> None:
+    """What a cut to the model's proportions would lose counts: colours at the ends, and classes that are there alone."""
+    image, theirs = np.full((32, 160, 3), 90, np.uint8), np.zeros((32, 160), np.int64)
+    labels = scene(2)[1]
+    plain = msca.synthesize(labels, image, theirs)
+    ends = image.copy()
+    ends[:, :24] = (250, 30, 30)
+    assert _apart(msca.synthesize(labels, ends, theirs), plain) > 0.1
+    there = theirs.copy()
+    there[:, -16:] = 4
+    found = msca.attention(labels, image, there)
+    assert found.exemplar.labels.shape == (32, 160) and found.scales[0].alpha.shape == (3, 32, 160)
+    assert found.scales[2].alpha.shape == (4, 8, 40) and found.scales[0].beta.shape == (3, *SIZE)
+    assert found.scales[0].exemplar_shares[4] == pytest.approx(0.1) and (found.scales[0].given[:, 4] > 0).any()
+    # every application takes exemplars of different proportions at once, and at its ends gives the single images
+    scenes = [(ends, there), scene(3), scene(5, (96, 40))]
+    alone = [msca.synthesize(labels, *each).image for each in scenes]
+    table = msca.swap([labels], scenes)[0]
+    walk = msca.walk(labels, scenes, 0)
+    for each, own, on_the_way in zip(alone, table, walk, strict=True):
+        assert np.array_equal(own.image, each) and np.array_equal(on_the_way.image, each)
+    sides = np.zeros(SIZE, np.uint8)
+    sides[:, 24:] = 255
+    assert msca.spatial(labels, scenes[:2], sides).image.shape == (*SIZE, 3)
+    # of the same pictures as bands of the model's proportions each is a part: a mixture is no matter of areas
+    even = msca.interpolate(labels, [(np.tile(image, (1, 2, 1))[:, :192], np.zeros((32, 192), int)), scenes[1]], [1, 1])
+    short = msca.interpolate(labels, [(image[:, :48], theirs[:, :48]), scenes[1]], [1, 1])
+    assert _apart(even, short) < 0.5
+
+
+def test_a_patch_of_other_proportions(msca: MSCA) -> None:
+    """It is an exemplar like any other; kept, it stands in the middle as it is seen, as far as there is room."""
+    patch, labels = scene(1, (32, 96)), scene(2, (64, 80))[1]
+    made = msca.extrapolate(*patch, labels)
+    corner = msca.synthesize(np.ascontiguousarray(labels[:32, :48]), *patch)
+    assert np.abs(made.image[0, 0].astype(int) - corner.image[0, 0]).max() <= 1
+    kept = msca.extrapolate(*patch, labels, keep=True)
+    inside = np.s_[20:44, 10:70]
+    assert np.abs(kept.image[inside].astype(int) - patch[0][4:28, 18:78]).max() <= 1  # 8 columns have no room on each side
+    assert np.array_equal(kept.image[:16], made.image[:16]) and np.array_equal(kept.image[48:], made.image[48:])
 
 
 # ------------------------------------------------------------------------------------------------------------- its parts
@@ -423,14 +523,44 @@ def test_a_model_knows_its_vgg(tmp_path: Path, vgg16_file: Path, monkeypatch: py
     # a run: what its folder says, and a checkpoint of it that is to go on
     from mixsyn_fast import cli
 
-    words = f"train msca --vgg-weights {vgg16_file} --out {tmp_path / 'run'} --size 64 --batch-size 1 --vgg 0 {SMALL_RUN}"
+    run, file = tmp_path / "run", tmp_path / "vgg.pth"
+    file.hardlink_to(vgg16_file)
+    words = f"train msca --vgg-weights {file} --out {run} --size 64 --batch-size 1 --vgg 0 {SMALL_RUN}"
     assert cli.main([*words.split(), "--steps", "1", "--generator.trunk", "vgg"]) == 0
-    assert MSCA.load(tmp_path / "run", vgg_weights=str(vgg16_file)).vgg is not None
-    with pytest.raises(ValueError, match=message):
-        MSCA.load(tmp_path / "run", vgg_weights=str(other))
-    words = words.replace(str(vgg16_file), str(other))
-    assert cli.main([*words.split(), "--steps", "2", "--generator.trunk", "vgg"]) == 2
+    monkeypatch.setattr("mixsyn_fast.models.losses.perceptual.find_weights", lambda kind: None)
+    made = MSCA.load(run).synthesize(scene(3)[1], *scene(1)).image
+    with pytest.raises(ValueError, match="^vgg_weights: " + message):
+        MSCA.load(run, vgg_weights=str(other))
+    other_words = words.replace(str(file), str(other))
+    assert cli.main([*other_words.split(), "--steps", "2", "--generator.trunk", "vgg"]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+    # the run comes to a machine where its file lies elsewhere, or another one has the same weights
+    file.rename(tmp_path / "moved.pth")
+    with pytest.raises(FileNotFoundError, match=rf"^vgg_weights: no VGG-16 weights .*; the run read {file}, digest "):
+        MSCA.load(run)
+    moved = str(tmp_path / "moved.pth")
+    assert np.array_equal(MSCA.load(run, vgg_weights=moved).synthesize(scene(3)[1], *scene(1)).image, made)
+    monkeypatch.setattr("mixsyn_fast.models.losses.perceptual.find_weights", lambda kind: vgg16_file)
+    assert np.array_equal(MSCA.load(run).synthesize(scene(3)[1], *scene(1)).image, made)
+    assert load_trained(run).config["task"]["vgg_weights"] == str(file), "what the run says of itself stays"
+    monkeypatch.setattr("mixsyn_fast.models.losses.perceptual.find_weights", lambda kind: other)
+    with pytest.raises(ValueError, match=r"^vgg_weights: expected the vgg16 .* got another one \(auto: digest"):
+        MSCA.load(run)
+    with pytest.raises(FileNotFoundError, match="^vgg_weights: nowhere.pth: no such file$"):
+        MSCA.load(run, vgg_weights="nowhere.pth")
+    with pytest.raises(ValueError, match=r"^vgg_weights: .*m.safetensors: not a feature network"):
+        MSCA.load(run, vgg_weights=str(tmp_path / "m.safetensors"))
+
+    # every command takes the file
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mixsyn_fast.models.losses.perceptual.find_weights", lambda kind: None)
+    for verb in ("attention", "transfer --limit 2", "evaluate --tasks duplicating --limit 2"):
+        given = ["msca", *verb.split(), "--model", str(run), "--out", f"o{len(verb)}.png"]
+        assert cli.main(given) == 2 and "--vgg-weights: no VGG-16 weights" in capsys.readouterr().err
+        assert cli.main([*given, "--vgg-weights", moved]) == 0
+    assert cli.main(["msca", "swap", "--model", str(run), "--vgg-weights", str(other)]) == 2
+    assert re.search("--vgg-weights: " + message, capsys.readouterr().err)
 
 
 def test_a_run_folder_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,12 +575,17 @@ def test_a_run_folder_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     made = loaded.synthesize(scene(3)[1], *scene(1))
     loaded.save("m.safetensors")
     assert np.array_equal(MSCA.load("m.safetensors").synthesize(scene(3)[1], *scene(1)).image, made.image)
+    with pytest.raises(ValueError, match="^vgg_weights: expected 'auto', for run has a trunk of its own; got m.safetensors"):
+        MSCA.load("run", vgg_weights="m.safetensors")
     config = Path("run/config.json")  # as if all of it had been pretraining: nothing has learnt to make images
     config.write_text(config.read_text().replace('"pretrain_steps": 0', '"pretrain_steps": 2'))
     with pytest.raises(
         ValueError, match=r"run: expected .* ended in pretraining, after step 2: images are made from step 3 on"
     ):
         MSCA.load("run")
+    config.write_text(config.read_text().replace('"model": "msca"', '"model": "spade"'))
+    with pytest.raises(ValueError, match="run: expected a run of `mixsyn-fast train msca`, got: a run of model 'spade'"):
+        MSCA.load("run", vgg_weights="m.safetensors")
 
 
 # ------------------------------------------------------------------------------------------------------------- bad input

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -337,7 +338,7 @@ def test_an_interpolation_is_one_softmax_over_both() -> None:
             c2 = pyramid(model.pyramid, shown, (f[0].shape[2], f[0].shape[3]))[i]
             x2.append(F.conv2d(f[i], model.compress[i].weight[:, :, None, None]).flatten(2))
             both = torch.cat((x2[-1], c2.flatten(2)), 1)
-            logits.append(layer.spatial_weight @ both + torch.log(torch.tensor(weight, dtype=torch.float64)))
+            logits.append(layer.spatial_weight @ both + math.log(weight / both.shape[2]))  # a larger one counts no more
             gates.append(torch.sigmoid(layer.gate(torch.cat((c1[i].mean((2, 3)), c2.mean((2, 3))), 1))) * weight / 2.8)
         values = torch.cat(logits, 2).softmax(2) @ torch.cat(x2, 2).mT
         assert relative_error(attended.values, values * sum(gates)[:, :, None]) < 1e-12
@@ -361,7 +362,26 @@ def test_equal_weights_are_one_exemplar_laid_side_by_side(attention: str) -> Non
     assert relative_error(join_gathered(gathered, masses, (2.0, 2.0)), expected) < 1e-12
     total = aligner.log_mass(joined[0], joined[1], RegionMap(joined[2], K), compress, None)
     if attention == "msca":
-        torch.testing.assert_close(torch.logsumexp(torch.stack(masses), 0), total)
+        torch.testing.assert_close(torch.logsumexp(torch.stack(masses), 0) - math.log(2), total)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_larger_exemplar_counts_no_more(attention: str) -> None:
+    """The same picture twice beside itself weighs what it weighs once; so does one whose other positions are masked."""
+    model, scale, size = alignment(attention=attention), 0, (16, 16)
+    aligner, compress = model.aligner(scale), model.compress[scale].weight
+    once = features(size)[scale], torch.randn(2, M, *size, dtype=torch.float64), labels(size)
+    twice = [torch.cat((each, each), -1) for each in once]
+    mask = torch.zeros(2, 16, 32, dtype=torch.bool)
+    mask[:, :, :16] = True
+    given = [(*once, None), (*twice, None), (twice[0], twice[1], twice[2], mask)]
+    maps = [(f, c, RegionMap(at, K, ignore_index=-1), compress, kept) for f, c, at, kept in given]
+    values, masses = ([getattr(aligner, name)(*each) for each in maps] for name in ("gather", "log_mass"))
+    for gathered, mass in zip(values[1:], masses[1:], strict=True):
+        torch.testing.assert_close(gathered.values, values[0].values)
+        torch.testing.assert_close(mass, masses[0])
+    nothing = aligner.log_mass(*maps[2][:4], torch.zeros_like(mask))
+    assert not nothing.isnan().any()
 
 
 def test_a_label_of_one_exemplar_alone_comes_from_it() -> None:
