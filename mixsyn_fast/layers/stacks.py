@@ -340,10 +340,11 @@ def _calls_alone(part: nn.Module, rows: Tensor) -> Tensor:
 
 def _normalised(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, rows: Tensor, shares: Tensor, image: Tensor) -> Tensor:
     """Instance norm of a map by its rows: ``shares`` (B, P) of an image's pixels have the row, ``image`` (P,) owns it."""
-    shares = shares.to(rows.dtype)
-    deviation = rows - (shares @ rows).index_select(0, image)
-    variance = shares @ deviation.square()
-    rows = deviation * torch.rsqrt(variance + norm.eps).index_select(0, image)
+    shares, several = shares.to(rows.dtype), len(shares) > 1
+    mean = shares @ rows
+    deviation = rows - (mean.index_select(0, image) if several else mean)
+    scale = torch.rsqrt(shares @ deviation.square() + norm.eps)
+    rows = deviation * (scale.index_select(0, image) if several else scale)
     return rows if norm.weight is None else rows * norm.weight.to(rows.dtype) + norm.bias.to(rows.dtype)
 
 
