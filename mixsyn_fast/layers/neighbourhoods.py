@@ -59,7 +59,8 @@ def neighbourhoods(regions: RegionMap, size: Size, kernels: Sequence[int], per_i
 
 
 def _made(regions: RegionMap, size: Size, kernels: Sequence[int], per_image: bool) -> Neighbourhoods:
-    index, rows = None, (regions.num_regions + 1) * (1 if regions.edges is None else 2)
+    index: Tensor | None = None
+    rows = (regions.num_regions + 1) * (1 if regions.edges is None else 2)
     own, radius, started = per_image and regions.batch_size > 1, 0, False
     counts, taps = [rows], list[Tensor | None]()
     shares, images = list[Tensor | None]([None]), list[Tensor | None]([None])
@@ -76,7 +77,8 @@ def _made(regions: RegionMap, size: Size, kernels: Sequence[int], per_image: boo
                 taps.append(_taps_around(before, before_rows, _pixel_of_row(index, rows), kernel))
             started = True
         counts.append(rows)
-        share = image = None
+        share: Tensor | None = None
+        image: Tensor | None = None
         if per_image:
             index = _columns(regions, size) if index is None else index
             share, image = _shares(index, rows)
