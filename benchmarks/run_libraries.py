@@ -180,6 +180,10 @@ MODELS: dict[str, Model] = {
     "monai_unet": Model(
         "MONAI SPADEDiffusionModelUNet, a step", "SPADE", _unet, packages=_MONAI, goals=((KEPT, _TWICE),), **_SAMPLER
     ),
+    "monai_unet_fused": Model(
+        "MONAI SPADEDiffusionModelUNet with its fused attention, a step", "SPADE", _unet, packages=_MONAI,
+        goals=((KEPT, _TWICE),), **_SAMPLER,
+    ),
     "monai_unet_3d": Model(
         "MONAI SPADEDiffusionModelUNet in 3-D, a step", "SPADE", _unet, packages=_MONAI, goals=((KEPT, _TWICE),), **_SAMPLER
     ),
@@ -212,6 +216,7 @@ def cases() -> list[LibraryCase]:
         LibraryCase("sdm", 128, half, 151, "street"),
         LibraryCase("monai_unet", 128, {}, 19, "face"),
         LibraryCase("monai_unet", 256, {}, 19, "face"),
+        LibraryCase("monai_unet_fused", 256, {"use_flash_attention": True}, 19, "face"),
         LibraryCase("monai_unet_3d", 48, volume | {"spade_intermediate_channels": 64}, 6, "volume"),
         LibraryCase("monai_spadenet", 256, {"channels": [128, 64, 32, 16], "is_vae": False}, 19, "face"),
         LibraryCase("movq", 32, {"block_out_channels": (64, 128, 128, 256), "layers_per_block": 2}),

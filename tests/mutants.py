@@ -796,6 +796,13 @@ MUTATIONS = [
         "tests/layers/test_stacks.py -k table_and_dense",
     ),
     Mutation(
+        "neighbourhoods: outside the image is not no region",
+        "mixsyn_fast/layers/neighbourhoods.py",
+        "of_code[count], of_code[count + 1] = rows, count",
+        "of_code[count], of_code[count + 1] = count, count",
+        "tests/layers/test_stacks.py -k taps_are_those",
+    ),
+    Mutation(
         "neighbourhoods: wide windows are told apart from both sides",
         "mixsyn_fast/layers/neighbourhoods.py",
         "for first in (0, 2 * step):",

@@ -56,7 +56,7 @@ def accelerate(
         noise: of SEAN layers. "published" draws as the published code does, seed for seed; "device" draws on the device of
             x (same distribution, faster on a GPU), whatever way the layer's own forward draws in.
         prepack: also let plain nn.Conv2d keep a prepacked weight on the CPU in eval, with spectral norm folded (both
-            refreshed when a parameter changes). Packing needs float32 activations in channels_last.
+            refreshed when a parameter changes). Packing needs float32 activations, in channels_last but for the smallest.
         num_regions: K, when the one-hot map has K + 1 channels and the last holds binary edges; found out when left out.
         soft_masks: for SEAN layers and style encoders given a map that is not one-hot. "published" runs their own forward
             (which takes any non-zero weight for membership); "blend" mixes styles and means by weight, another formula.

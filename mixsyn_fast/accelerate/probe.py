@@ -69,6 +69,8 @@ def _setting(value: Any, depth: int = 0) -> Any:
     kind = type(value)
     if kind in _PLAIN:
         return value
+    if kind is tuple and len(value) <= _MOST_VALUES and all(type(inner) in _PLAIN for inner in value):
+        return value  # kernel sizes, strides: five of every convolution, at every call
     if isinstance(value, enum.Enum):
         return kind, value.name
     if isinstance(value, np.generic):

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from ..backend import current_backend
 from .derived import Owner, derived, may_keep
 
+_FEW_PIXELS = 64  # of a batch of planes, and
+_WIDE_WEIGHT = 1 << 16  # elements: reordering the weight at every call then takes longer than laying out input and output
+
 
 def settings_are_pairs(module: nn.Conv2d) -> bool:
     """Say whether stride, padding and dilation are pairs of numbers, as the packed convolution wants them."""
@@ -19,21 +22,37 @@ def settings_are_pairs(module: nn.Conv2d) -> bool:
 
 
 def _takes_packed(module: Owner, x: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> bool:
-    """Say whether a call may take a packed weight that is kept: in eval, without gradients, in float32 and channels_last."""
+    """Say whether a call may take a packed weight that is kept: in eval, without gradients, in float32."""
     return (
         may_keep(module, weight, bias)
         and x.device.type == "cpu"
         and x.dtype == torch.float32 == (x if weight is None else weight).dtype
         and x.dim() == 4
         and x.numel() > 0
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and not x.is_contiguous()  # the packed convolution answers in channels_last whatever comes in
         and not (torch.is_grad_enabled() and x.requires_grad)
         and not torch.is_autocast_enabled("cpu")
         and current_backend() != "reference"
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
     )
+
+
+def _layout(x: Tensor, weight: Tensor) -> torch.memory_format | None:
+    """Return the memory layout in which the plain convolution answers, where a packed weight pays; else None.
+
+    The packed convolution answers in channels_last whatever comes in. Of small planes the answer is copied.
+    """
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    if last or not x.is_contiguous():
+        return torch.channels_last if last and not x.is_contiguous() else None
+    few = x.shape[0] * x.shape[2] * x.shape[3] <= _FEW_PIXELS and weight.numel() >= _WIDE_WEIGHT
+    # of a weight in channels_last the plain convolution answers in it
+    return torch.contiguous_format if few and weight.is_contiguous() and weight.stride(-1) == 1 else None
+
+
+def _laid_out(y: Tensor, layout: torch.memory_format) -> Tensor:
+    """What a packed convolution answers, in a memory layout; in planes with no other's strides, of a single pixel too."""
+    return y if layout == torch.channels_last else y.contiguous().flatten().view(y.shape)
 
 
 def _can_prepack(module: nn.Conv2d, x: Tensor) -> bool:
@@ -56,7 +75,7 @@ def _packed(weight: Tensor, how: tuple[tuple[int, ...], ...], x: Tensor) -> Tens
 def conv2d(module: nn.Conv2d, x: Tensor) -> Tensor:
     """Forward of a convolution; in eval, without gradient, its weight is packed once for oneDNN.
 
-    That is for float32 in channels_last on a CPU.
+    That is for float32 on a CPU, in channels_last, or of so few pixels that the weight is most of the work.
 
     Packing saves reordering the weight at every call, half the time of the layers at 8 x 8 and 16 x 16. Everywhere else
     this is the plain convolution of the module.
@@ -69,14 +88,15 @@ def conv2d(module: nn.Conv2d, x: Tensor) -> Tensor:
         (B, O, H', W'), in the memory layout that the plain convolution gives.
     """
     y: Tensor
-    if not _can_prepack(module, x):
+    layout = _layout(x, module.weight) if _can_prepack(module, x) else None
+    if layout is None:
         y = module._conv_forward(x, module.weight, module.bias)
         return y
     how: Any = (module.padding, module.stride, module.dilation)
     packed = derived(module, "prepacked", (module.weight, *how), lambda: _packed(module.weight.detach(), how, x))
     bias = None if module.bias is None else module.bias.detach()
     y = torch.ops.mkldnn._convolution_pointwise(x.detach(), packed, bias, *how, 1, "none", [], "")
-    return y
+    return _laid_out(y, layout)
 
 
 def packed_conv2d(
@@ -96,11 +116,13 @@ def packed_conv2d(
         (B, O, H, W).
     """
     how: Any = ((weight.shape[2] // 2,) * 2, (1, 1), (1, 1))
-    if not (may_keep(module, *sources) and _takes_packed(module, x, None) and x.dtype == weight.dtype):
+    takes = may_keep(module, *sources) and _takes_packed(module, x, None) and x.dtype == weight.dtype
+    layout = _layout(x, weight) if takes else None
+    if layout is None:
         return F.conv2d(x, weight, bias, padding=how[0])
     packed = derived(module, ("prepacked", name), (*sources, *how), lambda: _packed(weight.detach(), how, x))
     y: Tensor = torch.ops.mkldnn._convolution_pointwise(x.detach(), packed, bias.detach(), *how, 1, "none", [], "")
-    return y
+    return _laid_out(y, layout)
 
 
 def scaled_conv2d(module: Owner, x: Tensor, weight: Tensor, folded: Callable[[], Tensor], up: bool) -> Tensor:
@@ -120,7 +142,8 @@ def scaled_conv2d(module: Owner, x: Tensor, weight: Tensor, folded: Callable[[],
     pad = weight.shape[2] // 2
     zero, one, two = (0, 0), (1, 1), (2, 2)
     y: Tensor
-    if not _takes_packed(module, x, weight) or (up and not hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise")):
+    packs = _takes_packed(module, x, weight) and _layout(x, weight) == torch.channels_last
+    if not packs or (up and not hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise")):
         made = folded()
         y = F.conv_transpose2d(x, made.transpose(0, 1), stride=2) if up else F.conv2d(x, made, padding=pad)
     elif up:

@@ -59,7 +59,8 @@ def neighbourhoods(regions: RegionMap, size: Size, kernels: Sequence[int], per_i
 
 
 def _made(regions: RegionMap, size: Size, kernels: Sequence[int], per_image: bool) -> Neighbourhoods:
-    index, rows = _columns(regions, size)
+    index: Tensor | None = None
+    rows = (regions.num_regions + 1) * (1 if regions.edges is None else 2)
     own, radius, started = per_image and regions.batch_size > 1, 0, False
     counts, taps = [rows], list[Tensor | None]()
     shares, images = list[Tensor | None]([None]), list[Tensor | None]([None])
@@ -67,24 +68,45 @@ def _made(regions: RegionMap, size: Size, kernels: Sequence[int], per_image: boo
         if kernel == 1 and (started or not own):
             taps.append(None)
         else:
-            before, before_rows = index, rows
-            radius, started = radius + kernel // 2, True
+            before, before_rows, radius = index, rows, radius + kernel // 2
             index, rows = _index(regions, size, radius, own)
-            taps.append(_taps_around(before, before_rows, _pixel_of_row(index, rows), kernel))
+            if not started and radius <= 2:
+                taps.append(_taps_of_labels(regions, regions.patterns(size, radius, own).patterns, before_rows))
+            else:
+                before = _columns(regions, size) if before is None else before
+                taps.append(_taps_around(before, before_rows, _pixel_of_row(index, rows), kernel))
+            started = True
         counts.append(rows)
-        share, image = _shares(index, rows) if per_image else (None, None)
+        share: Tensor | None = None
+        image: Tensor | None = None
+        if per_image:
+            index = _columns(regions, size) if index is None else index
+            share, image = _shares(index, rows)
         shares.append(share)
         images.append(image)
+    index = _columns(regions, size) if index is None else index
     return Neighbourhoods(index, tuple(counts), tuple(taps), tuple(shares), tuple(images))
 
 
-def _columns(regions: RegionMap, size: Size) -> tuple[Tensor, int]:
-    """Stage 0: (B, h, w) int32 row of every pixel, and how many rows there are."""
-    labels, edges, rows = regions.labels_at(size), regions.edges_at(size), regions.num_regions + 1
+def _columns(regions: RegionMap, size: Size) -> Tensor:
+    """Stage 0: (B, h, w) int32 row of every pixel."""
+    labels, edges = regions.labels_at(size), regions.edges_at(size)
     start = torch.where(labels < 0, regions.num_regions, labels)
     if edges is not None:
-        start, rows = start + edges * rows, 2 * rows
-    return start.to(torch.int32), rows
+        start = start + edges * (regions.num_regions + 1)
+    return start.to(torch.int32)
+
+
+def _taps_of_labels(regions: RegionMap, patterns: Tensor, rows: int) -> Tensor:
+    """As :func:`_taps_around`, of stage 0, from the codes of label neighbourhoods (:mod:`..ops.label_patterns`)."""
+    count, device = regions.num_regions, patterns.device
+    of_code = torch.arange(count + 2, device=device, dtype=torch.int32)
+    of_code[count], of_code[count + 1] = rows, count  # outside, no region
+    if regions.edges is not None:
+        of_code = torch.cat((of_code, of_code + (count + 1)))
+    taps = patterns.shape[1]
+    found = of_code.index_select(0, patterns.reshape(-1)).view(-1, taps)
+    return found * taps + torch.arange(taps, device=device, dtype=torch.int32)
 
 
 def _index(regions: RegionMap, size: Size, radius: int, per_image: bool) -> tuple[Tensor, int]:

@@ -27,7 +27,7 @@ from ..latent_map import LatentMap
 from ..nearest import resize_nearest
 from ..ops import region_norm
 from ..region_map import RegionMap
-from .algebra import gather_sum, linear, packed, padded_count, tap_rows, taps
+from .algebra import add_to_centre, gather_sum, linear, packed, padded_count, tap_rows, taps
 from .dense_stacks import DenseStacks, Folds, Values, dense, halves, rows_of
 from .dense_stacks import folds_of as stack_folds
 from .derived import Owner, derived, may_keep
@@ -340,10 +340,11 @@ def _calls_alone(part: nn.Module, rows: Tensor) -> Tensor:
 
 def _normalised(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, rows: Tensor, shares: Tensor, image: Tensor) -> Tensor:
     """Instance norm of a map by its rows: ``shares`` (B, P) of an image's pixels have the row, ``image`` (P,) owns it."""
-    shares = shares.to(rows.dtype)
-    deviation = rows - (shares @ rows).index_select(0, image)
-    variance = shares @ deviation.square()
-    rows = deviation * torch.rsqrt(variance + norm.eps).index_select(0, image)
+    shares, several = shares.to(rows.dtype), len(shares) > 1
+    mean = shares @ rows
+    deviation = rows - (mean.index_select(0, image) if several else mean)
+    scale = torch.rsqrt(shares @ deviation.square() + norm.eps)
+    rows = deviation * (scale.index_select(0, image) if several else scale)
     return rows if norm.weight is None else rows * norm.weight.to(rows.dtype) + norm.bias.to(rows.dtype)
 
 
@@ -412,6 +413,9 @@ def _applied(
     else:
         finished = bias()
         found = torch.cat([tap_rows(rows, weight.to(rows.dtype)) for weight in weights], 1)
+    if kept and around is not None and found.dtype == finished.dtype:
+        # every row sums one centre tap, and before the sum there are fewer rows to add to
+        return gather_sum(add_to_centre(found, finished, around.shape[1]), around)
     return (found if around is None else gather_sum(found, around)) + finished
 
 
@@ -492,6 +496,15 @@ def _folded(norm: nn.Module, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tens
     return scale, shift
 
 
+def _is_affine(norm: nn.Module) -> bool:
+    return any(isinstance(getattr(norm, name, None), Tensor) for name in ("weight", "bias"))
+
+
+def _folded_rows(norm: nn.Module, rows: Tensor) -> Tensor:
+    """As :func:`_folded`, of a table (P, 2C): itself where there is nothing to put in."""
+    return torch.cat(_folded(norm, *rows.chunk(2, 1)), 1) if _is_affine(norm) else rows
+
+
 def folds_of(layer: Modulator, segmap: Tensor, size: tuple[int, ...]) -> Folds:
     """Return which convolutions of a dense map save products at its distinct positions.
 
@@ -542,8 +555,7 @@ def modulation(
     """
     if found is not None:
         assert columns is not None
-        table = _Evaluation(layer, columns, found).table()
-        return Modulation(found.index, torch.cat(_folded(layer.norm, *table.chunk(2, 1)), 1))
+        return Modulation(found.index, _folded_rows(layer.norm, _Evaluation(layer, columns, found).table()))
     if is_plain():
         return Modulation(None, None, *_plain(layer, resize_nearest(segmap, size)))
     folds = folds_of(layer, segmap, size) if folds is None else folds
@@ -561,11 +573,9 @@ def modulation(
         if isinstance(scale, LatentMap) and isinstance(shift, LatentMap) and _are_few(scale):
             return Modulation(scale.index, torch.cat(_folded(layer.norm, scale.rows, shift.rows), 1))
         return Modulation(None, None, *_folded(layer.norm, dense(scale), dense(shift)))
-    affine = getattr(layer.norm, "weight", None) is not None
     if isinstance(both, LatentMap) and _are_few(both):
-        rows = both.rows
-        return Modulation(both.index, torch.cat(_folded(layer.norm, *rows.chunk(2, 1)), 1) if affine else rows)
-    if adjoin and not affine:
+        return Modulation(both.index, _folded_rows(layer.norm, both.rows))
+    if adjoin and not _is_affine(layer.norm):
         return Modulation(*rows_of(dense(both)))
     if planes:
         scale, shift = dense(both).unflatten(1, (2, -1))[0].split(1)

@@ -36,6 +36,21 @@ def test_same_result_in_every_layout(arguments: tuple[int, ...]) -> None:
         assert (layer in _kept) == (layout == torch.channels_last)
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("arguments", [(64, 128, 3, 1, 1), (256, 300, 1), (64, 128, 3, 2)], ids=str)
+def test_few_pixels_take_a_packed_weight_in_planes_too(arguments: tuple[int, ...], last: bool) -> None:
+    """Where reordering the weight is most of the work; the answer lies as the plain one's, whose weight decides too."""
+    for size, few in (((1, 4, 4), True), ((4, 4, 4), True), ((1, 3, 8), True), ((1, 9, 8), False)):
+        layer = FastConv2d(*arguments).eval()
+        layer.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+        batch, height, width = size
+        x = torch.randn(batch, arguments[0], height, width)
+        with torch.no_grad():
+            y, expected = layer(x), plain(layer, x)
+        assert relative_error(y, expected) < 1e-6
+        assert y.stride() == expected.stride() and (layer in _kept) == (few and not last)
+
+
 def test_gradients_take_the_plain_convolution() -> None:
     layer = FastConv2d(4, 4, 3).eval()
     x = torch.randn(1, 4, 8, 8, requires_grad=True)

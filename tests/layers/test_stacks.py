@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixsyn_fast import LatentMap, RegionMap, use_plan
-from mixsyn_fast.layers.neighbourhoods import neighbourhoods
+from mixsyn_fast.layers.neighbourhoods import _columns, _pixel_of_row, _taps_around, _taps_of_labels, neighbourhoods
 from mixsyn_fast.layers.stacks import (
     Columns,
     Modulation,
@@ -279,6 +279,21 @@ def test_wide_windows_are_those_of_their_pixels(kernels: tuple[int, ...]) -> Non
     made = neighbourhoods(RegionMap(found, 3), (14, 30), kernels)
     pairs = torch.unique(torch.stack((numbers, made.index.reshape(-1).long())), dim=1)
     assert len(pairs[0].unique()) == len(pairs[1].unique()) == pairs.shape[1] == made.counts[-1]
+
+
+@pytest.mark.parametrize("size", [(9, 7), (4, 5, 6)], ids=str)
+@pytest.mark.parametrize("per_image", [False, True])
+def test_taps_are_those_of_the_pixels_around(size: tuple[int, ...], per_image: bool) -> None:
+    """The codes of a label neighbourhood say what its pixels do: edges, pixels of no region, what is outside."""
+    labels = torch.randint(-1, K, (2, *size), generator=torch.Generator().manual_seed(2))
+    edges = torch.rand(labels.shape, generator=torch.Generator().manual_seed(3)) < 0.3
+    for regions in (RegionMap(labels, K, ignore_index=-1), RegionMap(labels, K, ignore_index=-1, edges=edges)):
+        for radius in range(3):
+            found = regions.patterns(size, radius, per_image)
+            rows = (K + 1) * (1 if regions.edges is None else 2)
+            pixel = _pixel_of_row(found.index, len(found.patterns))
+            expected = _taps_around(_columns(regions, size), rows, pixel, 2 * radius + 1)
+            assert torch.equal(_taps_of_labels(regions, found.patterns, rows), expected)
 
 
 def test_the_plan_and_the_work() -> None:
