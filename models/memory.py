@@ -13,7 +13,7 @@ V = TypeVar("V")
 
 
 class Memory(Generic[V]):
-    """The values of the last few keys.
+    """The values of the last few keys. Several threads may use one; what two ask for at once, either makes.
 
     Args:
         most: how many are kept.
@@ -28,13 +28,17 @@ class Memory(Generic[V]):
 
     def get(self, key: bytes, make: Callable[[], V]) -> V:
         """Return the value of a key, made by `make()` where it is not remembered."""
-        if key not in self._values:
-            self._values[key] = make()
-            self.made += 1
-            if len(self._values) > self.most:
-                self._values.popitem(last=False)
-        self._values.move_to_end(key)
-        return self._values[key]
+        try:
+            value = self._values[key]
+            self._values.move_to_end(key)
+            return value
+        except KeyError:  # never made, or another thread has just let it go
+            value = make()
+        self._values[key] = value
+        self.made += 1
+        while len(self._values) > self.most:
+            self._values.popitem(last=False)
+        return value
 
 
 def digest(*arrays: np.ndarray) -> bytes:

@@ -1209,9 +1209,16 @@ MUTATIONS = [
     Mutation(
         "msca: what is kept depends on how it was computed",
         "models/msca/model.py",
-        'f"{current_plan()} {current_backend()} {precision}".encode()',
-        'f"{precision}".encode()',
+        'f"{current_plan()} {current_backend()} {precision} {weights}".encode()',
+        'f"{precision} {weights}".encode()',
         "tests/models/msca/test_model.py -k kept_apart",
+    ),
+    Mutation(
+        "msca: halves of other weights",
+        "models/msca/model.py",
+        "0 if tensor.is_inference() else tensor._version",
+        "0",
+        "tests/models/msca/test_model.py -k other_weights",
     ),
     Mutation(
         "msca: halves of another precision",

@@ -528,10 +528,13 @@ class MSCA:
         return found
 
     def _key(self, *arrays: np.ndarray) -> bytes:
-        """What a half depends on: its arrays, and how it is computed."""
+        """What a half depends on: its arrays, the weights, and how it is computed."""
+        networks = [self.alignment] if self.vgg is None else [self.alignment, self.vgg]
+        tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+        weights = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
         kind = self.device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return digest(*arrays) + f"{current_plan()} {current_backend()} {precision}".encode()
+        return digest(*arrays) + f"{current_plan()} {current_backend()} {precision} {weights}".encode()
 
     def _tensor(self, image: np.ndarray) -> Tensor:
         """(1, 3, H, W) in [-1, 1]."""
@@ -544,18 +547,24 @@ class MSCA:
     @torch.no_grad()
     def _half(self, picture: Picture) -> tuple[Exemplar, int]:
         """What an exemplar gives, and how often it was computed: once, or not at all."""
-        before = self._halves.made
+        made: list[bool] = []  # of this call alone, whatever others do at the same time
 
         def make() -> Exemplar:
+            made.append(True)
             features = image_features(self.alignment, self.vgg, self._tensor(picture.image))
             return self.alignment.exemplar(features, self._regions(picture.labels), masses=True)
 
-        return self._halves.get(self._key(picture.image, picture.labels), make), self._halves.made - before
+        return self._halves.get(self._key(picture.image, picture.labels), make), len(made)
 
     def _layout(self, labels: np.ndarray) -> tuple[Layout, int]:
         """What a label map asks, and how often it was computed: once, or not at all."""
-        before = self._layouts.made
-        return self._layouts.get(self._key(labels), lambda: self._new_layout(labels)), self._layouts.made - before
+        made: list[bool] = []
+
+        def make() -> Layout:
+            made.append(True)
+            return self._new_layout(labels)
+
+        return self._layouts.get(self._key(labels), make), len(made)
 
     @torch.no_grad()
     def _new_layout(self, labels: np.ndarray) -> Layout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,31 @@ def test_what_is_kept_is_of_one_precision(msca: MSCA) -> None:
         again = msca.synthesize(labels, *given)
     assert (again.exemplars, again.layouts) == (1, 1) and np.array_equal(again.image, rough.image)
     assert _apart(made, rough) > 0
+
+
+def test_what_is_kept_is_not_of_other_weights() -> None:
+    """Weights that somebody changes in place, as fine-tuning does, or loads."""
+    model, labels, given = make(), scene(3)[1], scene(1)
+    first = model.synthesize(labels, *given)
+    with torch.no_grad():
+        model.alignment.compress[0].weight.mul_(3)
+    changed = model.synthesize(labels, *given)
+    assert (changed.exemplars, changed.layouts) == (1, 1) and _apart(changed, first) > 0
+    assert np.array_equal(changed.image, model.to("cpu").synthesize(labels, *given).image)
+    with torch.inference_mode():
+        again = model.synthesize(labels, *given)
+    assert (again.exemplars, again.layouts) == (0, 0) and np.array_equal(again.image, changed.image)
+
+
+def test_threads_share_what_is_kept(msca: MSCA) -> None:
+    """More label maps than are kept, asked for by several threads at once: each gets its own image."""
+    given, maps = scene(1), [scene(i)[1] for i in range(2, 8)]
+    expected = [msca.synthesize(labels, *given).image for labels in maps]
+    msca.to("cpu")
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(lambda i: msca.synthesize(maps[i % 6], *given), [0, 5, 1, 4, 2, 3, 3, 2, 4, 1, 5, 0, 0, 1]))
+    for i, each in zip([0, 5, 1, 4, 2, 3, 3, 2, 4, 1, 5, 0, 0, 1], made, strict=True):
+        assert np.array_equal(each.image, expected[i]) and each.layouts in (0, 1)
 
 
 def test_what_is_kept_is_never_changed(msca: MSCA) -> None:
