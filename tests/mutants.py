@@ -636,7 +636,7 @@ MUTATIONS = [
     ),
     Mutation(
         "accelerate: codes reach SEAN's layers",
-        "mixsyn_fast/accelerate/contracts.py",
+        "mixsyn_fast/accelerate/contracts/sean.py",
         "arguments = 4",
         "arguments = 2",
         "tests/models/test_accelerate.py -k 'same_output'",
@@ -727,14 +727,14 @@ MUTATIONS = [
     ),
     Mutation(
         "accelerate: what a layer does with maps that are not one-hot is checked",
-        "mixsyn_fast/accelerate/contracts.py",
+        "mixsyn_fast/accelerate/contracts/spade.py",
         "segmap[-1] = torch.randn(segmap.shape[1:])",
         "pass",
         "tests/models/test_accelerate_kin.py -k only_looks_like",
     ),
     Mutation(
         "accelerate: the first frame of a video is no other's source",
-        "mixsyn_fast/accelerate/contracts.py",
+        "mixsyn_fast/accelerate/contracts/forms.py",
         "nn.functional.pad(rest + 1, (1, 0))",
         "nn.functional.pad(rest, (1, 0))",
         "tests/models/test_accelerate_kin.py -k first_frame",

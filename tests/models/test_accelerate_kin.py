@@ -605,7 +605,7 @@ def test_a_row_per_image_class_and_instance(monkeypatch: pytest.MonkeyPatch) -> 
     by_instance = importlib.import_module("mixsyn_fast.accelerate.instances")
     rows = []
     own = by_instance.modulation_by_instance
-    contracts = importlib.import_module("mixsyn_fast.accelerate.contracts")
+    contracts = importlib.import_module("mixsyn_fast.accelerate.contracts.instance")
     monkeypatch.setattr(contracts, "modulation_by_instance", lambda *a: rows.append(own(*a)) or rows[-1])
     with torch.no_grad():
         expected = plain(x, segmap, instances(), noise)
