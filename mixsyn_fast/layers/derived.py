@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ..backend import is_ordinary, is_traced, is_transformed
+
 _SAMPLE = 64
 _T = TypeVar("_T")
 
@@ -65,18 +67,20 @@ _kept: WeakKeyDictionary[Owner, dict[Hashable, tuple[tuple[Fingerprint | Hashabl
 def may_keep(module: Owner, *weights: Tensor | None) -> bool:
     """True where values derived from ``weights`` may be kept: eval, no gradient wanted, plain dense parameters.
 
-    A tensor made inside ``inference_mode`` has no version counter, so nothing derived from it is kept.
+    A tensor made inside ``inference_mode`` has no version counter, so nothing derived from it is kept. Neither is anything
+    while operations are traced, or transformed by torch.func or forward-mode differentiation: what is made of detached
+    weights would have no tangents.
 
     Args:
         module: the layer that owns the weights.
         weights: the tensors the value depends on.
     """
-    if module.training or torch.compiler.is_compiling():
+    if module.training or torch.compiler.is_compiling() or is_traced() or is_transformed():
         return False
     for weight in weights:
         if weight is None:
             continue
-        if weight.is_inference() or not isinstance(weight, nn.Parameter):
+        if weight.is_inference() or not isinstance(weight, nn.Parameter) or not is_ordinary(weight):
             return False
         if torch.is_grad_enabled() and weight.requires_grad:
             return False

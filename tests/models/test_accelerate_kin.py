@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import io
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -652,71 +651,3 @@ def test_what_is_not_a_row_per_instance(monkeypatch: pytest.MonkeyPatch) -> None
         with torch.no_grad(), pytest.warns(FallbackWarning, match=said):
             assert torch.equal(fast(x, classes, which, noise), plain(x, classes, which, noise))
         monkeypatch.setattr("mixsyn_fast.backend._announced", set())
-
-
-# --- what PyTorch may do with a model -------------------------------------------------------------------------------------
-
-
-class Net(nn.Module):
-    """Two layers of one model, a convolution with spectral norm and a plain one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = (pub.randomise(Kin()) for _ in "ab")
-        self.conv = nn.utils.spectral_norm(conv(C, C))
-
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        return self.b(self.conv(self.a(x, cond)), cond)
-
-
-@pytest.fixture
-def nets() -> tuple[nn.Module, nn.Module]:
-    """A model, and its accelerated copy."""
-    torch.manual_seed(3)
-    plain = Net().double().eval()
-    fast = copy.deepcopy(plain)
-    assert accelerate(fast).count("spade") == 2
-    return plain, fast
-
-
-def test_one_graph(nets: tuple[nn.Module, nn.Module]) -> None:
-    """Compiled whole, exported or traced: for any map, not for the one that it was traced with."""
-    plain, fast = nets
-    x, segmap = features(), onehot()
-    torch._dynamo.reset()
-    with torch.no_grad():
-        made = {
-            "fullgraph": torch.compile(fast, fullgraph=True, backend="eager"),
-            "export": torch.export.export(fast, (x, segmap)).module(),
-            "trace": torch.jit.trace(fast, (x, segmap), check_trace=False),
-        }
-        for name, form in made.items():
-            for cond in (segmap, columns()):
-                assert close(form(x, cond), plain(x, cond)), name
-        torch.jit.save(made["trace"], io.BytesIO())
-        fake = torch.device("meta")
-        assert copy.deepcopy(fast).to(fake)(x.to(fake), segmap.to(fake)).shape == x.shape
-
-
-def test_second_derivatives(nets: tuple[nn.Module, nn.Module]) -> None:
-    found = []
-    for net in nets:
-        z = features().requires_grad_()
-        (g,) = torch.autograd.grad(net(z, onehot()).pow(3).sum(), z, create_graph=True)
-        found.append(torch.autograd.grad(g.pow(2).sum(), [z, *net.parameters()]))
-    for a, b in zip(*found, strict=True):
-        assert (a - b).abs().max() <= 1e-8 * max(float(g.abs().max()) for g in found[0])
-
-
-def test_functional_transforms_run_the_original(nets: tuple[nn.Module, nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MIXSYN_FAST_STRICT", "0")
-    monkeypatch.setattr("mixsyn_fast.backend._announced", set())
-    (plain, fast), x, segmap = nets, features(), onehot()
-    for transform in (
-        lambda f: torch.func.grad(lambda q: f(q, segmap).sum())(x),
-        lambda f: torch.func.jvp(lambda q: f(q, segmap), (x,), (x,))[1],
-        lambda f: torch.func.vmap(f)(x[:, None], segmap[:, None]),
-    ):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            assert torch.equal(transform(fast), transform(plain))

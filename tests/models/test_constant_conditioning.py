@@ -85,9 +85,12 @@ def test_fifty_steps_bit_for_bit(model: nn.Module, made: list[str], new_tensors:
         result = sample(model, 50, new_tensors)
         assert (kept.misses, kept.hits) == (4, 196) and kept.bytes > 0
         assert "196 of 200" in str(kept) and "98%" in str(kept) and "2 maps" in str(kept)
+    assert model.report.kept() == (196, 200) and "196 of 200 scales and shifts kept" in str(model.report)
     assert torch.equal(result, expected) and {of.plan for of in model.report.work().values()} == {"kept"}
     assert sorted(made) == ["map"] * 2 + ["table"] * 4
     assert kept.bytes == 0
+    with constant_conditioning(model):
+        assert model.report.kept() == (0, 0)
     made.clear()
     assert torch.equal(sample(model, 1), sample(model, 1)) and len(made) == 12  # nothing is left
 

@@ -93,6 +93,14 @@ def check_map(x: object, segmap: object, channels: int | None = None, dimensions
         raise NotExact(f"the map has {segmap.shape[1]} channels, ours at most {MAX_REGIONS}")
 
 
+def check_precision(x: Tensor, weight: Tensor) -> None:
+    """Raise NotExact where torch's own product of features and what is made of a weight is wider than the features."""
+    if x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type):
+        return
+    if torch.promote_types(x.dtype, weight.dtype) != x.dtype:
+        raise NotExact(f"x is {str(x.dtype)[6:]} and the layer {str(weight.dtype)[6:]}, to which its own forward goes over")
+
+
 def check_norm(norm: nn.Module) -> None:
     """Raise NotExact for a third-party synchronised norm that really synchronises now."""
     if norm.training and getattr(norm, "_is_parallel", False):

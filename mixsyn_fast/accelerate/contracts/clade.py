@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import layers
 from ..maps import NotExact, regions_of
-from .checks import check_map, check_norm, conv_problem, laid_out, norm_problem, regions_problem, size_of
+from .checks import check_map, check_norm, check_precision, conv_problem, laid_out, norm_problem, regions_problem, size_of
 from .contract import Contract, Options
 
 
@@ -57,6 +57,7 @@ class _Clade(Contract):
     def forward(self, module: Any, options: Options, found: Any, *inputs: Any) -> Tensor:
         x, segmap, distance = (*inputs, None)[:3]
         check_map(x, segmap, self.regions(module))
+        check_precision(x, module.class_specified_affine.weight)
         check_norm(module.param_free_norm)
         regions = regions_of(segmap, size_of(x), options.num_regions, edges=False)
         if regions.is_soft or regions.edges is not None:

@@ -18,6 +18,7 @@ from .checks import (
     channels_of,
     check_map,
     check_norm,
+    check_precision,
     is_norm,
     laid_out,
     original_class,
@@ -128,6 +129,7 @@ class _ByInstance(Contract):
             return plain
         norm = module._modules[name]
         check_norm(norm)
+        check_precision(x, self.tables(module)[0])
         x = laid_out(x, options.channels_last)
         return modulate(norm, x, modulation_by_instance(module, original_class(module), name, x, others))
 

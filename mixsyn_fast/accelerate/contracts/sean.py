@@ -14,6 +14,7 @@ from ..maps import NotExact, regions_of
 from .checks import (
     check_map,
     check_norm,
+    check_precision,
     conv_problem,
     laid_out,
     norm_problem,
@@ -128,6 +129,7 @@ class _Sean(Contract):
         count = self.regions(module)
         assert count is not None
         check_map(x, segmap, count)
+        check_precision(x, module.Spade.mlp_gamma.weight)
         check_norm(module.param_free_norm)
         regions = regions_of(segmap, size_of(x), options.num_regions, edges=False)
         if module.use_rgb:

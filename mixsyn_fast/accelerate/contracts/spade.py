@@ -28,7 +28,7 @@ from ...layers.stacks import (
 )
 from ..maps import NotExact, Sharing, columns_of, modulation_of
 from ..report import LayerWork, last_work
-from .checks import blocks, check_map, check_norm, laid_out, size_of
+from .checks import blocks, check_map, check_norm, check_precision, laid_out, size_of
 from .contract import Contract, Options, Verdict
 from .forms import SpadeForm, forms_of, stack_problem
 
@@ -143,6 +143,7 @@ class _Spade(Contract):
         layer = found.modulator(module)
         first = convolutions((*layer.shared, *layer.scale))[0]
         check_map(x, segmap, first.in_channels, len(first.kernel_size))
+        check_precision(x, first.weight)
         check_norm(layer.norm)
         size = size_of(x)
         axes = found.axes(segmap, size)
