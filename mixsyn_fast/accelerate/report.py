@@ -86,7 +86,7 @@ class AccelerationReport:
         return vars(self) | {"layers": {}}
 
     def work(self) -> dict[str, LayerWork]:
-        """Return, by name, what the last call of every layer of SPADE's kind took; of those that have run."""
+        """Return, by name, what scale and shift took in the last call of every normalisation; of those that have run."""
         found = {}
         for name, layer in self.layers.items():
             module = layer()

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mixsyn_fast import use_plan
+from mixsyn_fast import RegionMap, use_plan
 from mixsyn_fast.accelerate import accelerate, restore
+from mixsyn_fast.accelerate.report import LayerWork
 from mixsyn_fast.backend import FallbackWarning
 
 maps = importlib.import_module("mixsyn_fast.accelerate.maps")
@@ -353,6 +354,44 @@ def test_the_report_counts_the_work_of_the_last_call() -> None:
     assert dense.plan == "dense" and dense.macs == dense.published_macs
     text = str(report)
     assert "a  table  9.29 M -> " in text and "b  dense  " in text, text
+
+
+def test_the_report_counts_the_work_of_other_families() -> None:
+    """SEAN's by the rows of its table, or by convolutions of its weights; CLADE's and INADE's by their rows."""
+    style = 6
+    parts = {"sean": pub.ACE(C, K, style, hidden=HIDDEN), "plain": pub.ACE(C, K, style, False, HIDDEN)}
+    parts |= {"clade": pub.CLADE(C, K), "icpe": pub.PositionalCLADE(C, K), "inade": Inade()}
+    net = nn.ModuleDict(parts).double().eval()
+    report = accelerate(net)
+    x, segmap, codes = features(), onehot(), features(2, K, style)[:, :, 0]
+    pixels = 2 * 12 * 12
+
+    def run() -> dict[str, LayerWork]:
+        with torch.no_grad():
+            net["sean"](x, segmap, codes)
+            net["plain"](x, segmap)
+            net["clade"](x, segmap)
+            net["icpe"](x, segmap, features(2, 2, 24))
+            net["inade"](x, segmap, instances(), features(2, 4, 6)[..., 0])
+        return report.work()
+
+    found = run()
+    regions = RegionMap.from_onehot(segmap)
+    near, own, wide = (len(regions.patterns((12, 12), *how).patterns) for how in ((1,), (1, True), (2, True)))
+    of_codes = 2 * len(regions.present) * 9 * style * 2 * C
+    published = pixels * 9 * (K * HIDDEN + HIDDEN * 2 * C + style * 2 * C)
+    row = 2 * C * 8
+    assert found["sean"] == (
+        "table", published, near * 9 * HIDDEN * 2 * C + of_codes, pixels * (8 * (HIDDEN + style) + 2 * row),
+        near * 8 * HIDDEN + (own + wide) * row,
+    )  # fmt: skip
+    assert found["plain"].published_macs == pixels * 9 * (K * HIDDEN + HIDDEN * 2 * C) and found["plain"].plan == "table"
+    assert found["clade"] == ("table", 0, 0, pixels * row, K * row)
+    assert found["icpe"] == ("dense", pixels * 4, pixels * 4, pixels * row, pixels * row)
+    assert found["inade"].plan == "table" and found["inade"].bytes < found["inade"].published_bytes == pixels * row
+    assert "sean   table" in str(report)
+    with use_plan("dense"):
+        assert run()["sean"] == ("dense", published, published, *[pixels * (8 * (HIDDEN + style) + 2 * row)] * 2)
 
 
 # --- volumes, latents with a convolution of their own, instances ----------------------------------------------------------

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import layers
+from ...backend import current_plan
 from ..maps import NotExact, regions_of
+from ..report import LayerWork, last_work
 from .checks import check_map, check_norm, check_precision, conv_problem, laid_out, norm_problem, regions_problem, size_of
 from .contract import Contract, Options
+
+
+def _work_of(plain: bool, shape: Sequence[int], module: Any) -> LayerWork:
+    """Count the work of a call of x's shape; ``plain``: scale and shift were maps, as published."""
+    affine, pixels = module.class_specified_affine, shape[0] * prod(shape[2:])
+    row = 2 * affine.weight.shape[1] * affine.weight.element_size()
+    near = [getattr(affine, name).weight.numel() for name in ("dist_conv_w", "dist_conv_b") if hasattr(affine, name)]
+    macs = pixels * sum(near)
+    return LayerWork(
+        "dense" if plain else "table", macs, macs, pixels * row, pixels * row if plain else affine.weight.shape[0] * row
+    )
 
 
 class _Clade(Contract):
@@ -66,6 +81,8 @@ class _Clade(Contract):
             raise NotExact("it is called with, or without, the positions that it was checked with")
         if distance is not None and not (isinstance(distance, Tensor) and distance.shape[:2] == (x.shape[0], 2)):
             raise NotExact("the positions are not of shape (B, 2, h, w)")
+        plain = distance is not None or current_plan() == "dense"
+        last_work[module] = partial(_work_of, plain, tuple(x.shape))
         return layers.clade_norm(module, laid_out(x, options.channels_last), regions, distance=distance)
 
 

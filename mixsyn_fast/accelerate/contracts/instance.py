@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from ...backend import current_plan
 from ...layers.stacks import Conv, modulate
 from ..instances import are_maps, modulation_by_instance
 from ..maps import NotExact
+from ..report import LayerWork, last_work
 from .checks import (
     blocks,
     channels_of,
@@ -27,6 +30,13 @@ from .checks import (
     structure,
 )
 from .contract import Contract, Options
+
+
+def _work_of(rows: int, shape: Sequence[int], module: nn.Module) -> LayerWork:
+    """Count the work of a call of x's shape with so many rows; products are those of the layer's convolutions."""
+    pixels, size = shape[0] * prod(shape[2:]), next(module.parameters()).element_size()
+    macs = sum(part.weight.numel() for part in module.modules() if isinstance(part, Conv))
+    return LayerWork("table", pixels * macs, rows * macs, pixels * 2 * shape[1] * size, rows * 2 * shape[1] * size)
 
 
 class _ByInstance(Contract):
@@ -131,7 +141,10 @@ class _ByInstance(Contract):
         check_norm(norm)
         check_precision(x, self.tables(module)[0])
         x = laid_out(x, options.channels_last)
-        return modulate(norm, x, modulation_by_instance(module, original_class(module), name, x, others))
+        found = modulation_by_instance(module, original_class(module), name, x, others)
+        assert found.table is not None
+        last_work[module] = partial(_work_of, len(found.table), tuple(x.shape))
+        return modulate(norm, x, found)
 
 
 BY_INSTANCE: Contract = _ByInstance()

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ... import layers
+from ...backend import current_plan
+from ...layers.spade import prefers_table
+from ...region_map import RegionMap
 from ..maps import NotExact, regions_of
+from ..report import LayerWork, last_work
 from .checks import (
     check_map,
     check_norm,
@@ -71,6 +77,50 @@ def _spade_problem(module: Any, prefix: str = "") -> str | None:
     named = (("mlp_shared.0", shared[0]), ("mlp_gamma", module.mlp_gamma), ("mlp_beta", module.mlp_beta))
     problems = (conv_problem(conv, prefix + name) for name, conv in named)
     return next(filter(None, problems), None) or regions_problem(module.mlp_shared[0].in_channels)
+
+
+class _Counts(NamedTuple):
+    """What decides the work of a call of a SEAN layer."""
+
+    images: int
+    pixels: int
+    """Of all images."""
+    codes: int
+    """Of an image; 0 without styles."""
+    rows: tuple[int, int, int] | None
+    """Distinct 3x3 patterns of the batch, and of its images, and distinct 5x5 ones: of the table; None: convolutions."""
+    published: bool
+    """Convolutions as published, of the style map: else of the weights, with kernels for every code."""
+
+
+def _counted(module: Any, regions: RegionMap, x: Tensor) -> _Counts:
+    size, styled = size_of(x), bool(module.use_rgb)
+    which = regions.num_regions if regions.is_soft else len(regions.present)
+    rows = None
+    if prefers_table(module.Spade, regions, (size[0], size[1]), current_plan(), styled):
+        plan = regions.plan(size, per_image=styled)  # the layer's own
+        rows = len(plan.hidden), len(plan.style), len(plan.rows)
+    return _Counts(len(x), len(x) * prod(size), which if styled else 0, rows, current_plan() == "dense")
+
+
+def _work_of(counts: _Counts, module: Any) -> LayerWork:
+    """Count the work of a call, but for what both forms do alike: a linear layer for every code."""
+    spade, (images, pixels, codes, rows, published) = module.Spade, counts
+    first = spade.mlp_shared[0]
+    size, hidden, first_macs = first.weight.element_size(), first.out_channels, first.weight.numel()
+    wide = spade.mlp_gamma.out_channels + spade.mlp_beta.out_channels
+    own = spade.mlp_gamma.weight.numel() + spade.mlp_beta.weight.numel()
+    style = module.conv_gamma.weight.numel() + module.conv_beta.weight.numel() if codes else 0
+    dense = pixels * (first_macs + own + style)
+    dense_bytes = pixels * size * (hidden + wide + ((module.conv_gamma.in_channels + wide) if codes else 0))
+    if rows is not None:
+        near, near_images, distinct = rows
+        kept = size * (near * hidden + (near_images * wide if codes else 0) + distinct * wide)
+        return LayerWork("table", dense, near * own + images * codes * style, dense_bytes, kept)
+    if published or not codes:
+        return LayerWork("dense", dense, dense, dense_bytes, dense_bytes)
+    macs = pixels * (first_macs + own + 9 * codes * wide) + images * codes * style
+    return LayerWork("dense", dense, macs, dense_bytes, pixels * size * (hidden + 2 * wide))
 
 
 class _Sean(Contract):
@@ -141,6 +191,7 @@ class _Sean(Contract):
             shape = (x.shape[0], count, self.code_length(module))
             if not isinstance(codes, Tensor) or codes.shape != shape:
                 raise NotExact(f"the style codes are not of shape {shape}")
+        last_work[module] = partial(_work_of, _counted(module, regions, x))
         return layers.sean_norm(module, laid_out(x, options.channels_last), regions, codes, noise=options.noise)
 
     def _stacked(self, module: Any, at: CodesAt, obj_dic: Any, wanted: Iterable[int], batch: int) -> Tensor:
