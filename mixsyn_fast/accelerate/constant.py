@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import current_backend, current_plan
-from ..layers.derived import Fingerprint, may_keep
+from ..layers.derived import Fingerprint, may_keep, times_forgotten
 from ..layers.stacks import Modulation, Modulator
 from . import maps
 from .report import kept_calls
@@ -146,7 +146,8 @@ class constant_conditioning:  # noqa: N801 - reads like torch.no_grad
             return make()
         device = found.segmap.device.type
         cast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        key = found.number, id(layer.owner), how, cast, current_plan(), current_backend()
+        owner = id(layer.owner), times_forgotten(layer.owner)
+        key = found.number, owner, how, cast, current_plan(), current_backend()
         with self._lock:
             entry = self._values.get(key)
             if entry is not None and all(

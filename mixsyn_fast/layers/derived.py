@@ -61,6 +61,7 @@ class Owner(Protocol):
 Source = Tensor | Hashable
 """What a value depends on: a weight, None for one that is absent, or a setting (a stride, say)."""
 
+_forgotten: WeakKeyDictionary[Owner, int] = WeakKeyDictionary()
 _kept: WeakKeyDictionary[Owner, dict[Hashable, tuple[tuple[Fingerprint | Hashable, ...], Any]]] = WeakKeyDictionary()
 
 
@@ -129,3 +130,13 @@ def forget(module: nn.Module) -> None:
     """
     for child in module.modules():
         _kept.pop(child, None)
+        _forgotten[child] = times_forgotten(child) + 1
+
+
+def times_forgotten(module: Owner) -> int:
+    """Return how often :func:`forget` was called: for what is kept elsewhere.
+
+    Args:
+        module: the owner of what is kept.
+    """
+    return _forgotten.get(module, 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -221,6 +222,63 @@ def test_every_kind_under_every_transformation(case: Case, training: bool) -> No
                 assert a.numel() == 0 or (a - b).abs().max() <= unit * largest, where
             restore(fast)
             assert [type(m) for m in fast.modules()] == [type(m) for m in own.modules()]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_kind_is_copied_pickled_saved_and_restored(case: Case) -> None:
+    """Behind a call, which is when something could be kept on a module."""
+    torch.manual_seed(0)
+    plain = pub.randomise(case.layer()).to(case.dtype).eval()
+    fast, given = copy.deepcopy(plain), case.inputs()
+    assert accelerate(fast).count(case.kind) >= 1
+
+    def run(model: nn.Module) -> Tensor:
+        torch.manual_seed(1)
+        with torch.no_grad():
+            result: Tensor = model(*given)
+        return result
+
+    expected, unit = run(plain), 1e-4 if case.dtype == torch.float32 else 1e-10
+    twins = [fast, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))]
+    run(fast)
+    twins += [copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), copy.copy(fast)]
+    written = io.BytesIO()
+    torch.save(fast, written)
+    written.seek(0)
+    twins.append(torch.load(written, weights_only=False))
+    for twin in twins:
+        assert close(run(twin), expected, unit)
+        assert list(twin.state_dict()) == list(plain.state_dict()) and isinstance(twin, type(plain))
+        twin.load_state_dict(plain.state_dict())
+        plain.load_state_dict(twin.state_dict())
+    other = {name: value * 1.5 if value.is_floating_point() else value for name, value in plain.state_dict().items()}
+    plain.load_state_dict(other), fast.load_state_dict(other)
+    assert close(run(fast), run(plain), unit) and not close(run(twins[1]), run(plain), unit)
+    for twin in twins[:5]:
+        assert restore(twin) >= 1
+        assert [type(m) for m in twin.modules()] == [type(m) for m in plain.modules()]
+        twin.load_state_dict(other)
+        assert torch.equal(run(twin), run(plain))
+
+
+@pytest.mark.parametrize("name", ["volume", "clade, positional", "instance", "spectral norm"])
+def test_other_kinds_as_one_graph(name: str) -> None:
+    """Compiled whole, with gradients as well, and exported."""
+    case = CASES[name]
+    torch.manual_seed(0)
+    plain = pub.randomise(case.layer()).to(case.dtype).eval()
+    fast, given = copy.deepcopy(plain), case.inputs()
+    accelerate(fast)
+    torch._dynamo.reset()
+    (inputs, wanted), (own, of_own) = leaves(fast, given), leaves(plain, given)
+    whole = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    exact = torch.autograd.grad(weighed(plain(*own)), of_own, allow_unused=True)
+    grads = torch.autograd.grad(weighed(whole(*inputs)), wanted, allow_unused=True)
+    for a, b in zip(exact, grads, strict=True):
+        assert (a is None) is (b is None) and (a is None or b is None or close(b, a, 1e-4))
+    with torch.no_grad():
+        exported = torch.export.export(fast, tuple(given)).module()
+        assert close(exported(*given), plain(*given), 1e-4)
 
 
 # --- a model of several layers --------------------------------------------------------------------------------------------

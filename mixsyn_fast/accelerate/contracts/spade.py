@@ -179,7 +179,9 @@ class _Spade(Contract):
             made.append((folds, sharing.taken))
             return result
 
-        how = modulation_of(known, layer, (size, id(found), channels_last), make)
+        # what a check passes over, for it is read at every call
+        eps = tuple(part.eps for stack in (layer.shared, *layer.heads) for part in stack if hasattr(part, "eps"))
+        how = modulation_of(known, layer, (size, id(found), channels_last, eps), make)
         onehot = columns is not None and columns.values is None
         plan, taken = made[0] if made else (None, False)
         last_work[module] = partial(_work_of, found, plan, taken, tuple(x.shape), onehot)
