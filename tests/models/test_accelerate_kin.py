@@ -119,6 +119,51 @@ class Mobile(Kin):
         )
 
 
+class Separable(nn.Module):
+    """Depthwise, instance norm, pointwise, in a module of their own."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(conv(i, i, 3, i), nn.InstanceNorm2d(i), conv(i, o, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Block(nn.Module):
+    """A convolution and an activation, as attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = conv(K, HIDDEN), nn.LeakyReLU(0.2, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x))
+
+
+class PublishedMobile(Kin):
+    """As published: separable convolutions are a class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.to_gamma, self.to_beta = Block(), Separable(HIDDEN, C), Separable(HIDDEN, C)
+
+
+class Doubling(Block):
+    """Does more than to run its parts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+class Doubled(Kin):
+    """With a part that is no stack of its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = Doubling()
+
+
 class Grouped(Kin):
     """Grouped convolutions."""
 
@@ -136,6 +181,7 @@ KIN: dict[str, Callable[[], nn.Module]] = {
     "MONAI, group": lambda: Monai(nn.GroupNorm(4, C)),
     "spatial norm": Spatial,
     "mobile": Mobile,
+    "mobile, in modules of their own": PublishedMobile,
     "grouped": Grouped,
 }
 
@@ -203,6 +249,7 @@ class Unlike(Kin):
 
 
 def test_what_only_looks_like_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "published formula" in accelerate(nn.ModuleDict({"a": Doubled()})).left[0].note
     report = accelerate(nn.ModuleDict({"a": Unlike()}))
     assert not report.count("spade") and report.count("conv2d") == 3  # its convolutions are convolutions like others
     assert "published formula" in report.left[0].note

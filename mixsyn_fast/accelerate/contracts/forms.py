@@ -15,7 +15,7 @@ from ... import layers
 from ...layers.stacks import Conv, Modulator, conv_fits, convolutions, is_elementwise, part_fits, stack_of
 from ...nearest import nearest_source
 from ..maps import NotExact
-from .checks import channels_of, is_norm, original_class
+from .checks import channels_of, is_norm, original_class, required
 
 _FUNCTIONS: dict[str, nn.Module] = {
     "relu": nn.ReLU(),
@@ -89,10 +89,21 @@ def _wrapped(module: nn.Module | None) -> Conv | None:
 
 
 def stack_within(module: nn.Module | None) -> tuple[nn.Module, ...]:
-    """As :func:`stack_of`, and a shell around a convolution of single pixels is that convolution."""
+    """As :func:`stack_of`, and somebody's module around others (a separable convolution, say) is those, in order.
+
+    Whether its forward does nothing else than to run them is not known: the check tells.
+    """
     assert module is not None
     only = _wrapped(module)
-    return stack_of(module) if only is None else (only,)
+    if only is not None:
+        return (only,)
+    inner = [child for child in module._modules.values() if child is not None]
+    of_torch = type(module).__module__.startswith("torch.") or isinstance(module, Conv)
+    plain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    shell = not (of_torch or module._parameters or module._buffers) and required(original_class(module).forward) == 1
+    if not inner or not (plain or shell):
+        return stack_of(module)
+    return tuple(part for child in inner for part in stack_within(child))
 
 
 def stack_problem(name: str, module: nn.Module | None) -> str | None:
