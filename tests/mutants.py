@@ -646,14 +646,14 @@ MUTATIONS = [
         "mixsyn_fast/layers/derived.py",
         " or is_traced() or",
         " or",
-        "tests/models/test_accelerate_transforms.py -k 'convolutions-eval'",
+        "tests/models/test_accelerate_transforms.py -k 'norm-eval'",
     ),
     Mutation(
         "accelerate: features narrower than the weights",
         "mixsyn_fast/accelerate/contracts/checks.py",
         "if torch.promote_types(x.dtype, weight.dtype) != x.dtype:",
         "if False:",
-        "tests/models/test_accelerate_transforms.py -k 'volume-eval'",
+        "tests/models/test_accelerate_transforms.py -k 'spade-eval'",
     ),
     Mutation(
         "masked_roi_pool: a backward that is differentiated again",

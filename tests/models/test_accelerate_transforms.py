@@ -159,6 +159,13 @@ def on_fakes(model: nn.Module, given: Sequence[Tensor]) -> Any:
     return torch.tensor(tuple(made.shape))
 
 
+def traced(model: nn.Module, given: Sequence[Tensor]) -> Any:
+    """And saved, as a weight that is packed cannot be."""
+    made = torch.jit.trace(model, tuple(given), check_trace=False)
+    torch.jit.save(made, io.BytesIO())
+    return made(*given)
+
+
 TRANSFORMS: dict[str, Call] = {
     "call": lambda f, given: f(*given),
     "second derivatives": second_derivatives,
@@ -170,7 +177,7 @@ TRANSFORMS: dict[str, Call] = {
     "func.vmap": lambda f, given: vmap(f, randomness="same")(*(t[:, None] for t in given)),
     "vmap of models": ensemble,
     "forward mode": dual_numbers,
-    "jit.trace": lambda f, given: torch.jit.trace(f, tuple(given), check_trace=False)(*given),
+    "jit.trace": traced,
     "jit.script": lambda f, given: torch.jit.script(f)(*given),
     "fx": lambda f, given: symbolic_trace(f)(*given),
     "make_fx": lambda f, given: make_fx(lambda *t: f(*t))(*given)(*given),
