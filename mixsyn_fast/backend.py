@@ -79,6 +79,28 @@ def constant_when_compiled(function: _F) -> _F:
     return function
 
 
+def is_traced() -> bool:
+    """Say whether operations are recorded rather than run: by ``torch.jit.trace``, ``make_fx``, or on fake tensors."""
+    modes = torch._C._TorchDispatchModeKey
+    if torch.jit._trace.is_tracing():
+        return True
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY))
+
+
+def is_transformed() -> bool:
+    """Say whether torch.func or forward-mode differentiation transforms what runs; a detached tensor passes it by."""
+    return torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
+def is_ordinary(t: Tensor) -> bool:
+    """Say whether a tensor's class leaves operations to torch's kernels, as one of fake or distributed tensors does not.
+
+    Args:
+        t: any tensor.
+    """
+    return type(t).__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl
+
+
 _announced: set[tuple[str, str]] = set()
 
 

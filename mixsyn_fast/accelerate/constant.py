@@ -11,15 +11,17 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from types import TracebackType
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from ..backend import current_backend, current_plan
-from ..layers.derived import Fingerprint, may_keep
+from ..layers.derived import Fingerprint, may_keep, times_forgotten
 from ..layers.stacks import Modulation, Modulator
 from . import maps
+from .report import kept_calls
 from .swap import is_swapped, stores
 
 __all__ = ["constant_conditioning"]
@@ -73,6 +75,7 @@ class constant_conditioning:  # noqa: N801 - reads like torch.no_grad
     def __enter__(self) -> constant_conditioning:
         """Begin to keep."""
         for module in self._modules:
+            kept_calls.pop(module, None)
             if module in stores:
                 self._before[module] = stores[module]
             stores[module] = self
@@ -143,7 +146,8 @@ class constant_conditioning:  # noqa: N801 - reads like torch.no_grad
             return make()
         device = found.segmap.device.type
         cast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        key = found.number, id(layer.owner), how, cast, current_plan(), current_backend()
+        owner = id(layer.owner), times_forgotten(layer.owner)
+        key = found.number, owner, how, cast, current_plan(), current_backend()
         with self._lock:
             entry = self._values.get(key)
             if entry is not None and all(
@@ -151,18 +155,23 @@ class constant_conditioning:  # noqa: N801 - reads like torch.no_grad
                 for mark, tensor in zip(entry[0], tensors, strict=True)
             ):
                 self._values.move_to_end(key)
-                self.hits += 1
+                self._count(layer.owner, 1, 0)
                 return entry[1]
             self._drop(key)
             with torch.inference_mode(False), torch.no_grad():
                 made = make()
-            self.misses += 1
+            self._count(layer.owner, 0, 1)
             size = _bytes(*made)
             if size <= self.limit:
                 self._values[key] = tuple(None if t is None else Fingerprint(t) for t in tensors), made, size
                 self.bytes += size
                 self._make_room()
             return made
+
+    def _count(self, layer: Any, hits: int, misses: int) -> None:
+        self.hits, self.misses = self.hits + hits, self.misses + misses
+        before = kept_calls.get(layer, (0, 0))
+        kept_calls[layer] = before[0] + hits, before[1] + misses
 
     def _drop(self, key: Hashable) -> None:
         entry = self._values.pop(key, None)

@@ -43,6 +43,9 @@ class LayerWork(NamedTuple):
 last_work: weakref.WeakKeyDictionary[nn.Module, Callable[[nn.Module], LayerWork]] = weakref.WeakKeyDictionary()
 """Of layers that have run: counts the work of the last call, given the layer."""
 
+kept_calls: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
+"""Of layers in the latest :class:`constant_conditioning`: calls whose scale and shift were kept, and other calls."""
+
 
 def _short(number: float, unit: str = "") -> str:
     """A number with three digits and K, M, G or T."""
@@ -83,13 +86,22 @@ class AccelerationReport:
         return vars(self) | {"layers": {}}
 
     def work(self) -> dict[str, LayerWork]:
-        """Return, by name, what the last call of every layer of SPADE's kind took; of those that have run."""
+        """Return, by name, what scale and shift took in the last call of every normalisation; of those that have run."""
         found = {}
         for name, layer in self.layers.items():
             module = layer()
             if module is not None and module in last_work:
                 found[name] = last_work[module](module)
         return found
+
+    def kept(self) -> tuple[int, int]:
+        """Return of how many calls of layers scale and shift were kept, and of how many they could have been.
+
+        In the latest :class:`constant_conditioning`; (0, 0) without one.
+        """
+        counts = [kept_calls.get(module, (0, 0)) for module in (layer() for layer in self.layers.values()) if module]
+        hits = sum(hits for hits, _ in counts)
+        return hits, hits + sum(misses for _, misses in counts)
 
     def count(self, kind: str) -> int:
         """Return how many modules of a kind (a key of TITLES) run our form now."""
@@ -120,4 +132,9 @@ class AccelerationReport:
                 macs = f"{_short(of.published_macs)} -> {_short(of.macs)}"
                 size = f"{_short(of.published_bytes, 'B')} -> {_short(of.bytes, 'B')}"
                 lines.append(f"    {name or '(the model)':{width}s}  {of.plan:{plans}s}  {macs:20s}  {size}")
+        hits, calls = self.kept()
+        if calls:
+            lines.append(
+                f"  constant conditioning: {hits} of {calls} scales and shifts kept of an earlier call ({hits / calls:.0%})"
+            )
         return "\n".join(lines)

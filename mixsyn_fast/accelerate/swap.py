@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+import types
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from .. import layers
-from ..backend import announce_fallback, constant_when_compiled
-from ..layers.derived import derived
+from ..backend import announce_fallback, constant_when_compiled, is_ordinary, is_traced, is_transformed
+from ..layers.derived import derived, may_keep
 from . import maps
 from .contracts import CONTRACTS, Options, original_class, positional
 from .maps import NotExact
@@ -45,11 +46,10 @@ def _one_graph() -> bool:
 
 
 def _is_traced(x: Any) -> bool:
-    """Say whether x has no values that could be looked at (a fake or a meta tensor), or they would become constants."""
-    modes = torch._C._TorchDispatchModeKey
-    if torch.jit._trace.is_tracing() or isinstance(x, Tensor) and x.is_meta:
-        return True
-    return any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY))
+    """Say whether x has no values that could be looked at (fake, meta, a proxy), or they would become constants."""
+    if not isinstance(x, Tensor):
+        return isinstance(x, torch.fx.Proxy)
+    return x.is_meta or is_traced() or not is_ordinary(x)
 
 
 def _run(
@@ -66,7 +66,7 @@ def _run(
             raise NotExact("it is called without its map")
         if _is_traced(given[ours[0]]):
             return original(module, *args, **kwargs)
-        if torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0:
+        if is_transformed():
             raise NotExact("torch.func and forward-mode differentiation need its own operations")
         checked = verdict(module, contract, options, given, names)
         if checked.problem is not None:
@@ -103,9 +103,7 @@ def _fold(conv: Any) -> nn.Conv2d | None:
     Kept while weight_orig, weight_u, weight_v and the convolution's settings stay as they are. Only on the CPU, in eval and
     without gradient.
     """
-    if conv.training or torch.is_grad_enabled() or not spectral_hook(conv):
-        return None
-    if torch.compiler.is_compiling() or torch.jit._trace.is_tracing():
+    if torch.is_grad_enabled() or not spectral_hook(conv) or not may_keep(conv, conv.weight_orig, conv.bias):
         return None
     weights: list[Tensor] = [conv.weight_orig, conv.weight_u, conv.weight_v]
     if any(t.is_inference() or t.device.type != "cpu" for t in weights):
@@ -153,9 +151,8 @@ def _swapped_class(original: type, options: Options) -> type:
 
 
 def _root_call(original: type, options: Options) -> Callable[..., Any]:
-    call = original.__call__
-
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        call: Callable[..., Any] = original.__call__  # now: torch.fx puts another one there while it traces
         if maps.inside() or (torch.compiler.is_compiling() and _one_graph()):
             return call(self, *args, **kwargs)
         try:
@@ -171,11 +168,14 @@ def _root_call(original: type, options: Options) -> Callable[..., Any]:
 
 
 def _spectral_call(original: type) -> Callable[..., Any]:
-    call = original.__call__
-
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        plain = _fold(self) if len(args) == 1 and not kwargs else None
-        return call(self, *args, **kwargs) if plain is None else layers.conv2d(plain, args[0])
+        alone = (
+            len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and not args[0].is_meta and is_ordinary(args[0])
+        )
+        plain = _fold(self) if alone else None
+        if plain is None:
+            return original.__call__(self, *args, **kwargs)  # looked up now: torch.fx puts another one there
+        return layers.conv2d(plain, args[0])
 
     return __call__
 
@@ -195,12 +195,19 @@ def _forward(original: type, options: Options) -> Callable[..., Any]:
     # looks at storage addresses and version counters, which a traced graph does not have
     run: Callable[..., Any] = torch.compiler.disable(_run)
 
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def _mixsyn_call(self: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch.compiler.is_compiling() and _one_graph():  # plain PyTorch is what can be traced
             return plain(self, *args, **kwargs)
         return run(self, plain, names, options, args, kwargs)
 
-    return functools.wraps(plain)(forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return _mixsyn_call(self, args, kwargs)
+
+    # torch.jit.script reads the source to which `wraps` leads, and looks its names up among the globals of this function
+    found: Any = forward
+    if hasattr(plain, "__globals__"):
+        found = types.FunctionType(found.__code__, plain.__globals__, "forward", None, found.__closure__)
+    return functools.wraps(plain)(found)
 
 
 def _make_class(original: type, options: Options) -> type:

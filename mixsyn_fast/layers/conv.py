@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backend import current_backend
+from ..backend import current_backend, is_ordinary
 from .derived import Owner, derived, may_keep
 
 _FEW_PIXELS = 64  # of a batch of planes, and
@@ -25,6 +25,7 @@ def _takes_packed(module: Owner, x: Tensor, weight: Tensor | None, bias: Tensor 
     """Say whether a call may take a packed weight that is kept: in eval, without gradients, in float32."""
     return (
         may_keep(module, weight, bias)
+        and is_ordinary(x)
         and x.device.type == "cpu"
         and x.dtype == torch.float32 == (x if weight is None else weight).dtype
         and x.dim() == 4

@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ..backend import is_ordinary, is_traced, is_transformed
+
 _SAMPLE = 64
 _T = TypeVar("_T")
 
@@ -59,24 +61,27 @@ class Owner(Protocol):
 Source = Tensor | Hashable
 """What a value depends on: a weight, None for one that is absent, or a setting (a stride, say)."""
 
+_forgotten: WeakKeyDictionary[Owner, int] = WeakKeyDictionary()
 _kept: WeakKeyDictionary[Owner, dict[Hashable, tuple[tuple[Fingerprint | Hashable, ...], Any]]] = WeakKeyDictionary()
 
 
 def may_keep(module: Owner, *weights: Tensor | None) -> bool:
     """True where values derived from ``weights`` may be kept: eval, no gradient wanted, plain dense parameters.
 
-    A tensor made inside ``inference_mode`` has no version counter, so nothing derived from it is kept.
+    A tensor made inside ``inference_mode`` has no version counter, so nothing derived from it is kept. Neither is anything
+    while operations are traced, or transformed by torch.func or forward-mode differentiation: what is made of detached
+    weights would have no tangents.
 
     Args:
         module: the layer that owns the weights.
         weights: the tensors the value depends on.
     """
-    if module.training or torch.compiler.is_compiling():
+    if module.training or torch.compiler.is_compiling() or is_traced() or is_transformed():
         return False
     for weight in weights:
         if weight is None:
             continue
-        if weight.is_inference() or not isinstance(weight, nn.Parameter):
+        if weight.is_inference() or not isinstance(weight, nn.Parameter) or not is_ordinary(weight):
             return False
         if torch.is_grad_enabled() and weight.requires_grad:
             return False
@@ -125,3 +130,13 @@ def forget(module: nn.Module) -> None:
     """
     for child in module.modules():
         _kept.pop(child, None)
+        _forgotten[child] = times_forgotten(child) + 1
+
+
+def times_forgotten(module: Owner) -> int:
+    """Return how often :func:`forget` was called: for what is kept elsewhere.
+
+    Args:
+        module: the owner of what is kept.
+    """
+    return _forgotten.get(module, 0)

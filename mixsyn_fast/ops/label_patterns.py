@@ -149,7 +149,7 @@ def _of_volumes(
     """Number the neighbourhoods of (B, D, H, W) labels, with the kernel of two dimensions; otherwise as the reference.
 
     Numbers of neighbourhoods below 2^31 make keys below 2^62, so nothing is decided by a hash. Memory beyond the result:
-    60 to 90 bytes a voxel, for neither codes nor windows of the volume are made.
+    60 to 90 bytes a voxel and at most 160 a row, for neither codes nor windows of the volume are made.
     """
     batch, depth, height, width = labels.shape
     slices, edges = labels.flatten(0, 1), None if edges is None else edges.flatten(0, 1)

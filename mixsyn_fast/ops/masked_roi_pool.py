@@ -207,7 +207,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _gradient(kernels: Kernels, ctx: Any, grad: Tensor, _position: Tensor, _area: Tensor) -> tuple[Tensor | None, ...]:
     labels, position, area = ctx.saved_tensors
-    found = kernels.backward(grad.contiguous(), labels, position, area, ctx.maximum, ctx.channels_last)
+    # create_graph=True: this backward, which is linear in the gradient, will be differentiated
+    backward = _backward_reference if torch.is_grad_enabled() else kernels.backward
+    found = backward(grad.contiguous(), labels, position, area, ctx.maximum, ctx.channels_last)
     return found, None, None, None
 
 
@@ -338,11 +340,11 @@ def masked_roi_pool(
         ValueError: a shape, ``num_regions``, ``mode`` or a device does not fit, or a label is out of range (on CUDA a
             device-side assertion, under ``torch.compile`` a RuntimeError); the message names the argument.
         TypeError: a dtype or type does not fit.
-        RuntimeError: a second backward is asked of the kernels.
 
     A NaN counts as larger than any number: a region that holds one gives NaN, at the position of its first. Gradients reach
     the features (and the weights of a soft map); an absent region gives none. On a soft map every region sees every pixel,
-    so a NaN reaches all of them. Deterministic on every backend. Sums are float32 (float64 for float64). One pass over the
+    so a NaN reaches all of them. A backward that is to be differentiated again (``create_graph=True``) is plain PyTorch.
+    Deterministic on every backend. Sums are float32 (float64 for float64). One pass over the
     features, whatever K is, and no host synchronisation; a soft map costs a matrix product with K rows. Under autocast the
     op runs in the features' dtype.
     """

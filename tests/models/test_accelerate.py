@@ -1342,7 +1342,7 @@ def test_our_form_failing_in_the_check_is_a_reason_not_an_exception(monkeypatch:
     def failing(*args, **kw):
         raise AssertionError("broken")
 
-    monkeypatch.setattr(importlib.import_module("mixsyn_fast.accelerate.contracts"), "modulate", failing)
+    monkeypatch.setattr(importlib.import_module("mixsyn_fast.accelerate.contracts.spade"), "modulate", failing)
     report = accelerate(nn.ModuleList([Unchecked(4, 3)]))
     assert report.left[0].note == "our form does not take it (AssertionError: broken)"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import io
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -15,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mixsyn_fast import use_plan
+from mixsyn_fast import RegionMap, use_plan
 from mixsyn_fast.accelerate import accelerate, restore
+from mixsyn_fast.accelerate.report import LayerWork
 from mixsyn_fast.backend import FallbackWarning
 
 maps = importlib.import_module("mixsyn_fast.accelerate.maps")
@@ -119,6 +119,51 @@ class Mobile(Kin):
         )
 
 
+class Separable(nn.Module):
+    """Depthwise, instance norm, pointwise, in a module of their own."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(conv(i, i, 3, i), nn.InstanceNorm2d(i), conv(i, o, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Block(nn.Module):
+    """A convolution and an activation, as attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = conv(K, HIDDEN), nn.LeakyReLU(0.2, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x))
+
+
+class PublishedMobile(Kin):
+    """As published: separable convolutions are a class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.to_gamma, self.to_beta = Block(), Separable(HIDDEN, C), Separable(HIDDEN, C)
+
+
+class Doubling(Block):
+    """Does more than to run its parts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+class Doubled(Kin):
+    """With a part that is no stack of its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = Doubling()
+
+
 class Grouped(Kin):
     """Grouped convolutions."""
 
@@ -136,6 +181,7 @@ KIN: dict[str, Callable[[], nn.Module]] = {
     "MONAI, group": lambda: Monai(nn.GroupNorm(4, C)),
     "spatial norm": Spatial,
     "mobile": Mobile,
+    "mobile, in modules of their own": PublishedMobile,
     "grouped": Grouped,
 }
 
@@ -203,6 +249,7 @@ class Unlike(Kin):
 
 
 def test_what_only_looks_like_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "published formula" in accelerate(nn.ModuleDict({"a": Doubled()})).left[0].note
     report = accelerate(nn.ModuleDict({"a": Unlike()}))
     assert not report.count("spade") and report.count("conv2d") == 3  # its convolutions are convolutions like others
     assert "published formula" in report.left[0].note
@@ -354,6 +401,44 @@ def test_the_report_counts_the_work_of_the_last_call() -> None:
     assert dense.plan == "dense" and dense.macs == dense.published_macs
     text = str(report)
     assert "a  table  9.29 M -> " in text and "b  dense  " in text, text
+
+
+def test_the_report_counts_the_work_of_other_families() -> None:
+    """SEAN's by the rows of its table, or by convolutions of its weights; CLADE's and INADE's by their rows."""
+    style = 6
+    parts = {"sean": pub.ACE(C, K, style, hidden=HIDDEN), "plain": pub.ACE(C, K, style, False, HIDDEN)}
+    parts |= {"clade": pub.CLADE(C, K), "icpe": pub.PositionalCLADE(C, K), "inade": Inade()}
+    net = nn.ModuleDict(parts).double().eval()
+    report = accelerate(net)
+    x, segmap, codes = features(), onehot(), features(2, K, style)[:, :, 0]
+    pixels = 2 * 12 * 12
+
+    def run() -> dict[str, LayerWork]:
+        with torch.no_grad():
+            net["sean"](x, segmap, codes)
+            net["plain"](x, segmap)
+            net["clade"](x, segmap)
+            net["icpe"](x, segmap, features(2, 2, 24))
+            net["inade"](x, segmap, instances(), features(2, 4, 6)[..., 0])
+        return report.work()
+
+    found = run()
+    regions = RegionMap.from_onehot(segmap)
+    near, own, wide = (len(regions.patterns((12, 12), *how).patterns) for how in ((1,), (1, True), (2, True)))
+    of_codes = 2 * len(regions.present) * 9 * style * 2 * C
+    published = pixels * 9 * (K * HIDDEN + HIDDEN * 2 * C + style * 2 * C)
+    row = 2 * C * 8
+    assert found["sean"] == (
+        "table", published, near * 9 * HIDDEN * 2 * C + of_codes, pixels * (8 * (HIDDEN + style) + 2 * row),
+        near * 8 * HIDDEN + (own + wide) * row,
+    )  # fmt: skip
+    assert found["plain"].published_macs == pixels * 9 * (K * HIDDEN + HIDDEN * 2 * C) and found["plain"].plan == "table"
+    assert found["clade"] == ("table", 0, 0, pixels * row, K * row)
+    assert found["icpe"] == ("dense", pixels * 4, pixels * 4, pixels * row, pixels * row)
+    assert found["inade"].plan == "table" and found["inade"].bytes < found["inade"].published_bytes == pixels * row
+    assert "sean   table" in str(report)
+    with use_plan("dense"):
+        assert run()["sean"] == ("dense", published, published, *[pixels * (8 * (HIDDEN + style) + 2 * row)] * 2)
 
 
 # --- volumes, latents with a convolution of their own, instances ----------------------------------------------------------
@@ -605,7 +690,7 @@ def test_a_row_per_image_class_and_instance(monkeypatch: pytest.MonkeyPatch) -> 
     by_instance = importlib.import_module("mixsyn_fast.accelerate.instances")
     rows = []
     own = by_instance.modulation_by_instance
-    contracts = importlib.import_module("mixsyn_fast.accelerate.contracts")
+    contracts = importlib.import_module("mixsyn_fast.accelerate.contracts.instance")
     monkeypatch.setattr(contracts, "modulation_by_instance", lambda *a: rows.append(own(*a)) or rows[-1])
     with torch.no_grad():
         expected = plain(x, segmap, instances(), noise)
@@ -652,71 +737,3 @@ def test_what_is_not_a_row_per_instance(monkeypatch: pytest.MonkeyPatch) -> None
         with torch.no_grad(), pytest.warns(FallbackWarning, match=said):
             assert torch.equal(fast(x, classes, which, noise), plain(x, classes, which, noise))
         monkeypatch.setattr("mixsyn_fast.backend._announced", set())
-
-
-# --- what PyTorch may do with a model -------------------------------------------------------------------------------------
-
-
-class Net(nn.Module):
-    """Two layers of one model, a convolution with spectral norm and a plain one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = (pub.randomise(Kin()) for _ in "ab")
-        self.conv = nn.utils.spectral_norm(conv(C, C))
-
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        return self.b(self.conv(self.a(x, cond)), cond)
-
-
-@pytest.fixture
-def nets() -> tuple[nn.Module, nn.Module]:
-    """A model, and its accelerated copy."""
-    torch.manual_seed(3)
-    plain = Net().double().eval()
-    fast = copy.deepcopy(plain)
-    assert accelerate(fast).count("spade") == 2
-    return plain, fast
-
-
-def test_one_graph(nets: tuple[nn.Module, nn.Module]) -> None:
-    """Compiled whole, exported or traced: for any map, not for the one that it was traced with."""
-    plain, fast = nets
-    x, segmap = features(), onehot()
-    torch._dynamo.reset()
-    with torch.no_grad():
-        made = {
-            "fullgraph": torch.compile(fast, fullgraph=True, backend="eager"),
-            "export": torch.export.export(fast, (x, segmap)).module(),
-            "trace": torch.jit.trace(fast, (x, segmap), check_trace=False),
-        }
-        for name, form in made.items():
-            for cond in (segmap, columns()):
-                assert close(form(x, cond), plain(x, cond)), name
-        torch.jit.save(made["trace"], io.BytesIO())
-        fake = torch.device("meta")
-        assert copy.deepcopy(fast).to(fake)(x.to(fake), segmap.to(fake)).shape == x.shape
-
-
-def test_second_derivatives(nets: tuple[nn.Module, nn.Module]) -> None:
-    found = []
-    for net in nets:
-        z = features().requires_grad_()
-        (g,) = torch.autograd.grad(net(z, onehot()).pow(3).sum(), z, create_graph=True)
-        found.append(torch.autograd.grad(g.pow(2).sum(), [z, *net.parameters()]))
-    for a, b in zip(*found, strict=True):
-        assert (a - b).abs().max() <= 1e-8 * max(float(g.abs().max()) for g in found[0])
-
-
-def test_functional_transforms_run_the_original(nets: tuple[nn.Module, nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MIXSYN_FAST_STRICT", "0")
-    monkeypatch.setattr("mixsyn_fast.backend._announced", set())
-    (plain, fast), x, segmap = nets, features(), onehot()
-    for transform in (
-        lambda f: torch.func.grad(lambda q: f(q, segmap).sum())(x),
-        lambda f: torch.func.jvp(lambda q: f(q, segmap), (x,), (x,))[1],
-        lambda f: torch.func.vmap(f)(x[:, None], segmap[:, None]),
-    ):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            assert torch.equal(transform(fast), transform(plain))

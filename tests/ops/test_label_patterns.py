@@ -93,6 +93,23 @@ def test_volumes_against_brute_force(radius: int, backend: str) -> None:
         label_patterns(torch.tensor([[[[0, 3]]]]), 3, radius)
 
 
+@pytest.mark.parametrize("cell", [1, 12], ids=["noise", "blocks"])
+def test_memory_of_volumes(cell: int) -> None:
+    """Beyond the result so much a voxel and a row, whatever the window: volumes of 256 x 256 x 256 fit."""
+    from benchmarks.timing import peak_memory
+
+    side = 36
+    coarse = torch.randint(0, 6, [1] + [side // cell] * 3, generator=torch.Generator().manual_seed(3))
+    labels = coarse.to(torch.int32)
+    for dimension in (1, 2, 3):
+        labels = labels.repeat_interleave(cell, dimension)
+    for radius in (1, 2):
+        result = label_patterns(labels, 6, radius)
+        size = sum(t.numel() * t.element_size() for t in result)
+        peak = peak_memory(lambda radius=radius: label_patterns(labels, 6, radius))
+        assert peak is not None and peak - size <= 90 * side**3 + 160 * len(result[1])
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("shape", [(1, 300, 70), (3, 200, 33), (7, 64, 64)], ids=str)
 def test_stripes_and_threads_change_nothing(threads: int, shape: tuple[int, int, int]) -> None:

@@ -191,6 +191,24 @@ def test_scale_and_shift_per_sample(backend: str, rows: int) -> None:
         region_norm(values["x"], index, **given)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("modulation", ["table", "maps", "none"])
+def test_scale_and_shift_per_sample_in_every_precision(modulation: str, dtype: torch.dtype) -> None:
+    values, index, grad = make_inputs((3, 12, 6, 5), dtype)
+    factor, addend = (torch.randn(3, 12).to(dtype) for _ in "ab")
+    case: Any = (modulation, "group", False, None)
+
+    def results(precision: torch.dtype, backend: str) -> dict[str, Tensor | None]:
+        given = {"sample_scale": factor.to(precision), "sample_shift": addend.to(precision)}
+        return run(values, index, grad, precision, backend, *case, num_groups=3, activation="silu", **given)
+
+    exact, reference, kernel = results(torch.float64, "reference"), results(dtype, "reference"), results(dtype, "native")
+    for name, value in exact.items():
+        assert (value is None) == (kernel[name] is None)
+        if value is not None:
+            assert_within_rule(kernel[name], reference[name], value, name)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_affine_of_other_norms(norm: str) -> None:
     """The row of all images: its gradient is a sum over them; with LeakyReLU."""
@@ -316,6 +334,14 @@ def test_opcheck() -> None:
     torch.library.opcheck(
         ops.region_norm_backward_input.default, (*common, mean, variance, 32.0, NORM_BATCH, 1e-5, 0.2, 0, False, False)
     )
+    # groups with SiLU behind the affine row of a norm, and behind maps
+    mean, variance = torch.zeros(2, 16), torch.ones(2, 16)
+    for modulation, maps in (((None, table[:1].clone(), None, None), False), ((None, None, scale, shift), True)):
+        common = (grad, x, mean, variance, *modulation, None, None)
+        settings = (NORM_GROUP, 1e-5, None, 4, True)
+        torch.library.opcheck(ops.region_norm_backward_reduce.default, (*common, *settings))
+        sums = (mean, variance, 64.0)
+        torch.library.opcheck(ops.region_norm_backward_input.default, (*common, *sums, *settings, maps))
 
 
 def test_compiles_without_graph_break() -> None:
