@@ -39,6 +39,7 @@ _TABLE_1 = " ".join(f"{n}=runs/msca/{n}" for n in ("full", "gap", "labels", "no_
 
 # run folders of models/harmonized/README.md; FID: --inception FILE
 _HARMONIZED = " ".join(f"{n}=runs/harmonized/{n}" for n in ("full", "sean", "no_attention"))
+_HARMONIZED_ABLATIONS = ("full", "no_softmax", "no_attention", "no_multi_scale", "sean")
 
 # of models/stylefusion/README.md
 _ABLATIONS = ("no_global", "no_stage1", "no_stage2", "no_stage3")
@@ -77,6 +78,18 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
         8,
         "run_harmonized_quality --data $MIXSYN_FAST_DATA/celebamask_hq --limit 40 --harmony runs/harmonized/harmony "
         "full=runs/harmonized/faces_full sean=runs/harmonized/faces_sean",
+    ),
+    "harmonized_quality_ablations.json": (
+        10,
+        "run_harmonized_quality --data $MIXSYN_FAST_DATA/celebamask_hq --limit 40 --tasks reconstruction,transfer "
+        "--harmony runs/harmonized/harmony "  # FID: --inception FILE
+        + " ".join(f"{name}=runs/harmonized/small_{name}" for name in _HARMONIZED_ABLATIONS),
+    ),
+    "harmonized_quality_samples.json": (
+        5,
+        "run_harmonized_quality --data $MIXSYN_FAST_DATA/celebamask_hq --limit 40 --tasks samples "  # FID: --inception FILE
+        "style=runs/harmonized/small_style flow=runs/harmonized/small_flow image=runs/harmonized/small_image "
+        "kl=runs/harmonized/small_kl",
     ),
     "harmonized_quality_shipped.json": (
         3,
@@ -129,6 +142,10 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
     "ops_cpu_baseline.json": (1.5, f"run_ops --cpu baseline {_HALF}"),
     "ops_cpu_bfloat16.json": (1.5, f"run_ops --no-compile --dtype bfloat16 {_HALF}"),
     "ops_cpu_float16.json": (1.5, f"run_ops --no-compile --dtype float16 {_HALF}"),
+    "ops_cpu_group_silu.json": (
+        4,
+        "run_ops --all --modes forward,backward --seconds 1 --repeat 11 --cases region_norm/silu",
+    ),
     "ops_cpu_pooling.json": (1, "run_ops --no-compile --modes forward,backward --seconds 0.8 --repeat 9 --cases roi_pool"),
     "plot_ops_cpu.json": (2, "plot_ops"),
     "stylefusion_cpu.json": (6, "run_stylefusion --repeat 9", "run_stylefusion step --repeat 3"),

@@ -26,7 +26,7 @@ GENERATOR_SHAPES = ((128, 256), (64, 256), (256, 128), (512, 64), (1024, 32), (1
 _PICKED = ((128, 256), (512, 64), (1024, 16))
 # of decoders and U-Nets: group norm of 32 groups with weight and bias, then SiLU
 _GROUPS = 32
-_GROUPED = ((128, 256), (320, 64), (512, 64), (1280, 16))
+_GROUPED = ((128, 256), (128, 128), (320, 64), (512, 64), (1280, 16))
 
 
 @dataclass(frozen=True)
