@@ -275,8 +275,15 @@ def _numbers(values: Iterable[Any]) -> list[float]:
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return all rows as a Markdown table, without the columns that none has."""
-    found = {row["case"].removeprefix("quality/"): {name: of(row["facts"]) for name, of in COLUMNS.items()} for row in rows}
+    """Return all rows as a Markdown table, those of --beside below the row that has them, without columns that none has."""
+    found: dict[str, dict[str, float | None]] = {}
+    for row in rows:
+        found[row["case"].removeprefix("quality/")] = {name: of(row["facts"]) for name, of in COLUMNS.items()}
+        for kind, other in row["facts"]["scores"].items():
+            if kind.startswith("beside: "):  # their image of the label map stands in the columns of known images
+                found[kind.removeprefix("beside: ")] = dict.fromkeys(COLUMNS) | {
+                    f"known {name.upper()}": other.get(name) for name in ("ssim", "lpips", "fid")
+                }
     shown = [name for name in COLUMNS if any(_numbers([cells[name]]) for cells in found.values())]
     lines = ["| | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
     for name, cells in found.items():

@@ -112,6 +112,10 @@ def test_a_table_has_the_columns_that_somebody_has() -> None:
     )
     assert lines[2] == "| a | 0.0006 | 0.5 | 0.0004 | 0.0004 | 0.25 | 0.5 | 0.1 | 7 | 6 | 2 |"
     assert lines[3] == "| b | 0.0006 | 0.5 | - | - | 0.25 | 0.5 | - | 7 | 6 | 2 |"
+    judged = row("a", 1.0, {})
+    judged["facts"]["scores"]["beside: SEAN"] = {"ssim": 0.4, "fid": 147.0}
+    head, _, _, sean = quality.table_of([judged]).splitlines()
+    assert "| known SSIM | known FID | mean IoU |" in head and sean == "| SEAN | - | - | - | - | 0.4 | 147 | - | - | - | - |"
 
 
 def test_texture_and_chance() -> None:
