@@ -190,6 +190,8 @@ def level_mask(area: Tensor, size: Size, reach: int) -> Tensor:
 
 def merged(kept: Tensor, part: Tensor, mask: Tensor, box: Box) -> Tensor:
     """Return a copy of kept (1, C, H, W) that has the values of part, which lies in a box, where a mask (H, W) is."""
+    if part.shape == kept.shape:
+        return torch.where(mask, part, kept)
     result = kept.clone()
     box.of(result).copy_(torch.where(box.of(mask), part, box.of(kept)))
     return result
