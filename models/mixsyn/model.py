@@ -478,7 +478,10 @@ class Editor:
         if outside not in get_args(Outside):
             raise ValueError(f"outside: expected one of {', '.join(get_args(Outside))}, got {outside!r}")
         if outside == "layers" and self.mixsyn.config.style.normalisation != "region_adaptive":
-            raise ValueError("outside: 'layers' needs a model with region-adaptive normalisation, got a global one")
+            raise ValueError(
+                "outside: expected another than 'layers', which needs region-adaptive normalisation (the model's is global), "
+                "such as 'made', got 'layers'"
+            )
         given = {name: picture for name, picture in regions.items() if picture is not None}
         new = self.mixsyn._table(given, None, known=self._seen) if given else {}
         pictures = {name: picture for name, picture in self._pictures.items() if name not in regions} | new
