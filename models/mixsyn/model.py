@@ -479,7 +479,7 @@ class Editor:
             raise ValueError(f"outside: expected one of {', '.join(get_args(Outside))}, got {outside!r}")
         if outside == "layers" and self.mixsyn.config.style.normalisation != "region_adaptive":
             raise ValueError(
-                "outside: expected another than 'layers', which needs region-adaptive normalisation (the model's is global), "
+                "outside: expected another than 'layers', which needs region-adaptive normalisation (here it is global), "
                 "such as 'made', got 'layers'"
             )
         given = {name: picture for name, picture in regions.items() if picture is not None}
