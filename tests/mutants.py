@@ -2007,9 +2007,30 @@ MUTATIONS = [
     Mutation(
         "mixsyn: noise of an edit is fixed",
         "models/mixsyn/style.py",
-        "noise = fixed.expand(len(x), -1, -1, -1)",
+        "noise = self._noise(x).expand(len(x), -1, -1, -1)",
         'noise = "device"',
         "tests/models/mixsyn/test_generators.py -k noise",
+    ),
+    Mutation(
+        "mixsyn: what a window sees beyond the part that is made anew",
+        "models/mixsyn/blocks.py",
+        "_HALO = 3\n",
+        "_HALO = 2\n",
+        "tests/models/mixsyn/test_generators.py -k definition",
+    ),
+    Mutation(
+        "mixsyn: statistics of a window are those of the whole",
+        "models/mixsyn/style.py",
+        "given.running_mean, given.running_var = moments(noisy)",
+        "given.running_mean, given.running_var = moments(box.of(noisy))",
+        "tests/models/mixsyn/test_generators.py -k definition",
+    ),
+    Mutation(
+        "mixsyn: a blend outside an edit of layers stays",
+        "models/mixsyn/model.py",
+        "drawn = np.where(made_anew, drawn, held.before.image)  # which may be a blend",
+        "pass",
+        "tests/models/mixsyn/test_model.py -k from_any_state",
     ),
     Mutation(
         "mixsyn: the map that a judge sees beside a composed image",

@@ -163,6 +163,7 @@ def sean_norm(
     *,
     noise: str | Tensor | None = "device",
     negative_slope: float | None = None,
+    norm: nn.Module | None = None,
 ) -> Tensor:
     """SEAN (Eq. 2 to 4 of the SEAN paper): modulation blended from per-region styles and from SPADE, noise before the norm.
 
@@ -176,6 +177,7 @@ def sean_norm(
         style_codes: (B, K, S); an absent region has a zero code. Not read where ``use_rgb`` is False.
         noise: see :func:`sean_noise`.
         negative_slope: LeakyReLU that follows, fused; None for none.
+        norm: normalisation without parameters in place of the layer's own, with statistics given, say.
 
     Returns:
         (B, C, H, W).
@@ -183,6 +185,7 @@ def sean_norm(
     Raises:
         ValueError: batch, device, number of channels or the shape of the codes differ.
     """
+    norm = module.param_free_norm if norm is None else norm
     regions = as_region_map(regions, None if style_codes is None or style_codes.dim() != 3 else style_codes.shape[1])
     size = check_input(x, regions, "SEANNorm")
     spade = module.Spade
@@ -227,12 +230,12 @@ def sean_norm(
             scale, shift = 1 + gamma, beta
         if is_plain():
             noisy = x if drawn is None else x + drawn * module.noise_var[:, None, None]
-            return plain_norm(module.param_free_norm, noisy, scale, shift, negative_slope)
+            return plain_norm(norm, noisy, scale, shift, negative_slope)
         modulation = {"scale": scale, "shift": shift}
     return region_norm(
         x,
         **modulation,
-        **norm_arguments(module.param_free_norm, x),
+        **norm_arguments(norm, x),
         noise=drawn,
         noise_scale=None if drawn is None else module.noise_var,
         negative_slope=negative_slope,

@@ -21,7 +21,7 @@ The same mathematics in another order (docs/exact_algebra.md, 8); the first two 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from mixsyn_fast.backend import current_plan
 from mixsyn_fast.layers import conv2d
 from mixsyn_fast.ops.region_norm import region_norm
 
-from .config import Config
+from .config import Config, Size
 
 SLOPE = 0.2  # of every leaky ReLU
 Resample = Literal["none", "down", "up"]
@@ -155,6 +155,68 @@ def doubled(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
+class Box(NamedTuple):
+    """A part of a picture: rows top to bottom, columns left to right, the last ones excluded."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    def of(self, x: Tensor) -> Tensor:
+        """Return the part of x (..., H, W), a view."""
+        return x[..., self.top : self.bottom, self.left : self.right]
+
+
+_HALO = 3
+"""What a block sees beyond the part that it makes anew, in cells of its input: 2 by the label patterns of the first norm, 1
+by bilinear sampling with the first convolution; the second half sees no farther."""
+
+
+def box_of(mask: Tensor, margin: int) -> Box | None:
+    """Return the smallest box around the True cells of a mask (H, W), and a margin inside the picture; None: no cell."""
+    rows, columns = (mask.any(dim).nonzero()[:, 0].tolist() for dim in (1, 0))
+    if not rows:
+        return None
+    bottom, right = (min(ends[-1] + 1 + margin, side) for ends, side in zip((rows, columns), mask.shape, strict=True))
+    return Box(max(rows[0] - margin, 0), max(columns[0] - margin, 0), bottom, right)
+
+
+def level_mask(area: Tensor, size: Size, reach: int) -> Tensor:
+    """Return the cells (h, w) of a level in which an area (H, W) bool has a pixel, and those up to `reach` cells away."""
+    cells = F.max_pool2d(area[None].float(), area.shape[0] // size[0])
+    return F.max_pool2d(cells, 2 * reach + 1, stride=1, padding=reach)[0] > 0
+
+
+def merged(kept: Tensor, part: Tensor, mask: Tensor, box: Box) -> Tensor:
+    """Return a copy of kept (1, C, H, W) that has the values of part, which lies in a box, where a mask (H, W) is."""
+    if part.shape == kept.shape:
+        return torch.where(mask, part, kept)
+    result = kept.clone()
+    box.of(result).copy_(torch.where(box.of(mask), part, box.of(kept)))
+    return result
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance (C,) of one picture's x (1, C, H, W)."""
+    values = at_least_float32(x).permute(0, 2, 3, 1).flatten(0, 2)  # in channels_last no copy, and sums of whole rows
+    mean = values.mean(0)
+    return mean, (values - mean).square_().mean(0)
+
+
+def instance_part(whole: Tensor, box: Box) -> Tensor:
+    """Return instance norm and leaky ReLU of a part of whole (1, C, H, W), by the statistics of the whole."""
+    if box.of(whole).shape == whole.shape:
+        return region_norm(whole, norm="instance", negative_slope=SLOPE)
+    mean, variance = moments(whole)
+    x = box.of(whole).contiguous(memory_format=torch.channels_last)
+    return region_norm(x, norm="batch", running_mean=mean, running_var=variance, negative_slope=SLOPE)
+
+
+def _size(x: Tensor) -> Size:
+    return int(x.shape[2]), int(x.shape[3])
+
+
 class MSBlock(nn.Module):
     """MS block.
 
@@ -203,23 +265,60 @@ class MSBlock(nn.Module):
             return convolved(doubled(x)) if current_plan() == "dense" else doubled(convolved(x))
         return convolved(x)
 
-    def forward(self, x: Tensor, *condition: Any, which: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *condition: Any, which: Tensor | None = None, stages: list[Tensor] | None = None) -> Tensor:
         """Run the block.
 
         Args:
             x: (B, M * fin, H, W).
             condition: what the norm layers read: region map and style codes.
             which: (M,) int64, the encoders in use; None for all.
+            stages: takes what the first convolution and the block return, for :meth:`anew`.
 
         Returns:
             (B, M * fout, H', W').
         """
-        h = self._activated(x, 0, condition)
-        if self.resample == "up":
-            h = doubled(h)
-        h = self.conv_0(h, which, pool=self.resample == "down")
-        h = self.conv_1(self._activated(h, 1, condition), which)
-        return self._shortcut(x, which) + h
+        middle = self.first(self._activated(x, 0, condition), which)
+        if stages is not None:
+            stages.append(middle)
+        y: Tensor = self._shortcut(x, which) + self.conv_1(self._activated(middle, 1, condition), which)
+        if stages is not None:
+            stages.append(y)
+        return y
+
+    def first(self, h: Tensor, which: Tensor | None = None) -> Tensor:
+        """Return what the first convolution makes of its normalised and activated input, at the size of the output."""
+        made: Tensor = self.conv_0(doubled(h) if self.resample == "up" else h, which, pool=self.resample == "down")
+        return made
+
+    def anew(
+        self, x: Tensor, kept: tuple[Tensor, Tensor], mask: Tensor, condition: Callable[[Size, Box], tuple[Any, ...]]
+    ) -> tuple[Tensor, Tensor]:
+        """Run a block of one picture in a part of it; statistics are those of the whole, as it is then.
+
+        Args:
+            x: (1, C, h, w), the whole input, new where it is new.
+            kept: what both halves returned before, (1, C', H, W), as `stages` of :meth:`forward` has it.
+            mask: (H, W) bool, where they are to be made anew.
+            condition: size of the whole and a box in it -> what the norm layers read there.
+
+        Returns:
+            New halves, elsewhere bit for bit as they were.
+        """
+        size, before = _size(kept[0]), _size(x)
+        scale = size[0] // before[0]
+        low = box_of(F.max_pool2d(mask[None].float(), scale)[0] > 0, _HALO)
+        if low is None:
+            return kept
+        high = Box(*(scale * side for side in low))
+        middle = merged(kept[0], self.first(self._activated_part(x, low, 0, condition(before, low))), mask, high)
+        y = self.conv_1(self._activated_part(middle, high, 1, condition(size, high)))
+        return middle, merged(kept[1], self._shortcut(low.of(x), None) + y, mask, high)
+
+    def _activated_part(self, whole: Tensor, box: Box, layer: int, condition: tuple[Any, ...]) -> Tensor:
+        if self.norm == "instance":
+            return instance_part(whole, box)
+        part: Tensor = getattr(self, f"norm_{layer}").part(whole, box, *condition, negative_slope=SLOPE)
+        return part
 
 
 def fold_convolutions(network: nn.Module) -> None:

@@ -4,13 +4,14 @@
     mixsyn-fast mixsyn edit --base c.jpg --step window=a.jpg --step door=b.jpg,shop=b.jpg --kind folder --sheet chain.png
     mixsyn-fast mixsyn edit --base c.jpg --step door=none --step window=a.jpg --coupled --kind folder --out-dir chain
 
-An edit runs the encoders of the replaced regions alone, then decoder and generator. The table says what a step took against
-encoding everything anew (all regions of a picture at once), and how far pixels outside the replaced regions moved (grey
-levels, 0 to 255; --outside holds the composition or the image there). A step that takes a region from the base again undoes
-the edit bit for bit: codes that the chain has had are remembered, and no encoder runs. REGION=none removes a region;
---coupled also replaces the regions that training couples with a named one (an eye with the other). --kind, size and --keep:
-see `mixsyn-fast mixsyn compose --help`. A base without steps is made anew. --out-dir gets every step's image and label map,
-00_start.png first.
+An edit runs the encoders of the replaced regions alone, then decoder and generator where these regions are and were: all
+their layers keep what they had elsewhere. The table says what a step took against encoding and making everything anew, and
+how far pixels outside the replaced regions moved (grey levels, 0 to 255). --outside made runs both everywhere: then all may
+move, and a step that takes a region from the base again undoes the edit bit for bit. --outside composition | image: as made,
+then the old composition or image is put back. Codes that the chain has had are remembered, and no encoder runs for them.
+REGION=none removes a region; --coupled also replaces the regions that training couples with a named one (an eye with the
+other). --kind, size and --keep: see `mixsyn-fast mixsyn compose --help`. A base without steps is made anew. --out-dir gets
+every step's image and label map, 00_start.png first.
 """
 
 from __future__ import annotations
@@ -88,8 +89,9 @@ class Options(MixSynOptions):
     """on the sheet, copy-paste and sequential transfer on the base's own label map beside every step (Fig. 5-7)"""
     seed: int = 0  # of the pictures that are drawn where none are given
     coupled: bool = False  # regions that training couples with a named one come along: an eye, and the other one
-    outside: Literal["made", "composition", "image"] = "made"
-    """what an edit leaves outside of its regions: nothing, their composition, or the image too, which is then a blend"""
+    outside: Literal["made", "composition", "image", "layers"] = "layers"
+    """what an edit leaves outside of its regions: nothing, their composition, the image too, which is then a blend, or
+    what every layer made there"""
     out_dir: Path | None = None  # also write image and label map of the start and of every step into this folder
 
     def __post_init__(self) -> None:
@@ -97,7 +99,7 @@ class Options(MixSynOptions):
         super().__post_init__()
         at_least(self, seed=0)
         check_png(self, "out", "sheet")
-        one_of(self, outside=("made", "composition", "image"))
+        one_of(self, outside=("made", "composition", "image", "layers"))
         if self.step and not self.base:
             raise ValueError("base: expected an image to start from, got none")
         if self.compare and self.sheet is None:
@@ -203,9 +205,12 @@ def chain(
         ValueError: as :meth:`Editor.replace`.
     """
     for first in wanted[:1]:
-        mixsyn.editor(base).replace(first)  # untimed: the first use of a shape allocates memory and lays out weights
+        # untimed: the first use of a shape allocates memory and lays out weights
+        mixsyn.editor(base).replace(first, outside=outside)
     editor = mixsyn.editor(base)
     start = before = editor.current
+    if outside == "layers":
+        editor.keep_layers()
     steps = []
     for regions in wanted:
         result = editor.replace(regions, outside=outside)

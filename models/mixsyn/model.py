@@ -33,15 +33,15 @@ from ..pictures.own_size import Crop, at_own_size, inside_weights
 from ..pictures.picture import Picture, fit, read_picture
 from ..settings import from_dict
 from ..sheets import to_uint8
-from .blocks import fold_convolutions
+from .blocks import fold_convolutions, level_mask
 from .compositions import user_composition
 from .config import Config
 from .structure import StructureGenerator
 from .style import StyleGenerator
 
 N = TypeVar("N", bound=nn.Module)
-Outside = Literal["made", "composition", "image"]
-"""What an edit leaves outside of it: all is made anew, the composition stays, or the image as well."""
+Outside = Literal["made", "composition", "image", "layers"]
+"""What an edit leaves outside of it: nothing, the composition, the image as a blend, or what every layer made there."""
 _REACH = 1  # pixels around the area of an edit that it may change, where what lies outside stays
 Given = Picture | str | os.PathLike[str]
 """A picture, or the file of one whose label map stands beside it and whose names tell what its ids mean."""
@@ -438,6 +438,7 @@ class Editor:
         self._pictures = mixsyn._table(regions or {}, base)
         self._seen: list[Picture] = []  # all pictures of the chain, fitted, equal ones once
         self._remembered: Remembered = {}
+        self._layers: Layers | None = None
         self._see(self._pictures)
         self._codes, self._current = self._pass(self._pictures, tuple(self._pictures), None, self._remembered)
 
@@ -462,16 +463,25 @@ class Editor:
                 has the largest weight before or after. "made": decoder and generator see all regions at once, so all may
                 move. "composition": more than a pixel away from the area the composition stays as it was, bit for bit, and
                 the image moves only as far as the generator sees. "image": more than two pixels away the pixels stay as
-                well, bit for bit, and are blended in between: a blend, and no longer what the generator made. Regions put
-                back then need not give the earlier picture bit for bit.
+                well, bit for bit, and are blended in between: a blend, and no longer what the generator made. "layers": as
+                "image", but no blend: decoder and generator run in a part of the picture alone, and all their layers keep
+                the values that they had elsewhere (:meth:`keep_layers`). The area then lies within a cell of a structure
+                code of where the changed regions were in this state and are in their sources. With "image" and "layers"
+                regions put back need not give the earlier picture bit for bit.
 
         Raises:
-            ValueError, TypeError: as :meth:`MixSyn.compose`, or another `outside`; the state is as before then.
+            ValueError, TypeError: as :meth:`MixSyn.compose`, another `outside`, or "layers" with a model that has no
+                region-adaptive normalisation; the state is as before then.
         """
         if not regions:
             raise ValueError("regions: expected at least one region to replace, got none")
         if outside not in get_args(Outside):
             raise ValueError(f"outside: expected one of {', '.join(get_args(Outside))}, got {outside!r}")
+        if outside == "layers" and self.mixsyn.config.style.normalisation != "region_adaptive":
+            raise ValueError(
+                "outside: expected another than 'layers', which needs region-adaptive normalisation (here it is global), "
+                "such as 'made', got 'layers'"
+            )
         given = {name: picture for name, picture in regions.items() if picture is not None}
         new = self.mixsyn._table(given, None, known=self._seen) if given else {}
         pictures = {name: picture for name, picture in self._pictures.items() if name not in regions} | new
@@ -481,10 +491,29 @@ class Editor:
             raise ValueError("regions: expected at least one region to stay, got None for all of them")
         changed = tuple(name for name in regions if pictures.get(name) is not self._pictures.get(name))
         self._see(new)
-        held = None if outside == "made" else Held(self._current, changed, outside == "image")
+        held = None
+        if outside == "layers":
+            self.keep_layers()
+            held = Held(self._current, changed, True, self._layers)
+        elif outside != "made":
+            held = Held(self._current, changed, outside == "image")
+        self._layers = None
         self._codes, self._current = self._pass(pictures, changed, self._codes, self._remembered, held)
-        self._pictures = pictures
+        self._layers, self._pictures = None if held is None else held.layers, pictures
         return self._current
+
+    def keep_layers(self) -> None:
+        """Keep what every layer of decoder and generator made for the current state, for edits with `outside` "layers".
+
+        Such an edit does so itself where it must, which costs it a pass: call this before an edit that is to be quick.
+        Its own layers are kept for the next one.
+        """
+        if self._layers is None:
+            self._layers = Layers([], [])
+            with torch.no_grad():
+                self.mixsyn.structure.decode(self._codes.structure[None], stages=self._layers.structure)
+                soft = _tensor(self._current.composition).to(self.mixsyn.device)[None]
+                self.mixsyn.style(RegionMap.soft(soft), self._codes.style[None], stages=self._layers.style)
 
     def full_pass(self) -> Edited:
         """Make the current state anew, all its regions encoded: what an edit would cost without this class.
@@ -541,6 +570,14 @@ class Editor:
         return codes, Edited(**vars(made), changed=changed, encoded=encoded, seconds=seconds)
 
 
+@dataclass(eq=False)
+class Layers:
+    """What all layers of both decoders made: `stages` of `StructureGenerator.decode` and `StyleGenerator.forward`."""
+
+    structure: list[Tensor]
+    style: list[Tensor]
+
+
 @dataclass(frozen=True, eq=False)
 class Held:
     """What stays outside an edit."""
@@ -551,12 +588,28 @@ class Held:
     """Regions whose area may change."""
     image: bool
     """The image stays as well as the composition."""
+    layers: Layers | None = None
+    """What all layers made of the state that is edited, and after the edit of the new one; None: they run everywhere."""
 
     def area(self, mixsyn: MixSyn, composition: Tensor) -> Tensor:
         """Return the area of the edit (H, W) bool: where a changed region is strongest before or after."""
-        which = torch.tensor([mixsyn.classes.index(name) for name in self.changed], device=composition.device)
-        before = torch.from_numpy(self.before.labels).to(composition.device)
-        return torch.isin(before, which) | torch.isin(composition.argmax(0), which)
+        which = self._which(mixsyn)
+        return self._was(which) | torch.isin(composition.argmax(0), which)
+
+    def room(self, mixsyn: MixSyn, pictures: Mapping[str, Picture]) -> Tensor:
+        """Return where the area may lie (H, W) bool: a cell of a code around the regions before and in their sources."""
+        room = self._was(self._which(mixsyn))
+        for name in self.changed:
+            if name in pictures:
+                room = room | (_tensor(pictures[name].labels).to(mixsyn.device) == mixsyn._index(name))
+        cell = mixsyn.size[0] // mixsyn.structure.code_size[0]
+        return F.max_pool2d(room[None].float(), 2 * cell + 1, stride=1, padding=cell)[0] > 0
+
+    def _which(self, mixsyn: MixSyn) -> Tensor:
+        return torch.tensor([mixsyn._index(name) for name in self.changed], device=mixsyn.device)
+
+    def _was(self, which: Tensor) -> Tensor:
+        return torch.isin(torch.from_numpy(self.before.labels).to(which.device), which)
 
 
 def _pass(
@@ -580,15 +633,30 @@ def _pass(
     times = [now(mixsyn.device)]
     codes = _encoded(mixsyn, pictures, changed, codes, remembered)
     times.append(now(mixsyn.device))
-    composition = mixsyn.decode(codes.structure)
+    layers = None if held is None else held.layers
+    if held is not None and layers is not None:
+        with torch.no_grad():
+            layers.structure = mixsyn.structure.anew(codes.structure[None], layers.structure, held.room(mixsyn, pictures))
+        composition = layers.structure[-1][0]
+    else:
+        composition = mixsyn.decode(codes.structure)
     area = None if held is None else held.area(mixsyn, composition)
     if held is not None and area is not None:
         near = F.max_pool2d(area[None, None].float(), 2 * _REACH + 1, stride=1, padding=_REACH)[0, 0] > 0
         composition = torch.where(near, composition, torch.from_numpy(held.before.composition).to(composition))
     times.append(now(mixsyn.device))
-    image = mixsyn.generate(composition, codes.style)
+    if layers is not None and area is not None:
+        with torch.no_grad():
+            soft = RegionMap.soft(composition[None])
+            layers.style = mixsyn.style.anew(soft, codes.style[None], layers.style, area)
+        image = layers.style[-1][0]
+    else:
+        image = mixsyn.generate(composition, codes.style)
     drawn = to_uint8(image[None])[0]
-    if held is not None and area is not None and held.image:
+    if held is not None and area is not None and layers is not None:
+        made_anew = level_mask(area, mixsyn.size, 2 * _REACH).cpu().numpy()[..., None]
+        drawn = np.where(made_anew, drawn, held.before.image)  # which may be a blend
+    elif held is not None and area is not None and held.image:
         share = 1 - inside_weights(~area, _REACH).cpu().numpy()[..., None]  # of the new image: 1 in the area
         drawn = (share * drawn + (1 - share) * held.before.image).round().astype(np.uint8)
     times.append(now(mixsyn.device))

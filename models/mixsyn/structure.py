@@ -17,8 +17,21 @@ from torch import Tensor, nn
 from mixsyn_fast.ops.region_norm import region_norm
 from mixsyn_fast.region_map import RegionMap
 
-from .blocks import SLOPE, MSBlock, MSConv2d, at_least_float32, checked_map, chosen_regions, region_count, spread
-from .config import Config, halvings
+from .blocks import (
+    SLOPE,
+    MSBlock,
+    MSConv2d,
+    at_least_float32,
+    box_of,
+    checked_map,
+    chosen_regions,
+    instance_part,
+    level_mask,
+    merged,
+    region_count,
+    spread,
+)
+from .config import Config, Size, halvings
 
 
 class StructureGenerator(nn.Module):
@@ -81,24 +94,71 @@ class StructureGenerator(nn.Module):
         return spread(x.unflatten(1, (len(chosen), -1)), chosen, present, which)
 
     @property
+    def code_size(self) -> Size:
+        """(h, w) of a structure code."""
+        height, width = self.config.image_size
+        return height >> (len(self.decoder) - 1), width >> (len(self.decoder) - 1)
+
+    @property
     def code_channels(self) -> int:
         """C of a structure code."""
         return self.config.structure.code_channels
 
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, *, stages: list[Tensor] | None = None) -> Tensor:
         """Return the soft compositions (B, N, H, W) of codes (B, N, C, h, w); the weights of a pixel sum to one.
+
+        Args:
+            codes: of all regions, zero for absent ones.
+            stages: takes what every layer between two norms returns, and the compositions, for :meth:`anew`.
 
         Raises:
             ValueError: another number of regions or channels.
         """
+        x = self._joined(codes)
+        for block in self.decoder:
+            x = block(x, stages=stages)
+        logits = self.decoder_out(region_norm(x, norm="instance", negative_slope=SLOPE))
+        compositions = torch.softmax(at_least_float32(logits), 1)
+        if stages is not None:
+            stages.append(compositions)
+        return compositions
+
+    def anew(self, codes: Tensor, kept: Sequence[Tensor], area: Tensor) -> list[Tensor]:
+        """Decode a part of one composition anew; all layers keep elsewhere what they had, bit for bit.
+
+        Args:
+            codes: new codes (1, N, C, h, w).
+            kept: `stages` of :meth:`decode`, or what this method returned.
+            area: (H, W) bool.
+
+        Returns:
+            What was kept, with the new part; the composition (1, N, H, W) comes last. It changes in the area and up to a
+            pixel away.
+
+        Raises:
+            ValueError: as :meth:`decode`.
+        """
+        x = self._joined(codes)
+        stages: list[Tensor] = []
+        for at, block in enumerate(self.decoder):
+            assert isinstance(block, MSBlock)
+            before = kept[2 * at], kept[2 * at + 1]
+            mask = level_mask(area, (before[1].shape[2], before[1].shape[3]), 1)
+            stages += block.anew(x, before, mask, lambda size, box: ())
+            x = stages[-1]
+        mask = level_mask(area, (x.shape[2], x.shape[3]), 1)
+        box = box_of(mask, 1)
+        if box is None:
+            return [*stages, kept[-1]]
+        logits = self.decoder_out(instance_part(x, box))
+        return [*stages, merged(kept[-1], torch.softmax(at_least_float32(logits), 1), mask, box)]
+
+    def _joined(self, codes: Tensor) -> Tensor:
+        """Return the codes of all regions as channels, checked."""
         count = len(self.config.classes)
         if codes.dim() != 5 or tuple(codes.shape[1:3]) != (count, self.code_channels):
             raise ValueError(f"codes: expected shape (B, {count}, {self.code_channels}, h, w), got {tuple(codes.shape)}")
-        x = codes.flatten(1, 2).contiguous(memory_format=torch.channels_last)
-        for block in self.decoder:
-            x = block(x)
-        logits = self.decoder_out(region_norm(x, norm="instance", negative_slope=SLOPE))
-        return torch.softmax(at_least_float32(logits), 1)
+        return codes.flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
     def forward(self, regions: RegionMap | Tensor) -> Tensor:
         """Return the known compositions G_M(M') of S masks, (S, N, H, W)."""

@@ -18,10 +18,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixsyn_fast.layers import SEANNorm, SPADENorm
+from mixsyn_fast.layers import SEANNorm, SPADENorm, sean_norm
 from mixsyn_fast.region_map import Kind, Plan, RegionMap
 
-from .blocks import SLOPE, MSBlock, MSConv2d, at_least_float32, checked_map, chosen_regions, region_count, spread
+from .blocks import (
+    SLOPE,
+    Box,
+    MSBlock,
+    MSConv2d,
+    at_least_float32,
+    box_of,
+    checked_map,
+    chosen_regions,
+    level_mask,
+    merged,
+    moments,
+    region_count,
+    spread,
+)
 from .config import Config, Size, halvings
 
 
@@ -56,13 +70,36 @@ class RegionAdaptiveNorm(SEANNorm):
         self, x: Tensor, regions: RegionMap, codes: Tensor, *, negative_slope: float | None = None
     ) -> Tensor:
         """Normalise x (B, C, H, W) and modulate it by the codes (B, N, delta) of its regions."""
-        noise: str | Tensor | None = None
-        if self.noisy and self.training:
-            noise = "device"
-        elif self.noisy:
-            fixed = fixed_noise((int(x.shape[2]), int(x.shape[3])), self.seed, x.device, x.dtype)
-            noise = fixed.expand(len(x), -1, -1, -1)
+        noise: str | Tensor | None = "device" if self.noisy and self.training else None
+        if self.noisy and not self.training:
+            noise = self._noise(x).expand(len(x), -1, -1, -1)
         return super().forward(x, regions, codes, noise=noise, negative_slope=negative_slope)
+
+    def _noise(self, x: Tensor) -> Tensor:
+        return fixed_noise((int(x.shape[2]), int(x.shape[3])), self.seed, x.device, x.dtype)
+
+    def part(self, whole: Tensor, box: Box, regions: RegionMap, codes: Tensor, *, negative_slope: float | None) -> Tensor:
+        """Normalise and modulate a part of whole (1, C, H, W), by the statistics of the whole, in use.
+
+        Args:
+            whole: the input.
+            box: the part.
+            regions: its regions, of its size.
+            codes: (1, N, delta).
+            negative_slope: of the leaky ReLU that follows.
+        """
+        if box.of(whole).shape == whole.shape:
+            result: Tensor = self(whole, regions, codes, negative_slope=negative_slope)
+            return result
+        noise = self._noise(whole) if self.noisy else None
+        own = self.param_free_norm
+        assert isinstance(own, nn.InstanceNorm2d)
+        given = nn.BatchNorm2d(whole.shape[1], own.eps, affine=False).eval()
+        noisy = whole if noise is None else whole + noise * self.noise_var[:, None, None]
+        given.running_mean, given.running_var = moments(noisy)
+        x = box.of(whole).contiguous(memory_format=torch.channels_last)
+        noise = None if noise is None else box.of(noise)
+        return sean_norm(self, x, regions, codes, noise=noise, negative_slope=negative_slope, norm=given)
 
 
 class GlobalNorm(SPADENorm):
@@ -188,17 +225,79 @@ class StyleGenerator(nn.Module):
         codes = codes.view(len(image), len(chosen), own.code_length)
         return spread(codes.to(image.dtype), chosen, present, which)
 
-    def forward(self, regions: RegionMap | Tensor, codes: Tensor) -> Tensor:
+    def forward(self, regions: RegionMap | Tensor, codes: Tensor, *, stages: list[Tensor] | None = None) -> Tensor:
         """Return the images (B, 3, H, W) in (-1, 1).
 
         Args:
             regions: compositions: a hard map, or soft weights (B, N, H, W); gradients reach the weights, but for
                 Config.style.painted "hard" in eval mode.
             codes: style matrix (B, N, delta), zero for absent regions.
+            stages: takes what every layer between two norms returns, and the images, for :meth:`anew`.
 
         Raises:
             ValueError: another number of regions, size, batch or code length.
         """
+        regions = self._painted(regions, codes)
+        x = self._begun(regions, codes)
+        if stages is not None:
+            stages.append(x)
+        for block in self.blocks:
+            x = block(x, regions, codes, stages=stages)
+        x = self.norm_out(x, regions, codes, negative_slope=SLOPE)  # a pre-activation network ends with one
+        images = torch.tanh(at_least_float32(self.conv_out(x)))
+        if stages is not None:
+            stages.append(images)
+        return images
+
+    def anew(self, regions: RegionMap | Tensor, codes: Tensor, kept: Sequence[Tensor], area: Tensor) -> list[Tensor]:
+        """Paint a part of one image anew; all layers keep elsewhere what they had, bit for bit.
+
+        At every level the cells are computed that the area touches, and their neighbours; convolutions see what was kept
+        beside them, and norms take the statistics of the whole, part new, part kept.
+
+        Args:
+            regions: new composition (B = 1), as of :meth:`forward`; outside the area it should be that of before.
+            codes: new style matrix (1, N, delta); those of regions outside the area should be those of before.
+            kept: `stages` of :meth:`forward`, or what this method returned.
+            area: (H, W) bool.
+
+        Returns:
+            What was kept, with the new part; the image (1, 3, H, W) in (-1, 1) comes last. It changes in the area and up to
+            two pixels away.
+
+        Raises:
+            ValueError: as :meth:`forward`; a generator without region-adaptive normalisation.
+        """
+        if self.config.style.normalisation != "region_adaptive":
+            raise ValueError("outside: expected a model with normalisation 'region_adaptive' for 'layers', got 'global'")
+        regions = self._painted(regions, codes)
+
+        def condition(size: Size, box: Box) -> tuple[RegionMap, Tensor]:
+            if box == (0, 0, *size):
+                return regions, codes
+            if regions.is_soft:
+                return RegionMap.soft(box.of(regions.weights_at(size)).contiguous(), check=False), codes
+            return RegionMap(box.of(regions.labels_at(size)), regions.num_regions, ignore_index=-1), codes
+
+        size = self.start_size
+        x = torch.where(level_mask(area, size, 1), self._begun(regions, codes), kept[0])
+        stages = [x]
+        for at, block in enumerate(self.blocks):
+            assert isinstance(block, MSBlock)
+            before = kept[2 * at + 1], kept[2 * at + 2]
+            stages += block.anew(x, before, level_mask(area, (before[1].shape[2], before[1].shape[3]), 1), condition)
+            x = stages[-1]
+        size = int(area.shape[0]), int(area.shape[1])
+        mask = level_mask(area, size, 2)
+        box = box_of(mask, 3)  # a convolution, and the label patterns of a norm
+        if box is None:
+            return [*stages, kept[-1]]
+        assert isinstance(self.norm_out, RegionAdaptiveNorm)
+        x = self.norm_out.part(x, box, *condition(size, box), negative_slope=SLOPE)
+        return [*stages, merged(kept[-1], torch.tanh(at_least_float32(self.conv_out(x))), mask, box)]
+
+    def _painted(self, regions: RegionMap | Tensor, codes: Tensor) -> RegionMap:
+        """Return what is painted of a composition, checked."""
         regions = checked_map(regions, self.config)
         shape = (regions.batch_size, regions.num_regions, self.config.style.code_length)
         if tuple(codes.shape) != shape:
@@ -207,10 +306,10 @@ class StyleGenerator(nn.Module):
             regions = RegionMap(regions.weights.argmax(1), regions.num_regions)
         elif regions.weights is not None and regions.resize != self.config.style.soft_resize:
             regions = RegionMap.soft(regions.weights, check=False, resize=self.config.style.soft_resize)
+        return regions
+
+    def _begun(self, regions: RegionMap, codes: Tensor) -> Tensor:
         # The mean composition of every cell: a hard and a soft map agree, and no small region is missed.
         x = F.adaptive_avg_pool2d(regions.onehot(dtype=codes.dtype), self.start_size)
-        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
-        for block in self.blocks:
-            x = block(x, regions, codes)
-        x = self.norm_out(x, regions, codes, negative_slope=SLOPE)  # a pre-activation network ends with one
-        return torch.tanh(at_least_float32(self.conv_out(x)))
+        begun: Tensor = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        return begun

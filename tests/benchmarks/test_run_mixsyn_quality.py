@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,12 +48,74 @@ def test_variants_are_trained_judged_and_shown(tmp_path: Path, capsys: pytest.Ca
     assert (
         facts["steps"] == 1 and facts["scores"]["known"]["ssim"] < 1 and 0 <= facts["scores"]["structure"]["mean_iou"] <= 1
     )
+    assert (
+        0 < facts["untrained_spread"] < 0.1 and facts["untrained_spread"] == result["rows"][1]["facts"]["untrained_spread"]
+    )
     assert abs(facts["loss_below_chance"]) < 0.1 and facts["judged"][0]["image_real_logit_std"] < 0.1
-    assert "below chance" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "written" in printed and (head := quality.table_of(result["rows"])) in printed
+    first, _, *rows = head.splitlines()
+    assert first.startswith(
+        "| | spread untrained | spread last | gradient ratio first | gradient ratio last | below chance |"
+    )
+    assert "FID" not in first and "LPIPS" not in first  # nobody asked for them
+    assert [row.split()[1] for row in rows] == ["plain", "frozen"] and len({row.count("|") for row in rows}) == 1
     assert json.loads((tmp_path / "frozen" / "config.json").read_text())["options"]["init_from"].endswith("plain")
     again = ["judge", f"plain={tmp_path / 'plain'}", *words[3:9], "--out", str(out)]
     with pytest.raises(FileNotFoundError, match="beside: nowhere: no such run folder"):
         quality.main([*again, "--beside", "x=nowhere"])
+
+
+def test_a_variant_that_fails_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(quality, "train", lambda change, args, out: tried.append(out.name) or out.name != "plain")  # type: ignore[func-returns-value]
+    row = {"case": "quality/frozen", "settings": {}, "facts": {}}
+    monkeypatch.setattr(quality, "judged", lambda *_: (row, []))
+    monkeypatch.setattr(quality, "save", lambda *_: None)
+    monkeypatch.setattr(quality, "table_of", lambda rows: f"{len(rows)} rows")
+    words = [
+        "causes",
+        "--only",
+        "^(plain|frozen)$",
+        "--data",
+        "d",
+        "--runs",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "q.json"),
+    ]
+    assert quality.main(words) == 1
+    printed = capsys.readouterr()
+    assert tried == ["plain", "frozen"] and "1 rows" in printed.out
+    assert "training failed, the same command goes on: plain" in printed.err
+
+
+def test_a_table_has_the_columns_that_somebody_has() -> None:
+    def row(name: str, ratio: float | None, iou: dict[str, float | None]) -> dict[str, Any]:
+        line = {} if ratio is None else {"image_gan_gradient_ratio": ratio}
+        facts = {
+            "judged": [line, {"image_real_logit_std": 0.5}],
+            "untrained_spread": 6e-4,
+            "loss_below_chance": math.nan,
+            "scores": {"known": {"ssim": 0.25}, "structure": {"mean_iou": 0.5}, "iou": iou},
+            "texture": {"known": 7.0, "composed": 6.0, "picture": 20.0},
+            "step_seconds": 2.0,
+        }
+        return {"case": f"quality/{name}", "facts": facts}
+
+    lines = quality.table_of([row("a", 4e-4, {"wall": 0.9, "door": 0.1}), row("b", None, {"wall": None})]).splitlines()
+    assert lines[0] == (
+        "| | spread untrained | spread last | gradient ratio first | gradient ratio last | known SSIM | mean IoU | "
+        "worst IoU | texture known | texture composed | s a step |"
+    )
+    assert lines[2] == "| a | 0.0006 | 0.5 | 0.0004 | 0.0004 | 0.25 | 0.5 | 0.1 | 7 | 6 | 2 |"
+    assert lines[3] == "| b | 0.0006 | 0.5 | - | - | 0.25 | 0.5 | - | 7 | 6 | 2 |"
+    judged = row("a", 1.0, {})
+    judged["facts"]["scores"]["beside: SEAN"] = {"ssim": 0.4, "fid": 147.0}
+    head, _, _, sean = quality.table_of([judged]).splitlines()
+    assert "| known SSIM | known FID | mean IoU |" in head and sean == "| SEAN | - | - | - | - | 0.4 | 147 | - | - | - | - |"
 
 
 def test_texture_and_chance() -> None:

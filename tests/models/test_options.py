@@ -359,7 +359,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 _IN_USE = {"--seed": 0, "--crop": "auto", "--out-size": "own", "--keep": False, "--coupled": False, "--beside": []}
 NEW = {
     "mixsyn compose": {**_IN_USE, "--table": None, "--out-dir": None},
-    "mixsyn edit": {**_IN_USE, "--out-dir": None, "--outside": "made"},
+    "mixsyn edit": {**_IN_USE, "--out-dir": None, "--outside": "layers"},
     "mixsyn diversity": {"--sheet": None},
     "mixsyn evaluate": {"--lpips": None, "--beside": []},
 }

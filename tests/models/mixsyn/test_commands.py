@@ -329,7 +329,7 @@ def test_drawn_pictures_of_faces_and_of_region_types() -> None:
 def test_edit_chain(model: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps = ["--step", "window=a.png", "--step", "door=b.png,facade=d.png", "--step", "window=c.png"]
     steps += ["--step", "facade=c.png,door=c.png"]
-    written = ["--out", "o/last.png", "--sheet", "o/s.png", "--json", "o/t.json", "--compare"]
+    written = ["--out", "o/last.png", "--sheet", "o/s.png", "--json", "o/t.json", "--compare", "--outside", "made"]
     assert cli.main(["mixsyn", "edit", "--base", "c.png", *steps, *_options(model), *written]) == 0
     assert np.array_equal(_pixels("o/last.png"), MixSyn.load(model).compose({}, _read("c")).image)  # all came back
     assert sorted(os.listdir("o")) == ["last.png", "s.png", "t.json"]
@@ -357,14 +357,14 @@ def test_edits_at_the_bases_size_step_by_step(model: str, photos: Path) -> None:
     mixsyn = MixSyn.load(model)
     editor = mixsyn.editor(stored)
     assert np.array_equal(_pixels("o/00_start.png"), mixsyn.at_own_size(editor.current, stored).image)
-    without = editor.replace({"door": None})
+    without = editor.replace({"door": None}, outside="layers")  # what the command does unless told otherwise
     assert "door" not in without.table and FACADE_CLASSES.index("door") in stored.labels
     assert np.array_equal(_pixels("o/01_door_labels.png"), mixsyn.at_own_size(without, stored).labels)
     sills = mixsyn.coupled({"window": _read("a")})
     assert set(sills) == {"window", "cornice", "sill"}
     has = mixsyn.regions_of(_read("a"))
     assert {name for name, picture in sills.items() if picture is not None} == set(sills) & set(has)
-    assert np.array_equal(_pixels("edited.png"), mixsyn.at_own_size(editor.replace(sills), stored).image)
+    assert np.array_equal(_pixels("edited.png"), mixsyn.at_own_size(editor.replace(sills, outside="layers"), stored).image)
     assert [step["regions"] for step in json.loads(Path("t.json").read_text())["steps"]] == [
         {"door": None},
         {"window": "a.png"},

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from mixsyn_fast.models.mixsyn.blocks import fold_convolutions
+from mixsyn_fast.models.mixsyn import blocks
+from mixsyn_fast.models.mixsyn import structure as structure_module
+from mixsyn_fast.models.mixsyn import style as style_module
+from mixsyn_fast.models.mixsyn.blocks import Box, fold_convolutions
 from mixsyn_fast.models.mixsyn.config import Config, DiscriminatorConfig, StructureConfig, StyleConfig, halvings
 from mixsyn_fast.models.mixsyn.discriminator import Discriminator
 from mixsyn_fast.models.mixsyn.structure import StructureGenerator
@@ -409,3 +412,71 @@ def test_soft_maps_by_area_in_every_plan() -> None:
     with use_plan("dense"), use_backend("reference"):
         torch.testing.assert_close(area(RegionMap.soft(weights), codes), made)
     assert not torch.allclose(nearest(RegionMap.soft(weights), codes), made)
+
+
+def whole_frame(mask: Tensor, margin: int) -> Box | None:
+    """What `box_of` would return if nothing were left out: the definition, without windows."""
+    del margin
+    return Box(0, 0, *mask.shape) if bool(mask.any()) else None
+
+
+AREAS = ((0, 0, 3, 4), (6, 9, 9, 12), (13, 20, 16, 24), (4, 0, 8, 24), (0, 0, 16, 24))
+
+
+@pytest.mark.parametrize("area", AREAS)
+@pytest.mark.parametrize("painted", ["hard map", "soft map", "soft map, noise, area"])
+def test_a_part_anew_is_its_definition(painted: str, area: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows change nothing: layer by layer where(mask, layer of the whole, what was kept), in float64."""
+    options = {"noise": True, "soft_resize": "area"} if "area" in painted else {}
+    structure, style = generators(**options)
+    before, after = (RegionMap(labels(2)[i : i + 1], N) for i in range(2))
+    top, left, bottom, right = area
+    where = torch.zeros(SIZE, dtype=torch.bool)
+    where[top:bottom, left:right] = True
+    codes = structure.encode(before), structure.encode(after)
+    styles = torch.tanh(torch.randn(2, 1, N, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    mixed = RegionMap(torch.where(where, labels(2)[1:], labels(2)[:1]), N)
+    maps = (before, mixed)
+    if painted != "hard map":
+        blurred = [F.avg_pool2d(F.pad(m.onehot(dtype=torch.float64), (1, 1, 1, 1), mode="replicate"), 3, 1) for m in maps]
+        maps = RegionMap.soft(blurred[0]), RegionMap.soft(torch.where(where, blurred[1], blurred[0]))
+    kept: tuple[list[Tensor], list[Tensor]] = ([], [])
+    with torch.no_grad():
+        made = structure.decode(codes[0], stages=kept[0]), style(maps[0], styles[0], stages=kept[1])
+        assert torch.equal(made[0], kept[0][-1]) and torch.equal(made[1], kept[1][-1])
+        found = structure.anew(codes[1], kept[0], where), style.anew(maps[1], styles[1], kept[1], where)
+        for module in (blocks, structure_module, style_module):
+            monkeypatch.setattr(module, "box_of", whole_frame)
+        expected = structure.anew(codes[1], kept[0], where), style.anew(maps[1], styles[1], kept[1], where)
+        plain = structure.decode(codes[1]), style(maps[1], styles[1])
+    for ours, theirs in zip(found, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+    if bool(where.all()):
+        for ours, all_new in zip(found, plain, strict=True):
+            torch.testing.assert_close(ours[-1], all_new, rtol=1e-9, atol=1e-10)
+    else:
+        for ours, old in zip(found, kept, strict=True):
+            same = (ours[-1] == old[-1]).all(1)[0]
+            assert bool(same.any()) and not bool(same.all())
+
+
+def test_a_part_anew_of_nothing_and_of_a_global_style() -> None:
+    structure, style = generators()
+    regions, nowhere = RegionMap(labels(1), N), torch.zeros(SIZE, dtype=torch.bool)
+    codes, kept = torch.rand(1, N, 7, dtype=torch.float64), ([], [])  # type: tuple[list[Tensor], list[Tensor]]
+    with torch.no_grad():
+        structure.decode(structure.encode(regions), stages=kept[0])
+        style(regions, codes, stages=kept[1])
+        found = (
+            structure.anew(2 * structure.encode(regions), kept[0], nowhere),
+            style.anew(regions, -codes, kept[1], nowhere),
+        )
+    for ours, old in zip(found, kept, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(ours, old, strict=True))
+    with pytest.raises(ValueError, match="codes: expected shape"):
+        structure.anew(torch.rand(1, N + 1, 5, 4, 6), kept[0], nowhere)
+    with pytest.raises(ValueError, match="codes: expected shape"):
+        style.anew(regions, codes[:, :2], kept[1], nowhere)
+    with pytest.raises(ValueError, match="expected a model with normalisation 'region_adaptive' for 'layers'"):
+        generators(normalisation="global")[1].anew(regions, codes, kept[1], nowhere)

@@ -678,5 +678,68 @@ def test_what_lies_outside_an_edit_stays(mixsyn: MixSyn) -> None:
     assert np.array_equal(made["image"].image[inside], made["composition"].image[inside])
     drift = [editors["made"].drift(start, each, ["door"]).mean_outside for each in made.values()]
     assert drift[2] < 0.5 * drift[1]
-    with pytest.raises(ValueError, match="outside: expected one of made, composition, image, got 'all'"):
+    with pytest.raises(ValueError, match="outside: expected one of made, composition, image, layers, got 'all'"):
         editors["made"].replace({"door": A}, outside="all")  # type: ignore[arg-type]
+
+
+def around(mask: np.ndarray, reach: int) -> np.ndarray:
+    """Every pixel at most `reach` away from a mask, also across a corner."""
+    grown = np.zeros_like(mask)
+    for y, x in np.argwhere(mask):
+        grown[max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1] = True
+    return grown
+
+
+def test_layers_outside_an_edit_stay(mixsyn: MixSyn) -> None:
+    """No blend: more than two pixels from the area every pixel stays, and of every layer all but the nearest cells."""
+    editor, plain = mixsyn.editor(base=C), mixsyn.editor(base=C)
+    start = editor.current
+    editor.keep_layers()
+    kept = editor._layers
+    editor.keep_layers()
+    assert kept is not None and editor._layers is kept  # nothing twice
+    kept = module.Layers(list(kept.structure), list(kept.style))
+    assert np.array_equal(to_uint8(kept.style[-1])[0], start.image)
+    made = editor.replace({"door": A}, outside="layers")
+    which = [CLASSES.index(name) for name in made.changed]
+    area = np.isin(start.labels, which) | np.isin(made.labels, which)
+    far = ~around(area, 2)
+    assert area.any() and far.any()
+    assert np.array_equal(made.image[far], start.image[far]) and not np.array_equal(made.image[area], start.image[area])
+    assert np.array_equal(made.composition[:, ~around(area, 1)], start.composition[:, ~around(area, 1)])
+    after = editor._layers
+    assert after is not None and len(after.style) == len(kept.style) and len(after.structure) == len(kept.structure)
+    for old, new in zip(kept.style, after.style, strict=True):
+        cell = SIZE[0] // old.shape[2]
+        cells = area.reshape(old.shape[2], cell, old.shape[3], cell).any((1, 3))
+        held = torch.from_numpy(~around(cells, 2 if old is kept.style[-1] else 1))
+        assert torch.equal(old[..., held], new[..., held]) and not torch.equal(old, new)
+    made_anew = plain.replace({"door": A})
+    drift = [plain.drift(start, each, made.changed).mean_outside for each in (made_anew, made)]
+    assert drift[1] < 0.5 * drift[0]
+    for name in ("structure", "style"):
+        assert torch.equal(getattr(editor.codes, name), getattr(plain.codes, name))
+
+
+def test_layers_go_on_from_any_state(mixsyn: MixSyn) -> None:
+    """After a pass over all, or a blend, layers are made for what is shown; a region that is nowhere changes nothing."""
+    editor = mixsyn.editor(base=C)
+    blend = editor.replace({"door": A}, outside="image")
+    assert editor._layers is None
+    made = editor.replace({"window": A}, outside="layers")
+    area = np.isin(blend.labels, [1]) | np.isin(made.labels, [1])
+    far = ~around(area, 2)
+    assert np.array_equal(made.image[far], blend.image[far]) and editor._layers is not None
+    again = editor.replace({"window": A}, outside="layers")
+    assert again.changed == () and np.array_equal(again.image, made.image)
+    editor.replace({"shop": B})
+    assert editor._layers is None
+
+
+def test_layers_need_region_adaptive_normalisation() -> None:
+    config = replace(CONFIG, style=replace(CONFIG.style, normalisation="global"))
+    editor = MixSyn(*networks(config), config).editor(base=C)
+    before = editor.current
+    with pytest.raises(ValueError, match="outside: expected another than 'layers', which needs region-adaptive"):
+        editor.replace({"door": A}, outside="layers")
+    assert editor.current is before
