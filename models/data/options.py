@@ -81,7 +81,7 @@ class DataOptions(ReaderOptions):
         """Open what is learnt from: the training split, and the sets of `also`; raises as :meth:`source`."""
         sources = [self.source(self.split)]
         for kind, folder in self._others():
-            drawn = {} if folder else {"size": self.height_and_width, "count": self.count}
+            drawn: dict[str, Any] = {} if folder else {"size": self.height_and_width, "count": self.count}
             split = self.split if folder else "train"
             sources.append(merged(open_source(folder or None, kind, split, self.unknown, **drawn), self.merge))
         return sources[0] if len(sources) == 1 else JoinedSource(sources)
