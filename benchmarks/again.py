@@ -115,6 +115,10 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
         10,
         f"run_msca_quality --data $MIXSYN_FAST_DATA/cmp_facade --limit 40 --skip-absent {_TABLE_1}",  # FID: --inception FILE
     ),
+    "msca_quality_scenes.json": (
+        4,
+        "run_msca_quality --data $MIXSYN_FAST_DATA/camvid --limit 40 --skip-absent scenes=runs/msca/scenes",
+    ),
     "models_cpu.json": (9, "run_models --repeat 5 --seconds 30 --cases '^(sean/k19/b[14]|spade/k151/b1)/forward'"),
     "models_cpu_avx2.json": (2, f"run_models --cpu avx2 {_AS_ONE_MACHINE}"),
     "models_cpu_avx512.json": (1, f"run_models {_AS_ONE_MACHINE}"),
