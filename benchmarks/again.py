@@ -95,7 +95,7 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
         3,
         "run_harmonized_quality --kind procedural_lit_faces --limit 24 --styles 4 --harmony runs/harmony shipped=runs/three",
     ),
-    "libraries_cpu.json": (7, "run_libraries --repeat 7 --seconds 45 --no-compile"),  # after `make build/compat/.installed`
+    "libraries_cpu.json": (8, "run_libraries --repeat 7 --seconds 60 --no-compile"),  # after `make build/compat/.installed`
     "mixsyn_cpu.json": (9, "run_mixsyn --data $MIXSYN_FAST_DATA/cmp_facade --sizes 256 --repeat 5"),
     "mixsyn_quality.json": (
         6,
