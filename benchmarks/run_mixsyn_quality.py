@@ -142,7 +142,8 @@ def curves(log: Sequence[Mapping[str, Any]], task: Mapping[str, Any]) -> dict[st
         for line in log
         if any(key.startswith("judged/") for key in line)
     ]
-    losses = [line["discriminators/image_gan"] for line in log if "discriminators/image_gan" in line]
+    names = ("discriminators/image_gan", "image_discriminator/image_gan")  # of joint and of staged training
+    losses = [line[name] for line in log for name in names if name in line]
     last = losses[-max(len(losses) // 4, 1) :]
     return {
         "judged": judged,

@@ -725,6 +725,12 @@ def _load_run(folder: Path, device: torch.device | str) -> MixSyn:
         if not all(part in trained.networks for part in _PARTS):
             raise ValueError(f"a run of model {trained.config['model']!r}")
         config = from_dict(Config, trained.config["task"])
+        if trained.not_begun:
+            raise ValueError(
+                f"one that ended in its stage of structures, after step {trained.step}: images are learnt from step "
+                f"{config.structure_steps + 1} on; go on with `mixsyn-fast train mixsyn --config {folder / 'config.json'} "
+                "--steps N`"
+            )
     except (KeyError, ValueError, RuntimeError) as error:  # RuntimeError: load_state_dict
         raise ValueError(f"{folder}: expected a run of `mixsyn-fast train mixsyn`, got: {error}") from error
     structure, style = (trained.networks[part] for part in _PARTS)

@@ -102,6 +102,9 @@ def _judged(logits: Tensor | list[Tensor], gan: dict[str, Tensor], others: dict[
 class MixSynTask(Task):
     """Networks "structure_generator", "style_generator" and their discriminators; phases "generators", "discriminators".
 
+    Staged, every network is a phase of its own, named as it: both of the structure end with its stage, and the structure
+    generator is then held at its averaged weights, which are those used.
+
     Args:
         config: fitted settings (`fitted`).
         training: False builds only the generators.
@@ -118,15 +121,36 @@ class MixSynTask(Task):
         self.networks: dict[str, nn.Module] = {"structure_generator": StructureGenerator(config), "style_generator": style}
         self.averaged = GENERATORS
         self.plans = style.plans
+        self.phases = {}
         self.perceptual = perceptual_loss(config, config.vgg_taps) if training else None
-        settings: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
-        self.phases = {"generators": Phase(GENERATORS, lr=config.generator_lr, **settings)}
         if training:
             size = config.image_size
             self.networks["structure_discriminator"] = Discriminator(self.num_regions, size, config.structure_discriminator)
             self.networks["image_discriminator"] = image_discriminator(config)
-            self.phases["discriminators"] = Phase(DISCRIMINATORS, lr=config.discriminator_lr, **settings)
+            self._add_phases()
+        if config.training == "staged":
+            self.begins_with = () if config.structure_steps else GENERATORS[:1]
+            self.first_steps = {"style_generator": config.structure_steps}
+            self.best_from = config.structure_steps
         self._made: Kept[Made] = Kept()
+
+    def _add_phases(self) -> None:
+        config = self.config
+        settings: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
+        rates = (config.generator_lr, config.discriminator_lr)
+        if config.training == "joint":
+            self.phases = {
+                name: Phase(networks, lr=lr, **settings)
+                for name, networks, lr in zip(
+                    ("generators", "discriminators"), (GENERATORS, DISCRIMINATORS), rates, strict=True
+                )
+            }
+            return
+        first = config.structure_steps
+        for stage, window in enumerate(({"stop": first}, {"start": first})):
+            for networks, lr in zip((GENERATORS, DISCRIMINATORS), rates, strict=True):
+                if window.get("stop", 1):
+                    self.phases[networks[stage]] = Phase(networks[stage : stage + 1], lr=lr, **window, **settings)
 
     def to(self, device: torch.device) -> None:
         """Move the networks and the feature network."""
@@ -181,10 +205,11 @@ class MixSynTask(Task):
     # --- losses ---------------------------------------------------------------------------------------------------------
 
     def losses(self, phase: str, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Return the weighted losses of "generators" or "discriminators" (see the module's docstring)."""
+        """Return the weighted losses of generators or discriminators (see the module's docstring)."""
         if phase not in self.phases:
             raise ValueError(f"phase: expected one of {', '.join(self.phases)}, got {phase!r}")
-        return self.generator_losses(batch, step) if phase == "generators" else self.discriminator_losses(batch, step)
+        generates = any(name in GENERATORS for name in self.phases[phase].networks)
+        return self.generator_losses(batch, step) if generates else self.discriminator_losses(batch, step)
 
     def generator_losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Return the losses of the generators' step: Eq. 2 and Eq. 6."""

@@ -16,8 +16,10 @@ from mixsyn_fast.models.losses import composition_cross_entropy, composition_l1_
 from mixsyn_fast.models.mixsyn.compositions import Composition, known_compositions, random_compositions
 from mixsyn_fast.models.mixsyn.config import Config, DiscriminatorConfig, StructureConfig, StyleConfig
 from mixsyn_fast.models.mixsyn.discriminator import image_discriminator, mean_logits
-from mixsyn_fast.models.mixsyn.task import TRAINABLES, MixSynTask, fitted
+from mixsyn_fast.models.mixsyn.model import MixSyn
+from mixsyn_fast.models.mixsyn.task import GENERATORS, TRAINABLES, MixSynTask, fitted
 from mixsyn_fast.models.training.checkpoint import newest_valid
+from mixsyn_fast.models.training.trained import load_trained
 from torch import Tensor, nn
 
 from mixsyn_fast import RegionMap, use_backend, use_plan
@@ -431,16 +433,21 @@ def test_coupling_reaches_the_compositions() -> None:
 def test_staged_training_learns_one_after_the_other() -> None:
     task, batch = make(training="staged", structure_steps=3), make_batch()
 
-    def found(step: int) -> set[str]:
-        return {name for phase in task.phases for name in run_phase(task, phase, batch, step)}
+    def found(step: int) -> dict[str, set[str]]:
+        due = [name for name, phase in task.phases.items() if phase.due(step)]
+        return {phase: set(run_phase(task, phase, batch, step)) for phase in due}
 
-    assert found(2) == {"structure_gan", "structure_l1"}
-    assert found(3) == {"image_gan", "image_l1", "style"}
-    run_phase(task, "generators", batch, 2)
+    assert found(2) == {
+        "structure_generator": {"structure_gan", "structure_l1"},
+        "structure_discriminator": {"structure_gan"},
+    }
+    assert found(3) == {"style_generator": {"image_gan", "image_l1", "style"}, "image_discriminator": {"image_gan"}}
+    run_phase(task, "structure_generator", batch, 2)
     assert all(p.grad is None for p in task.networks["style_generator"].parameters())
-    run_phase(task, "generators", batch, 3)
+    run_phase(task, "style_generator", batch, 3)
     assert all(p.grad is None for p in task.networks["structure_generator"].parameters())
     assert task.networks["style_generator"].conv_in.weight.grad is not None
+    assert make(training="staged", structure_steps=0).begins_with == ("structure_generator",)  # from an earlier run
 
 
 def test_plain_pytorch_has_the_same_losses() -> None:
@@ -572,6 +579,22 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     assert (whole / "samples").is_dir()
     last = json.loads((whole / "log.jsonl").read_text().splitlines()[-1])
     assert {"validation/psnr", "validation/structure_accuracy"} <= last.keys()
+
+
+def test_a_staged_run_holds_the_averaged_structure(tmp_path: Path) -> None:
+    """Styles learn from the compositions that will be used; a run that has not come to them is no model."""
+    words = [*COMMAND, "--training", "staged", "--structure-steps", "2", "--out", str(tmp_path)]
+    assert main([*words, "--steps", "2"]) == 0
+    with pytest.raises(ValueError, match="ended in its stage of structures, after step 2: images are learnt from step 3 on"):
+        MixSyn.load(tmp_path)
+    assert main([*words, "--steps", "4"]) == 0
+    MixSyn.load(tmp_path)
+    live, average = (load_trained(tmp_path, averaged=averaged).networks for averaged in (False, True))
+    same = {
+        name: all(torch.equal(a, b) for a, b in zip(live[name].parameters(), average[name].parameters(), strict=True))
+        for name in GENERATORS
+    }
+    assert same == {"structure_generator": True, "style_generator": False}
 
 
 def test_the_recipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
