@@ -92,6 +92,13 @@ struct Inputs {
     }
   }
 
+  // The backward's: everything above, and grad.
+  void check_backward(const Tensor& grad) {
+    check();
+    like_x("grad", grad);
+    MIXSYN_CHECK(norm == kNone || (mean && variance), op, "mean and variance", "tensors", "none");
+  }
+
   void like_x(const char* name, const std::optional<Tensor>& t) const {
     if (!t) return;
     check_shape(op, name, *t, {x.size(0), x.size(1), x.size(2), x.size(3)});
@@ -371,29 +378,104 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_stats_cpu(const Tensor& x, const 
   });
 }
 
+// sums_g and sums_gx (G, C), or null where the statistics are constants, and grad_table (R, 2C) or null: all zeroed.
+template <typename T>
+void reduce(const Inputs& in, Typed<T>& typed, acc_t<T>* sum_g, acc_t<T>* sum_gx, acc_t<T>* grad_table) {
+  using A = acc_t<T>;
+  auto& p = typed.problem;
+  const int64_t C = p.channels, L = 64 / static_cast<int64_t>(sizeof(A));
+  // Channels are shared out among threads; where there are too few of them, pixels are too, with partial results.
+  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  int64_t tile = C, tiles = C;
+  if (typed.channels_last) {
+    tile = ((C + threads - 1) / threads + 2 * L - 1) / (2 * L) * (2 * L);
+    tiles = (C + tile - 1) / tile;
+    p.splits = std::min((threads + tiles - 1) / tiles, std::max<int64_t>(p.batch * p.pixels / 4096, 1));
+  }
+  const int64_t table_size = grad_table ? p.rows * 2 * C : 0, sums_size = p.groups * 2 * C;
+  const bool in_place = p.splits == 1 && typed.channels_last;  // else partial or transposed
+  Buffer<A> partial_sums = buffer<A>(p.splits * sums_size), partial_table;
+  std::fill_n(partial_sums.get(), p.splits * sums_size, A(0));
+  p.sums = sum_g ? partial_sums.get() : nullptr;
+  if (grad_table) {
+    if (!in_place) {
+      partial_table = buffer<A>(p.splits * table_size);
+      std::fill_n(partial_table.get(), p.splits * table_size, A(0));
+    }
+    p.grad_table = in_place ? grad_table : partial_table.get();
+  }
+  if (typed.channels_last) {
+    parallel_for(0, p.splits * tiles, 1,
+                 [&](int64_t begin, int64_t end) { typed.kernels.reduce_tiles(p, tile, begin, end); });
+  } else {
+    parallel_for(0, C, 1, [&](int64_t begin, int64_t end) { typed.kernels.reduce_planes(p, begin, end); });
+  }
+  if (grad_table && !in_place) {
+    if (!typed.channels_last) {
+      transpose(partial_table.get(), grad_table, 2 * C, p.rows);
+    } else {
+      parallel_for(0, table_size, 16384, [&](int64_t begin, int64_t end) {
+        for (int64_t s = 0; s < p.splits; ++s)
+          for (int64_t i = begin; i < end; ++i) grad_table[i] += partial_table[s * table_size + i];
+      });
+    }
+  }
+  if (!sum_g) return;
+  for (int64_t s = 0; s < p.splits; ++s)
+    for (int64_t group = 0; group < p.groups; ++group)
+      for (int64_t c = 0; c < C; ++c) {
+        const A* from = partial_sums.get() + s * sums_size + group * 2 * C;
+        sum_g[group * C + c] += from[c];
+        sum_gx[group * C + c] += from[C + c];
+      }
+  const int64_t shared = in.shared_channels();
+  for (int64_t c = 0; shared > 1 && c < p.groups * C; c += shared) {
+    std::fill_n(sum_g + c, shared, std::accumulate(sum_g + c, sum_g + c + shared, A(0)));
+    std::fill_n(sum_gx + c, shared, std::accumulate(sum_gx + c, sum_gx + c + shared, A(0)));
+  }
+}
+
+// grad_x and, where the problem asks for them, the gradients of the maps and of noise_scale, from sums (G, C) over `count`
+// values, or none.
+template <typename T>
+void input_gradients(Typed<T>& typed, const acc_t<T>* sum_g, const acc_t<T>* sum_gx, acc_t<T> count,
+                     acc_t<T>* grad_noise_scale) {
+  using A = acc_t<T>;
+  auto& p = typed.problem;
+  const int64_t C = p.channels, all = p.batch * p.pixels;
+  Buffer<A> mean_g, mean_gx, noise_sums;
+  if (sum_g) {
+    mean_g = buffer<A>(p.groups * C), mean_gx = buffer<A>(p.groups * C);
+    for (int64_t i = 0; i < p.groups * C; ++i) mean_g[i] = sum_g[i] / count, mean_gx[i] = sum_gx[i] / count;
+    p.mean_g = mean_g.get(), p.mean_gx = mean_gx.get();
+  }
+  p.chunk = std::min<int64_t>(1024, std::max<int64_t>(16, (all + 63) / 64));
+  const int64_t parts = typed.channels_last ? (all + p.chunk - 1) / p.chunk : p.batch;
+  if (p.noise) {
+    noise_sums = buffer<A>(parts * C);
+    std::fill_n(noise_sums.get(), parts * C, A(0));
+    p.noise_sums = noise_sums.get();
+  }
+  if (typed.channels_last) {
+    parallel_for(0, parts, grain(p.chunk * C),
+                 [&](int64_t begin, int64_t end) { typed.kernels.input_chunks(p, begin, end); });
+  } else {
+    parallel_for(0, p.batch * C, grain(p.pixels),
+                 [&](int64_t begin, int64_t end) { typed.kernels.input_planes(p, begin, end); });
+  }
+  for (int64_t k = 0; p.noise && k < parts; ++k)
+    for (int64_t c = 0; c < C; ++c) grad_noise_scale[c] += noise_sums[k * C + c];
+}
+
 std::tuple<Tensor, Tensor, Tensor> region_norm_backward_reduce_cpu(
     const Tensor& grad, const Tensor& x, const std::optional<Tensor>& mean, const std::optional<Tensor>& variance,
     const std::optional<Tensor>& index, const std::optional<Tensor>& table, const std::optional<Tensor>& scale,
     const std::optional<Tensor>& shift, const std::optional<Tensor>& noise, const std::optional<Tensor>& noise_scale,
     int64_t norm, double eps, std::optional<double> negative_slope, int64_t num_groups, bool silu) {
-  Inputs in{"region_norm_backward_reduce",
-            x,
-            mean,
-            variance,
-            index,
-            table,
-            scale,
-            shift,
-            noise,
-            noise_scale,
-            norm,
-            eps,
-            negative_slope,
-            num_groups,
-            silu};
-  in.check();
-  in.like_x("grad", grad);
-  MIXSYN_CHECK(norm == kNone || (mean && variance), in.op, "mean and variance", "tensors", "none");
+  const char* op = "region_norm_backward_reduce";
+  Inputs in{op,    x,           mean, variance, index,          table,      scale, shift,
+            noise, noise_scale, norm, eps,      negative_slope, num_groups, silu};
+  in.check_backward(grad);
   return dispatch_floating(x.scalar_type(), in.op, "x", [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = acc_t<T>;
@@ -402,66 +484,15 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_backward_reduce_cpu(
     typed.set_statistics(in);
     auto& p = typed.problem;
     p.grad = data<T>(grad);
-    const int64_t C = p.channels, L = 64 / static_cast<int64_t>(sizeof(A));
+    const int64_t C = p.channels;
     const bool sums = in.computes();
     const std::vector<int64_t> sum_shape = sums ? std::vector<int64_t>{p.groups, C} : std::vector<int64_t>{0};
     const std::vector<int64_t> table_shape = table ? std::vector<int64_t>{p.rows, 2 * C} : std::vector<int64_t>{0};
     Tensor sum_g = new_zeros(x, sum_shape, acc), sum_gx = new_zeros(x, sum_shape, acc);
     Tensor grad_table = new_zeros(x, table_shape, acc);
-    if (x.numel() == 0) return std::make_tuple(sum_g, sum_gx, grad_table);
-    // Channels are shared out among threads; where there are too few of them, pixels are too, with partial results.
-    const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
-    int64_t tile = C, tiles = C;
-    if (typed.channels_last) {
-      tile = ((C + threads - 1) / threads + 2 * L - 1) / (2 * L) * (2 * L);
-      tiles = (C + tile - 1) / tile;
-      p.splits = std::min((threads + tiles - 1) / tiles, std::max<int64_t>(p.batch * p.pixels / 4096, 1));
-    }
-    const int64_t table_size = table ? p.rows * 2 * C : 0, sums_size = p.groups * 2 * C;
-    const bool in_place = p.splits == 1 && typed.channels_last;  // else partial or transposed
-    Buffer<A> partial_sums = buffer<A>(p.splits * sums_size), partial_table;
-    std::fill_n(partial_sums.get(), p.splits * sums_size, A(0));
-    p.sums = sums ? partial_sums.get() : nullptr;
-    if (table) {
-      if (!in_place) {
-        partial_table = buffer<A>(p.splits * table_size);
-        std::fill_n(partial_table.get(), p.splits * table_size, A(0));
-      }
-      p.grad_table = in_place ? mutable_data<A>(grad_table) : partial_table.get();
-    }
-    if (typed.channels_last) {
-      parallel_for(0, p.splits * tiles, 1,
-                   [&](int64_t begin, int64_t end) { typed.kernels.reduce_tiles(p, tile, begin, end); });
-    } else {
-      parallel_for(0, C, 1, [&](int64_t begin, int64_t end) { typed.kernels.reduce_planes(p, begin, end); });
-    }
-    if (table && !in_place) {
-      A* out = mutable_data<A>(grad_table);
-      if (!typed.channels_last) {
-        transpose(partial_table.get(), out, 2 * C, p.rows);
-      } else {
-        parallel_for(0, table_size, 16384, [&](int64_t begin, int64_t end) {
-          for (int64_t s = 0; s < p.splits; ++s)
-            for (int64_t i = begin; i < end; ++i) out[i] += partial_table[s * table_size + i];
-        });
-      }
-    }
-    if (sums) {
-      A* g = mutable_data<A>(sum_g);
-      A* gx = mutable_data<A>(sum_gx);
-      for (int64_t s = 0; s < p.splits; ++s)
-        for (int64_t group = 0; group < p.groups; ++group)
-          for (int64_t c = 0; c < C; ++c) {
-            const A* from = partial_sums.get() + s * sums_size + group * 2 * C;
-            g[group * C + c] += from[c];
-            gx[group * C + c] += from[C + c];
-          }
-      const int64_t shared = in.shared_channels();
-      for (int64_t c = 0; shared > 1 && c < p.groups * C; c += shared) {
-        std::fill_n(g + c, shared, std::accumulate(g + c, g + c + shared, A(0)));
-        std::fill_n(gx + c, shared, std::accumulate(gx + c, gx + c + shared, A(0)));
-      }
-    }
+    if (x.numel() > 0)
+      reduce<T>(in, typed, sums ? mutable_data<A>(sum_g) : nullptr, sums ? mutable_data<A>(sum_gx) : nullptr,
+                table ? mutable_data<A>(grad_table) : nullptr);
     return std::make_tuple(sum_g, sum_gx, grad_table);
   });
 }
@@ -472,24 +503,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_backward_input_cpu(
     const std::optional<Tensor>& shift, const std::optional<Tensor>& noise, const std::optional<Tensor>& noise_scale,
     const std::optional<Tensor>& sum_g, const std::optional<Tensor>& sum_gx, double count, int64_t norm, double eps,
     std::optional<double> negative_slope, int64_t num_groups, bool silu, bool need_maps) {
-  Inputs in{"region_norm_backward_input",
-            x,
-            mean,
-            variance,
-            index,
-            table,
-            scale,
-            shift,
-            noise,
-            noise_scale,
-            norm,
-            eps,
-            negative_slope,
-            num_groups,
-            silu};
-  in.check();
-  in.like_x("grad", grad);
-  MIXSYN_CHECK(norm == kNone || (mean && variance), in.op, "mean and variance", "tensors", "none");
+  const char* op = "region_norm_backward_input";
+  Inputs in{op,    x,           mean, variance, index,          table,      scale, shift,
+            noise, noise_scale, norm, eps,      negative_slope, num_groups, silu};
+  in.check_backward(grad);
   const bool sums = in.computes();
   MIXSYN_CHECK(!sums || (sum_g && sum_gx), in.op, "sum_g and sum_gx", "tensors", "none");
   return dispatch_floating(x.scalar_type(), in.op, "x", [&](auto tag) {
@@ -500,8 +517,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_backward_input_cpu(
     typed.set_statistics(in);
     auto& p = typed.problem;
     p.grad = data<T>(grad);
-    const int64_t C = p.channels, all = p.batch * p.pixels;
-    Buffer<A> mean_g, mean_gx;
+    const int64_t C = p.channels;
     if (sums) {
       check_shape(in.op, "sum_g", *sum_g, {p.groups, C});
       check_shape(in.op, "sum_gx", *sum_gx, {p.groups, C});
@@ -509,12 +525,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_backward_input_cpu(
       check_dtype(in.op, "sum_gx", *sum_gx, acc);
       MIXSYN_CHECK(sum_g->is_contiguous() && sum_gx->is_contiguous(), in.op, "sum_g and sum_gx", "contiguous memory",
                    "other strides");
-      mean_g = buffer<A>(p.groups * C), mean_gx = buffer<A>(p.groups * C);
-      for (int64_t i = 0; i < p.groups * C; ++i) {
-        mean_g[i] = data<A>(*sum_g)[i] / static_cast<A>(count);
-        mean_gx[i] = data<A>(*sum_gx)[i] / static_cast<A>(count);
-      }
-      p.mean_g = mean_g.get(), p.mean_gx = mean_gx.get();
     }
     const std::vector<int64_t> none = {0}, per_channel = {noise ? C : 0};
     const bool maps = need_maps && scale;
@@ -525,27 +535,59 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_backward_input_cpu(
     if (x.numel() == 0) return std::make_tuple(grad_x, grad_scale, grad_shift, grad_noise_scale);
     p.grad_x = mutable_data<T>(grad_x);
     if (maps) p.grad_scale = mutable_data<T>(grad_scale), p.grad_shift = mutable_data<T>(grad_shift);
-    p.chunk = std::min<int64_t>(1024, std::max<int64_t>(16, (all + 63) / 64));
-    const int64_t parts = typed.channels_last ? (all + p.chunk - 1) / p.chunk : p.batch;
-    Buffer<A> noise_sums;
-    if (noise) {
-      noise_sums = buffer<A>(parts * C);
-      std::fill_n(noise_sums.get(), parts * C, A(0));
-      p.noise_sums = noise_sums.get();
-    }
-    if (typed.channels_last) {
-      parallel_for(0, parts, grain(p.chunk * C),
-                   [&](int64_t begin, int64_t end) { typed.kernels.input_chunks(p, begin, end); });
-    } else {
-      parallel_for(0, p.batch * C, grain(p.pixels),
-                   [&](int64_t begin, int64_t end) { typed.kernels.input_planes(p, begin, end); });
-    }
-    if (noise) {
-      A* out = mutable_data<A>(grad_noise_scale);
-      for (int64_t k = 0; k < parts; ++k)
-        for (int64_t c = 0; c < C; ++c) out[c] += noise_sums[k * C + c];
-    }
+    input_gradients<T>(typed, sums ? data<A>(*sum_g) : nullptr, sums ? data<A>(*sum_gx) : nullptr,
+                       static_cast<A>(count), noise ? mutable_data<A>(grad_noise_scale) : nullptr);
     return std::make_tuple(grad_x, grad_scale, grad_shift, grad_noise_scale);
+  });
+}
+
+// Both passes of an even problem. Contiguous, and where what shares statistics fits a cache, one unit after another: what is
+// before the activation is then found once, and read again from where grad_x will lie.
+std::tuple<Tensor, Tensor> region_norm_backward_cpu(
+    const Tensor& grad, const Tensor& x, const std::optional<Tensor>& mean, const std::optional<Tensor>& variance,
+    const std::optional<Tensor>& index, const std::optional<Tensor>& table, const std::optional<Tensor>& scale,
+    const std::optional<Tensor>& shift, const std::optional<Tensor>& noise, const std::optional<Tensor>& noise_scale,
+    int64_t norm, double eps, std::optional<double> negative_slope, int64_t num_groups, bool silu) {
+  const char* op = "region_norm_backward";
+  Inputs in{op,    x,           mean, variance, index,          table,      scale, shift,
+            noise, noise_scale, norm, eps,      negative_slope, num_groups, silu};
+  in.check_backward(grad);
+  MIXSYN_CHECK(in.computes(), op, "norm", "2 to 4", norm);
+  MIXSYN_CHECK(!index && !scale && !noise, op, "index, scale and noise", "none", "a tensor");
+  return dispatch_floating(x.scalar_type(), in.op, "x", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = acc_t<T>;
+    const ScalarType acc = acc_scalar_type<A>();
+    Typed<T> typed(in);
+    typed.set_statistics(in);
+    auto& p = typed.problem;
+    const int64_t C = p.channels, shared = in.shared_channels();
+    const A count = static_cast<A>(in.group_size());
+    const std::vector<int64_t> table_shape = table ? std::vector<int64_t>{p.rows, 2 * C} : std::vector<int64_t>{0};
+    Tensor grad_x = empty_like(x), grad_table = new_zeros(x, table_shape, acc);
+    if (x.numel() == 0) return std::make_tuple(grad_x, grad_table);
+    A* to_table = table ? mutable_data<A>(grad_table) : nullptr;
+    p.grad = data<T>(grad), p.grad_x = mutable_data<T>(grad_x);
+    const int64_t units = p.batch * C / shared, threads = static_cast<int64_t>(torch::stable::get_num_threads());
+    const bool near = 3 * shared * p.pixels * static_cast<int64_t>(sizeof(T)) <= (1 << 20) && units >= threads;
+    if (in.per_image() && !typed.channels_last && near) {
+      Buffer<A> sums = buffer<A>(2 * p.batch * C);  // of every plane: of g' and of g' xhat
+      p.sums = sums.get();
+      parallel_for(0, units, grain(shared * p.pixels),
+                   [&](int64_t begin, int64_t end) { typed.kernels.backward_planes(p, shared, count, begin, end); });
+      for (int64_t b = 0; table && b < p.batch; ++b)
+        for (int64_t c = 0; c < C; ++c) {
+          A* row = to_table + b * p.image_row * 2 * C;
+          row[c] += sums[2 * (b * C + c) + 1], row[C + c] += sums[2 * (b * C + c)];
+        }
+      return std::make_tuple(grad_x, grad_table);
+    }
+    Buffer<A> sums = buffer<A>(2 * p.groups * C);
+    std::fill_n(sums.get(), 2 * p.groups * C, A(0));
+    A *sum_g = sums.get(), *sum_gx = sum_g + p.groups * C;
+    reduce<T>(in, typed, sum_g, sum_gx, to_table);
+    input_gradients<T>(typed, sum_g, sum_gx, count, nullptr);
+    return std::make_tuple(grad_x, grad_table);
   });
 }
 
@@ -557,4 +599,5 @@ STABLE_TORCH_LIBRARY_IMPL(mixsyn_fast, CPU, m) {
   m.impl("region_norm_stats", TORCH_BOX(&mixsyn_fast::region_norm_stats_cpu));
   m.impl("region_norm_backward_reduce", TORCH_BOX(&mixsyn_fast::region_norm_backward_reduce_cpu));
   m.impl("region_norm_backward_input", TORCH_BOX(&mixsyn_fast::region_norm_backward_input_cpu));
+  m.impl("region_norm_backward", TORCH_BOX(&mixsyn_fast::region_norm_backward_cpu));
 }

@@ -30,6 +30,12 @@ MIXSYN_INLINE V before_activation(V grad, V value, V slope) {
   return value > 0 ? grad : grad * slope;
 }
 
+// One row of the table for all pixels of an image, and no noise: norms of other models.
+template <typename T, typename A>
+MIXSYN_INLINE bool is_even(const RegionNorm<T, A>& a) {
+  return !a.scale && !a.index && !a.noise;
+}
+
 // ---------------------------------------------------------------------------------------------- channels_last
 
 // Channels of a pixel that come up soon: the hardware does not follow so many rows that lie far apart.
@@ -197,14 +203,66 @@ MIXSYN_INLINE void apply_range(const RegionNorm<T, A>& a, int64_t begin, int64_t
   }
 }
 
+// What the channels [c, c + kLanes) of an image have in common in an even problem, read once for a few pixels: the value
+// before the activation is (x - mean) * factor + beta.
+template <typename A>
+struct EvenChannels {
+  Vec<A> mean, rstd, factor, beta;
+};
+template <bool FULL, typename T, typename A>
+MIXSYN_INLINE EvenChannels<A> even_channels(const RegionNorm<T, A>& a, int64_t image, int64_t c, int64_t m) {
+  const int64_t at = (a.groups == 1 ? 0 : image) * a.channels + c;
+  const A* row = a.table + image * a.image_row * 2 * a.channels + c;
+  const Vec<A> rstd = load_part<FULL>(a.rstd + at, m);
+  return {load_part<FULL>(a.mean + at, m), rstd, rstd * load_part<FULL>(row, m), load_part<FULL>(row + a.channels, m)};
+}
+
+constexpr int kEvenPixels = 4;
+
+// y of N pixels of one image from p on.
+template <typename T, typename A, bool SILU, bool STREAM, int N>
+MIXSYN_INLINE void apply_even_block(const RegionNorm<T, A>& a, int64_t image, int64_t p) {
+  constexpr int L = kLanes<A>;
+  const int64_t C = a.channels, full = C / L * L;
+  const Vec<A> slope = splat<A>(a.slope);
+  const T* x = a.x + p * C;
+  T* y = a.y + p * C;
+  for (int64_t c = 0; c < full; c += L) {
+    const EvenChannels<A> e = even_channels<true>(a, image, c, L);
+    MIXSYN_UNROLL
+    for (int i = 0; i < N; ++i)
+      store_row<STREAM>(y + i * C + c,
+                        activated<SILU, Vec<A>>((load(x + i * C + c) - e.mean) * e.factor + e.beta, slope));
+  }
+  if (full == C) return;
+  const EvenChannels<A> e = even_channels<false>(a, image, full, C - full);
+  for (int i = 0; i < N; ++i) {
+    const Vec<A> value = (load_n(x + i * C + full, C - full) - e.mean) * e.factor + e.beta;
+    store_n(y + i * C + full, activated<SILU, Vec<A>>(value, slope), C - full);
+  }
+}
+
+template <typename T, typename A, bool SILU, bool STREAM>
+MIXSYN_BLOCK void apply_even_pixels(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  for (int64_t p = begin; p < end;) {
+    const int64_t image = p / a.pixels, image_end = (image + 1) * a.pixels, last = image_end < end ? image_end : end;
+    for (; p + kEvenPixels <= last; p += kEvenPixels) apply_even_block<T, A, SILU, STREAM, kEvenPixels>(a, image, p);
+    for (; p < last; ++p) apply_even_block<T, A, SILU, STREAM, 1>(a, image, p);
+  }
+}
+
 // From the end to the begin: what the statistics read last is still in the caches.
 template <typename T, typename A, bool SILU, bool MAPS, bool NOISE>
 MIXSYN_INLINE void apply_backwards(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
   const bool stream = streams_rows<T, A>(a, a.y);
   for (int64_t p1 = end; p1 > begin; p1 -= kPixelChunk) {
     const int64_t p0 = p1 - begin > kPixelChunk ? p1 - kPixelChunk : begin;
-    stream ? apply_range<T, A, SILU, MAPS, NOISE, true>(a, p0, p1)
-           : apply_range<T, A, SILU, MAPS, NOISE, false>(a, p0, p1);
+    if (!MAPS && !NOISE && !a.index) {
+      stream ? apply_even_pixels<T, A, SILU, true>(a, p0, p1) : apply_even_pixels<T, A, SILU, false>(a, p0, p1);
+    } else {
+      stream ? apply_range<T, A, SILU, MAPS, NOISE, true>(a, p0, p1)
+             : apply_range<T, A, SILU, MAPS, NOISE, false>(a, p0, p1);
+    }
   }
   stream_fence();
 }
@@ -403,8 +461,49 @@ MIXSYN_INLINE void input_chunk(const RegionNorm<T, A>& a, int64_t chunk) {
   }
 }
 
+// The gradient of x in an even problem, as input_even has it: some channels of N pixels of one image from p on.
+template <typename T, typename A, bool SILU, bool STATS, int N, bool FULL>
+MIXSYN_INLINE void input_even_vectors(const RegionNorm<T, A>& a, int64_t image, int64_t p, int64_t c, int64_t m) {
+  const int64_t stats = (a.groups == 1 ? 0 : image) * a.channels + c;
+  const EvenChannels<A> e = even_channels<FULL>(a, image, c, m);
+  const Vec<A> slope = splat<A>(a.slope);
+  Vec<A> less = {}, by_deviation = {};
+  if constexpr (STATS) {
+    less = load_part<FULL>(a.mean_g + stats, m) * e.rstd;
+    by_deviation = load_part<FULL>(a.mean_gx + stats, m) * e.rstd * e.rstd;
+  }
+  MIXSYN_UNROLL
+  for (int i = 0; i < N; ++i) {
+    const int64_t at = (p + i) * a.channels + c;
+    const Vec<A> deviation = load_part<FULL>(a.x + at, m) - e.mean, grad = load_part<FULL>(a.grad + at, m);
+    const Vec<A> g = before_activation<SILU, Vec<A>>(grad, deviation * e.factor + e.beta, slope);
+    store_part<FULL>(a.grad_x + at, STATS ? g * e.factor - (deviation * by_deviation + less) : g * e.factor, m);
+  }
+}
+template <typename T, typename A, bool SILU, bool STATS, int N>
+MIXSYN_INLINE void input_even_block(const RegionNorm<T, A>& a, int64_t image, int64_t p) {
+  constexpr int L = kLanes<A>;
+  const int64_t C = a.channels, full = C / L * L;
+  for (int64_t c = 0; c < full; c += L) input_even_vectors<T, A, SILU, STATS, N, true>(a, image, p, c, L);
+  if (full < C) input_even_vectors<T, A, SILU, STATS, N, false>(a, image, p, full, C - full);
+}
+template <typename T, typename A, bool SILU, bool STATS>
+MIXSYN_BLOCK void input_even_pixels(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  for (int64_t p = begin; p < end;) {
+    const int64_t image = p / a.pixels, image_end = (image + 1) * a.pixels, last = image_end < end ? image_end : end;
+    for (; p + kEvenPixels <= last; p += kEvenPixels) input_even_block<T, A, SILU, STATS, kEvenPixels>(a, image, p);
+    for (; p < last; ++p) input_even_block<T, A, SILU, STATS, 1>(a, image, p);
+  }
+}
+
 template <typename T, typename A, bool SILU>
 MIXSYN_INLINE void input_activated(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
+  if (is_even(a)) {
+    const int64_t all = a.batch * a.pixels, last = end * a.chunk < all ? end * a.chunk : all;
+    a.mean_g ? input_even_pixels<T, A, SILU, true>(a, begin * a.chunk, last)
+             : input_even_pixels<T, A, SILU, false>(a, begin * a.chunk, last);
+    return;
+  }
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     if (a.scale) {
       a.noise ? input_chunk<T, A, SILU, true, true>(a, chunk) : input_chunk<T, A, SILU, true, false>(a, chunk);
@@ -515,12 +614,8 @@ void stats_planes(const RegionNorm<T, A>& a, A* mean, A* m2, int64_t begin, int6
   }
 }
 
-// A plane all of whose pixels have one row of the table, and no noise (norms of other models): four numbers and no choice.
-// Its loops are functions of their own: beside the others the compiler runs out of registers.
-template <typename T, typename A>
-MIXSYN_INLINE bool is_even(const RegionNorm<T, A>& a) {
-  return !a.scale && !a.index && !a.noise;
-}
+// A plane of an even problem: four numbers and no choice. Its loops are functions of their own: beside the others the
+// compiler runs out of registers.
 template <typename A>
 struct EvenPlane {
   int64_t at;   // of its statistics
@@ -544,9 +639,9 @@ MIXSYN_BLOCK void apply_even(const EvenPlane<A>& e, const T* x, T* y, int64_t n)
   if (p < n) store_n(y + p, activated<SILU, Vec<A>>((load_n(x + p, n - p) - mean) * factor + beta, slope), n - p);
 }
 
-// Sums of g' and of g' * (x - mean); of a rest, gradients past the end are zero.
-template <typename T, typename A, bool SILU>
-MIXSYN_BLOCK void sum_even(const EvenPlane<A>& e, const T* x, const T* grad, int64_t n, A* sums) {
+// Sums of g' and of g' * (x - mean), and with KEEP g' itself; of a rest, gradients past the end are zero.
+template <typename T, typename A, bool SILU, bool KEEP>
+MIXSYN_BLOCK void sum_even(const EvenPlane<A>& e, const T* x, const T* grad, int64_t n, A* sums, T* kept) {
   constexpr int L = kLanes<A>;
   const Vec<A> mean = splat<A>(e.mean), factor = splat<A>(e.rstd * e.gamma), beta = splat<A>(e.beta);
   const Vec<A> slope = splat<A>(e.slope);
@@ -555,11 +650,13 @@ MIXSYN_BLOCK void sum_even(const EvenPlane<A>& e, const T* x, const T* grad, int
   for (; p + L <= n; p += L) {
     const Vec<A> deviation = load(x + p) - mean;
     const Vec<A> g = before_activation<SILU, Vec<A>>(load(grad + p), deviation * factor + beta, slope);
+    if (KEEP) store(kept + p, g);
     sum_g += g, sum_gx += g * deviation;
   }
   if (p < n) {
     const Vec<A> deviation = load_n(x + p, n - p) - mean;
     const Vec<A> g = before_activation<SILU, Vec<A>>(load_n(grad + p, n - p), deviation * factor + beta, slope);
+    if (KEEP) store_n(kept + p, g, n - p);
     sum_g += g, sum_gx += g * deviation;
   }
   sums[0] += lane_sum<A>(sum_g), sums[1] += lane_sum<A>(sum_gx);
@@ -605,8 +702,8 @@ MIXSYN_INLINE void reduce_even_planes(const RegionNorm<T, A>& a, int64_t begin, 
       A sums[2] = {0, 0};
       for (int64_t q = 0; q < a.pixels; q += kBlock) {
         const int64_t base = (image * a.channels + c) * a.pixels + q, n = a.pixels - q < kBlock ? a.pixels - q : kBlock;
-        a.silu ? sum_even<T, A, true>(e, a.x + base, a.grad + base, n, sums)
-               : sum_even<T, A, false>(e, a.x + base, a.grad + base, n, sums);
+        a.silu ? sum_even<T, A, true, false>(e, a.x + base, a.grad + base, n, sums, nullptr)
+               : sum_even<T, A, false, false>(e, a.x + base, a.grad + base, n, sums, nullptr);
       }
       sums[1] *= e.rstd;
       if (a.grad_table) {
@@ -813,11 +910,46 @@ void input_planes(const RegionNorm<T, A>& a, int64_t begin, int64_t end) {
   }
 }
 
+// One unit after another, whose x, grad and grad_x stay in a cache. Only what has the type of the sums is kept: another one
+// would round g' once more.
+template <typename T, typename A, bool SILU>
+MIXSYN_INLINE void backward_units(const RegionNorm<T, A>& a, int64_t shared, A count, int64_t begin, int64_t end) {
+  constexpr bool KEEP = SILU && std::is_same_v<T, A>;
+  constexpr int64_t kBlock = 4096;  // as reduce_even_planes
+  for (int64_t unit = begin * shared; unit < end * shared; unit += shared) {
+    A mean_g = 0, mean_gx = 0;
+    for (int64_t plane = unit; plane < unit + shared; ++plane) {
+      const EvenPlane<A> e = even_plane(a, plane / a.channels, plane % a.channels);
+      A* sums = a.sums + 2 * plane;
+      sums[0] = 0, sums[1] = 0;
+      for (int64_t q = 0; q < a.pixels; q += kBlock) {
+        const int64_t base = plane * a.pixels + q, n = a.pixels - q < kBlock ? a.pixels - q : kBlock;
+        sum_even<T, A, SILU, KEEP>(e, a.x + base, a.grad + base, n, sums, a.grad_x + base);
+      }
+      sums[1] *= e.rstd;
+      mean_g += sums[0] * e.gamma, mean_gx += sums[1] * e.gamma;
+    }
+    mean_g /= count, mean_gx /= count;
+    for (int64_t plane = unit; plane < unit + shared; ++plane) {
+      EvenPlane<A> e = even_plane(a, plane / a.channels, plane % a.channels);
+      const int64_t base = plane * a.pixels;
+      if (KEEP) e.slope = 1;  // what is kept has passed the activation
+      input_even<T, A, SILU && !KEEP, true>(e, mean_g, mean_gx, a.x + base, (KEEP ? a.grad_x : a.grad) + base,
+                                            a.grad_x + base, a.pixels);
+    }
+  }
+}
+template <typename T, typename A>
+void backward_planes(const RegionNorm<T, A>& a, int64_t shared, A count, int64_t begin, int64_t end) {
+  a.silu ? backward_units<T, A, true>(a, shared, count, begin, end)
+         : backward_units<T, A, false>(a, shared, count, begin, end);
+}
+
 template <typename T, typename A>
 const RegionNormKernels<T, A>& region_norm_kernels() {
   static const RegionNormKernels<T, A> table = {stats_tiles<T, A>,   apply_pixels<T, A>, reduce_tiles<T, A>,
                                                 input_chunks<T, A>,  stats_planes<T, A>, apply_planes<T, A>,
-                                                reduce_planes<T, A>, input_planes<T, A>};
+                                                reduce_planes<T, A>, input_planes<T, A>, backward_planes<T, A>};
   return table;
 }
 

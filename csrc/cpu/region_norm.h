@@ -31,7 +31,7 @@ struct RegionNorm {
   // backward
   const T* grad = nullptr;  // as x
   A* grad_table = nullptr;  // (splits, R, 2C) in channels_last, (splits, 2C, R) in contiguous layout; zeroed
-  A* sums = nullptr;        // (splits, G, 2, C): sum ghat, sum ghat * xhat; zeroed
+  A* sums = nullptr;        // (splits, G, 2, C): sum ghat, sum ghat * xhat; zeroed. backward_planes: (B, C, 2), of g'
   int64_t splits = 1;
   const A* mean_g = nullptr;   // (G, C): sum_g / count, zeros where statistics are constants
   const A* mean_gx = nullptr;  // (G, C): sum_gx / count
@@ -59,6 +59,8 @@ struct RegionNormKernels {
   void (*apply_planes)(const RegionNorm<T, A>&, int64_t begin, int64_t end);
   void (*reduce_planes)(const RegionNorm<T, A>&, int64_t begin, int64_t end);
   void (*input_planes)(const RegionNorm<T, A>&, int64_t begin, int64_t end);
+  // both passes of an even problem; an item is `shared` planes whose statistics are those of `count` values
+  void (*backward_planes)(const RegionNorm<T, A>&, int64_t shared, A count, int64_t begin, int64_t end);
 };
 
 MIXSYN_CPU_KERNELS(RegionNormKernels, region_norm_kernels)

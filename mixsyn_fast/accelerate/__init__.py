@@ -139,11 +139,7 @@ def _checked(module: nn.Module, name: str, options: Options) -> Entry:
     contract = CONTRACTS[options.kind]
     result = first_verdict(module, contract, options)
     if result.problem is None:
-        notes = [result.note] if result.note else []
-        if options.kind == "sean" and options.noise == "device":
-            notes.append("its noise is another draw from the same distribution")
-        if options.kind in ("sean", "style_encoder") and options.soft_masks == "blend":
-            notes.append("soft maps are blended by weight, another formula than the published one")
+        notes = ([result.note] if result.note else []) + contract.notes(options)
         return Entry(name, options.kind, "; ".join(notes), REORDERED, result.error)
     if result.problem == AT_FIRST_CALL:
         return Entry(name, options.kind, AT_FIRST_CALL, REORDERED)
@@ -194,7 +190,7 @@ def _unrecognised(model: nn.Module, inside: set[int], report: AccelerationReport
         if not several and not any(map(_MAP.search, arguments[1:])):
             continue
         # how near it comes to a known kind
-        missing = {kind: CONTRACTS[kind].missing(module) for kind in CONTRACTS if kind in ("spade", "sean", "clade")}
+        missing = {kind: each.missing(module) for kind, each in CONTRACTS.items() if each.told_apart}
         kind = min(missing, key=lambda kind: len(missing[kind]) / len(CONTRACTS[kind].attributes))
         takes = f"its forward takes ({', '.join(arguments)}), but it is of no known kind"
         found.append(Entry(name, "unrecognised", f"{takes}: for {kind.upper()} it lacks {', '.join(missing[kind])}"))

@@ -396,7 +396,7 @@ class _Check:
             kept = given.detach().clone()
             result = self.ours(twin, [given, *rest], found) if own else self.theirs(twin, [given, *rest])
             y = self.contract.output(found, result)
-            if y is None or y.shape != inputs[0].shape and self.contract.kind != "style_encoder":
+            if y is None or y.shape != inputs[0].shape and not self.contract.resizes:
                 raise _Refused("its forward returns something else than the published layer")
             if not torch.equal(given.detach(), kept):
                 raise _Refused("its forward changes its input")
@@ -442,11 +442,11 @@ class _Check:
         return None
 
     def plain(self, any_noise: bool, inputs: Sequence[Any] | None = None) -> Verdict:
-        """Check a call with inputs (the contract's own); ``any_noise``: of a SEAN layer's noise the distribution alone."""
+        """Check a call with inputs (the contract's own); ``any_noise``: of noise the distribution alone."""
         inputs = self.inputs() if inputs is None else inputs
-        if self.contract.kind == "spade":
+        if self.contract.several_forms:
             return self.of_forms(inputs)
-        if self.contract.kind != "sean":
+        if not self.contract.noisy:
             return Verdict(None, error=self.compare(inputs))
         if not any_noise:
             try:
@@ -552,7 +552,7 @@ def check(
         names: the names of the own forward's arguments in order.
     """
     given = given or {}
-    obj_dic = given.get(names[3]) if contract.kind == "sean" and len(names) > 3 else None
+    obj_dic = given.get(names[3]) if contract.reads_obj_dic and len(names) > 3 else None
     any_noise = options.noise == "device"
     if contract.shown_by_call and not given:
         return Verdict(AT_FIRST_CALL)
@@ -573,8 +573,8 @@ def check(
 
 
 def reads_obj_dic(module: nn.Module, contract: Contract, options: Options) -> bool:
-    """Say whether a SEAN layer, in its present state, looks at ``obj_dic``: then only a call can tell what for."""
-    if contract.kind != "sean" or len(positional(original_class(module).forward)) < 4:
+    """Say whether a layer, in its present state, looks at ``obj_dic``: then only a call can tell what for."""
+    if not contract.reads_obj_dic or len(positional(original_class(module).forward)) < 4:
         return False
     with _undisturbed(next(module.parameters()).device):
         tried = _Check(module, contract, options, _narrowed(module, contract))

@@ -107,6 +107,11 @@ class Arguments(NamedTuple):
         return self.norm in (NORM_INSTANCE, NORM_GROUP)
 
     @property
+    def even(self) -> bool:
+        """True where all pixels of an image are modulated alike and get no noise: norms of other models."""
+        return self.index is None and self.scale is None and self.noise is None
+
+    @property
     def group_size(self) -> int:
         """Values that share statistics, where they are computed here."""
         batch, channels, height, width = self.x.shape
@@ -341,16 +346,29 @@ def _backward_input_fake(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor,
     )
 
 
+def _backward_body(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    a = Arguments(*arguments)
+    sum_g, sum_gx, grad_table = _backward_reduce_body(grad, *a)
+    found = _backward_input_body(grad, *a[:TENSORS], sum_g, sum_gx, float(a.group_size), *a[TENSORS:], False)
+    return found[0], grad_table
+
+
+def _backward_fake(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    a = Arguments(*arguments)
+    return _dense_like(a.x), _backward_reduce_fake(grad, *a)[2]
+
+
 # --- gradient --------------------------------------------------------------------------------------------------------
 
 
 class _Kernels(NamedTuple):
-    """The four kernels of one backend: forward, statistics and the two backward passes."""
+    """The kernels of one backend: forward, statistics, the two backward passes, and both in one (`Arguments.even`)."""
 
     forward: Callable[..., Any]
     stats: Callable[..., Any]
     backward_reduce: Callable[..., Any]
     backward_input: Callable[..., Any]
+    backward: Callable[..., Any]
 
 
 def _gradients(
@@ -368,6 +386,12 @@ def _gradients(
     if grad.stride() != a.x.stride():
         grad = torch.empty_like(a.x).copy_(grad)  # convolutions may hand back a gradient in another layout
     result: list[Tensor | None] = [None] * len(_FIELDS)
+    # on a GPU two launches either way
+    if a.even and computes and needs_x and reduce_over_group is None and a.x.device.type == "cpu":
+        result[_X], grad_table = kernels.backward(grad, *a)
+        if needs_table and table is not None:
+            result[_TABLE] = grad_table.to(table.dtype)
+        return tuple(result)
     sum_g = sum_gx = None
     if needs_table or (computes and (needs_x or needs_noise_scale)):
         sum_g, sum_gx, grad_table = kernels.backward_reduce(grad, *a)
@@ -423,7 +447,7 @@ def _differentiable_gradients(a: Arguments, needs: tuple[bool, ...], grad: Tenso
 
 
 _SUMS = ["Tensor? sum_g", "Tensor? sum_gx", "float count"]
-_REFERENCE = _Kernels(_forward_body, _stats_body, _backward_reduce_body, _backward_input_body)
+_REFERENCE = _Kernels(_forward_body, _stats_body, _backward_reduce_body, _backward_input_body, _backward_body)
 _OP = Op(
     "region_norm",
     _Kernels(
@@ -436,8 +460,9 @@ _OP = Op(
             ["Tensor grad", *_DECLARED[:TENSORS], *_SUMS, *_DECLARED[TENSORS:], "bool need_maps"],
             4,
         ),
+        custom_op("region_norm_backward", _backward_body, ["Tensor grad", *_DECLARED], 2),
     ),
-    _Kernels(_forward_fake, _stats_fake, _backward_reduce_fake, _backward_input_fake),
+    _Kernels(_forward_fake, _stats_fake, _backward_reduce_fake, _backward_input_fake, _backward_fake),
     _gradient,
     _setup_context,
 )

@@ -147,10 +147,12 @@ class MixSynTask(Task):
             }
             return
         first = config.structure_steps
-        for stage, window in enumerate(({"stop": first}, {"start": first})):
+        for stage, (start, stop) in enumerate(((0, first), (first, None))):
             for networks, lr in zip((GENERATORS, DISCRIMINATORS), rates, strict=True):
-                if window.get("stop", 1):
-                    self.phases[networks[stage]] = Phase(networks[stage : stage + 1], lr=lr, **window, **settings)
+                if start != stop:
+                    self.phases[networks[stage]] = Phase(
+                        networks[stage : stage + 1], lr=lr, start=start, stop=stop, **settings
+                    )
 
     def to(self, device: torch.device) -> None:
         """Move the networks and the feature network."""

@@ -342,6 +342,8 @@ def test_opcheck() -> None:
         torch.library.opcheck(ops.region_norm_backward_reduce.default, (*common, *settings))
         sums = (mean, variance, 64.0)
         torch.library.opcheck(ops.region_norm_backward_input.default, (*common, *sums, *settings, maps))
+    even = (grad, x, mean, variance, None, table[:1].clone(), None, None, None, None)
+    torch.library.opcheck(ops.region_norm_backward.default, (*even, NORM_GROUP, 1e-5, None, 4, True))
 
 
 def test_compiles_without_graph_break() -> None:
@@ -675,3 +677,56 @@ def test_bodies_that_run_without_the_extension(norm: int, by_image: bool) -> Non
     sums = reduced[0][:2] if norm else (None, None)
     inputs = [k.backward_input(*common, *sums, 42.0, *settings, False) for k in both]
     torch.testing.assert_close(*inputs)
+    if norm and by_image:
+        even = (grad, values["x"], mean, variance, *rest[:-2], None, None)
+        torch.testing.assert_close(*(k.backward(*even, *settings) for k in both))
+
+
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("silu", [True, False], ids=["silu", "leaky"])
+def test_both_passes_of_an_even_norm_are_one_op(channels_last: bool, dtype: torch.dtype, silu: bool) -> None:
+    """In the cache unit by unit, and where one unit fills it; a row for all images and one for each; rests."""
+    assert extension.ensure_loaded()
+    module = sys.modules["mixsyn_fast.ops.region_norm"]
+    native, reference = module._OP.native, module._REFERENCE
+    torch.manual_seed(0)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    acc = torch.promote_types(dtype, torch.float32)
+    for shape, rows, num_groups in (((3, 12, 5, 7), 1, 4), ((2, 20, 9, 9), 2, 20), ((2, 8, 111, 111), 1, 1)):
+        x, grad = ((torch.randn(shape) + mean).to(dtype).contiguous(memory_format=layout) for mean in (3, 0))
+        table = torch.randn(rows, 2 * shape[1], dtype=acc)
+        settings = (NORM_GROUP, 1e-5, None if silu else 0.2, num_groups, silu)
+        nothing = (None, None, None, None)
+        _, mean, variance = native.forward(x, None, None, None, table, *nothing, *settings)
+        found = native.backward(grad, x, mean, variance, None, table, *nothing, *settings)
+        own = reference.backward(grad, x, mean, variance, None, table, *nothing, *settings)
+        double = [t.double() for t in (grad, x, mean, variance, table)]
+        exact = reference.backward(*double[:4], None, double[4], *nothing, *settings)
+        for name, *results in zip(("grad_x", "grad_table"), found, own, exact, strict=True):
+            assert_within_rule(*results, f"{name} of {num_groups} groups")
+        assert found[0].stride() == x.stride()
+        if channels_last:
+            continue
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(3 - min(threads, 2))
+            again = native.backward(grad, x, mean, variance, None, table, *nothing, *settings)
+        finally:
+            torch.set_num_threads(threads)
+        assert all(torch.equal(a, b) for a, b in zip(again, found, strict=True))
+
+
+def test_what_is_no_even_norm_has_its_error() -> None:
+    assert extension.ensure_loaded()
+    values, index, grad = make_inputs((2, 16, 4, 4), torch.float32)
+    grad = torch.empty_like(values["x"]).copy_(grad)
+    common = (grad, values["x"], torch.zeros(2, 16), torch.ones(2, 16))
+    backward = torch.ops.mixsyn_fast.region_norm_backward
+    settings = (1e-5, None, 4, True)
+    with pytest.raises(RuntimeError, match="index, scale and noise: expected none, got a tensor"):
+        backward(*common, index, values["table"], None, None, None, None, NORM_GROUP, *settings)
+    with pytest.raises(RuntimeError, match="norm: expected 2 to 4, got 0"):
+        backward(*common, None, None, None, None, None, None, NORM_NONE, *settings)
+    with pytest.raises(RuntimeError, match="mean and variance: expected tensors, got none"):
+        backward(*common[:2], None, None, None, None, None, None, None, None, NORM_GROUP, *settings)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from .checks import blocks, hooked, original_class, positional, required
 
+BLENDED = "soft maps are blended by weight, another formula than the published one"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -45,6 +47,11 @@ class Contract:
         arguments: how many of the published forward's our form reads.
         known: what the names of its parameters begin with.
         shown_by_call: a layer is checked at its first call, with inputs :meth:`like` those of the call.
+        several_forms: what it computes is one of :meth:`forms`, to be found out.
+        noisy: it adds noise, one number per pixel, drawn in its own forward.
+        reads_obj_dic: its fourth argument, if any, is a dict of codes that it may read or write.
+        resizes: its output has another size than x.
+        told_apart: an unknown module is told what it lacks to be one.
     """
 
     kind: str
@@ -52,6 +59,11 @@ class Contract:
     arguments = 2
     known: tuple[str, ...]
     shown_by_call = False
+    several_forms = False
+    noisy = False
+    reads_obj_dic = False
+    resizes = False
+    told_apart = True
 
     def recognises(self, module: nn.Module) -> bool:
         """Say whether the module's attributes point to this kind."""
@@ -118,6 +130,10 @@ class Contract:
     def channels(self, module: Any) -> int:
         """Return C of x."""
         raise NotImplementedError
+
+    def notes(self, options: Options) -> list[str]:
+        """Return what a user should know of our form under these options."""
+        return []
 
     def unchecked(self, module: nn.Module, reason: str) -> Verdict:
         """Return what is said of a layer whose own forward does not run here."""

@@ -50,6 +50,7 @@ class _ByInstance(Contract):
     arguments = 8
     known = ("",)
     shown_by_call = True
+    told_apart = False
 
     def recognises(self, module: nn.Module) -> bool:
         several = self.norm(module) is not None and self.regions(module) is not None

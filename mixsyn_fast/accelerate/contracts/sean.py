@@ -28,7 +28,7 @@ from .checks import (
     size_of,
     structure,
 )
-from .contract import Contract, Options
+from .contract import BLENDED, Contract, Options
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,12 @@ class _Sean(Contract):
     attributes = ("Spade", "noise_var", "blending_gamma", "param_free_norm")
     arguments = 4
     known = ("Spade.mlp_shared.0.", "Spade.mlp_gamma.", "Spade.mlp_beta.", "blending_", "noise_var", "fc_mu", "conv_")
+    noisy = True
+    reads_obj_dic = True
+
+    def notes(self, options: Options) -> list[str]:
+        drawn = ["its noise is another draw from the same distribution"] if options.noise == "device" else []
+        return drawn + ([BLENDED] if options.soft_masks == "blend" else [])
 
     def signature_fits(self, count: int, least: int) -> bool:
         return least in (2, 3, 4) and count >= 3

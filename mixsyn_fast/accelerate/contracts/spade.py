@@ -66,6 +66,7 @@ class _Spade(Contract):
     attributes = ("param_free_norm", "mlp_shared", "mlp_gamma", "mlp_beta")
     arguments = 3
     known = ("",)
+    several_forms = True
 
     def recognises(self, module: nn.Module) -> bool:
         return not self.missing(module) or bool(forms_of(module))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...ops.masked_roi_pool import masked_roi_pool
 from ..maps import NotExact, regions_of
 from .checks import blocks, check_map, original_class, required, size_of
-from .contract import Contract, Options
+from .contract import BLENDED, Contract, Options
 
 
 class _StyleEncoder(Contract):
@@ -20,6 +20,11 @@ class _StyleEncoder(Contract):
     kind = "style_encoder"
     attributes = ("model",)
     known = ("model.",)
+    resizes = True
+    told_apart = False
+
+    def notes(self, options: Options) -> list[str]:
+        return [BLENDED] if options.soft_masks == "blend" else []
 
     def recognises(self, module: nn.Module) -> bool:
         model = getattr(module, "model", None)

@@ -578,3 +578,11 @@ def region_norm_backward_input(grad: Tensor, *arguments: Any) -> tuple[Tensor, T
         if partial is not None:
             grad_noise_scale = partial.sum(0)
     return grad_x, grad_scale, grad_shift, grad_noise_scale
+
+
+def region_norm_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """grad_x as x and grad_table (R, 2C): see op ``region_norm_backward``."""
+    a = Arguments(*arguments)
+    sum_g, sum_gx, grad_table = region_norm_backward_reduce(grad, *a)
+    found = region_norm_backward_input(grad, *a[:TENSORS], sum_g, sum_gx, float(a.group_size), *a[TENSORS:], False)
+    return found[0], grad_table
