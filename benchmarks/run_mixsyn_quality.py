@@ -246,10 +246,10 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "gradient ratio last": lambda facts: _judged(facts, -1, "image_gan_gradient_ratio"),
     "below chance": lambda facts: facts["loss_below_chance"],
     "known SSIM": lambda facts: _score(facts, "known", "ssim"),
-    "known LPIPS": lambda facts: _score(facts, "known", "lpips"),
+    "known LPIPS": lambda facts: _score(facts, "known", "lpips_vgg"),
     "known FID": lambda facts: _score(facts, "known", "fid"),
     "composed SSIM": lambda facts: _score(facts, "composed", "ssim"),
-    "composed LPIPS": lambda facts: _score(facts, "composed", "lpips"),
+    "composed LPIPS": lambda facts: _score(facts, "composed", "lpips_vgg"),
     "composed FID": lambda facts: _score(facts, "composed", "fid"),
     "mean IoU": lambda facts: _score(facts, "structure", "mean_iou"),
     "worst IoU": lambda facts: min(_numbers(facts["scores"]["iou"].values()), default=None),
@@ -283,7 +283,8 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
         for kind, other in row["facts"]["scores"].items():
             if kind.startswith("beside: "):  # their image of the label map stands in the columns of known images
                 found[kind.removeprefix("beside: ")] = dict.fromkeys(COLUMNS) | {
-                    f"known {name.upper()}": other.get(name) for name in ("ssim", "lpips", "fid")
+                    f"known {shown}": other.get(name)
+                    for shown, name in (("SSIM", "ssim"), ("LPIPS", "lpips_vgg"), ("FID", "fid"))
                 }
     shown = [name for name in COLUMNS if any(_numbers([cells[name]]) for cells in found.values())]
     lines = ["| | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
@@ -345,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--data",
         f"$MIXSYN_FAST_DATA/{Path(args.data).name}",
     ]
-    words += [] if args.given else ["--steps", str(args.steps)]
+    words += [] if args.given else ["--steps", str(args.steps), *(["--", *args.rest] if args.rest else [])]
     result: dict[str, Any] = {
         "kind": "evaluation", "command": f"run_mixsyn_quality {' '.join(words)}", "machine": machine(), "rates": {},
         "labels": Path(args.data).name, "repeat": None, "seconds": None, "rows": [], "left_out": [], "losses": [],

@@ -23,7 +23,7 @@ from hypothesis import settings  # noqa: E402
 torch.set_num_threads(1)
 
 settings.register_profile("fast", max_examples=20, deadline=None, derandomize=True)
-settings.register_profile("thorough", max_examples=150, deadline=None, derandomize=True)
+settings.register_profile("thorough", max_examples=80, deadline=None, derandomize=True)
 settings.register_profile("hunt", max_examples=3000, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 

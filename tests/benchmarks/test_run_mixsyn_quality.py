@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from mixsyn_fast.models import settings
+from mixsyn_fast.models.mixsyn.evaluate import Judge
+from mixsyn_fast.models.mixsyn.model import MixSyn
 from mixsyn_fast.models.training import command
 from mixsyn_fast.models.training.registry import trainable
 
@@ -114,8 +117,12 @@ def test_a_table_has_the_columns_that_somebody_has() -> None:
     assert lines[3] == "| b | 0.0006 | 0.5 | - | - | 0.25 | 0.5 | - | 7 | 6 | 2 |"
     judged = row("a", 1.0, {})
     judged["facts"]["scores"]["beside: SEAN"] = {"ssim": 0.4, "fid": 147.0}
-    head, _, _, sean = quality.table_of([judged]).splitlines()
-    assert "| known SSIM | known FID | mean IoU |" in head and sean == "| SEAN | - | - | - | - | 0.4 | 147 | - | - | - | - |"
+    judged["facts"]["scores"]["known"]["lpips_vgg"] = 0.45
+    model = cast(MixSyn, SimpleNamespace(classes=("a", "b")))
+    assert "lpips_vgg" in Judge(model, lpips=lambda a, b: (a - b).mean((1, 2, 3))).metrics  # as evaluate calls it
+    head, _, own, sean = quality.table_of([judged]).splitlines()
+    assert "| known SSIM | known LPIPS | known FID | mean IoU |" in head and "| 0.25 | 0.45 | - |" in own
+    assert sean == "| SEAN | - | - | - | - | 0.4 | - | 147 | - | - | - | - |"
 
 
 def test_texture_and_chance() -> None:
