@@ -102,6 +102,11 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
         "run_mixsyn_quality judge best=runs/best weights_painted=runs/weights_painted --data $MIXSYN_FAST_DATA/cmp_facade "
         "--lpips auto",  # FID: --inception FILE
     ),
+    "mixsyn_quality_ablations.json": (
+        40,
+        "run_mixsyn_quality ablations --data $MIXSYN_FAST_DATA/cmp_facade --steps 300 --runs runs/mixsyn_ablations "
+        "--lpips auto --sheet runs/mixsyn_ablations.png -- --size 64 --validate-images 8",  # FID: --inception FILE
+    ),
     "mixsyn_training_cpu.json": (7, f"run_training --model mixsyn {_FACADES} --batch-size 4"),
     "msca_cpu.json": (
         6,
