@@ -91,12 +91,26 @@ def sean_noise(x: Tensor, noise: str | Tensor | None) -> Tensor | None:
     raise ValueError(f"noise: expected 'published', 'device', a tensor or None, got {noise!r}")
 
 
+_STACKED = 1 << 20  # bytes of all fc_mu of a layer up to which they are one product: a call weighs as much as its numbers
+
+
 def _style_vectors(module: SeanLike, style_codes: Tensor, which: Sequence[int]) -> Tensor:
     """relu(fc_mu_k(s_k)) of the regions in ``which``: (B, N, S). A layer not in it is not run: it gets no gradient."""
     if not which:
         return style_codes[:, :0]
-    layers: list[nn.Linear] = [getattr(module, f"fc_mu{k}") for k in which]
-    vectors = [linear(style_codes[:, k], fc.weight, fc.bias) for k, fc in zip(which, layers, strict=True)]
+    layers: list[nn.Linear] = [getattr(module, f"fc_mu{k}") for k in range(style_codes.shape[1])]
+    weights = [parameter for fc in layers for parameter in (fc.weight, fc.bias)]
+    small = current_plan() != "dense" and sum(fc.weight.nbytes for fc in layers) <= _STACKED
+    if small and not (torch.is_grad_enabled() and style_codes.requires_grad) and may_keep(module, *weights):
+
+        def make() -> tuple[Tensor, Tensor]:
+            biases: list[Tensor] = [torch.zeros_like(fc.weight[:, 0]) if fc.bias is None else fc.bias for fc in layers]
+            return torch.stack([fc.weight.t() for fc in layers]), torch.stack(biases)[:, None]
+
+        matrices, biases = derived(module, "style vectors", tuple(weights), make)
+        every = torch.baddbmm(biases, style_codes.transpose(0, 1), matrices).transpose(0, 1)
+        return F.relu(every if len(which) == len(layers) else every[:, list(which)])
+    vectors = [linear(style_codes[:, k], layers[k].weight, layers[k].bias) for k in which]
     return F.relu(torch.stack(vectors, 1))
 
 

@@ -481,6 +481,20 @@ def _merge_over_group(count: Tensor, mean: Tensor, m2: Tensor, group: Any) -> tu
     return float(total), merged_mean[None], (merged_m2 / total)[None]
 
 
+@torch.no_grad()
+def channel_moments(x: Tensor, noise: Tensor | None = None, noise_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance (C,) over a batch, as ``norm="batch"`` takes them, in float32 (float64 of float64).
+
+    Args:
+        x: (B, C, H, W) floating.
+        noise: (B, 1, H, W) as x, with ``noise_scale``: of ``x + noise * noise_scale``.
+        noise_scale: (C,) as x.
+    """
+    kernels = _OP.kernels(x) or _REFERENCE
+    count, mean, m2 = kernels.stats(dense(x), noise, noise_scale, False)
+    return mean[0], m2[0] / count
+
+
 class _SynchronisedRegionNorm(torch.autograd.Function):
     """Batch statistics over a process group: gather between statistics and apply, sum between the backward passes."""
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from mixsyn_fast import RegionMap, as_region_map
 from mixsyn_fast.backend import current_plan
 from mixsyn_fast.layers import conv2d
-from mixsyn_fast.ops.region_norm import region_norm
+from mixsyn_fast.ops.region_norm import channel_moments, region_norm
 
 from .config import Config, Size
 
@@ -182,10 +182,15 @@ def box_of(mask: Tensor, margin: int) -> Box | None:
     return Box(max(rows[0] - margin, 0), max(columns[0] - margin, 0), bottom, right)
 
 
+def grown(cells: Tensor, reach: int) -> Tensor:
+    """Return the cells of a mask (H, W) bool and those up to `reach` rows and columns away."""
+    rows = F.max_pool2d(cells[None].float(), (2 * reach + 1, 1), stride=1, padding=(reach, 0))
+    return F.max_pool2d(rows, (1, 2 * reach + 1), stride=1, padding=(0, reach))[0] > 0
+
+
 def level_mask(area: Tensor, size: Size, reach: int) -> Tensor:
     """Return the cells (h, w) of a level in which an area (H, W) bool has a pixel, and those up to `reach` cells away."""
-    cells = F.max_pool2d(area[None].float(), area.shape[0] // size[0])
-    return F.max_pool2d(cells, 2 * reach + 1, stride=1, padding=reach)[0] > 0
+    return grown(F.max_pool2d(area[None].float(), area.shape[0] // size[0])[0] > 0, reach)
 
 
 def merged(kept: Tensor, part: Tensor, mask: Tensor, box: Box) -> Tensor:
@@ -197,18 +202,20 @@ def merged(kept: Tensor, part: Tensor, mask: Tensor, box: Box) -> Tensor:
     return result
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance (C,) of one picture's x (1, C, H, W)."""
-    values = at_least_float32(x).permute(0, 2, 3, 1).flatten(0, 2)  # in channels_last no copy, and sums of whole rows
-    mean = values.mean(0)
-    return mean, (values - mean).square_().mean(0)
+def strongest(weights: Tensor, dim: int = 1) -> Tensor:
+    """Return the region with the largest weight along a dimension, int64; of equal ones the first.
+
+    On the CPU argmax over a dimension that is not the last in memory takes four times as long as max.
+    """
+    found: Tensor = weights.max(dim).indices if weights.device.type == "cpu" else weights.argmax(dim)
+    return found
 
 
 def instance_part(whole: Tensor, box: Box) -> Tensor:
     """Return instance norm and leaky ReLU of a part of whole (1, C, H, W), by the statistics of the whole."""
     if box.of(whole).shape == whole.shape:
         return region_norm(whole, norm="instance", negative_slope=SLOPE)
-    mean, variance = moments(whole)
+    mean, variance = channel_moments(whole)
     x = box.of(whole).contiguous(memory_format=torch.channels_last)
     return region_norm(x, norm="batch", running_mean=mean, running_var=variance, negative_slope=SLOPE)
 

@@ -22,7 +22,6 @@ from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixsyn_fast import RegionMap, as_region_map
@@ -33,7 +32,7 @@ from ..pictures.own_size import Crop, at_own_size, inside_weights
 from ..pictures.picture import Picture, fit, read_picture
 from ..settings import from_dict
 from ..sheets import to_uint8
-from .blocks import fold_convolutions, level_mask
+from .blocks import fold_convolutions, grown, level_mask, strongest
 from .compositions import user_composition
 from .config import Config
 from .structure import StructureGenerator
@@ -594,7 +593,7 @@ class Held:
     def area(self, mixsyn: MixSyn, composition: Tensor) -> Tensor:
         """Return the area of the edit (H, W) bool: where a changed region is strongest before or after."""
         which = self._which(mixsyn)
-        return self._was(which) | torch.isin(composition.argmax(0), which)
+        return self._was(which) | torch.isin(strongest(composition, 0), which)
 
     def room(self, mixsyn: MixSyn, pictures: Mapping[str, Picture]) -> Tensor:
         """Return where the area may lie (H, W) bool: a cell of a code around the regions before and in their sources."""
@@ -603,7 +602,7 @@ class Held:
             if name in pictures:
                 room = room | (_tensor(pictures[name].labels).to(mixsyn.device) == mixsyn._index(name))
         cell = mixsyn.size[0] // mixsyn.structure.code_size[0]
-        return F.max_pool2d(room[None].float(), 2 * cell + 1, stride=1, padding=cell)[0] > 0
+        return grown(room, cell)
 
     def _which(self, mixsyn: MixSyn) -> Tensor:
         return torch.tensor([mixsyn._index(name) for name in self.changed], device=mixsyn.device)
@@ -642,8 +641,9 @@ def _pass(
         composition = mixsyn.decode(codes.structure)
     area = None if held is None else held.area(mixsyn, composition)
     if held is not None and area is not None:
-        near = F.max_pool2d(area[None, None].float(), 2 * _REACH + 1, stride=1, padding=_REACH)[0, 0] > 0
-        composition = torch.where(near, composition, torch.from_numpy(held.before.composition).to(composition))
+        composition = torch.where(
+            grown(area, _REACH), composition, torch.from_numpy(held.before.composition).to(composition)
+        )
     times.append(now(mixsyn.device))
     if layers is not None and area is not None:
         with torch.no_grad():
@@ -665,7 +665,7 @@ def _pass(
     made = Composed(
         image=drawn,
         composition=composition.float().cpu().numpy(),
-        labels=composition.argmax(0).to(torch.int32).cpu().numpy(),
+        labels=strongest(composition, 0).to(torch.int32).cpu().numpy(),
         sources=sources,
         table={name: place[id(picture)] for name, picture in pictures.items()},
     )

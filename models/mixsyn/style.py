@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixsyn_fast.layers import SEANNorm, SPADENorm, sean_norm
+from mixsyn_fast.ops.region_norm import channel_moments
 from mixsyn_fast.region_map import Kind, Plan, RegionMap
 
 from .blocks import (
@@ -32,9 +33,9 @@ from .blocks import (
     chosen_regions,
     level_mask,
     merged,
-    moments,
     region_count,
     spread,
+    strongest,
 )
 from .config import Config, Size, halvings
 
@@ -95,8 +96,8 @@ class RegionAdaptiveNorm(SEANNorm):
         own = self.param_free_norm
         assert isinstance(own, nn.InstanceNorm2d)
         given = nn.BatchNorm2d(whole.shape[1], own.eps, affine=False).eval()
-        noisy = whole if noise is None else whole + noise * self.noise_var[:, None, None]
-        given.running_mean, given.running_var = moments(noisy)
+        scale = None if noise is None else self.noise_var.to(whole.dtype)
+        given.running_mean, given.running_var = channel_moments(whole, noise, scale)
         x = box.of(whole).contiguous(memory_format=torch.channels_last)
         noise = None if noise is None else box.of(noise)
         return sean_norm(self, x, regions, codes, noise=noise, negative_slope=negative_slope, norm=given)
@@ -303,7 +304,7 @@ class StyleGenerator(nn.Module):
         if tuple(codes.shape) != shape:
             raise ValueError(f"codes: expected shape {shape}, got {tuple(codes.shape)}")
         if regions.weights is not None and self.config.style.painted == "hard" and not self.training:
-            regions = RegionMap(regions.weights.argmax(1), regions.num_regions)
+            regions = RegionMap(strongest(regions.weights), regions.num_regions)
         elif regions.weights is not None and regions.resize != self.config.style.soft_resize:
             regions = RegionMap.soft(regions.weights, check=False, resize=self.config.style.soft_resize)
         return regions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from typing import Any
 
@@ -264,6 +265,25 @@ def test_weights_may_change_in_every_way_between_calls() -> None:
         made_inside.conv_gamma.weight.mul_(2)
         assert not torch.equal(first, made_inside(x, regions, codes, noise=None))
     check()
+
+
+def test_style_vectors_in_one_product_are_those_of_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small fc_mu in use: a code that is not a number, of an absent region, reaches nobody; large ones run one by one."""
+    torch.manual_seed(2)
+    layer = randomised(SEANNorm(CHANNELS, REGIONS, style_length=STYLE, hidden=7)).eval()
+    layer.fc_mu1.bias = None
+    regions, codes = region_map(absent=True), torch.randn(BATCH, REGIONS, STYLE)
+    codes[:, 0] = torch.nan
+    assert 0 not in regions.present
+    sean = importlib.import_module("mixsyn_fast.layers.sean")
+    products: list[Any] = []
+    monkeypatch.setattr(sean, "linear", lambda *a: products.append(a) or torch.nn.functional.linear(*a))
+    with torch.no_grad():
+        found = sean._style_vectors(layer, codes, regions.present)
+        assert not products
+        monkeypatch.setattr(sean, "_STACKED", 0)
+        expected = sean._style_vectors(layer, codes, regions.present)
+    assert len(products) == REGIONS - 1 and relative_error(found, expected) < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixsyn_fast import extension, region_norm, use_backend
-from mixsyn_fast.ops.region_norm import NORM_BATCH, NORM_GIVEN, NORM_GROUP, NORM_INSTANCE, NORM_NONE
+from mixsyn_fast.ops.region_norm import (
+    NORM_BATCH,
+    NORM_GIVEN,
+    NORM_GROUP,
+    NORM_INSTANCE,
+    NORM_NONE,
+    channel_moments,
+)
 from tests import processes
 from tests.compare import assert_within_rule, relative_error
 
@@ -655,6 +662,19 @@ def test_statistics_alone(dtype: torch.dtype, per_instance: bool, channels_last:
     exact = module._REFERENCE.stats(*(t.double() for t in arguments), per_instance)
     for name, *results in zip(("count", "mean", "m2"), found, reference, exact, strict=True):
         assert_within_rule(*results, name)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_moments_are_those_of_a_batch_norm(backend: str) -> None:
+    torch.manual_seed(0)
+    x, noise, scale = (
+        torch.randn(2, 5, 6, 7, dtype=torch.float64) + 4,
+        torch.randn(2, 1, 6, 7).double(),
+        torch.randn(5).double(),
+    )
+    with use_backend(backend):
+        for found, values in ((channel_moments(x), x), (channel_moments(x, noise, scale), x + noise * scale[:, None, None])):
+            torch.testing.assert_close(found, (values.mean((0, 2, 3)), values.var((0, 2, 3), unbiased=False)))
 
 
 @pytest.mark.parametrize("norm", [NORM_NONE, NORM_INSTANCE, NORM_BATCH, NORM_GROUP])

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from mixsyn_fast.models.mixsyn import blocks
 from mixsyn_fast.models.mixsyn import structure as structure_module
 from mixsyn_fast.models.mixsyn import style as style_module
-from mixsyn_fast.models.mixsyn.blocks import Box, fold_convolutions
+from mixsyn_fast.models.mixsyn.blocks import Box, fold_convolutions, strongest
 from mixsyn_fast.models.mixsyn.config import Config, DiscriminatorConfig, StructureConfig, StyleConfig, halvings
 from mixsyn_fast.models.mixsyn.discriminator import Discriminator
 from mixsyn_fast.models.mixsyn.structure import StructureGenerator
@@ -375,6 +375,11 @@ def test_noise_is_fixed_in_use_and_drawn_in_training() -> None:
     assert not torch.allclose(first, other(regions, codes))
     seen = fixed_noise((4, 6), 3, torch.device("cpu"), torch.float32)
     assert seen.shape == (1, 1, 4, 6) and torch.equal(seen, fixed_noise((4, 6), 3, torch.device("cpu"), torch.float32))
+
+
+def test_the_strongest_region_is_the_first_of_equal_ones() -> None:
+    weights = torch.randint(0, 3, (2, N, 9, 7)).float()
+    assert torch.equal(strongest(weights), weights.argmax(1)) and torch.equal(strongest(weights[0], 0), weights[0].argmax(0))
 
 
 def test_strongest_regions_are_painted_in_use_alone() -> None:
