@@ -136,7 +136,7 @@ def chance(task: Mapping[str, Any]) -> float:
 
 
 def curves(log: Sequence[Mapping[str, Any]], task: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run's log says of its discriminator of images, and the seconds of a step (median of its lines)."""
+    """Return what a run's log says of its discriminator of images, and the seconds of a step at the end."""
     judged = [
         {"step": line["step"], **{key[7:]: line[key] for key in line if key.startswith("judged/")}}
         for line in log
@@ -144,11 +144,12 @@ def curves(log: Sequence[Mapping[str, Any]], task: Mapping[str, Any]) -> dict[st
     ]
     names = ("discriminators/image_gan", "image_discriminator/image_gan")  # of joint and of staged training
     losses = [line[name] for line in log for name in names if name in line]
-    last = losses[-max(len(losses) // 4, 1) :]
+    steps = [line["step_ms"] for line in log if "step_ms" in line]
+    last, lately = (values[-max(len(values) // 4, 1) :] for values in (losses, steps))
     return {
         "judged": judged,
         "loss_below_chance": chance(task) - float(np.mean(last)) if last else math.nan,
-        "step_seconds": float(np.median([line["step_ms"] for line in log if "step_ms" in line])) / 1e3,
+        "step_seconds": float(np.median(lately)) / 1e3,
         "steps": max(line["step"] for line in log),
     }
 
