@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from mixsyn_fast import RegionMap
 
 from ..checkpoints import load_checked
-from ..memory import Memory, digest
+from ..memory import Memory, digest, state
 from ..model_file import ModelFile
 from ..pictures.picture import Picture, checked_labels, checked_picture, described, fit, fit_labels
 from ..settings import from_dict
@@ -335,6 +335,9 @@ class CLVAE:
 
         return self._maps.get(digest(fitted) + bytes([count]), make)
 
+    def _key(self, network: nn.Module, *arrays: np.ndarray) -> bytes:
+        return digest(*arrays) + state([network], self.device)
+
     @torch.no_grad()
     def _encoded(self, picture: Picture) -> tuple[ImageCodes, int]:
         """Codes of a fitted picture, and how often the encoder ran for them: once, or not at all."""
@@ -345,14 +348,14 @@ class CLVAE:
             latents = self.encoder(image, self._regions(picture.labels))
             return ImageCodes.of_batch(latents.codes(len(self.classes), sample=False), self.levels, self.classes)[0]
 
-        return self._codes.get(digest(picture.image, picture.labels), make), self._codes.made - before
+        return self._codes.get(self._key(self.encoder, picture.image, picture.labels), make), self._codes.made - before
 
     @torch.no_grad()
     def _made(self, fitted: np.ndarray, codes: ImageCodes) -> Made:
         """The image, from the coarsest block on whose codes differ from those of this label map's last pass."""
         self.prior().check_like(codes, "codes")
         rows = sorted(set(np.unique(fitted).tolist()) - {-1})
-        last = self._last.get(digest(fitted), lambda: _Pass(codes, {}))
+        last = self._last.get(self._key(self.generator, fitted), lambda: _Pass(codes, {}))
         names = self._running(last, codes, rows)
         if names:
             inputs = dict(last.inputs)

@@ -34,7 +34,7 @@ from mixsyn_fast import RegionMap
 
 from .. import sean
 from ..checkpoints import load_checked
-from ..memory import Memory, digest
+from ..memory import Memory, digest, state
 from ..model_file import ModelFile
 from ..pictures.picture import Picture, checked_labels, checked_picture, described, fit, fit_labels
 from ..settings import from_dict, read_json
@@ -735,6 +735,9 @@ class Harmonized:
 
         return self._maps.get(digest(fitted), make)
 
+    def _key(self, *arrays: np.ndarray) -> bytes:
+        return digest(*arrays) + state(self._networks().values(), self.device)
+
     @torch.no_grad()
     def _encoded(self, picture: Picture) -> tuple[Tensor, tuple[str, ...]]:
         """Codes (K, S) of a fitted picture, and what ran for them."""
@@ -747,13 +750,13 @@ class Harmonized:
                 found = self.distribution(found)[0] * (found != 0).any(2, keepdim=True)
             return found[0]
 
-        codes = self._codes.get(digest(picture.image, picture.labels), make)
+        codes = self._codes.get(self._key(picture.image, picture.labels), make)
         return codes, ("encoder",) * (self._codes.made - before)
 
     @torch.no_grad()
     def _latent(self, group: str, codes: Tensor, solver: Solver) -> Tensor:
         """Return z (1, n S) of the codes (1, n S) of a group: under a slider the same ones at every move."""
-        key = digest(codes.cpu().numpy(), np.frombuffer(f"{group} {solver}".encode(), np.uint8))
+        key = self._key(codes.cpu().numpy(), np.frombuffer(f"{group} {solver}".encode(), np.uint8))
         return self._latents.get(key, lambda: self.flows[group].encode(codes, solver))
 
     def _replaced(self, codes: Tensor, other: Tensor, names: Collection[str]) -> Tensor:
@@ -798,7 +801,7 @@ class Harmonized:
             made: np.ndarray = to_uint8(torch.tanh(features))[0]
             return made
 
-        image = self._images.get(digest(fitted, used[names].numpy(), np.array(self.noise_seed)), make)
+        image = self._images.get(self._key(fitted, used[names].numpy(), np.array(self.noise_seed)), make)
         ran = (*ran, *["attention"] * (self.attention is not None), *["generator"] * (self._images.made - before))
         return Made(image.copy(), fitted, _owned(codes), used, tuple(regions), ran)
 
@@ -810,8 +813,8 @@ def check_seed(seed: int) -> None:
 
 
 def _owned(codes: Tensor) -> Tensor:
-    """Codes on the CPU that the caller may write into: what is remembered is another tensor."""
-    return codes.to("cpu", copy=True)
+    """Codes on the CPU, float32 in any precision, that the caller may write into: what is remembered is another tensor."""
+    return codes.to("cpu", torch.float32, copy=True)
 
 
 def listed(names: Collection[str]) -> str:

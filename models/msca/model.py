@@ -24,13 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from mixsyn_fast import RegionMap
-from mixsyn_fast.backend import current_backend, current_plan
 from mixsyn_fast.layers.attended import Attended
 
 from ..checkpoints import load_checked
 from ..feature_networks import FeatureNetwork
 from ..losses.perceptual import load_vgg
-from ..memory import Memory, digest
+from ..memory import Memory, digest, state
 from ..model_file import ModelFile, digest_of
 from ..pictures.picture import Picture, checked_labels, checked_picture, fit, fit_labels
 from ..settings import read_json
@@ -530,11 +529,7 @@ class MSCA:
     def _key(self, *arrays: np.ndarray) -> bytes:
         """What a half depends on: its arrays, the weights, and how it is computed."""
         networks = [self.alignment] if self.vgg is None else [self.alignment, self.vgg]
-        tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
-        weights = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
-        kind = self.device.type
-        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return digest(*arrays) + f"{current_plan()} {current_backend()} {precision} {weights}".encode()
+        return digest(*arrays) + state(networks, self.device)
 
     def _tensor(self, image: np.ndarray) -> Tensor:
         """(1, 3, H, W) in [-1, 1]."""

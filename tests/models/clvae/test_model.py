@@ -16,7 +16,7 @@ from mixsyn_fast.models.clvae.networks import Encoder, Generator
 from mixsyn_fast.models.clvae.task import Config, fitted
 from mixsyn_fast.models.pictures.picture import Picture, fit
 
-from mixsyn_fast import RegionMap
+from mixsyn_fast import RegionMap, use_plan
 
 NAMES = ("sky", "wall", "door", "window", "tree")
 BLOCKS = ("head_0", "G_middle_0", "G_middle_1", "up_0", "up_1", "up_2", "up_3")
@@ -86,6 +86,24 @@ def test_a_reconstruction_is_what_the_networks_give(clvae: CLVAE) -> None:
     assert again.encoded == 0 and again.blocks == () and np.array_equal(again.image, made.image)
     again.image[:] = 0  # the caller's own
     assert clvae.reconstruct(image, labels).image.std() > 5
+
+
+def test_what_is_kept_is_of_the_weights_and_of_one_way() -> None:
+    """Weights changed in place, of either network, another plan, another precision: nothing of before is used."""
+    clvae, (image, labels) = make(), picture()
+    first = clvae.reconstruct(image, labels)
+    assert clvae.reconstruct(image, labels).blocks == ()
+    for network in (clvae.encoder, clvae.generator):
+        with torch.no_grad():
+            next(network.parameters()).mul_(1.5)
+        changed = clvae.reconstruct(image, labels)
+        assert changed.encoded == (network is clvae.encoder) and changed.blocks
+        assert not np.array_equal(changed.image, first.image)
+        assert np.array_equal(changed.image, clvae.to("cpu").reconstruct(image, labels).image)
+    for way in (use_plan("dense"), torch.autocast("cpu", torch.bfloat16)):
+        with way:
+            again = clvae.reconstruct(image, labels)
+        assert again.encoded == 1 and again.blocks == BLOCKS
 
 
 def test_samples_differ_and_a_seed_means_one_image(clvae: CLVAE) -> None:

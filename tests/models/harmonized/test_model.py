@@ -69,6 +69,22 @@ def test_a_reconstruction_is_what_the_networks_give(model: Harmonized) -> None:
     assert torch.equal(kept.codes, made.codes) and np.array_equal(kept.image, made.image)
 
 
+def test_what_is_kept_is_of_the_weights_and_of_one_way() -> None:
+    """Weights that somebody changes in place, another plan, another precision: nothing of before is used."""
+    model, (image, labels) = small_model(), picture()
+    first = model.reconstruct(image, labels)
+    assert "encoder" not in model.reconstruct(image, labels).ran
+    with torch.no_grad():
+        weight = next(model.generator.Zencoder.parameters())
+        weight += torch.rand_like(weight)
+    changed = model.reconstruct(image, labels)
+    assert changed.ran == FULL and not torch.equal(changed.codes, first.codes)
+    assert np.array_equal(changed.image, model.to("cpu").reconstruct(image, labels).image)
+    for way in (use_plan("dense"), torch.autocast("cpu", torch.bfloat16)):
+        with way:
+            assert model.reconstruct(image, labels).ran == FULL
+
+
 def test_in_use_all_is_as_by_plain_pytorch() -> None:
     """Every application by our kernels and their algebra, and by the dense plan with reference kernels."""
     image, labels = picture()
