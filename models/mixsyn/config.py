@@ -134,6 +134,8 @@ class Config:
     soften_real: int = 0  # times that real maps are blurred by [1 2 1] / 4 before D_M sees them, as compositions are soft
     feature_matching_images: Literal["both", "known"] = "known"
     """images of feature matching: known and approximated, or known alone"""
+    colour: float = 0.0
+    """weight of the L1 distance of images' means over 8 x 8 pixels: of colours, not of detail (none in the paper)"""
 
     def __post_init__(self) -> None:
         """Check every field once."""
@@ -148,6 +150,7 @@ class Config:
             "vgg",
             "weight_decay",
             "feature_matching",
+            "colour",
             "structure_cross_entropy",
             "structure_dice",
             "soften_real",
@@ -169,10 +172,11 @@ class Config:
             raise ValueError("structure_discriminator.kind: expected 'blocks', for patches are of images, got 'patches'")
         structure = self.adversarial or self.structure_reconstruction or self.structure_cross_entropy or self.structure_dice
         style = self.adversarial or self.reconstruction or self.style_weight or self.vgg or self.feature_matching
+        style = style or self.colour
         if not (structure and style if self.training == "staged" else structure or style):
             raise ValueError(
                 "adversarial, structure_reconstruction, structure_cross_entropy, structure_dice, reconstruction, "
-                "style_weight, vgg, feature_matching: expected a weight above 0"
+                "style_weight, vgg, feature_matching, colour: expected a weight above 0"
                 + (" for either stage" if self.training == "staged" else "")
             )
         if self.structure_steps < 0:

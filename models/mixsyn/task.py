@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from ..data import Batch
 
 GENERATORS = ("structure_generator", "style_generator")
+_CELL = 8  # pixels over which Config.colour takes means
 DISCRIMINATORS = ("structure_discriminator", "image_discriminator")
 
 
@@ -316,6 +317,9 @@ class MixSynTask(Task):
         twice = torch.cat((real, real))
         if config.reconstruction:
             losses["image_l1"] = config.reconstruction * (reconstructed - twice).abs().mean()
+        if config.colour:
+            cells = F.avg_pool2d(reconstructed - twice, _CELL)
+            losses["colour"] = config.colour * cells.abs().mean()
         if perceptual is not None:
             first = 2 * count if config.vgg_images == "both" else count
             losses |= at_once(lambda images: {"vgg": config.vgg * perceptual(images, twice[:first])}, reconstructed[:first])

@@ -305,7 +305,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--generator-lr": 0.0001, "--discriminator-lr": 0.0003, "--betas": [0.0, 0.999], "--weight-decay": 0.0001,
         "--training": "joint", "--structure-steps": 1000, "--reuse-fakes": True, "--style.noise": False,
         "--style.noise-seed": 0, "--style.soft-resize": "nearest", "--style.painted": "soft",
-        "--feature-matching": 0.0, "--vgg-taps": 5,
+        "--feature-matching": 0.0, "--vgg-taps": 5, "--colour": 0.0,
         "--vgg-images": "both", "--structure-cross-entropy": 0.0, "--structure-dice": 0.0, "--structure-balance": 1.0,
         "--soften-real": 0, "--feature-matching-images": "known",
         **{

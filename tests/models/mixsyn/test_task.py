@@ -340,7 +340,7 @@ def test_one_step_in_each_ablation(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize("which", ["known", "both"])
 def test_what_goes_beyond_the_paper_by_hand(tmp_path: Path, vgg16_file: Path, which: str) -> None:
     """Patches that see the map, feature matching and perceptual loss of images made anew, losses of compositions."""
-    fields = RECIPE | {"vgg": 1.5, "vgg_weights": str(vgg16_file), "vgg_taps": 2, "r1_every": 1}
+    fields = RECIPE | {"vgg": 1.5, "vgg_weights": str(vgg16_file), "vgg_taps": 2, "r1_every": 1, "colour": 4.0}
     fields |= {"vgg_images": which, "feature_matching_images": which}
     task, batch = make(torch.float32, **fields, **WEIGHTS, **SHARES), make_batch(torch.float32)
     drawn = hold(task, batch)
@@ -362,6 +362,8 @@ def test_what_goes_beyond_the_paper_by_hand(tmp_path: Path, vgg16_file: Path, wh
              for x, y in zip(seen[0], other, strict=True) for a, b in zip(x[:-1], y[:-1], strict=True)]  # fmt: skip
     expected["feature_matching"] = 2.0 * sum(apart) / 2  # type: ignore[assignment]
     expected["vgg"] = 1.5 * sum(task.perceptual(each, batch.image) for each in anew) / len(anew)  # type: ignore[misc]
+    cells = (torch.stack((known, approximated)) - batch.image).unflatten(4, (2, 8)).unflatten(3, (2, 8)).mean((4, 6))
+    expected["colour"] = 4.0 * cells.abs().mean()
     assert task.perceptual.taps == ("relu1_1", "relu2_1")  # type: ignore[union-attr]
     first, labels = made_by.compositions[:COUNT], own.labels_at()
     expected["structure_l1"] = 5.0 * composition_l1_loss(first, labels, 4.0)
