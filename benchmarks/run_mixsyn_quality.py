@@ -7,9 +7,9 @@
 `causes` are what may keep the paper's plain recipe from pictures that people accept: discriminator, losses, data, rates,
 texture, compositions. `ablations` are the paper's (section 5.3). Both train what `--only REGEX` matches, in `--runs`, each a
 run of `mixsyn-fast train mixsyn` that the same command resumes; words behind `--` go to every training. What fails is left
-out, named at the end (status 1) and tried again by the same command. `judge` trains none. With `-- --size 64
---validate-images 8` a step takes a second of one core and a variant half a minute besides: 17 causes of 200 steps about an
-hour, the ablations of 300 steps 40 minutes.
+out, named at the end (status 1) and tried again by the same command. `judge` trains none, and takes files of weights as
+well. With `-- --size 64 --validate-images 8` a step takes half a second to a second of one core and a variant one or two
+minutes besides: 17 causes of 200 steps about an hour, the ablations of 300 steps 40 minutes.
 
 A row holds the change, scores of `mixsyn-fast mixsyn evaluate` (with `--inception` FID, with `--lpips` LPIPS; the first row
 also those of `--beside`, runs of SPADE, CLADE and SEAN on the same pictures), how deep the image discriminator's loss fell
@@ -28,6 +28,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +176,7 @@ def judged(
     lpips: LPIPS | None = None,
     beside: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Return the row of a run, and pictures of it: the first `_SHOWN`, known image above composed image."""
-    config = json.loads((run / "config.json").read_text())
+    """Return the row of a run or a file, and pictures of it: the first `_SHOWN`, known image above composed image."""
     model = MixSyn.load(run)
     options = ModelOnDataOptions(data=args.data, kind=args.kind, limit=args.limit, seed=args.seed)
     reference = reference_of_model(options, model.classes, model.size)
@@ -199,8 +199,11 @@ def judged(
         "texture": found,
         "untrained_spread": untrained_spread(model, reference, args),
     }
-    facts |= curves(read_log(run), config["task"])
-    settings = {"options": config["options"], "data": config["data"], "task": config["task"]}
+    settings: dict[str, Any] = {"task": asdict(model.config)}  # of a file, which knows nothing of its training
+    if run.is_dir():
+        config = json.loads((run / "config.json").read_text())
+        facts |= curves(read_log(run), config["task"])
+        settings = {"options": config["options"], "data": config["data"], "task": config["task"]}
     row = schema.row(
         op="mixsyn", case=f"quality/{name}", mode="evaluation", settings=settings, contenders={}, facts=jsonable(facts)
     )
@@ -245,7 +248,7 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "spread last": lambda facts: _judged(facts, -1, "image_real_logit_std"),
     "gradient ratio first": lambda facts: _judged(facts, 0, "image_gan_gradient_ratio"),
     "gradient ratio last": lambda facts: _judged(facts, -1, "image_gan_gradient_ratio"),
-    "below chance": lambda facts: facts["loss_below_chance"],
+    "below chance": lambda facts: facts.get("loss_below_chance"),
     "known SSIM": lambda facts: _score(facts, "known", "ssim"),
     "known LPIPS": lambda facts: _score(facts, "known", "lpips_vgg"),
     "known FID": lambda facts: _score(facts, "known", "fid"),
@@ -256,14 +259,14 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "worst IoU": lambda facts: min(_numbers(facts["scores"]["iou"].values()), default=None),
     "texture known": lambda facts: facts["texture"]["known"],
     "texture composed": lambda facts: facts["texture"]["composed"],
-    "s a step": lambda facts: facts["step_seconds"],
+    "s a step": lambda facts: facts.get("step_seconds"),
 }
 """Columns of the table, and where a row's facts have them. Spread: of the image discriminator's logits of photographs.
 Gradient ratio: of the adversarial loss to all others (in the plain recipe L1 and the style loss), on the image."""
 
 
 def _judged(facts: Mapping[str, Any], at: int, name: str) -> float | None:
-    lines = [line[name] for line in facts["judged"] if name in line]
+    lines = [line[name] for line in facts.get("judged", ()) if name in line]
     return lines[at] if lines else None
 
 
@@ -306,7 +309,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("what", choices=(*SETS, "judge"), help="what to train and judge; judge: runs that are there")
-    parser.add_argument("given", nargs="*", metavar="NAME=RUN", help="judge: run folders of mixsyn-fast train mixsyn")
+    parser.add_argument("given", nargs="*", metavar="NAME=RUN", help="judge: run folders of train mixsyn, or files")
     parser.add_argument("--data", required=True, help="data set: trained on, and its validation split judged on")
     parser.add_argument("--kind", default="auto", help="its layout (default: by what it holds)")
     parser.add_argument("--steps", type=int, default=600, help="of every training (default %(default)s)")
@@ -327,8 +330,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.variants = {} if args.what == "judge" else {n: w for n, w in SETS[args.what].items() if re.search(args.only, n)}
     args.given = dict(entry.partition("=")[::2] for entry in args.given)
     for name, run in args.given.items():
-        if not (Path(run) / "config.json").is_file():
-            parser.error(f"{name}: expected a run folder, got {run!r}")
+        if not (Path(run).is_file() or (Path(run) / "config.json").is_file()):
+            parser.error(f"{name}: expected a run folder or a file of weights, got {run!r}")
     if args.what != "judge" and not args.variants:
         parser.error(f"--only: no variant matches {args.only!r}; there are {', '.join(SETS[args.what])}")
     return args
@@ -342,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lpips = LPIPS("vgg16", None if args.lpips == "auto" else args.lpips) if args.lpips else None
     words = [
         args.what,
-        *(f"{name}=runs/{name}" for name in args.given),
+        *(f"{name}={Path(run).name if Path(run).is_file() else f'runs/{name}'}" for name, run in args.given.items()),
         *(f"--beside {entry.partition('=')[0]}=runs/{entry.partition('=')[0]}" for entry in args.beside),
         "--data",
         f"$MIXSYN_FAST_DATA/{Path(args.data).name}",

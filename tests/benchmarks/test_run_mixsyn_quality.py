@@ -64,6 +64,12 @@ def test_variants_are_trained_judged_and_shown(tmp_path: Path, capsys: pytest.Ca
     assert "FID" not in first and "LPIPS" not in first  # nobody asked for them
     assert [row.split()[1] for row in rows] == ["plain", "frozen"] and len({row.count("|") for row in rows}) == 1
     assert json.loads((tmp_path / "frozen" / "config.json").read_text())["options"]["init_from"].endswith("plain")
+    MixSyn.load(tmp_path / "plain").save(file := tmp_path / "weights.safetensors")
+    of_file = ["judge", f"file={file}", "--data", "", "--kind", "procedural_facades", "--limit", "2", "--out", str(out)]
+    assert quality.main(of_file) == 0
+    (row,) = schema.load(out)["rows"]
+    assert row["facts"]["scores"] == facts["scores"] and "judged" not in row["facts"]  # a file has no log
+    assert "| file |" in capsys.readouterr().out and "judge file=weights.safetensors" in schema.load(out)["command"]
     again = ["judge", f"plain={tmp_path / 'plain'}", *words[3:9], "--out", str(out)]
     with pytest.raises(FileNotFoundError, match="beside: nowhere: no such run folder"):
         quality.main([*again, "--beside", "x=nowhere"])
@@ -137,7 +143,7 @@ def test_texture_and_chance() -> None:
 BAD = (
     (["judge", "--data", "d"], "expected run folders"),
     (["causes", "a=b", "--data", "d"], "judge alone"),
-    (["judge", "a=nowhere", "--data", "d"], "expected a run folder, got 'nowhere'"),
+    (["judge", "a=nowhere", "--data", "d"], "expected a run folder or a file of weights, got 'nowhere'"),
     (["causes", "--only", "nothing", "--data", "d"], "no variant matches 'nothing'"),
 )
 
