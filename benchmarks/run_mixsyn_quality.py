@@ -179,7 +179,7 @@ def judged(
     """Return the row of a run or a file, and pictures of it: the first `_SHOWN`, known image above composed image."""
     model = MixSyn.load(run)
     options = ModelOnDataOptions(data=args.data, kind=args.kind, limit=args.limit, seed=args.seed)
-    reference = reference_of_model(options, model.classes, model.size)
+    reference = reference_of_model(options, model.classes, model.size, crop=model.crop)
     table = evaluate.evaluate(
         model,
         reference,

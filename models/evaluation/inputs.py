@@ -137,6 +137,7 @@ def reference_of_model(
     size: tuple[int, int],
     drawn: int = _DRAWN,
     kinds: Sequence[str] = DRAWN_KINDS,
+    crop: Literal["center", "none"] = "center",
 ) -> DataReference:
     """Open the data set of the options in a model's region types and size; without one, pictures drawn by code.
 
@@ -146,6 +147,7 @@ def reference_of_model(
         size: (H, W) of the model's images in pixels.
         drawn: how many are drawn, where there is no set.
         kinds: of drawings, those that are preferred first.
+        crop: what the model sees of a picture of other proportions, the middle or all of it, squeezed.
 
     Raises:
         ValueError, FileNotFoundError: no such set, or one of other classes.
@@ -159,6 +161,7 @@ def reference_of_model(
         unknown=options.unknown,
         merge=options.merge or merge_of(classes),
         size=size,
+        crop=crop,
         **options.reader_options(),
     )
     dataset = data.validation_set(options.split)

@@ -12,7 +12,7 @@ import torch
 from mixsyn_fast.machine import now
 
 from ..data import Source
-from ..pictures.picture import Picture, fit, pictures_of
+from ..pictures.picture import Picture, pictures_of
 from ..pictures.sheets import enlarged, soft_colours, source_cells
 from ..plain import dense_reference
 from ..sheets import contact_sheet, text
@@ -34,7 +34,7 @@ def pool(mixsyn: MixSyn, source: Source, seed: int) -> list[Picture]:
     if len(source) < 2:
         raise ValueError(f"{source.name}: expected at least 2 pictures to compose from, got {len(source)}")
     chosen = np.random.default_rng([seed, 2]).permutation(len(source))[:_POOL]
-    return [fit(picture, mixsyn.size) for picture in pictures_of(source, [int(i) for i in chosen])]
+    return [mixsyn.fitted(picture) for picture in pictures_of(source, [int(i) for i in chosen])]
 
 
 def compositions(mixsyn: MixSyn, pictures: Sequence[Picture], rows: int, seed: int) -> list[Composed]:

@@ -33,7 +33,7 @@ from ..pictures.options import (
     open_model,
     write_sheet,
 )
-from ..pictures.picture import Picture, fit, pictures_of
+from ..pictures.picture import Picture, pictures_of
 from ..pictures.sheets import captioned, cell_size, enlarged, outlined, soft_colours, source_colour
 from ..settings import at_least
 from ..sheets import contact_sheet, text
@@ -121,7 +121,7 @@ def choose_sources(mixsyn: MixSyn, source: Source, regions: Sequence[str] | None
     order = np.random.default_rng(seed).permutation(len(source))[: _TRIED * count]
     found: list[tuple[int, Picture]] = []
     for index in order:
-        picture = fit(pictures_of(source, [int(index)])[0], mixsyn.size)
+        picture = mixsyn.fitted(pictures_of(source, [int(index)])[0])
         has = set(mixsyn.regions_of(picture))
         share = len(has & set(regions)) if regions is not None else len(has)
         if share:

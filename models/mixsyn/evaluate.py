@@ -671,7 +671,7 @@ def main(options: Options) -> int:
 
 def _main(options: Options, world: World) -> int:
     model = open_model(MixSyn, options.model, str(world.device))
-    reference = reference_of_model(options, model.classes, model.size)
+    reference = reference_of_model(options, model.classes, model.size, crop=model.crop)
     missing: dict[str, str] = {}
     beside = open_runs(options.beside, model.classes, model.size, model.device)
     lpips = None

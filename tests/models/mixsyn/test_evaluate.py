@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mixsyn_fast.models.data import FACADE_CLASSES, Batch, Collate, ProceduralSource, RegionDataset, colorize, palette
+from mixsyn_fast.models.data import (
+    FACADE_CLASSES,
+    Batch,
+    Collate,
+    ProceduralSource,
+    RegionDataset,
+    colorize,
+    open_source,
+    palette,
+)
 from mixsyn_fast.models.data.options import DataOptions
 from mixsyn_fast.models.metrics import InceptionFeatures, psnr, rmse, ssim
 from mixsyn_fast.models.mixsyn import evaluate
@@ -19,7 +28,8 @@ from mixsyn_fast.models.mixsyn.compositions import Composition, coupled_groups
 from mixsyn_fast.models.mixsyn.config import Config, StructureConfig, StyleConfig
 from mixsyn_fast.models.mixsyn.model import MixSyn
 from mixsyn_fast.models.mixsyn.task import MixSynTask
-from mixsyn_fast.models.pictures.picture import Picture
+from mixsyn_fast.models.pictures.files import save_image, save_labels
+from mixsyn_fast.models.pictures.picture import Picture, fit, pictures_of
 from torch import Tensor, nn
 
 from mixsyn_fast import RegionMap
@@ -65,7 +75,8 @@ class Style:
 
 def model_of(structure: Any, style: Any, classes: tuple[str, ...] = FACADE_CLASSES) -> Any:
     config = SimpleNamespace(groups=coupled_groups(classes))
-    return SimpleNamespace(structure=structure, style=style, classes=classes, size=(SIZE, SIZE), device="cpu", config=config)
+    sees: dict[str, Any] = {"classes": classes, "size": (SIZE, SIZE), "crop": "center"}
+    return SimpleNamespace(structure=structure, style=style, device="cpu", config=config, **sees)
 
 
 def batch_of(count: int, first: int = 0) -> Batch:
@@ -352,6 +363,30 @@ def test_classes_are_merged_as_the_models_were(command: Any, tmp_path: Path) -> 
     assert len(found["classes"]) == 15
     with pytest.raises(ValueError, match="expected the model's 15 classes, got 19"):
         command(*words, "--merge", "none", model=model)
+
+
+@pytest.mark.parametrize("crop", ["center", "none"])
+def test_pictures_are_seen_as_the_model_was_trained(command: Any, data_of_its_own: Path, crop: str) -> None:
+    """`--crop none`: all of a picture, squeezed, and not its middle."""
+    style, model = Style(), model_of(Structure(), Style())
+    model.style, model.crop = style, crop
+    assert command("--data", data_of_its_own, "--kind", "folder", "--split", "all", model=model) == 0
+    (picture,) = pictures_of(open_source(data_of_its_own, "folder"))
+    seen = torch.from_numpy(fit(picture, SIZE, crop).image.copy()).movedim(-1, 0) / 127.5 - 1  # type: ignore[arg-type]
+    torch.testing.assert_close(style.image[0], seen)
+
+
+@pytest.fixture
+def data_of_its_own(tmp_path: Path) -> Path:
+    """A folder with one picture twice as wide as high, of the shipped model's classes."""
+    generator = np.random.default_rng(0)
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+    labels = generator.integers(0, N, (4, 8)).repeat(SIZE // 4, 0).repeat(SIZE // 4, 1).astype(np.uint8)
+    save_image(tmp_path / "images" / "a.png", generator.integers(0, 256, (*labels.shape, 3), dtype=np.uint8))
+    save_labels(tmp_path / "labels" / "a.png", labels, N)
+    (tmp_path / "classes.txt").write_text("\n".join(FACADE_CLASSES))
+    return tmp_path
 
 
 @pytest.mark.parametrize(
