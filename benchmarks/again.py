@@ -108,6 +108,16 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
         "run_mixsyn_quality ablations --data $MIXSYN_FAST_DATA/cmp_facade --steps 300 --runs runs/mixsyn_ablations "
         "--lpips auto --sheet runs/mixsyn_ablations.png -- --size 64 --validate-images 8",  # FID: --inception FILE
     ),
+    "mixsyn_quality_causes.json": (
+        65,
+        "run_mixsyn_quality causes --data $MIXSYN_FAST_DATA/cmp_facade --steps 200 --runs runs/mixsyn_causes "
+        "--lpips auto --sheet runs/mixsyn_causes.png -- --size 64 --validate-images 8",  # FID: --inception FILE
+    ),
+    "mixsyn_quality_staged.json": (
+        3,
+        "run_mixsyn_quality judge shipped=facades.safetensors staged=staged.safetensors "
+        "--data $MIXSYN_FAST_DATA/cmp_facade --lpips auto",  # FID: --inception FILE
+    ),
     "mixsyn_training_cpu.json": (7, f"run_training --model mixsyn {_FACADES} --batch-size 4"),
     "msca_cpu.json": (
         6,
@@ -154,7 +164,7 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
     "ops_cpu_float16.json": (1.5, f"run_ops --no-compile --dtype float16 {_HALF}"),
     "ops_cpu_group_silu.json": (
         4,
-        "run_ops --all --modes forward,backward --seconds 1 --repeat 11 --cases region_norm/silu",
+        "run_ops --all --modes forward,backward --seconds 1 --repeat 15 --cases region_norm/silu",
     ),
     "ops_cpu_pooling.json": (1, "run_ops --no-compile --modes forward,backward --seconds 0.8 --repeat 9 --cases roi_pool"),
     "plot_ops_cpu.json": (2, "plot_ops"),
