@@ -97,7 +97,7 @@ FILES: dict[str, tuple[float, *tuple[str, ...]]] = {
     ),
     "libraries_cpu.json": (8, "run_libraries --repeat 7 --seconds 60 --no-compile"),  # after `make build/compat/.installed`
     "mixsyn_cpu.json": (9, "run_mixsyn --data $MIXSYN_FAST_DATA/cmp_facade --sizes 256 --repeat 5"),
-    "mixsyn_drift.json": (2, "run_mixsyn_drift --data $MIXSYN_FAST_DATA/cmp_facade"),
+    "mixsyn_quality_drift.json": (2, "run_mixsyn_drift --data $MIXSYN_FAST_DATA/cmp_facade"),
     "mixsyn_quality.json": (
         6,
         "run_mixsyn_quality judge best=runs/best weights_painted=runs/weights_painted --data $MIXSYN_FAST_DATA/cmp_facade "

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--regions", default=",".join(REGIONS), help="regions, one after another (default %(default)s)")
     parser.add_argument("--limit", type=int, default=8, help="pictures (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="timed edits there and back of a pair (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=schema.RESULTS / "mixsyn_drift.json")
+    parser.add_argument("--out", type=Path, default=schema.RESULTS / "mixsyn_quality_drift.json")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     began = time.monotonic()
