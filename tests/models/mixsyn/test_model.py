@@ -521,7 +521,7 @@ def altered(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], No
         (lambda t, m: m.update(version="999"), "version '1', got '999'"),
         (lambda t, m: m.pop("config"), "expected the config of a MixSyn, got: 'config'"),
         (lambda t, m: m.update(config="{"), "expected the config of a MixSyn"),
-        (lambda t, m: m.update(config=json.dumps({"colour": 1})), "unknown colour"),
+        (lambda t, m: m.update(config=json.dumps({"flavour": 1})), "unknown flavour"),
         (lambda t, m: m.update(config=json.dumps([])), "expected the config of a MixSyn"),
         (lambda t, m: m.pop("sha256"), "damaged: the SHA-256"),
     ],
@@ -608,7 +608,7 @@ def test_a_run_folder_that_is_not_of_this_model_says_so(tmp_path: Path) -> None:
     wider = to_dict(replace(CONFIG, structure=replace(CONFIG.structure, width=8)))
     for change, words in (
         ({"model": "pix2pix"}, "model: expected one of"),
-        ({"task": {"colour": 1}}, "unknown colour"),
+        ({"task": {"flavour": 1}}, "unknown flavour"),
         ({"task": wider}, "size mismatch"),
     ):
         (folder / "config.json").write_text(json.dumps(whole | change))
